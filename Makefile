@@ -1,0 +1,51 @@
+# make report [PROFILE=name] [ARGS="-p key=value …"]   run a profile's notebooks and write reports/PROFILE/index.html
+# make test                                            the tests
+# make lab                                             JupyterLab on the notebooks
+# make lock                                            new versions for requirements.lock
+# make clean                                           remove .venv, caches and what the demo profile produced
+# Needs Python 3.11 or newer, make and git. PYTHON=python3.12 chooses the interpreter that .venv is made with.
+PYTHON ?= python3
+PROFILE ?= demo
+TORCH ?= 2.13.0
+ARGS ?=
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/installed
+PIP := -m pip --disable-pip-version-check
+
+.DEFAULT_GOAL := help
+.PHONY: help report test lab lock clean
+
+help:
+	@sed -n '1,6s/^# //p' Makefile
+
+report: $(INSTALLED)
+	@$(BIN)/catlib report $(PROFILE) $(ARGS)
+
+test: $(INSTALLED)
+	@$(BIN)/python -m pytest $(ARGS)
+
+lab: $(INSTALLED)
+	@JUPYTER_PREFER_ENV_PATH=1 $(BIN)/jupyter lab --ServerApp.root_dir="$(CURDIR)" --LabApp.default_url=/lab/tree/notebooks $(ARGS)
+
+# Written anew whenever the requirements are newer than the last complete installation.
+$(INSTALLED): pyproject.toml requirements.lock
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "Python 3.11 or newer is needed: make PYTHON=/path/to/python3.11 …" >&2; exit 1; }
+	@test -x $(BIN)/python || { echo "Making $(VENV)"; $(PYTHON) -m venv $(VENV); }
+	@echo "Installing requirements.lock (one to two minutes)"
+	@$(BIN)/python $(PIP) install --quiet -r requirements.lock
+	@$(BIN)/python $(PIP) install --quiet --no-deps --no-build-isolation --editable .
+	@touch $@
+
+lock:
+	@folder=$$(mktemp -d) && $(PYTHON) -m venv $$folder && \
+	$$folder/bin/python $(PIP) install --quiet torch==$(TORCH) setuptools '.[lab,test]' && \
+	{ echo "# Exact versions of catlib[lab,test]; written by make lock"; \
+	  $$folder/bin/python $(PIP) freeze --all --exclude pip --exclude catlib | sed 's/+cpu$$//'; } > requirements.lock.new && \
+	mv requirements.lock.new requirements.lock && rm -rf $$folder
+
+clean:
+	rm -rf $(VENV) build .pytest_cache catlib.egg-info outputs/cache \
+	  data/demo outputs/runs/demo outputs/vlm_checkpoints/demo reports/demo reports/index.html
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,101 @@
+"""The cat breeds: names, aliases, priority flags and traits (from the breeds' public standards)."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+TABLE = Path(__file__).parent / "assets" / "breeds.yaml"
+
+
+@dataclass(frozen=True)
+class Traits:
+    """What a judge looks at. Feeds CLIP prompts, answers with reasons, and the drawn demo cats."""
+
+    coat_length: str  # hairless | short | medium | long
+    coat: str  # its kind in words: "wiry and springy"
+    colors: tuple[str, ...]
+    patterns: tuple[str, ...]  # solid | tabby | spotted | ticked | colorpoint | tortoiseshell | bicolor | calico | …
+    eyes: tuple[str, ...]  # colours
+    ears: str  # e.g. "large and wide set", "folded", "curled back"
+    tail: str  # e.g. "long and whip-like", "none", "short and bobbed"
+    build: str  # e.g. "cobby", "slender", "large and rectangular"
+    face: str = ""  # shape of the head where it tells: "a flat, round face"
+    mark: str = ""  # the one trait that tells the breed apart: "very short legs"
+
+
+@dataclass(frozen=True)
+class Breed:
+    """One of the 67 names of the photo collection (some are coats or colours, not pedigree breeds)."""
+
+    name: str
+    traits: Traits
+    priority: bool = False
+    aliases: tuple[str, ...] = ()
+
+
+def find(name: str) -> Breed | None:
+    """The breed of a folder or CSV name, through aliases, case, underscores and punctuation; None when unknown."""
+    return _BY_KEY.get(_key(name))
+
+
+def describe(breed: Breed | str) -> str:
+    """A phrase that gives the breed's traits as a reason, without its name.
+
+    It reads on after "This is a Korat, …" or "a photo of a Korat, …": "a lithe and muscular cat with a short coat, …".
+    Raises KeyError for a name that is not in the list.
+    """
+    if isinstance(breed, str):
+        found = find(breed)
+        if found is None:
+            raise KeyError(breed)
+        breed = found
+    t = breed.traits
+    features = [_coat(t), t.face, f"{t.ears} ears", f"{_either(t.eyes)} eyes", _tail(t.tail), t.mark]
+    build, separator, clause = t.build.partition(", with ")
+    if separator:
+        features.insert(1, clause)
+    return f"{_article(build)} cat with {_list([feature for feature in features if feature])}"
+
+
+def _coat(t: Traits) -> str:
+    look = f"{_either(t.patterns)}, in {_either(t.colors)}"
+    if t.coat_length == "hairless":
+        return f"bare, {t.coat} skin ({look})"
+    return f"a {'medium-length' if t.coat_length == 'medium' else t.coat_length}, {t.coat} coat ({look})"
+
+
+def _tail(tail: str) -> str:
+    if tail == "none":
+        return "no tail"
+    adjective, separator, clause = tail.partition(", with ")
+    return f"{_article(adjective)} tail{' with ' if separator else ''}{clause}"
+
+
+def _article(words: str) -> str:
+    return f"{'an' if words[0] in 'aeiou' else 'a'} {words}"
+
+
+def _either(words: Sequence[str]) -> str:
+    return " or ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
+
+
+def _list(phrases: Sequence[str]) -> str:
+    return f"{', '.join(phrases[:-1])} and {phrases[-1]}"
+
+
+def _key(name: str) -> str:
+    return "".join(c for c in name.casefold() if c.isalnum())
+
+
+def _parse(row: Mapping[str, Any]) -> Breed:
+    row = {key: tuple(value) if isinstance(value, list) else value for key, value in row.items()}
+    name, priority, aliases = row.pop("name"), row.pop("priority", False), row.pop("aliases", ())
+    return Breed(name, Traits(**row), priority, aliases)
+
+
+BREEDS: tuple[Breed, ...] = tuple(map(_parse, yaml.safe_load(TABLE.read_text(encoding="utf-8"))))
+PRIORITY_BREEDS: tuple[str, ...] = tuple(breed.name for breed in BREEDS if breed.priority)
+_BY_KEY = {_key(n): breed for breed in BREEDS for n in (breed.name, *breed.aliases)}

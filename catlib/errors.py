@@ -1,0 +1,20 @@
+"""The two ways a run can end badly: the input was wrong (exit code 2) or the work failed (exit code 1)."""
+
+
+class CatlibError(Exception):
+    """A failure with a message fit for the user: one paragraph that names the culprit and says what to do."""
+
+    exit_code = 1
+
+
+class InputError(CatlibError):
+    """The input is wrong: a file, line, key or value that the user gave. Exit code 2."""
+
+    exit_code = 2
+
+
+class MissingExtra(InputError):
+    """An optional dependency is not installed."""
+
+    def __init__(self, package: str, extra: str, purpose: str) -> None:
+        super().__init__(f"{purpose} needs the package '{package}', which is not installed: pip install 'catlib[{extra}]'")

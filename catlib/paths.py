@@ -1,0 +1,25 @@
+"""Where things lie: every relative path in a profile, notebook or command is relative to the project's root."""
+
+import os
+from pathlib import Path
+
+
+def project_root() -> Path:
+    """The folder that holds `notebooks/profiles`, so that a notebook finds the same files from any folder.
+
+    In order: the environment variable CATLIB_ROOT; the working directory or the nearest folder above it that holds
+    `notebooks/profiles`; the checkout this package was installed from; the working directory.
+    """
+    if named := os.environ.get("CATLIB_ROOT"):
+        return Path(named).resolve()
+    here = Path.cwd().resolve()
+    for folder in (here, *here.parents, Path(__file__).resolve().parents[1]):
+        if (folder / "notebooks" / "profiles").is_dir():
+            return folder
+    return here
+
+
+def resolve(path: str | Path) -> Path:
+    """An absolute path: `path` itself when absolute (after `~`), else below the project's root."""
+    path = Path(path).expanduser()
+    return path if path.is_absolute() else project_root() / path

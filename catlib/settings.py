@@ -1,0 +1,237 @@
+"""The parameters of a run: name, type, default and meaning stated once, in frozen dataclasses.
+
+Profiles (YAML), `-p key=value`, the notebooks' parameters cells and the options of the command line are all checked
+against these. A value is an int, a float, a bool or a text, as papermill's parameters are; a list is a text with commas.
+"""
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, Self
+
+import yaml
+
+from catlib.errors import InputError
+
+
+def option(default: Any, help: str, choices: tuple[str, ...] = ()) -> Any:
+    """A dataclass field with its meaning (units included) and, for a text, the values it may take."""
+    return field(default=default, metadata={"help": help, "choices": choices})
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Parameters that every notebook has."""
+
+    run_dir: str = option("outputs/runs/manual", "folder that this run writes to")
+    seed: int = option(0, "seed of everything drawn at random")
+    priority_breeds: str = option("", "breeds reported apart, comma separated; empty: the plan's seven")
+
+    @classmethod
+    def collect(cls, namespace: Mapping[str, Any]) -> Self:
+        """The settings among the names of a notebook (`globals()`), where its parameters cell has put them."""
+        return cls.build({f.name: namespace[f.name] for f in fields(cls) if f.name in namespace})
+
+    @classmethod
+    def build(cls, values: Mapping[str, Any], where: str = "parameters") -> Self:
+        """Settings from a mapping. Raises InputError on an unknown key, an ill-typed value or one that is no choice."""
+        known = {f.name: f for f in fields(cls)}
+        return cls(**{key: check_value(_known(key, known, where), value, where) for key, value in values.items()})
+
+
+@dataclass(frozen=True)
+class DataSettings(Settings):
+    """From photos to a split that can be trusted (notebook 01, `catlib data`)."""
+
+    photos: str = option("", "folder (or archive, or JSONL folder) of labelled photos; empty: cats drawn by code")
+    source: str = option(
+        "auto", "layout of the photos", choices=("auto", "oxford-pets", "petfinder", "folders", "llava-jsonl", "demo")
+    )
+    data_dir: str = option("data/demo", "folder that gets vlm/train.jsonl, vlm/val.jsonl and vlm/test.jsonl")
+    breeds: str = option("", "use only these breeds, comma separated; empty: all that are found")
+    unknown_breeds: str = option("keep", "a breed that is not in the list of 67", choices=("keep", "refuse"))
+    val_share: float = option(0.15, "share of each breed's photos for validation")
+    test_share: float = option(0.2, "share of each breed's photos for the test; an official test split replaces it")
+    min_val: int = option(2, "at least so many validation photos of each breed")
+    min_test: int = option(5, "at least so many test photos of each breed")
+    small_breeds: str = option(
+        "refuse", "a breed with too few different photos to be split", choices=("refuse", "leave-out")
+    )
+    keep_split: bool = option(True, "photos keep the part that an earlier split in the same folder gave them")
+    near_duplicate_bits: int = option(6, "photos whose 64-bit perceptual hashes differ in at most so many bits are one group")
+    min_side: int = option(32, "smallest side of a usable photo, pixels")
+    photos_per_breed: int = option(0, "at most so many training photos of each breed; 0: all")
+    answer_style: str = option("label", "what the model learns to answer", choices=("label", "label+traits"))
+    demo_photos: int = option(120, "drawn training cats of the most frequent breed; the other breeds have fewer")
+
+
+@dataclass(frozen=True)
+class TrainSettings(Settings):
+    """Fine-tuning (notebook 02, `catlib train`). The defaults are the plan's."""
+
+    base_model: str = option("llava-hf/llava-1.5-7b-hf", "hub name or folder of the base model; demo: the tiny one")
+    train_data: str = option("data/vlm/train.jsonl", "training samples, LLaVA conversations")
+    val_data: str = option("data/vlm/val.jsonl", "validation samples")
+    output_dir: str = option("outputs/vlm_checkpoints/llava-cat-breeds", "checkpoint folder: adapter, processor, model card")
+    mode: str = option("lora", "what is trained, and how the base is loaded", choices=("projector", "lora", "qlora"))
+    train_projector: str = option("none", "the projector between tower and language model", choices=("none", "full", "lora"))
+    lora_r: int = option(32, "rank of the LoRA matrices")
+    lora_alpha: int = option(64, "LoRA scale; the update is multiplied by alpha / r")
+    lora_dropout: float = option(0.05, "dropout before the LoRA matrices")
+    lora_targets: str = option(
+        "q_proj,k_proj,v_proj,o_proj,gate_proj,up_proj,down_proj", "linear layers of the language model that get LoRA"
+    )
+    use_rslora: bool = option(False, "scale by alpha / sqrt(r) instead")
+    use_dora: bool = option(False, "decompose weights into magnitude and direction")
+    epochs: int = option(3, "passes over the training photos")
+    batch_size: int = option(4, "photos in one forward pass")
+    gradient_accumulation: int = option(8, "forward passes for one optimizer step")
+    lr: float = option(2e-4, "peak learning rate of LoRA")
+    projector_lr: float = option(2e-5, "peak learning rate of a projector trained in full")
+    warmup_ratio: float = option(0.03, "share of the steps in which the learning rate rises")
+    lr_schedule: str = option("cosine", "how the learning rate falls", choices=("cosine", "linear", "constant"))
+    weight_decay: float = option(0.0, "AdamW weight decay")
+    max_grad_norm: float = option(1.0, "gradients are clipped to this norm")
+    dtype: str = option("auto", "weights of the frozen base", choices=("auto", "bfloat16", "float32"))
+    device: str = option("auto", "auto: the GPU where there is one", choices=("auto", "cpu", "cuda", "mps"))
+    gradient_checkpointing: bool = option(False, "recompute activations: less memory, about a third slower")
+    cache_features: bool = option(True, "compute the frozen tower's features once and keep them on disk")
+    cache_limit_gb: float = option(20.0, "largest size of the feature cache, GB")
+    augment: bool = option(False, "light random crops, flips and colour changes; switches the feature cache off")
+    balance: str = option("none", "how often rare breeds are drawn", choices=("none", "sqrt", "uniform"))
+    num_workers: int = option(4, "processes that decode photos")
+    log_steps: int = option(10, "optimizer steps between two log lines")
+    save_steps: int = option(0, "optimizer steps between two checkpoints; 0: one an epoch")
+    early_stopping: int = option(0, "stop after so many epochs without a better watched value; 0: never")
+    watch: str = option("val_loss", "what best means", choices=("val_loss", "priority_f1"))
+    watch_photos: int = option(64, "validation photos that are classified after each epoch")
+    tracker: str = option("none", "where curves go besides history.jsonl", choices=("none", "mlflow", "tensorboard"))
+    resume: bool = option(True, "continue an interrupted run of the same settings")
+    force: bool = option(False, "train even where the memory estimate says that it cannot fit")
+
+
+@dataclass(frozen=True)
+class EvaluationSettings(Settings):
+    """Predictions and metrics of the VLM, untuned and tuned (notebook 03, `catlib predict`, `catlib evaluate`)."""
+
+    base_model: str = option("llava-hf/llava-1.5-7b-hf", "hub name or folder of the base model; demo: the tiny one")
+    checkpoint: str = option("outputs/vlm_checkpoints/llava-cat-breeds", "adapter to evaluate")
+    test_data: str = option("data/vlm/test.jsonl", "test samples")
+    val_data: str = option("data/vlm/val.jsonl", "validation samples: temperature and prior correction are fitted on them")
+    prompt: str = option("What breed is the cat in this photo?", "the question that is put to the model")
+    decoding: str = option("score", "how a breed is read off the model", choices=("score", "constrained", "free"))
+    score_norm: str = option("sum", "label log-likelihood: summed, or the mean of its tokens", choices=("sum", "mean"))
+    prior_correction: bool = option(False, "subtract the scores of the prompt without a photo; strength fitted on validation")
+    evaluate_base: bool = option(True, "measure the untuned base model as well")
+    eval_batch_size: int = option(16, "photos in one forward pass")
+    max_test_photos: int = option(0, "at most so many test photos, drawn evenly over breeds; 0: all")
+    quantize: bool = option(False, "load the base in 4-bit NF4")
+    dtype: str = option("auto", "weights of the base", choices=("auto", "bfloat16", "float32"))
+    device: str = option("auto", "auto: the GPU where there is one", choices=("auto", "cpu", "cuda", "mps"))
+    bootstrap: int = option(2000, "resamples behind each 95 % interval")
+
+
+@dataclass(frozen=True)
+class ComparisonSettings(Settings):
+    """CLIP, the linear probes, the paired comparison and the verdict (notebook 04, `catlib compare`)."""
+
+    clip_model: str = option("openai/clip-vit-large-patch14-336", "hub name or folder; demo: the tiny one; empty: no CLIP")
+    clip_prompts: str = option("ensemble", "prompts for zero-shot CLIP", choices=("ensemble", "plain", "traits"))
+    probe: bool = option(True, "train linear probes on frozen features of CLIP and of the VLM's own tower")
+    base_model: str = option("llava-hf/llava-1.5-7b-hf", "hub name or folder of the base model; demo: the tiny one")
+    train_data: str = option("data/vlm/train.jsonl", "samples that the probes learn from")
+    val_data: str = option("data/vlm/val.jsonl", "validation samples")
+    test_data: str = option("data/vlm/test.jsonl", "test samples")
+    eval_batch_size: int = option(16, "photos in one forward pass")
+    max_test_photos: int = option(0, "at most so many test photos, drawn evenly over breeds; 0: all")
+    dtype: str = option("auto", "weights of the models", choices=("auto", "bfloat16", "float32"))
+    device: str = option("auto", "auto: the GPU where there is one", choices=("auto", "cpu", "cuda", "mps"))
+    bootstrap: int = option(2000, "resamples behind each 95 % interval")
+    target_priority_f1: float = option(0.5, "priority macro-F1 that counts as success")
+    target_gain_points: float = option(3.0, "points of accuracy over zero-shot CLIP that count as success")
+    clip_good_enough: float = option(0.8, "CLIP's accuracy on the priority breeds above which a VLM is not worth it")
+    latency_budget_ms: float = option(150.0, "longest median time for one photo, milliseconds")
+    clip_priority_f1: float = option(0.6, "CLIP's priority macro-F1 below which the plan says to try a VLM")
+    explanations_wanted: bool = option(False, "reasons are wanted with the breed, which only the VLM gives")
+    accuracy_first: bool = option(False, "accuracy outranks latency: a missed latency budget does not decide")
+
+
+NOTEBOOK_SETTINGS: dict[str, type[Settings]] = {
+    "01_data_inspection": DataSettings,
+    "02_training": TrainSettings,
+    "03_evaluation": EvaluationSettings,
+    "04_clip_comparison": ComparisonSettings,
+}
+
+
+def all_options() -> dict[str, Any]:
+    """Every parameter of a run by name; a name that several notebooks share has one type and meaning."""
+    return {f.name: f for cls in NOTEBOOK_SETTINGS.values() for f in fields(cls)}
+
+
+def split_list(text: str) -> list[str]:
+    """The entries of a comma separated text, stripped, empty ones left out."""
+    return [entry.strip() for entry in text.split(",") if entry.strip()]
+
+
+def read_profile(path: Path) -> dict[str, Any]:
+    """The parameters in a profile, validated. Raises InputError naming the file and the key."""
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: not YAML: {error}") from None
+    if not isinstance(values, dict):
+        raise InputError(f"{path}: expected lines 'key: value'")
+    known = all_options()
+    return {key: check_value(_known(key, known, str(path)), value, str(path)) for key, value in values.items()}
+
+
+def parse_assignment(text: str) -> tuple[str, Any]:
+    """`key=value` from the command line, the value typed as the parameter is. Raises InputError."""
+    key, equals, value = text.partition("=")
+    if not equals:
+        raise InputError(f"-p {text}: expected key=value")
+    option_field = _known(key.strip(), all_options(), "-p")
+    return key.strip(), parse_value(option_field, value.strip(), "-p")
+
+
+def parse_value(option_field: Any, text: str, where: str) -> Any:
+    """A parameter's value from text, typed as the parameter is."""
+    if option_field.type is str:
+        return check_value(option_field, text, where)
+    try:
+        value = yaml.safe_load(text)
+        if option_field.type in (int, float) and isinstance(value, str):
+            value = option_field.type(value)  # YAML reads 2e-4 as text
+    except (ValueError, yaml.YAMLError):
+        value = text
+    return check_value(option_field, value, where)
+
+
+def check_value(option_field: Any, value: Any, where: str) -> Any:
+    """`value` when it is of the parameter's type (an int passes for a float) and among its choices; else an InputError."""
+    kind, choices = option_field.type, option_field.metadata.get("choices", ())
+    if kind is float and isinstance(value, str):
+        try:
+            value = float(value)  # YAML reads 2e-4 as text
+        except ValueError:
+            pass
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    if type(value) is not kind:
+        name = {str: "a text", int: "a whole number", float: "a number", bool: "true or false"}[kind]
+        raise InputError(f"{where}: {option_field.name} must be {name}, found {value!r} ({option_field.metadata['help']})")
+    if choices and value not in choices:
+        raise InputError(f"{where}: {option_field.name} must be one of {', '.join(choices)}; found {value!r}")
+    return value
+
+
+def _known(key: str, known: Mapping[str, Any], where: str) -> Any:
+    if key in known:
+        return known[key]
+    close = difflib.get_close_matches(str(key), known, n=1)
+    hint = f" (did you mean {close[0]}?)" if close else ""
+    raise InputError(f"{where}: unknown parameter {key!r}{hint}; the valid ones are {', '.join(sorted(known))}")
