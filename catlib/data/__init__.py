@@ -1,0 +1,1 @@
+"""Photos in, validated JSONL samples out: sources, audit, splits, images."""

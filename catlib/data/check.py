@@ -1,0 +1,84 @@
+"""A proof that anybody can rerun: no photo, copy or near-duplicate group of a split is in two parts."""
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from catlib.data.audit import Finding, audit
+from catlib.data.dataset import PARTS, Dataset, load_dataset, read_groups
+from catlib.data.hashing import group_labels
+from catlib.errors import InputError
+from catlib.settings import DataSettings
+
+
+@dataclass(frozen=True)
+class Check:
+    """What a check found; `problems` is empty when the split can be trusted."""
+
+    photos: int
+    groups: int
+    bits: int  # near-duplicates differ in at most so many bits of the hash
+    counts: Mapping[str, int]
+    problems: tuple[str, ...]
+
+    def as_json(self) -> dict[str, Any]:
+        return {**vars(self), "problems": list(self.problems), "ok": not self.problems}
+
+
+def check(vlm_dir: Path) -> Check:
+    """Validate the JSONL files, hash every photo anew and look for groups that cross parts.
+
+    Nothing that the split wrote down is trusted: SHA-256, perceptual hashes and groups come from the photos as they are now, and
+    are then compared with groups.csv. Photos that the split left out of training by `photos_per_breed` count as well. Raises
+    InputError when the folder holds no valid split.
+    """
+    dataset = load_dataset(vlm_dir)
+    bits = dataset.card.get("settings", {}).get("near_duplicate_bits", DataSettings().near_duplicate_bits)
+    entries = _entries(dataset, vlm_dir)
+    found = audit(dataset.image_root, [finding for finding, _ in entries], min_side=1)
+    problems = [f"{f.image}: {f.verdict} ({f.detail})" for f in found if not f.kept]
+    parts = [finding.part for finding, _ in entries]
+    problems += [
+        f"{f.image}: its bytes are not those of the split (SHA-256 {f.sha256[:12]}, recorded {recorded[:12]})"
+        for f, (_, recorded) in zip(found, entries, strict=True) if f.kept and recorded and recorded != f.sha256
+    ]  # fmt: skip
+    problems += _crossing(zip((f.sha256 for f in found), found, parts, strict=True), "the same bytes")
+    hashed = [(f, part) for f, part in zip(found, parts, strict=True) if f.phash]
+    labels = group_labels(np.array([int(f.phash, 16) for f, _ in hashed], dtype=np.uint64), bits).tolist()
+    problems += _crossing(
+        ((label, f, part) for label, (f, part) in zip(labels, hashed, strict=True)), f"near-duplicates (at most {bits} bits)"
+    )
+    groups = len(set(labels)) + len({f.sha256 for f in found if f.kept and not f.phash})
+    return Check(len(found), groups, bits, dict(Counter(parts)), tuple(problems))
+
+
+def _entries(dataset: Dataset, vlm_dir: Path) -> list[tuple[Finding, str]]:
+    """Every photo of the split with its part and recorded SHA-256; the problem of a photo in two parts is found by its bytes."""
+    entries = [
+        (Finding(sample.image, sample.breed, part=part), str(sample.metadata.get("sha256", "")))
+        for part in PARTS for sample in dataset.part(part)
+    ]  # fmt: skip
+    if not dataset.card:
+        return entries
+    inside = {finding.image: finding.part for finding, _ in entries}
+    for row in read_groups(vlm_dir):
+        if row["image"] not in inside:
+            if row["verdict"] == "kept":
+                raise InputError(f"{vlm_dir}: {row['image']} is in groups.csv and in no JSONL file; run catlib data again")
+            entries.append((Finding(row["image"], row["breed"], part=row["part"]), row["sha256"]))
+    return entries
+
+
+def _crossing(photos: Iterable[tuple[object, Finding, str]], what: str) -> list[str]:
+    """A problem for each key whose photos are in more than one part."""
+    members: dict[object, dict[str, str]] = defaultdict(dict)
+    for key, finding, part in photos:
+        if key != "" and finding.kept:
+            members[key].setdefault(part, finding.image)
+    return [
+        f"{what} in {' and '.join(where)}: {', '.join(where.values())}" for where in members.values() if len(where) > 1
+    ]

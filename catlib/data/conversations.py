@@ -1,0 +1,52 @@
+"""What the model is asked and what it learns to answer."""
+
+import hashlib
+from collections.abc import Sequence
+
+import numpy as np
+
+from catlib.breeds import describe, find
+from catlib.data.records import Sample
+from catlib.errors import InputError
+from catlib.settings import EvaluationSettings
+
+QUESTION = EvaluationSettings().prompt  # asked of every validation and test photo
+# Training photos are asked in several ways, so that the model learns the question and not its wording.
+PARAPHRASES = (
+    QUESTION,
+    "Which cat breed is shown here?",
+    "Identify the breed of this cat.",
+    "What is the breed of this cat?",
+    "Name the breed of the cat in the picture.",
+)
+
+
+def question_for(sha256: str, part: str, seed: int) -> str:
+    """A training photo's question is drawn from the paraphrases by seed and content; other parts get the plain one."""
+    if part != "train":
+        return QUESTION
+    digest = hashlib.sha256(f"question {seed} {sha256}".encode()).digest()
+    return PARAPHRASES[int.from_bytes(digest[:8], "big") % len(PARAPHRASES)]
+
+
+def answer_for(breed: str, style: str) -> str:
+    """`label`: the breed's name. `label+traits`: the name, then a sentence of reasons; a breed without known traits has none."""
+    if style == "label" or find(breed) is None:
+        return breed
+    return f"{breed}. It shows in the photo as {describe(breed)}."
+
+
+def balance_weights(samples: Sequence[Sample], mode: str) -> np.ndarray:
+    """Weights (n,) for drawing training samples, mean 1; no line is copied.
+
+    With n_b photos of breed b, a photo weighs n_b ** -1 (`uniform`: every breed is drawn equally often), n_b ** -0.5
+    (`sqrt`, between the two) or 1 (`none`).
+    """
+    power = {"none": 0.0, "sqrt": 0.5, "uniform": 1.0}.get(mode)
+    if power is None:
+        raise InputError(f"balance must be none, sqrt or uniform; found {mode!r}")
+    if not samples:
+        return np.empty(0)
+    _, which, counts = np.unique([sample.breed for sample in samples], return_inverse=True, return_counts=True)
+    weights = counts[which].astype(float) ** -power
+    return weights / weights.mean()

@@ -1,0 +1,78 @@
+"""Verdicts that concern several photos: copies, one photo under two breeds, near-duplicates, leaks from an official test."""
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from catlib.data.audit import Finding
+from catlib.data.hashing import group_labels, near_pairs
+
+STRONGEST = ("test", "val", "train", "")  # of near-duplicates with different official parts, the first of these keeps its photos
+
+
+def judge_copies(findings: Sequence[Finding]) -> list[Finding]:
+    """Of files with the same bytes one is kept; when they stand under different breeds none is, as no one knows which is right."""
+    copies = defaultdict(list)
+    for i, finding in enumerate(findings):
+        if finding.kept:
+            copies[finding.sha256].append(i)
+    judged = list(findings)
+    for same in copies.values():
+        if len(same) == 1:
+            continue
+        breeds = sorted({findings[i].breed for i in same})
+        first = min(same, key=lambda i: (STRONGEST.index(findings[i].official), findings[i].image))
+        for i in same:
+            if len(breeds) > 1:
+                others = ", ".join(findings[j].image for j in same if j != i)
+                judged[i] = replace(findings[i], verdict="two breeds", detail=f"the same bytes as {others} ({' / '.join(breeds)})")
+            elif i != first:
+                judged[i] = replace(findings[i], verdict="duplicate", detail=f"the same bytes as {findings[first].image}")
+    return judged
+
+
+def group_photos(findings: Sequence[Finding], bits: int) -> list[Finding]:
+    """Give every kept photo the name of its near-duplicate group, and leave out what an official part would leak.
+
+    A group is named after the smallest SHA-256 in it. Where photos of an official test (or validation) part have near-duplicates
+    elsewhere, these are left out: the official part is neither changed nor trained on.
+    """
+    kept = [i for i, finding in enumerate(findings) if finding.kept]
+    hashed = [i for i in kept if findings[i].phash]
+    labels = group_labels(np.array([int(findings[i].phash, 16) for i in hashed], dtype=np.uint64), bits)
+    groups: dict[object, list[int]] = defaultdict(list)
+    for i, label in zip(hashed, labels.tolist(), strict=True):
+        groups[label].append(i)
+    for i in kept:
+        if not findings[i].phash:
+            groups[findings[i].sha256].append(i)
+    judged = list(findings)
+    for members in groups.values():
+        _judge_group(judged, members)
+    return judged
+
+
+def close_pairs(findings: Iterable[Finding], bits: int) -> list[tuple[Finding, Finding, int]]:
+    """Pairs of kept photos whose hashes differ in at most `bits` bits, with the number of bits, the closest first."""
+    hashed = [finding for finding in findings if finding.group and finding.phash]
+    pairs, gaps = near_pairs(np.array([int(finding.phash, 16) for finding in hashed], dtype=np.uint64), bits)
+    found = [(hashed[a], hashed[b], int(gap)) for (a, b), gap in zip(pairs.tolist(), gaps, strict=True)]
+    return sorted(found, key=lambda pair: (pair[2], pair[0].image, pair[1].image))
+
+
+def _judge_group(judged: list[Finding], members: list[int]) -> None:
+    name = min(judged[i].sha256 for i in members)[:16]
+    breeds = sorted({judged[i].breed for i in members})
+    parts = {judged[i].official for i in members}
+    strongest = min(parts, key=STRONGEST.index)
+    for i in members:
+        finding = replace(judged[i], group=name)
+        if len(breeds) > 1:
+            remark = f"near-duplicate under another breed ({' / '.join(breeds)})"
+            finding = replace(finding, remarks=", ".join(filter(None, (finding.remarks, remark))))
+        if len(parts) > 1 and finding.official != strongest and strongest in ("test", "val"):
+            twin = next(judged[j].image for j in members if judged[j].official == strongest)
+            finding = replace(finding, verdict=f"near-duplicate of the official {strongest} part", detail=f"of {twin}")
+        judged[i] = finding

@@ -1,0 +1,60 @@
+"""The one place where a photo is opened: inside its root, upright, RGB, within size limits, or a clear error."""
+
+import warnings
+from pathlib import Path
+
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from catlib.errors import InputError
+
+MAX_PIXELS = 100_000_000  # a 100-megapixel photo decodes to 300 MB; more is a mistake or a decompression bomb
+
+
+class ImageError(InputError):
+    """A photo that cannot be used; the message names the file and the reason."""
+
+
+def inside(root: Path, relative: str) -> Path:
+    """The path of `relative` below `root`; an InputError when it is absolute or leaves the root by `..` or a link."""
+    root = root.resolve()
+    path = (root / relative).resolve()
+    if Path(relative).is_absolute() or not path.is_relative_to(root):
+        raise InputError(f"image path {relative!r} leaves its image root {root}: give a path relative to that folder")
+    return path
+
+
+def open_image(path: Path, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """Decode a photo to an RGB image, EXIF orientation applied, transparency flattened onto white.
+
+    Raises ImageError when the file is missing, is not an image, is truncated, or has more than `max_pixels` pixels. Of an
+    animated file the first frame is taken.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(path) as image:
+                if image.width * image.height > max_pixels:
+                    raise ImageError(f"{path}: {image.width} x {image.height} pixels, over the limit of {max_pixels}")
+                image.seek(0)
+                image.load()
+                image = ImageOps.exif_transpose(image)
+                return to_rgb(image)
+    except FileNotFoundError:
+        raise ImageError(f"{path}: no such photo") from None
+    except UnidentifiedImageError:
+        raise ImageError(f"{path}: not an image that Pillow can read") from None
+    except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
+        raise ImageError(f"{path}: {error}") from None
+    except (OSError, SyntaxError, ValueError, EOFError) as error:
+        if isinstance(error, ImageError):
+            raise
+        raise ImageError(f"{path}: broken image: {error}") from None
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """The image as RGB, transparency flattened onto white."""
+    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, "white")
+        return Image.alpha_composite(white, image).convert("RGB")
+    return image.convert("RGB")

@@ -1,0 +1,79 @@
+"""Breed names as photos bring them, mapped to the names of the list of 67, and every decision reported."""
+
+import difflib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from catlib.breeds import BREEDS, PRIORITY_BREEDS, find
+from catlib.errors import InputError
+from catlib.settings import DataSettings, split_list
+
+
+@dataclass(frozen=True)
+class Names:
+    """What became of the names that a source uses."""
+
+    breed_of: dict[str, str]  # name as found → breed
+    breeds: tuple[str, ...]  # sorted
+    unknown: tuple[str, ...]  # breeds that are not in the list of 67
+    merged: tuple[str, ...]  # "found → breed" where the two differ
+
+
+def understand(found: Iterable[str], unknown_breeds: str = "keep") -> Names:
+    """Map names through aliases, case, underscores and punctuation.
+
+    A name that is not in the list stays a breed of its own, or raises InputError with `unknown_breeds` "refuse".
+    """
+    breed_of: dict[str, str] = {}
+    unknown: dict[str, str] = {}  # folded → breed, so that `my_breed` and `My Breed` are one
+    for name in sorted(set(found)):
+        if known := find(name):
+            breed_of[name] = known.name
+        else:
+            breed_of[name] = unknown.setdefault(_fold(name), _plain(name))
+    if unknown and unknown_breeds == "refuse":
+        listed = ", ".join(f"{name!r}{_hint(name, [breed.name for breed in BREEDS])}" for name in unknown.values())
+        raise InputError(
+            f"unknown breeds: {listed}. Rename them to names of the list of {len(BREEDS)} breeds, or set unknown_breeds=keep"
+        )
+    merged = tuple(f"{name} → {breed}" for name, breed in breed_of.items() if name != breed)
+    return Names(breed_of, tuple(sorted(set(breed_of.values()))), tuple(unknown.values()), merged)
+
+
+def restrict(breeds: Sequence[str], settings: DataSettings) -> set[str]:
+    """The breeds to use. Raises InputError when `breeds` or `priority_breeds` names one that has no photos."""
+    wanted = set(_match(split_list(settings.breeds), breeds, "breeds")) or set(breeds)
+    _match(split_list(settings.priority_breeds), sorted(wanted), "priority_breeds")
+    return wanted
+
+
+def priority_of(breeds: Sequence[str], settings: DataSettings) -> tuple[str, ...]:
+    """The priority breeds. Named ones must be in the data, as an average over breeds without photos means nothing (InputError
+    otherwise); when none are named, they are those of the plan's seven that the data have."""
+    named = _match(split_list(settings.priority_breeds), breeds, "priority_breeds")
+    return tuple(named) or tuple(breed for breed in PRIORITY_BREEDS if breed in breeds)
+
+
+def _match(wanted: Sequence[str], present: Sequence[str], option: str) -> list[str]:
+    folded = {_fold(breed): breed for breed in present}
+    matched = []
+    for name in wanted:
+        known = find(name)
+        breed = known.name if known and known.name in present else folded.get(_fold(name))
+        if breed is None:
+            raise InputError(f"{option}: {name!r} has no photos{_hint(name, present)}; the breeds here are {', '.join(present)}")
+        matched.append(breed)
+    return list(dict.fromkeys(matched))
+
+
+def _plain(name: str) -> str:
+    return " ".join(name.replace("_", " ").split())
+
+
+def _fold(name: str) -> str:
+    return _plain(name).casefold()
+
+
+def _hint(name: str, among: Sequence[str]) -> str:
+    close = difflib.get_close_matches(name, among, n=1, cutoff=0.75)
+    return f" (did you mean {close[0]}?)" if close else ""

@@ -1,0 +1,224 @@
+"""The two file formats that connect the rooms: samples (LLaVA conversations) and predictions, both JSONL."""
+
+import json
+import math
+import os
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from catlib.data.images import inside
+from catlib.errors import InputError
+
+IMAGE_TOKEN = "<image>"
+DATASET_CARD = "dataset.json"  # beside the JSONL files: image root, breeds, priority breeds, split settings
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One line of train/val/test.jsonl: a photo and a conversation in LLaVA's format, with the breed as metadata."""
+
+    id: str
+    image: str  # relative to the image root
+    conversations: tuple[Mapping[str, str], ...]  # [{"from": "human", "value": "<image>\n…"}, {"from": "gpt", "value": …}]
+    metadata: Mapping[str, Any]  # breed, source, sha256, split
+
+    @property
+    def breed(self) -> str:
+        return self.metadata["breed"]
+
+    @property
+    def question(self) -> str:
+        """The text of the human turn without the image placeholder."""
+        return self.conversations[0]["value"].replace(IMAGE_TOKEN, "").strip()
+
+    @property
+    def answer(self) -> str:
+        """The text of the model's turn: what training supervises."""
+        return self.conversations[1]["value"]
+
+
+def make_sample(
+    id: str, image: str, question: str, answer: str, *, breed: str, source: str, sha256: str, split: str
+) -> Sample:
+    """A sample with one question about one photo."""
+    turns = ({"from": "human", "value": f"{IMAGE_TOKEN}\n{question}"}, {"from": "gpt", "value": answer})
+    return Sample(id, image, turns, {"breed": breed, "source": source, "sha256": sha256, "split": split})
+
+
+def read_samples(path: Path, image_root: Path | None = None) -> list[Sample]:
+    """Read and validate a JSONL file of samples.
+
+    With `image_root`, each image path must stay inside it and exist. Raises InputError naming file, line and key.
+    """
+    samples = []
+    seen: dict[str, int] = {}
+    for number, row in read_jsonl(path):
+        sample = parse_sample(row, f"{path}:{number}")
+        if sample.id in seen:
+            raise InputError(f"{path}:{number}: id {sample.id!r} stands already in line {seen[sample.id]}; ids are unique")
+        seen[sample.id] = number
+        if image_root is not None:
+            try:
+                photo = inside(image_root, sample.image)
+            except InputError as error:
+                raise InputError(f"{path}:{number}: {error}") from None
+            if not photo.is_file():
+                raise InputError(f"{path}:{number}: photo {sample.image!r} is not below the image root {image_root}")
+        samples.append(sample)
+    if not samples:
+        raise InputError(f"{path}: no samples in it")
+    return samples
+
+
+def write_samples(path: Path, samples: Iterable[Sample]) -> None:
+    """Write samples as JSONL, whole or not at all."""
+    write_atomically(path, "".join(json.dumps(asdict(s), ensure_ascii=False) + "\n" for s in samples))
+
+
+def image_root_of(jsonl: Path) -> Path:
+    """The folder that a JSONL file's image paths are relative to: as its dataset card says, else `data/` of `data/vlm/x.jsonl`."""
+    card = jsonl.parent / DATASET_CARD
+    if card.is_file():
+        named = json.loads(card.read_text(encoding="utf-8")).get("image_root")
+        if named:
+            return (jsonl.parent / named).resolve()
+    return jsonl.resolve().parent.parent
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """One line of predictions/MODEL.jsonl: what a model said about one photo."""
+
+    id: str
+    image: str
+    breed: str | None  # the true breed; None where it is not known (catlib predict on unlabelled photos)
+    predicted: str | None  # a breed of the list; None when the answer named none, which counts as wrong
+    scores: tuple[float, ...] | None  # log-probabilities over the sidecar's breeds: exp(scores) sums to 1
+    answer: str | None = None  # raw text, where the model produced text
+    latency_ms: float | None = None  # the photo's share of its batch's wall time
+
+
+@dataclass(frozen=True)
+class PredictionSet:
+    """Predictions of one model with their sidecar. `meta["breeds"]` gives the order of the scores."""
+
+    name: str
+    predictions: tuple[Prediction, ...]
+    meta: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def breeds(self) -> tuple[str, ...]:
+        return tuple(self.meta["breeds"])
+
+
+def write_prediction_line(stream: Any, prediction: Prediction) -> None:
+    """Append one prediction to an open text stream and flush, so that an interruption loses at most one line."""
+    row = asdict(prediction)
+    if prediction.scores is not None:
+        row["scores"] = [round(s, 6) for s in prediction.scores]
+    if prediction.latency_ms is not None:
+        row["latency_ms"] = round(prediction.latency_ms, 3)
+    stream.write(json.dumps(row, ensure_ascii=False) + "\n")
+    stream.flush()
+
+
+def meta_path(predictions: Path) -> Path:
+    """The sidecar of a predictions file: MODEL.jsonl → MODEL.meta.json."""
+    return predictions.with_suffix(".meta.json")
+
+
+def read_predictions(path: Path) -> PredictionSet:
+    """Read and validate a predictions file and its sidecar. Raises InputError naming file, line and key."""
+    sidecar = meta_path(path)
+    if not path.is_file():
+        raise InputError(f"{path}: no such predictions file")
+    if not sidecar.is_file():
+        raise InputError(f"{path}: its sidecar {sidecar.name} is missing; without it the order of the scores is unknown")
+    try:
+        meta = json.loads(sidecar.read_text(encoding="utf-8"))
+        breeds = list(meta["breeds"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{sidecar}: not a sidecar with a list 'breeds': {error}") from None
+    rows: dict[str, Prediction] = {}
+    for number, row in read_jsonl(path):
+        where = f"{path}:{number}"
+        prediction = _parse_prediction(row, breeds, where)
+        if prediction.id in rows:
+            raise InputError(f"{where}: id {prediction.id!r} stands twice; each photo is predicted once")
+        rows[prediction.id] = prediction
+    return PredictionSet(path.stem, tuple(rows.values()), meta)
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a text file by renaming a complete temporary one, so that a reader never sees half of it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as stream:
+            stream.write(text)
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+
+
+def read_jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Line number and object of each non-empty line. Raises InputError naming file and line."""
+    if not path.is_file():
+        raise InputError(f"{path}: no such file")
+    with path.open(encoding="utf-8") as stream:
+        try:
+            for number, line in enumerate(stream, start=1):
+                if not line.strip():
+                    continue
+                try:
+                    row = json.loads(line)
+                except ValueError as error:
+                    raise InputError(f"{path}:{number}: not JSON ({error})") from None
+                if not isinstance(row, dict):
+                    raise InputError(f"{path}:{number}: expected a JSON object, found {type(row).__name__}")
+                yield number, row
+        except UnicodeDecodeError as error:
+            raise InputError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start})") from None
+
+
+def parse_sample(row: Mapping[str, Any], where: str) -> Sample:
+    """A sample from a JSON object. Raises InputError naming `where` and the key."""
+    for key, kind in (("id", str), ("image", str), ("conversations", list)):
+        if not isinstance(row.get(key), kind):
+            raise InputError(f"{where}: key {key!r} is missing or no {'list' if kind is list else 'text'}")
+    turns = row["conversations"]
+    speakers = [turn.get("from") if isinstance(turn, dict) else None for turn in turns]
+    if speakers != ["human", "gpt"]:
+        raise InputError(f"{where}: key 'conversations' must be one human turn and one gpt turn, found {speakers}")
+    if not all(isinstance(turn.get("value"), str) and turn["value"].strip() for turn in turns):
+        raise InputError(f"{where}: key 'conversations': each turn needs a non-empty text 'value'")
+    if turns[0]["value"].count(IMAGE_TOKEN) != 1:
+        raise InputError(f"{where}: the human turn must hold {IMAGE_TOKEN} exactly once")
+    if IMAGE_TOKEN in turns[1]["value"]:
+        raise InputError(f"{where}: the gpt turn holds {IMAGE_TOKEN}; only the human turn may")
+    metadata = row.get("metadata", {})
+    if not isinstance(metadata, dict) or not isinstance(metadata.get("breed"), str) or not metadata["breed"].strip():
+        raise InputError(f"{where}: key 'metadata' must be an object with a text 'breed'")
+    return Sample(row["id"], row["image"], tuple(turns), metadata)
+
+
+def _parse_prediction(row: Mapping[str, Any], breeds: Sequence[str], where: str) -> Prediction:
+    if not isinstance(row.get("id"), str):
+        raise InputError(f"{where}: key 'id' is missing or no text")
+    predicted, scores = row.get("predicted"), row.get("scores")
+    if predicted is not None and predicted not in breeds:
+        raise InputError(f"{where}: predicted breed {predicted!r} is not among the sidecar's breeds")
+    if scores is not None:
+        if not isinstance(scores, list) or len(scores) != len(breeds):
+            raise InputError(f"{where}: key 'scores' must hold {len(breeds)} numbers, one for each of the sidecar's breeds")
+        if not all(isinstance(s, int | float) and not math.isnan(s) for s in scores):
+            raise InputError(f"{where}: key 'scores' holds something that is no number")
+        scores = tuple(float(s) for s in scores)
+    return Prediction(
+        row["id"], row.get("image", ""), row.get("breed"), predicted, scores, row.get("answer"), row.get("latency_ms")
+    )

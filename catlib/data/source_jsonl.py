@@ -1,0 +1,82 @@
+"""Photos that come with conversations: LLaVA-format JSONL, used as it is."""
+
+import json
+from pathlib import Path
+
+from catlib.breeds import find
+from catlib.data.audit import Finding
+from catlib.data.images import inside
+from catlib.data.records import DATASET_CARD, Sample, image_root_of, parse_sample, read_jsonl
+from catlib.errors import InputError
+
+FILES = ("train", "val", "test")
+
+
+def is_jsonl(photos: Path) -> bool:
+    """Whether this is a .jsonl file, or a folder with train.jsonl in it (or in its folder `vlm`)."""
+    return photos.suffix == ".jsonl" if photos.is_file() else jsonl_folder(photos) is not None
+
+
+def jsonl_folder(photos: Path) -> Path | None:
+    """The folder that holds train.jsonl."""
+    return next((folder for folder in (photos, photos / "vlm") if (folder / "train.jsonl").is_file()), None)
+
+
+def read_jsonl_source(photos: Path) -> tuple[Path, list[Finding], dict[str, Sample], list[str]]:
+    """Image root, files, their samples by image path, and remarks.
+
+    A missing `metadata.breed` is taken from the answer when this is a breed's name or begins with one. Raises InputError
+    naming file, line and key.
+    """
+    folder = photos.parent if photos.is_file() else jsonl_folder(photos)
+    if folder is None:
+        raise InputError(f"{photos}: no train.jsonl in it, nor in its folder 'vlm'")
+    paths = [photos] if photos.is_file() else [folder / f"{part}.jsonl" for part in FILES if (folder / f"{part}.jsonl").is_file()]
+    root = _root(paths[0])
+    findings, samples = [], {}
+    for path in paths:
+        # with no validation file the validation photos come out of train, so train is not fixed then
+        fixed = path.stem if path.stem in ("val", "test") or (folder / "val.jsonl") in paths and path.stem == "train" else ""
+        for number, row in read_jsonl(path):
+            where = f"{path}:{number}"
+            sample = parse_sample(_with_breed(row, where), where)
+            try:
+                inside(root, sample.image)
+            except InputError as error:
+                raise InputError(f"{where}: {error}") from None
+            if sample.image in samples:
+                raise InputError(f"{where}: photo {sample.image!r} stands in more than one line; one conversation a photo")
+            samples[sample.image] = sample
+            findings.append(Finding(sample.image, "", source_name=sample.breed, official=fixed))
+    if not findings:
+        raise InputError(f"{paths[0]}: no samples in it")
+    return root, findings, samples, [f"conversations taken from {', '.join(path.name for path in paths)} as they are"]
+
+
+def _root(path: Path) -> Path:
+    """The image root: the card's, else the first of the folder above (`data/` of `data/vlm`) and the folder itself that fits."""
+    if (path.parent / DATASET_CARD).is_file():
+        return image_root_of(path)
+    for _, row in read_jsonl(path):
+        image = row.get("image")
+        for root in (path.resolve().parent.parent, path.resolve().parent):
+            if isinstance(image, str) and (root / image).is_file():
+                return root
+        break
+    return image_root_of(path)
+
+
+def _with_breed(row: dict, where: str) -> dict:
+    metadata = row.get("metadata", {})
+    if not isinstance(metadata, dict) or metadata.get("breed"):
+        return row
+    turns = row.get("conversations")
+    last = turns[-1] if isinstance(turns, list) and turns else {}
+    answer = last.get("value", "") if isinstance(last, dict) else ""
+    first = str(answer).split(".")[0].strip()
+    breed = find(first)
+    if breed is None:
+        raise InputError(
+            f"{where}: key 'metadata' has no 'breed', and the answer {json.dumps(answer)[:60]} is not a breed of the list"
+        )
+    return {**row, "metadata": {**metadata, "breed": breed.name}}

@@ -1,0 +1,182 @@
+"""The split: by breed, by group, by content. No photo's part depends on its position or on the order of files.
+
+How: every near-duplicate group gets a number in [0, 1) from the seed and its name, which comes from its photos' bytes. Breed by
+breed, groups with the smallest numbers go to the test until it has its share, then from a second number to validation.
+
+What is guaranteed:
+1. No group is in two parts, and an official part stays what it is.
+2. Same photos, same settings: the same split, on any machine, in whatever order or under whatever names the files come.
+3. Into a folder that holds a split of the same seed and shares (`keep_split`), photos that this split knows keep their part,
+   whatever is added or removed. The one exception is an added photo that is a near-duplicate of photos in two parts: the group
+   then goes to the part nearest to training, so that no photo which an earlier model has trained on is ever tested.
+4. Without such a folder (a fresh one): the parts come from the numbers alone, so added photos move an old one only where
+   a breed's floor or its limits (TOLERANCE around the wanted share) bind, or where they join its group.
+"""
+
+import hashlib
+import math
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from catlib.data.audit import Finding
+from catlib.errors import InputError
+from catlib.settings import DataSettings
+
+SCHEME = "group-hash-1"  # changes when the same photos would get another split
+PARTS = ("train", "val", "test")
+TOLERANCE = 0.2  # a breed's share may be off by so much of itself before chance is corrected
+MOST_TEST, MOST_VAL = 0.4, 0.2  # shares of a breed that floors may take; the rest is for training
+
+
+@dataclass(frozen=True)
+class Group:
+    """Photos that must stay together."""
+
+    name: str
+    breed: str  # of most of its photos
+    size: int
+
+
+def check_shares(settings: DataSettings) -> None:
+    """Raises InputError when the shares leave nothing to train on or a number is out of its range."""
+    if not (0 < settings.val_share < 1 and 0 < settings.test_share < 1 and settings.val_share + settings.test_share < 1):
+        raise InputError(
+            f"val_share {settings.val_share} and test_share {settings.test_share} must each be above 0 and leave a part for training"
+        )
+    for name in ("min_val", "min_test", "photos_per_breed", "min_side", "demo_photos"):
+        if getattr(settings, name) < 0:
+            raise InputError(f"{name} must not be negative, found {getattr(settings, name)}")
+    if not 0 <= settings.near_duplicate_bits <= 16:
+        raise InputError(f"near_duplicate_bits must be from 0 to 16, found {settings.near_duplicate_bits}")
+
+
+def split(
+    findings: Sequence[Finding], settings: DataSettings, earlier: Mapping[str, str] | None = None
+) -> tuple[list[Finding], list[str]]:
+    """Give every kept photo its part; findings and remarks about breeds that could not have what was asked for.
+
+    `earlier` maps SHA-256 to the part in an earlier split. Raises InputError naming the breeds that cannot be split.
+    """
+    members = defaultdict(list)
+    for finding in findings:
+        if finding.kept:
+            members[finding.group].append(finding)
+    if not members:
+        raise InputError("no usable photo is left: see audit.csv in the run's folder for the reason of each file")
+    fixed, free = {}, defaultdict(list)
+    for name, photos in sorted(members.items()):
+        breed = min(Counter(photo.breed for photo in photos).items(), key=lambda item: (-item[1], item[0]))[0]
+        group = Group(name, breed, len(photos))
+        if official := photos[0].official:
+            fixed[name] = official
+        elif known := {part for photo in photos if (part := (earlier or {}).get(photo.sha256))}:
+            fixed[name] = min(known, key=PARTS.index)
+        free[breed].append(group)
+    official_test = {finding.breed for finding in findings if finding.kept and finding.official == "test"}
+    official_val = {finding.breed for finding in findings if finding.kept and finding.official == "val"}
+    parts, remarks, hopeless = dict(fixed), [], []
+    for breed, groups in sorted(free.items()):
+        wanted = [part for part, given in (("test", official_test), ("val", official_val)) if breed not in given]
+        remark = _cannot_split(breed, groups, parts, wanted)
+        if remark:
+            hopeless.append(remark)
+            for group in groups:
+                parts.pop(group.name, None)
+        elif remark := _split_breed(breed, groups, parts, settings, wanted):
+            remarks.append(remark)
+    if hopeless and settings.small_breeds == "refuse":
+        raise InputError(
+            "cannot split: " + "; ".join(hopeless) + ". Add photos, restrict with breeds=…, or leave such breeds out with "
+            "small_breeds=leave-out"
+        )
+    remarks += [f"left out: {remark}" for remark in hopeless]
+    done = [
+        finding if not finding.kept
+        else replace(finding, part=parts[finding.group]) if finding.group in parts
+        else replace(finding, verdict="breed too small", detail="too few different photos of this breed to split")
+        for finding in findings
+    ]  # fmt: skip
+    return _limit_training(done, settings), remarks
+
+
+def _cannot_split(breed: str, groups: list[Group], parts: Mapping[str, str], wanted: Sequence[str]) -> str:
+    """Why a breed cannot have a training and a test part; empty when it can. Only validation may be done without."""
+    have = {parts[group.name] for group in groups if group.name in parts}
+    open_groups = len(groups) - sum(group.name in parts for group in groups)
+    needed = [part for part in ("train", *wanted) if part not in have]
+    if open_groups >= len(needed) or needed == ["val"] or (needed == ["train", "val"] and open_groups):
+        return ""
+    photos = sum(group.size for group in groups)
+    alike = f" ({len(groups)} when near-duplicates count once)" if len(groups) < photos else ""
+    return f"{breed} has {_count(photos, 'usable photo')}{alike}, no {' and '.join(needed[open_groups:])} part can be made"
+
+
+def _split_breed(
+    breed: str, groups: list[Group], parts: dict[str, str], settings: DataSettings, wanted: Sequence[str]
+) -> str:
+    """Assign, in `parts`, the groups of a breed that have no part yet; a remark when a floor could not be had."""
+    short = []
+    plan = {"test": (settings.test_share, settings.min_test, MOST_TEST), "val": (settings.val_share, settings.min_val, MOST_VAL)}
+    pool = [group for group in groups if "test" in wanted or parts.get(group.name) != "test"]
+    for part in wanted:
+        have = {parts[group.name] for group in groups if group.name in parts}
+        spare = ("train" not in have) + (part == "test" and "val" in wanted and "val" not in have)
+        share, least, most = plan[part]
+        got = _take(part, share, least, most, pool, parts, settings.seed, spare)
+        if got < least:
+            short.append(f"{_count(got, part + ' photo')} instead of {least}")
+    for group in pool:
+        parts.setdefault(group.name, "train")
+    return f"{breed} ({_count(sum(group.size for group in groups), 'photo')}): {', '.join(short)}" if short else ""
+
+
+def _take(
+    part: str, share: float, least: int, most: float, pool: list[Group], parts: dict[str, str], seed: int, spare: int
+) -> int:
+    """Move groups of `pool` into `part` in the order of their numbers; how many photos it has then.
+
+    At least `spare` groups are left over. The floor `least` yields where it would take more than `most` of the breed.
+    """
+    total = sum(group.size for group in pool)
+    low = max(1, min(least, int(most * total)), math.floor((1 - TOLERANCE) * share * total))
+    high = max(low, math.ceil((1 + TOLERANCE) * share * total))
+    got = sum(group.size for group in pool if parts.get(group.name) == part)
+    tested = sum(group.size for group in pool if parts.get(group.name) == "test")
+    # validation is drawn from what the test has left, so its chance is higher by that
+    chance = share if part == "test" else min(1.0, share * total / max(1, total - tested))
+    free = sorted((_number(seed, part, group.name), group.name, group.size) for group in pool if group.name not in parts)
+    for number, name, size in free[: max(0, len(free) - spare)]:
+        if got < low or (number < chance and got + size <= high):
+            if got and got + size > max(high, int(most * total)):
+                continue  # one big group of near-duplicates must not eat the breed
+            parts[name] = part
+            got += size
+    return got
+
+
+def _number(seed: int, part: str, name: str) -> float:
+    """A number in [0, 1) from the seed, the part that is drawn and the group's name."""
+    digest = hashlib.sha256(f"{SCHEME} {seed} {part} {name}".encode()).digest()
+    return int.from_bytes(digest[:7], "big") / 2**56
+
+
+def _limit_training(findings: list[Finding], settings: DataSettings) -> list[Finding]:
+    """Keep at most `photos_per_breed` training photos of each breed, the same ones when more are added later or allowed."""
+    if not settings.photos_per_breed:
+        return findings
+    order = sorted(
+        (i for i, finding in enumerate(findings) if finding.part == "train"),
+        key=lambda i: _number(settings.seed, "limit", findings[i].sha256),
+    )
+    seen: Counter[str] = Counter()
+    for i in order:
+        seen[findings[i].breed] += 1
+        if seen[findings[i].breed] > settings.photos_per_breed:
+            detail = f"beyond the {settings.photos_per_breed} training photos of a breed that were asked for"
+            findings[i] = replace(findings[i], verdict="over the limit", detail=detail)
+    return findings
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"

@@ -1,0 +1,239 @@
+"""`catlib data`: the layouts, the files it writes, its check, two runs at once, and what it says to wrong input."""
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import tarfile
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import ClassVar
+
+import numpy as np
+import pytest
+from photo_makers import fill, jpeg
+
+from catlib.cli import main
+from catlib.data.archives import Archive, fetch_oxford_pets
+from catlib.data.conversations import PARAPHRASES, answer_for, balance_weights
+from catlib.data.dataset import load_dataset
+from catlib.data.images import open_image
+from catlib.data.prepare import prepare
+from catlib.errors import CatlibError, InputError
+from catlib.settings import DataSettings
+
+NAMES = ("train.jsonl", "val.jsonl", "test.jsonl", "dataset.json", "groups.csv")
+
+
+def settings(tmp_path, **more) -> DataSettings:
+    values = {"photos": str(tmp_path / "photos"), "data_dir": str(tmp_path / "data"), "run_dir": str(tmp_path / "run")}
+    return DataSettings(**{**values, **more})
+
+
+def oxford(root, present: int = 12):
+    (root / "images").mkdir(parents=True)
+    (root / "annotations").mkdir()
+    stems = [f"{b}_{i}" for b in ("Bengal", "British_Shorthair") for i in range(1, 15)]
+    for n, stem in enumerate(stems):
+        if int(stem.rsplit("_", 1)[1]) <= present:
+            (root / "images" / f"{stem}.jpg").write_bytes(jpeg(n + 31))
+    (root / "images" / "beagle_1.jpg").write_bytes(jpeg(999))
+    lines = [f"{stem} 1 1 1" for stem in stems]
+    (root / "annotations" / "list.txt").write_text("#Image\n" + "\n".join([*lines, "beagle_1 5 2 1"]) + "\n")
+    (root / "annotations" / "trainval.txt").write_text("\n".join(x for x in lines if int(x.split()[0].rsplit("_", 1)[1]) <= 8))
+    (root / "annotations" / "test.txt").write_text("\n".join(x for x in lines if int(x.split()[0].rsplit("_", 1)[1]) > 8))
+    return root
+
+
+def test_oxford_layout_packed_or_not(tmp_path):
+    root = oxford(tmp_path / "photos")
+    plain = prepare(settings(tmp_path))
+    assert plain.card["source"] == "oxford-pets" and plain.breeds == ("Bengal", "British Shorthair")
+    assert plain.card["missing"]["count"] == 4 and "Bengal_13" in plain.card["missing"]["images"]
+    assert {s.image for s in plain.test} == {f"images/{b}_{i}.jpg" for b in ("Bengal", "British_Shorthair") for i in range(9, 13)}
+    packed = tmp_path / "packed"
+    packed.mkdir()
+    for name in ("images", "annotations"):
+        with tarfile.open(packed / f"{name}.tar.gz", "w:gz") as tar:
+            tar.add(root / name, name)
+    again = prepare(settings(tmp_path, photos=str(packed / "images.tar.gz"), data_dir=str(tmp_path / "other")))
+    assert [s.id for s in again.train] == [s.id for s in plain.train]
+
+
+def test_petfinder_and_part_folders(tmp_path):
+    root = fill(tmp_path / "pet" / "images", {"sphynx": 8, "Müsli Katze 猫": 8}).parent
+    (root / "data").mkdir()
+    (root / "data" / "cats.csv").write_text("id,breed\n000,Sphynx - Hairless Cat\n")
+    pet = prepare(settings(tmp_path, photos=str(root)))
+    assert pet.card["source"] == "petfinder"
+    assert pet.breeds == ("Müsli Katze 猫", "Sphynx - Hairless Cat") and pet.card["unknown_breeds"] == ["Müsli Katze 猫"]
+    with pytest.raises(InputError, match="Müsli"):
+        prepare(settings(tmp_path, photos=str(root), unknown_breeds="refuse"))
+    parts = tmp_path / "parts"
+    for n, part in enumerate(("train", "test")):
+        fill(parts / part, {"Bengal": 8, "Manx": 8}, start=200 * n)
+    folders = prepare(settings(tmp_path, photos=str(parts), data_dir=str(tmp_path / "d2")))
+    assert {s.image.split("/")[0] for s in folders.test} == {"test"} and len(folders.test) == 16
+    assert {s.image.split("/")[0] for s in (*folders.train, *folders.val)} == {"train"}
+
+
+def test_jsonl_is_used_as_it_is_and_wrong_lines_are_named(tmp_path):
+    fill(tmp_path / "photos", {"Bengal": 12, "Manx": 12})
+    first = prepare(settings(tmp_path))
+    again = prepare(settings(tmp_path, photos=str(tmp_path / "data" / "vlm"), data_dir=str(tmp_path / "d2")))
+    for part in ("train", "val", "test"):
+        assert [(s.id, s.conversations) for s in again.part(part)] == [(s.id, s.conversations) for s in first.part(part)]
+    row = json.loads((tmp_path / "data" / "vlm" / "train.jsonl").read_text().splitlines()[0])
+    for line, culprit in (("{no json", "not JSON"), (json.dumps(row | {"image": "../../etc/passwd"}), "etc/passwd")):
+        bad = tmp_path / "photos" / "train.jsonl"
+        bad.write_text(json.dumps(row | {"id": "other", "image": "Bengal/000.jpg"}) + "\n" + line + "\n")
+        with pytest.raises(InputError, match=culprit) as error:
+            prepare(settings(tmp_path, photos=str(bad), data_dir=str(tmp_path / "d3")))
+        assert "train.jsonl:2" in str(error.value)
+
+
+def test_the_same_settings_give_the_same_bytes_and_added_photos_move_none(tmp_path):
+    photos = fill(tmp_path / "photos", {"Bengal": 20, "Manx": 9})
+    first = prepare(settings(tmp_path))
+    before = {name: (tmp_path / "data" / "vlm" / name).read_bytes() for name in NAMES}
+    prepare(settings(tmp_path))
+    prepare(settings(tmp_path, data_dir=str(tmp_path / "fresh")))
+    for folder in ("data", "fresh"):
+        assert {name: (tmp_path / folder / "vlm" / name).read_bytes() for name in NAMES[:3]} == {n: before[n] for n in NAMES[:3]}
+    assert (tmp_path / "data" / "vlm" / "dataset.json").read_bytes() == before["dataset.json"]
+    fill(photos, {"Bengal": 15, "Manx": 4}, start=400)
+    later = prepare(settings(tmp_path))
+    where = {s.image: part for part in ("train", "val", "test") for s in later.part(part)}
+    assert all(where[s.image] == part for part in ("train", "val", "test") for s in first.part(part))
+
+
+def test_check_proves_the_split_and_finds_a_leak(tmp_path, capsys):
+    fill(tmp_path / "photos", {"Bengal": 15, "Manx": 15})
+    out = tmp_path / "data" / "vlm"
+    assert main(["data", str(tmp_path / "photos"), "--out", str(out), "--min-test", "3", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["settings"]["min_test"] == 3
+    assert main(["data", "check", str(out), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["ok"] is True
+    dataset = load_dataset(out)
+    (tmp_path / "photos" / dataset.test[0].image).write_bytes((tmp_path / "photos" / dataset.train[0].image).read_bytes())
+    assert main(["data", "check", str(out)]) == 1
+    report = capsys.readouterr().out
+    assert dataset.test[0].image in report and "same bytes in train and test" in report
+    lines = (out / "train.jsonl").read_text()
+    (out / "train.jsonl").write_text(lines[: lines.index("\n") + 1])
+    assert main(["data", "check", str(out)]) == 2
+    assert "train.jsonl" in capsys.readouterr().err
+
+
+def test_two_runs_at_once_leave_one_split(tmp_path):
+    fill(tmp_path / "photos", {"Bengal": 30, "Manx": 30})
+    command = [sys.executable, "-m", "catlib.cli", "data", str(tmp_path / "photos"), "--out", str(tmp_path / "d" / "vlm")]
+    runs = [subprocess.Popen([*command, "--seed", str(seed)], stderr=subprocess.PIPE, stdout=subprocess.PIPE) for seed in (1, 2, 3)]
+    for run in runs:
+        assert run.wait() == 0, run.stderr.read().decode()
+        run.stdout.close(), run.stderr.close()
+    dataset = load_dataset(tmp_path / "d" / "vlm")  # compares every file with the card's digest
+    alone = prepare(settings(tmp_path, seed=dataset.card["settings"]["seed"]))
+    for part in ("train", "val", "test"):
+        assert [s.id for s in dataset.part(part)] == [s.id for s in alone.part(part)]
+
+
+@pytest.mark.parametrize(
+    ("words", "culprit"),
+    [
+        (["nowhere"], "nowhere"), (["check"], "one folder"), (["fetch", "dogs"], "oxford-pets"),
+        (["photos", "--val-share", "much"], "val_share"), (["photos", "--priority-breeds", "Korat"], "Korat"),
+        (["photos", "--breeds", "Korat"], "Korat"),
+    ],
+)  # fmt: skip
+def test_wrong_input_is_one_paragraph_and_exit_code_2(tmp_path, capsys, monkeypatch, words, culprit):
+    fill(tmp_path / "photos", {"Bengal": 8, "Manx": 8})
+    monkeypatch.chdir(tmp_path)
+    assert main(["data", *words, "--out", str(tmp_path / "d" / "vlm")]) == 2
+    said = capsys.readouterr().err
+    assert culprit in said and "Traceback" not in said
+
+
+class Ranges(BaseHTTPRequestHandler):
+    """Serves the folder of the test, from the byte that a Range header asks for; notes what was asked."""
+
+    asked: ClassVar[list[str | None]] = []
+
+    def do_GET(self) -> None:
+        data = (self.server.folder / self.path.strip("/")).read_bytes()
+        wanted = self.headers.get("Range")
+        self.asked.append(wanted)
+        start = int(wanted.removeprefix("bytes=").rstrip("-")) if wanted else 0
+        self.send_response(206 if wanted else 200)
+        self.send_header("Content-Length", str(len(data) - start))
+        self.end_headers()
+        self.wfile.write(data[start:])
+
+    def log_message(self, *_: object) -> None:
+        """Silent."""
+
+
+def test_fetch_resumes_checks_and_says_what_to_do_without_network(tmp_path):
+    site = oxford(tmp_path / "site")
+    archives = []
+    for name in ("annotations", "images"):
+        with tarfile.open(site / f"{name}.tar.gz", "w:gz") as tar:
+            tar.add(site / name, name)
+        archives.append(Archive(f"{name}.tar.gz", hashlib.md5((site / f"{name}.tar.gz").read_bytes()).hexdigest()))
+    to = tmp_path / "to"
+    to.mkdir()
+    with pytest.raises(CatlibError, match="put both into"):
+        fetch_oxford_pets(to, "http://127.0.0.1:9/", tuple(archives))
+    (to / "images.tar.gz.part").write_bytes((site / "images.tar.gz").read_bytes()[:1000])
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Ranges)
+    server.folder = site
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        folder = fetch_oxford_pets(to, f"http://127.0.0.1:{server.server_port}/", tuple(archives))
+    finally:
+        server.shutdown()
+        server.server_close()
+    assert Ranges.asked == [None, "bytes=1000-"]
+    assert (folder / "images" / "Bengal_1.jpg").is_file()
+    (to / "images.tar.gz").write_bytes(b"damaged")
+    with pytest.raises(CatlibError, match="checksum"):
+        fetch_oxford_pets(to, "http://127.0.0.1:9/", tuple(archives))
+
+
+def test_the_samples_have_the_form_that_trl_collates(tmp_path):
+    collator = pytest.importorskip("trl.trainer.sft_trainer").DataCollatorForVisionLanguageModeling
+    fill(tmp_path / "photos", {"Bengal": 12, "Manx": 12})
+    dataset = prepare(settings(tmp_path))
+    rows = [json.loads(line) for line in (tmp_path / "data" / "vlm" / "train.jsonl").read_text().splitlines()]
+    assert all(set(row) == {"id", "image", "conversations", "metadata"} for row in rows)
+    assert all([turn["from"] for turn in row["conversations"]] == ["human", "gpt"] for row in rows)
+    folder = os.environ.get("CATLIB_SMALL_LLAVA")
+    if not folder:
+        pytest.skip("field names checked; CATLIB_SMALL_LLAVA is not set, so TRL's collator has no processor to work with")
+    from transformers import AutoProcessor
+
+    batch = collator(AutoProcessor.from_pretrained(folder))([
+        {
+            "images": [open_image(dataset.image_root / sample.image)],
+            "prompt": [{"role": "user", "content": sample.question}],
+            "completion": [{"role": "assistant", "content": sample.answer}],
+        }
+        for sample in dataset.train[:2]
+    ])  # fmt: skip
+    assert batch["pixel_values"].shape[0] == 2 and (batch["labels"] != -100).any(dim=1).all()
+
+
+def test_conversations_and_weights(tmp_path):
+    fill(tmp_path / "photos", {"Bengal": 40, "Manx": 10})
+    dataset = prepare(settings(tmp_path))
+    assert {s.question for s in dataset.train} == set(PARAPHRASES) and {s.question for s in dataset.test} == {PARAPHRASES[0]}
+    assert set(dataset.train[0].__dataclass_fields__) >= {"id", "image", "conversations"}
+    for mode, ratio in (("none", 1.0), ("uniform", 0.0), ("sqrt", 0.5)):
+        weights = balance_weights(dataset.train, mode)
+        breeds = np.array([s.breed for s in dataset.train])
+        n = {b: (breeds == b).sum() for b in ("Bengal", "Manx")}
+        drawn = weights[breeds == "Bengal"].sum() / weights[breeds == "Manx"].sum()
+        assert np.isclose(drawn, (n["Bengal"] / n["Manx"]) ** ratio) and np.isclose(weights.mean(), 1)
+    reasons = answer_for("Bengal", "label+traits")
+    assert reasons.startswith("Bengal. ") and len(reasons) > 40 and answer_for("Nobody's Cat", "label+traits") == "Nobody's Cat"
