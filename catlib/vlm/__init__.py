@@ -1,0 +1,1 @@
+"""The vision-language model: loading, LoRA, batches, frozen features, training, label likelihood, memory."""

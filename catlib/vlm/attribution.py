@@ -1,0 +1,157 @@
+"""Which image patches drove the score of a breed's name: gradients or occlusion on its image tokens."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from PIL.Image import Image
+
+from catlib.errors import CatlibError
+from catlib.vlm.prompting import answer_tokens, inference_inputs
+
+if TYPE_CHECKING:
+    from catlib.vlm.models import VLM
+
+OCCLUSION_BATCH = 8
+
+
+def patch_gradients(vlm: "VLM", image: Image, question: str, breed: str, steps: int = 8) -> np.ndarray:
+    """Signed relevance (h, w) of each image token for log p(breed, end token | photo, question), in nats.
+
+    Integrated gradients (Sundararajan et al. 2017, arXiv 1703.01365) on the way from a photo whose tokens are all its
+    mean token to the photo itself, the gradient taken at the middles of `steps` equal parts. The relevances add up,
+    as far as the steps suffice, to the score of the photo less that of the featureless one; a single gradient at the
+    photo does not, where the model is saturated.
+    """
+    inputs, label = _inputs_with_answer(vlm, image, question, breed)
+    positions, grid = image_positions(vlm, inputs["input_ids"][0])
+    relevance = torch.zeros(len(positions), device=positions.device)
+    for step in range(steps):
+        held: list[torch.Tensor] = []
+
+        def hold(embeddings: torch.Tensor, share: float = (step + 0.5) / steps, held: list = held) -> torch.Tensor:
+            tokens = embeddings[0, positions].detach()
+            away = tokens - tokens.mean(0)
+            embeddings = embeddings.detach().clone()
+            embeddings[0, positions] = tokens.mean(0) + share * away
+            held += [embeddings.requires_grad_(), away]
+            return embeddings
+
+        with _edited(vlm, hold), torch.enable_grad():
+            score = _label_score(vlm, inputs, label).sum()
+            (gradient,) = torch.autograd.grad(score, held[:1])
+        relevance += (gradient[0, positions].float() * held[1].float()).sum(-1) / steps
+    return relevance.cpu().numpy().reshape(grid)
+
+
+@torch.inference_mode()
+def patch_occlusion(vlm: "VLM", image: Image, question: str, breed: str, window: int = 0) -> np.ndarray:
+    """Fall of log p(breed | photo) in nats (h, w) when a window of image tokens is replaced by the photo's mean token.
+
+    `window`: its side in tokens, 0 for a quarter of the photo's; windows overlap by half. Each patch gets the mean
+    over the windows that cover it (Zeiler & Fergus 2014, arXiv 1311.2901). One forward pass a window: slower than the
+    gradient, but exact.
+    """
+    inputs, _ = _inputs_with_answer(vlm, image, question, breed)
+    _, (height, width) = image_positions(vlm, inputs["input_ids"][0])
+    window = window or max(1, round(min(height, width) / 4))
+    masks = []
+    for top in _starts(height, window):
+        for left in _starts(width, window):
+            mask = np.zeros((height, width), dtype=bool)
+            mask[top : top + window, left : left + window] = True
+            masks.append(mask)
+    whole, *hidden = occluded_scores(vlm, image, question, breed, [np.zeros((height, width), dtype=bool), *masks])
+    falls, covered = np.zeros((height, width)), np.zeros((height, width))
+    for mask, score in zip(masks, hidden, strict=True):
+        falls[mask] += whole - score
+        covered[mask] += 1
+    return falls / covered
+
+
+@torch.inference_mode()
+def occluded_scores(vlm: "VLM", image: Image, question: str, breed: str, masks: list[np.ndarray]) -> np.ndarray:
+    """log p(breed, end token | photo, question) for each mask (h, w, bool), masked tokens replaced by the mean."""
+    inputs, label = _inputs_with_answer(vlm, image, question, breed)
+    positions, _ = image_positions(vlm, inputs["input_ids"][0])
+    scores = []
+    for first in range(0, len(masks), OCCLUSION_BATCH):
+        part = torch.as_tensor(
+            np.stack(masks[first : first + OCCLUSION_BATCH]).reshape(-1, len(positions)), device=positions.device
+        )
+
+        def occlude(embeddings: torch.Tensor, part: torch.Tensor = part) -> torch.Tensor:
+            tokens = embeddings[0, positions]
+            rows = embeddings.repeat(len(part), 1, 1)
+            rows[:, positions] = torch.where(part[..., None], tokens.mean(0), tokens)
+            return rows
+
+        with _edited(vlm, occlude):
+            scores.append(_label_score(vlm, inputs, label))
+    return torch.cat(scores).double().cpu().numpy()
+
+
+def image_positions(vlm: "VLM", ids: torch.Tensor) -> tuple[torch.Tensor, tuple[int, int]]:
+    """Where the image tokens stand in `ids` (length,), row by row of the photo, and their grid (h, w).
+
+    Tokens in one run are a square (LLaVA); runs of equal length are the rows (Pixtral), or tiles of which the last
+    shows the whole photo (Idefics3, SmolVLM). Raises CatlibError when the tokens form no grid.
+    """
+    config = vlm.base.config
+    token = getattr(config, "image_token_id", None) or getattr(config, "image_token_index", None)
+    found = (ids == token).nonzero()[:, 0]
+    breaks = (found.diff() > 1).nonzero()[:, 0] + 1
+    runs = torch.tensor_split(found, breaks.cpu())
+    if len(runs) > 1 and config.model_type in ("idefics3", "smolvlm"):
+        found, runs = runs[-1], runs[-1:]
+    if len(runs) > 1 and len({len(run) for run in runs}) == 1:
+        return found, (len(runs), len(runs[0]))
+    side = round(len(found) ** 0.5)
+    if not len(found) or side * side != len(found):
+        raise CatlibError(
+            f"{len(found)} image tokens of a {config.model_type} model form no grid; a heat map is not defined"
+        )
+    return found, (side, side)
+
+
+def _inputs_with_answer(
+    vlm: "VLM", image: Image, question: str, breed: str
+) -> tuple[dict[str, torch.Tensor], list[int]]:
+    inputs = inference_inputs(vlm, [image], [question])
+    label = answer_tokens(vlm.processor, question, breed)
+    answer = torch.tensor([label[:-1]], device=inputs["input_ids"].device)
+    inputs["input_ids"] = torch.cat([inputs["input_ids"], answer], dim=1)
+    inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])  # one photo: nothing is padded
+    return inputs, label
+
+
+def _label_score(vlm: "VLM", inputs: dict[str, torch.Tensor], label: list[int]) -> torch.Tensor:
+    """Summed log-probabilities (rows,) of the label at the end of the inputs."""
+    logits = vlm.base(**inputs, use_cache=False, logits_to_keep=len(label)).logits.float()
+    following = torch.tensor(label, device=logits.device).expand(len(logits), -1)
+    return logits.log_softmax(-1).gather(-1, following[..., None])[..., 0].sum(-1)
+
+
+@contextmanager
+def _edited(vlm: "VLM", edit: Callable[[torch.Tensor], torch.Tensor]) -> Iterator[None]:
+    """While open, the language model reads `edit(embeddings)` (rows, length, width) instead of its one row."""
+
+    def before(
+        _: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        embeddings = edit(kwargs["inputs_embeds"])
+        return args, {**kwargs, "inputs_embeds": embeddings, "attention_mask": None}
+
+    handle = vlm.base.get_submodule(vlm.anatomy.language_model).register_forward_pre_hook(before, with_kwargs=True)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def _starts(length: int, window: int) -> list[int]:
+    """First indices of windows, half a window apart, that cover `length` to its end."""
+    last = max(0, length - window)
+    return sorted({*range(0, last + 1, max(1, window // 2)), last})

@@ -1,0 +1,168 @@
+"""What the frozen vision tower sees, computed once: the projector's input for each photo, kept on disk within a size limit."""
+
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL.Image import Image
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from transformers import LlavaForConditionalGeneration
+
+from catlib.data.images import open_image
+from catlib.errors import CatlibError
+from catlib.progress import track
+from catlib.vlm.models import VLM
+
+log = logging.getLogger(__name__)
+FILL_BATCH = 16
+
+
+@dataclass(frozen=True)
+class PhotoFeatures:
+    """`vectors`: (image tokens, width) of the tower, before the projector. `block`: the token ids that stand for the photo
+    in a prompt (for Pixtral they hold row breaks as well, so there may be more ids than vectors).
+    """
+
+    vectors: torch.Tensor
+    block: torch.Tensor  # int64 (length,)
+
+
+class _Caught(Exception):
+    """Ends the forward pass at the projector's door."""
+
+
+class FrozenFeatures:
+    """Features by photo, from disk where they were computed before.
+
+    The key covers the tower's weights, the layer and tokens that are read, the preprocessing and the photo's bytes: anything that
+    could change the features changes the key. Files are safetensors, never pickles, and are written by renaming.
+    """
+
+    def __init__(self, vlm: VLM, folder: Path, limit_gb: float) -> None:
+        if not can_cache(vlm):
+            raise CatlibError(f"features of a {type(vlm.base).__name__} cannot be cached")
+        self.vlm = vlm
+        self.folder = folder / model_key(vlm)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.limit = limit_gb * 1e9
+        self.size = sum(f.stat().st_size for f in folder.rglob("*.safetensors"))
+
+    def fill(self, photos: Sequence[tuple[Path, str]], workers: int = 4) -> int:
+        """Compute what is missing of (path, sha256) pairs; returns how many photos had to be left out for lack of room."""
+        missing = list({sha: path for path, sha in photos if not self._file(sha).is_file()}.items())
+        chunks = [missing[i : i + FILL_BATCH] for i in range(0, len(missing), FILL_BATCH)]
+        left_out = 0
+        for chunk, images in track(_decoded(chunks, workers), "vision features", total=len(chunks), unit="batches"):
+            if self.size >= self.limit:
+                left_out += len(chunk)
+                continue
+            for (sha, _), features in zip(chunk, compute_features(self.vlm, images), strict=True):
+                self._write(sha, features)
+        if left_out:
+            log.warning("the feature cache is full at %.1f GB: %d photos go through the tower each time", self.limit / 1e9, left_out)
+        return left_out
+
+    def get(self, sha: str) -> PhotoFeatures | None:
+        """Features of a photo by its sha256, or None when they are not on disk or the file is broken."""
+        try:
+            tensors = load_file(self._file(sha))
+        except (OSError, SafetensorError):
+            return None
+        return PhotoFeatures(tensors["vectors"], tensors["block"])
+
+    def _file(self, sha: str) -> Path:
+        return self.folder / f"{sha}.safetensors"
+
+    def _write(self, sha: str, features: PhotoFeatures) -> None:
+        path = self._file(sha)
+        temporary = path.with_name(f".{sha}.{os.getpid()}")
+        save_file({"vectors": features.vectors.cpu().contiguous(), "block": features.block.cpu()}, temporary)
+        os.replace(temporary, path)
+        self.size += path.stat().st_size
+
+
+def can_cache(vlm: VLM) -> bool:
+    """Whether the projector reads nothing but the tower's output: so for LLaVA-1.5 and Pixtral, not for models that merge,
+    tile or reread the photo in ways of their own.
+    """
+    return isinstance(vlm.base, LlavaForConditionalGeneration)
+
+
+@torch.no_grad()
+def compute_features(vlm: VLM, images: Sequence[Image]) -> list[PhotoFeatures]:
+    """Run the frozen tower over photos. The projector's input is caught on its way in, whatever the tower's kind."""
+    processor, base = vlm.processor, vlm.base
+    token = processor.image_token
+    inputs = processor(images=[[image] for image in images], text=[token] * len(images), padding=True, return_tensors="pt")
+    caught: list[torch.Tensor] = []
+
+    def catch(_: torch.nn.Module, args: tuple[torch.Tensor, ...]) -> None:
+        caught.append(args[0])
+        raise _Caught  # what the projector would do with it is not needed
+
+    handle = vlm.projector.register_forward_pre_hook(catch)
+    try:
+        tower_dtype = next(base.get_submodule(vlm.anatomy.tower).parameters()).dtype
+        extra = {"image_sizes": inputs["image_sizes"].to(base.device)} if "image_sizes" in inputs else {}
+        base.model.get_image_features(
+            pixel_values=inputs["pixel_values"].to(base.device, tower_dtype),
+            vision_feature_layer=base.config.vision_feature_layer,
+            vision_feature_select_strategy=base.config.vision_feature_select_strategy,
+            **extra,
+        )
+    except _Caught:
+        pass
+    finally:
+        handle.remove()
+    image_id = base.config.image_token_id
+    special = set(processor.tokenizer("").input_ids)  # begin-of-sequence, where the tokenizer writes one
+    blocks = []
+    for ids, mask in zip(inputs["input_ids"], inputs["attention_mask"], strict=True):
+        row = ids[mask.bool()]
+        first = int((row == image_id).nonzero()[0, 0])
+        blocks.append(row[first:] if not special else row[first : len(row) - _trailing(row, special)])
+    counts = [int((block == image_id).sum()) for block in blocks]
+    vectors = caught[0].flatten(0, -2).split(counts)
+    return [PhotoFeatures(v.clone(), b.clone()) for v, b in zip(vectors, blocks, strict=True)]
+
+
+def _trailing(row: torch.Tensor, special: set[int]) -> int:
+    n = 0
+    while n < len(row) and int(row[-1 - n]) in special:
+        n += 1
+    return n
+
+
+def model_key(vlm: VLM) -> str:
+    """A digest of the tower's weights, what is read of it, and the preprocessing."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(vlm.base.get_submodule(vlm.anatomy.tower).state_dict().items()):
+        if "lora_" not in name:
+            digest.update(name.encode())
+            digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy())
+    config = vlm.base.config
+    facts: dict[str, Any] = {
+        "layer": config.vision_feature_layer,
+        "select": config.vision_feature_select_strategy,
+        "preprocessing": vlm.processor.image_processor.to_dict(),
+    }
+    digest.update(json.dumps(facts, sort_keys=True, default=str).encode())
+    return digest.hexdigest()[:24]
+
+
+def _decoded(chunks: list[list[tuple[str, Path]]], workers: int) -> Iterator[tuple[list[tuple[str, Path]], list[Image]]]:
+    """Chunks with their photos; the next chunk is decoded while the tower works on this one."""
+    with ThreadPoolExecutor(max(1, workers)) as pool:
+        ahead = [pool.submit(open_image, path) for _, path in chunks[0]] if chunks else []
+        for i, chunk in enumerate(chunks):
+            now = ahead
+            ahead = [pool.submit(open_image, path) for _, path in chunks[i + 1]] if i + 1 < len(chunks) else []
+            yield chunk, [future.result() for future in now]

@@ -1,0 +1,124 @@
+"""What is trained: LoRA on the language model's linear layers, matched by full path, and the projector on request."""
+
+import logging
+import re
+from collections.abc import Sequence
+
+import torch
+from peft import LoraConfig, get_peft_model
+from peft.utils.constants import DUMMY_TARGET_MODULES
+
+from catlib.errors import CatlibError, InputError
+from catlib.settings import TrainSettings, split_list
+from catlib.vlm.models import VLM, Anatomy
+
+log = logging.getLogger(__name__)
+
+
+def lora_module_names(model: torch.nn.Module, targets: Sequence[str], anatomy: Anatomy | None = None) -> list[str]:
+    """Full paths of the language model's linear layers whose last name is among `targets`, in the model's order.
+
+    LLaVA's vision tower has q_proj, k_proj and v_proj too; they are never matched. Raises InputError for a target without a
+    layer.
+    """
+    prefix = (anatomy or Anatomy.of(model)).language_model + "."
+    names = [
+        name
+        for name, module in model.named_modules()
+        if name.startswith(prefix) and name.rsplit(".", 1)[-1] in targets and hasattr(module, "in_features")
+    ]
+    missing = set(targets) - {name.rsplit(".", 1)[-1] for name in names}
+    if missing:
+        last = {n.rsplit(".", 1)[-1] for n, m in model.named_modules() if n.startswith(prefix) and hasattr(m, "in_features")}
+        raise InputError(f"lora_targets: no layer {', '.join(sorted(missing))} in {prefix[:-1]}; it has {', '.join(sorted(last))}")
+    return names
+
+
+def projector_linears(model: torch.nn.Module, anatomy: Anatomy) -> list[str]:
+    """Full paths of the projector's linear layers."""
+    prefix = anatomy.projector + "."
+    return [n for n, m in model.named_modules() if n.startswith(prefix) and isinstance(m, torch.nn.Linear)]
+
+
+def lora_config(model: torch.nn.Module, settings: TrainSettings, anatomy: Anatomy | None = None) -> LoraConfig:
+    """peft's configuration for the settings; in mode `projector` there is no LoRA, the projector is trained in full.
+
+    The pattern is matched against a module's whole path (peft matches a list against its end, which would hit namesakes), the
+    layers' numbers replaced by any number; it is checked that it matches exactly the layers that are meant.
+    """
+    anatomy = anatomy or Anatomy.of(model)
+    full = settings.mode == "projector" or settings.train_projector == "full"
+    names = [] if settings.mode == "projector" else lora_module_names(model, split_list(settings.lora_targets), anatomy)
+    if settings.mode != "projector" and settings.train_projector == "lora":
+        names += projector_linears(model, anatomy)
+    pattern = "|".join(dict.fromkeys(re.sub(r"\\\.\d+\\\.", r"\\.\\d+\\.", re.escape(name)) for name in names))
+    matched = {name for name, _ in model.named_modules() if re.fullmatch(pattern, name)} if names else set()
+    if matched != set(names):
+        raise CatlibError(f"the LoRA pattern {pattern} matches {len(matched)} layers in place of {len(names)}")
+    return LoraConfig(
+        r=settings.lora_r,
+        lora_alpha=settings.lora_alpha,
+        lora_dropout=settings.lora_dropout,
+        bias="none",
+        task_type="CAUSAL_LM",
+        use_rslora=settings.use_rslora,
+        use_dora=settings.use_dora,
+        target_modules=pattern or DUMMY_TARGET_MODULES,  # the latter: peft, there is no LoRA
+        modules_to_save=[anatomy.projector] if full else None,
+    )
+
+
+def add_lora(vlm: VLM, settings: TrainSettings) -> None:
+    """Wrap the model for training: base frozen, adapters (and a projector trained in full) in float32.
+
+    float32 because a bf16 weight of size 1 absorbs any update below 0.004. Raises CatlibError when something in the vision
+    tower could be trained.
+    """
+    config = lora_config(vlm.model, settings, vlm.anatomy)
+    vlm.model.requires_grad_(False)
+    vlm.model = peft_model(vlm.model, config)
+    keep_training_layout(vlm.model)
+    check_trainable(vlm.model, vlm.anatomy)
+    vlm.model.train()
+    vlm.base.get_submodule(vlm.anatomy.tower).eval()  # frozen: no dropout in it either
+
+
+def peft_model(model: torch.nn.Module, config: LoraConfig) -> torch.nn.Module:
+    """The model with adapters attached, everything that is trained in float32."""
+    model = get_peft_model(model, config, autocast_adapter_dtype=True)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+    return model
+
+
+def keep_training_layout(model: torch.nn.Module) -> None:
+    """Keep 4-bit layers from repacking their weights for inference on a CPU with AVX-512 bf16.
+
+    bitsandbytes 0.50 repacks at the first forward pass in eval mode (a validation), for good, and what it then calls has no
+    backward: from the second epoch on, no gradient would pass through the frozen layers, without any error.
+    """
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
+
+
+def check_trainable(model: torch.nn.Module, anatomy: Anatomy) -> None:
+    """Raise CatlibError when nothing is trained, or anything in the vision tower apart from its projector."""
+    trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    in_tower = [n for n in trained if f"{anatomy.tower}." in n and f"{anatomy.projector}." not in n]
+    if in_tower:
+        raise CatlibError(f"{len(in_tower)} tensors of the vision tower would be trained, first {in_tower[0]}")
+    if not trained:
+        raise CatlibError("nothing is trained: mode and lora_targets leave no parameter")
+
+
+def count_parameters(model: torch.nn.Module) -> tuple[int, int]:
+    """(trainable, all) parameters; 4-bit weights are counted by their original shape."""
+    trainable = total = 0
+    for parameter in model.parameters():
+        state = getattr(parameter, "quant_state", None)
+        n = state.shape.numel() if state is not None else parameter.numel()
+        total += n
+        trainable += n if parameter.requires_grad else 0
+    return trainable, total

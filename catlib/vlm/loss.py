@@ -1,0 +1,51 @@
+"""The training loss: cross entropy of the answer's tokens, with logits computed only where the answer stands."""
+
+import torch
+from torch.nn.functional import cross_entropy
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+from catlib.vlm.batches import IGNORED, Batch
+from catlib.vlm.models import VLM
+
+
+class AnswerLoss(torch.nn.Module):
+    """Maps a batch to (summed cross entropy, number of supervised tokens).
+
+    A module of its own, so that one wrapper (DDP, FSDP) sees all of the model's work. A sum and not a mean, so that batches of
+    unequal numbers of tokens add up to the right gradient under accumulation and over processes. LLaVA-1.5 has 32,064
+    logits for each of ~600 positions; an answer has about five.
+    """
+
+    def __init__(self, vlm: VLM, full_logits: bool = False) -> None:
+        super().__init__()
+        self.model = vlm.model
+        self.full_logits = full_logits  # for the test that both ways give the same gradients
+        self._vlm = [vlm]  # in a list, so that it is no submodule
+
+    def forward(self, batch: Batch) -> tuple[torch.Tensor, int]:
+        vlm = self._vlm[0]
+        base = vlm.base
+        extra = dict(batch.pixels or {})
+        if batch.features is not None:
+            projected = vlm.projector(batch.features.to(_dtype(vlm.projector)))
+            extra = {"mm_encoder_outputs": {"image": BaseModelOutputWithPooling(pooler_output=[projected])}}
+        elif "pixel_values" in extra:
+            extra["pixel_values"] = extra["pixel_values"].to(base.get_input_embeddings().weight.dtype)
+        # Padding stands on the right, where a causal model never looks from a real token: without a mask the attention
+        # kernel takes its fast way. Models that work out positions from the mask still get it.
+        mask = None if batch.features is not None else batch.attention_mask
+        outputs = base.model(
+            input_ids=batch.input_ids, attention_mask=mask, use_cache=False, **extra
+        )
+        hidden, targets = outputs.last_hidden_state[:, :-1], batch.labels[:, 1:]
+        answer = targets != IGNORED
+        head = base.get_output_embeddings()
+        if self.full_logits:
+            logits = head(hidden).float()[answer]
+        else:
+            logits = head(hidden[answer]).float()
+        return cross_entropy(logits, targets[answer], reduction="sum"), int(answer.sum())
+
+
+def _dtype(module: torch.nn.Module) -> torch.dtype:
+    return next(module.parameters()).dtype

@@ -1,0 +1,61 @@
+"""From question and photo to the model's inputs, and from a breed to the tokens that training taught as its answer."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from PIL.Image import Image
+
+from catlib.errors import CatlibError
+
+if TYPE_CHECKING:
+    from catlib.vlm.models import VLM
+
+
+def prompt_text(processor: Any, question: str, photo: bool = True) -> str:
+    """The prompt as the chat template writes it, up to where the answer begins; without its image when not `photo`."""
+    content = [{"type": "image"}] * photo + [{"type": "text", "text": question}]
+    return processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
+
+
+def answer_tokens(processor: Any, question: str, answer: str) -> list[int]:
+    """The tokens of `answer` with the end token, as they follow the prompt in a training text.
+
+    Prompt and answer are tokenized together, because a name gets other tokens after a colon or a space than alone.
+    Raises CatlibError when the prompt's own tokens change by that: then no score of the answer alone is defined.
+    """
+    tokenizer = processor.tokenizer
+    prompt = prompt_text(processor, question)
+    content = [{"type": "image"}, {"type": "text", "text": question}]
+    turns = [{"role": "user", "content": content}, {"role": "assistant", "content": [{"type": "text", "text": answer}]}]
+    text = processor.apply_chat_template(turns, add_generation_prompt=False)
+    if not text.startswith(prompt):
+        raise CatlibError(
+            f"the chat template writes another prompt before an answer: {text!r} does not begin with {prompt!r}"
+        )
+    before, whole = tokenizer(prompt)["input_ids"], tokenizer(text)["input_ids"]
+    if whole[: len(before)] != before:
+        raise CatlibError(f"the answer {answer!r} changes the prompt's last token: end the prompt where a token ends")
+    tokens = whole[len(before) :]
+    if tokenizer.eos_token_id in tokens:
+        return tokens[: tokens.index(tokenizer.eos_token_id) + 1]
+    return [*tokens, tokenizer.eos_token_id]
+
+
+def inference_inputs(vlm: "VLM", images: Sequence[Image] | None, questions: Sequence[str]) -> dict[str, torch.Tensor]:
+    """Model inputs for a batch of photos with a question each, on the model's device, padded on the left.
+
+    Left, so that every row ends where its answer begins. `images` None: the questions alone, without a photo.
+    """
+    text = [prompt_text(vlm.processor, question, photo=images is not None) for question in questions]
+    if images is None:
+        inputs = vlm.processor.tokenizer(text, padding=True, padding_side="left", return_tensors="pt")
+        inputs = {key: inputs[key] for key in ("input_ids", "attention_mask")}
+    else:
+        inputs = vlm.processor(
+            images=[[image] for image in images], text=text, padding=True, padding_side="left", return_tensors="pt"
+        )
+    dtype = vlm.base.get_input_embeddings().weight.dtype
+    return {
+        key: value.to(vlm.base.device, dtype if value.is_floating_point() else None) for key, value in inputs.items()
+    }

@@ -1,0 +1,119 @@
+"""What a training run works with, put together and checked before the first step: data, model, features, places."""
+
+import hashlib
+import logging
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from catlib.breeds import PRIORITY_BREEDS
+from catlib.data.images import inside
+from catlib.data.records import Sample, image_root_of, read_samples
+from catlib.errors import InputError
+from catlib.paths import resolve
+from catlib.settings import TrainSettings, split_list
+from catlib.vlm.augment import Augment
+from catlib.vlm.batches import Collator
+from catlib.vlm.features import FrozenFeatures, can_cache
+from catlib.vlm.fused import fuse
+from catlib.vlm.lora import add_lora
+from catlib.vlm.models import VLM, load_vlm
+
+log = logging.getLogger(__name__)
+FEATURE_CACHE = "outputs/cache/features"
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """Samples with their photos' digests, and what the data says about breeds."""
+
+    train: tuple[Sample, ...]
+    val: tuple[Sample, ...]
+    image_root: Path
+    val_root: Path
+    breeds: tuple[str, ...]
+    priority: tuple[str, ...]
+    digests: dict[str, str]  # of the two JSONL files
+
+
+@dataclass
+class Run:
+    """Everything the loop needs."""
+
+    settings: TrainSettings
+    data: TrainingData
+    vlm: VLM
+    collate: Collator
+    val_collate: Collator
+    folder: Path
+
+
+def load_data(settings: TrainSettings) -> TrainingData:
+    """Read and validate both JSONL files. Raises InputError; a breed that only validation has is one."""
+    paths = [resolve(settings.train_data), resolve(settings.val_data)]
+    roots = [image_root_of(path) for path in paths]
+    train, val = (
+        tuple(_with_digests(read_samples(path, root), root)) for path, root in zip(paths, roots, strict=True)
+    )
+    breeds = tuple(sorted({s.breed for s in train}))
+    if unknown := sorted({s.breed for s in val} - set(breeds)):
+        raise InputError(f"{paths[1]}: validation has breeds without a training photo: {', '.join(unknown)}")
+    if both := {s.metadata["sha256"] for s in train} & {s.metadata["sha256"] for s in val}:
+        raise InputError(f"{paths[1]}: {len(both)} photos stand in {paths[0].name} as well; the validation loss would lie")
+    named = split_list(settings.priority_breeds)
+    if absent := [b for b in named if b not in breeds]:
+        raise InputError(f"priority_breeds: no training photo of {', '.join(absent)}; the data has {', '.join(breeds)}")
+    priority = tuple(named or [b for b in PRIORITY_BREEDS if b in breeds])
+    digests = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
+    return TrainingData(train, val, roots[0], roots[1], breeds, priority, digests)
+
+
+def set_up(settings: TrainSettings, main_process: bool = True) -> Run:
+    """Load data and model, attach what is trained, and make the feature cache ready."""
+    from catlib.demo_models import resolve_model  # it builds on this room
+
+    data = load_data(settings)
+    vlm = load_vlm(
+        resolve_model(settings.base_model, "llava"), device=settings.device, dtype=settings.dtype, quantize=settings.mode == "qlora"
+    )
+    add_lora(vlm, settings)
+    if not {"ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED"} & os.environ.keys():  # those move weights about between passes
+        log.info("%d layers use gradients written by hand", fuse(vlm.model))
+    if settings.gradient_checkpointing:
+        vlm.base.enable_input_require_grads()
+        vlm.base.gradient_checkpointing_enable({"use_reentrant": False})
+    augment = Augment(settings.seed) if settings.augment else None
+    features = _features(settings, vlm, data)
+    if augment is not None:
+        log.info("augmentation is on: every photo goes through the vision tower each time, the feature cache is not used")
+    collate = Collator(vlm, data.image_root, None if augment else features, augment)
+    val_collate = Collator(vlm, data.val_root, features)
+    return Run(settings, data, vlm, collate, val_collate, resolve(settings.output_dir))
+
+
+def _features(settings: TrainSettings, vlm: VLM, data: TrainingData) -> FrozenFeatures | None:
+    if not settings.cache_features:
+        return None
+    if not can_cache(vlm):
+        log.info("%s: features cannot be cached for this architecture", type(vlm.base).__name__)
+        return None
+    cache = FrozenFeatures(vlm, resolve(FEATURE_CACHE), settings.cache_limit_gb)
+    parts: list[tuple[Sequence[Sample], Path]] = [(data.val, data.val_root)]
+    if not settings.augment:
+        parts.append((data.train, data.image_root))
+    photos = [(inside(root, s.image), s.metadata["sha256"]) for samples, root in parts for s in samples]
+    cache.fill(photos, settings.num_workers)
+    return cache
+
+
+def _with_digests(samples: Sequence[Sample], root: Path) -> list[Sample]:
+    """Samples whose metadata has the photo's sha256; JSONL from elsewhere may lack it."""
+    return [s if s.metadata.get("sha256") else _digested(s, root) for s in samples]
+
+
+def _digested(sample: Sample, root: Path) -> Sample:
+    digest = hashlib.sha256(inside(root, sample.image).read_bytes()).hexdigest()
+    metadata: dict[str, Any] = {**sample.metadata, "sha256": digest}
+    return replace(sample, metadata=metadata)

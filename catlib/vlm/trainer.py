@@ -1,0 +1,332 @@
+"""The training loop: plain steps over a fixed order, resumable to the same weights, stopped before it can lie."""
+
+import logging
+import math
+import time
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from transformers import get_scheduler
+
+from catlib.data.records import Sample
+from catlib.errors import CatlibError
+from catlib.settings import TrainSettings
+from catlib.vlm.batches import check_batch
+from catlib.vlm.checkpoint import fingerprint, save_checkpoint
+from catlib.vlm.interrupts import AfterThisStep
+from catlib.vlm.history import History, read_history
+from catlib.vlm.loss import AnswerLoss
+from catlib.vlm.measure import Meter
+from catlib.vlm.model_card import model_card
+from catlib.vlm.order import epoch_order, steps_of
+from catlib.vlm.run import Run, set_up
+from catlib.vlm.state import load_state, random_state, save_state, set_random_state
+from catlib.vlm.validation import Watch, validation_loss, watched_part
+
+log = logging.getLogger(__name__)
+SAME_RUN = ("epochs", "batch_size", "gradient_accumulation", "seed", "lr", "projector_lr", "lr_schedule", "warmup_ratio",
+            "mode", "train_projector", "lora_r", "lora_alpha", "lora_dropout", "lora_targets", "balance", "base_model",
+            "use_rslora", "use_dora", "weight_decay", "max_grad_norm", "dtype", "augment", "cache_features")  # fmt: skip
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What a finished run left: the checkpoint folder (the best epoch's adapter) and the lines of history.jsonl."""
+
+    checkpoint: Path
+    history: list[dict[str, Any]]
+    best: dict[str, float]
+
+
+class Progress:
+    """Where a run stands. `state()` and `set()` move it to and from the file that a resumed run starts from."""
+
+    def __init__(self) -> None:
+        self.epoch = self.step_in_epoch = self.step = 0
+        self.best_value: list[float] | None = None  # lower is better, entry by entry
+        self.best: dict[str, float] = {}
+        self.epochs_without_gain = 0
+        self.seconds = 0.0
+        self.window: list[tuple[float, int]] = []  # (summed loss, tokens) of the steps since the last logged one
+        self.stopped = False
+
+    def state(self) -> dict[str, Any]:
+        return dict(vars(self))
+
+    def set(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+
+
+class Trainer:
+    """One run. `train(settings)` below is the way in; the class only holds what the steps share."""
+
+    def __init__(self, settings: TrainSettings) -> None:
+        self.settings = settings
+        self.accelerator = Accelerator(cpu=settings.device == "cpu", mixed_precision="no")
+        self.main = self.accelerator.is_main_process
+        torch.manual_seed(settings.seed)  # before LoRA's matrices are drawn
+        self.run: Run = set_up(settings, self.main)
+        self.vlm = self.run.vlm
+        self.micro_batch = settings.batch_size
+        self.progress = Progress()
+        self.interrupt = AfterThisStep()
+        self.meter = Meter(self.vlm.base.device)
+        self._prepare()
+
+    def _prepare(self) -> None:
+        s, run = self.settings, self.run
+        self.loss = AnswerLoss(self.vlm)
+        named = [(n, p) for n, p in self.vlm.model.named_parameters() if p.requires_grad]
+        projector = [p for n, p in named if f"{self.vlm.anatomy.projector}." in n and "lora_" not in n]
+        rest = [p for n, p in named if not any(p is q for q in projector)]
+        groups = [{"params": rest, "lr": s.lr}, {"params": projector, "lr": s.projector_lr}]
+        groups = [group for group in groups if group["params"]]
+        self.trained = named
+        self.optimizer = torch.optim.AdamW(groups, weight_decay=s.weight_decay, fused=self.vlm.base.device.type != "mps")
+        world = self.accelerator.num_processes
+        self.effective_batch = s.batch_size * s.gradient_accumulation * world
+        self.steps_an_epoch = math.ceil(len(run.data.train) / self.effective_batch)
+        total = self.steps_an_epoch * s.epochs
+        warm_up = math.ceil(s.warmup_ratio * total)
+        kind = "constant_with_warmup" if s.lr_schedule == "constant" else s.lr_schedule
+        self.schedule = get_scheduler(kind, self.optimizer, warm_up, total)
+        self.module = self.accelerator.prepare_model(self.loss) if world > 1 else self.loss
+        self.run.folder.mkdir(parents=True, exist_ok=True)
+        self.history = History(run.folder, s, self.main)
+        watched = watched_part(run.data.val, s.watch_photos, s.seed)
+        question = run.data.val[0].question
+        self.watch = (
+            Watch(self.vlm, run.val_collate, watched, run.data.breeds, run.data.priority, question) if watched else None
+        )
+        self.total_steps = total
+
+    # --- the loop ---
+
+    def fit(self) -> TrainResult:
+        """Train to the end, from where an interrupted run of the same settings stopped."""
+        self._resume()
+        s, p = self.settings, self.progress
+        check_batch(self.vlm, self.run.collate(self.run.data.train[: self.micro_batch]))
+        try:
+            with self.interrupt:
+                while p.epoch < s.epochs and not p.stopped:
+                    self._epoch()
+        except KeyboardInterrupt:
+            log.warning("interrupted after step %d; saving where training stands", p.step)
+            self._save_state()
+            self._save_adapter("last", {"interrupted": True})
+            raise
+        history = read_history(self.history.path)
+        return TrainResult(self.run.folder, history, p.best)
+
+    def _epoch(self) -> None:
+        s, p, samples = self.settings, self.progress, self.run.data.train
+        if self.run.collate.augment is not None:
+            self.run.collate.augment.start_epoch(p.epoch)
+        steps = steps_of(epoch_order(samples, s.seed, p.epoch, s.balance), self.effective_batch)
+        seen, since = 0, time.perf_counter()
+        for indices in steps[p.step_in_epoch :]:
+            summed, tokens, norm = self._step([samples[i] for i in indices])
+            p.step, p.step_in_epoch = p.step + 1, p.step_in_epoch + 1
+            p.window.append((summed, tokens))
+            seen += len(indices)
+            if p.step % s.log_steps == 0 or p.step_in_epoch == len(steps):
+                elapsed = time.perf_counter() - since
+                self.history.add("step", p.step, {
+                    "epoch": p.epoch + p.step_in_epoch / len(steps),
+                    "loss": sum(w[0] for w in p.window) / sum(w[1] for w in p.window),
+                    "lr": self.schedule.get_last_lr()[0],
+                    "grad_norm": norm,
+                    "photos_per_second": seen / elapsed,
+                    "peak_memory_gb": self.meter.peak_gb(),
+                })  # fmt: skip
+                p.seconds += elapsed
+                p.window, seen, since = [], 0, time.perf_counter()
+            if s.save_steps and p.step % s.save_steps == 0 and p.step_in_epoch < len(steps):
+                p.seconds += time.perf_counter() - since
+                since = time.perf_counter()
+                self._save_state()
+            self.interrupt.check()
+        p.epoch, p.step_in_epoch = p.epoch + 1, 0
+        self._end_of_epoch()
+
+    def _step(self, samples: list[Sample]) -> tuple[float, int, float]:
+        """One optimizer step: (summed loss, supervised tokens, gradient norm before clipping)."""
+        while True:
+            try:
+                summed, tokens = self._gradients(samples)
+                break
+            except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+                if not _out_of_memory(error):
+                    raise
+                self._step_down(error)
+        parameters = [parameter for _, parameter in self.trained]
+        norm = float(torch.nn.utils.clip_grad_norm_(parameters, self.settings.max_grad_norm))
+        if not math.isfinite(norm):
+            raise CatlibError(f"step {self.progress.step + 1}: the gradient is not finite, in the samples {_ids(samples)}")
+        self.optimizer.step()
+        self.schedule.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return summed, tokens, norm
+
+    def _gradients(self, samples: list[Sample]) -> tuple[float, int]:
+        """Forward and backward over a step's samples in micro-batches; each process takes every n-th of them.
+
+        The gradient is that of the mean over all supervised tokens of the step, however it is cut up.
+        """
+        rank, world = self.accelerator.process_index, self.accelerator.num_processes
+        self.optimizer.zero_grad(set_to_none=True)
+        chunks = [samples[i : i + self.micro_batch] for i in range(0, len(samples), self.micro_batch)]
+        own = chunks[rank::world]
+        rounds = math.ceil(len(chunks) / world)
+        step_tokens = self._count_tokens(samples)
+        summed, tokens = 0.0, 0
+        for turn in range(rounds):
+            # A process without a chunk of its own in the last round repeats one with weight 0: all must meet in backward.
+            chunk, weight = (own[turn], 1.0) if turn < len(own) else (chunks[0], 0.0)
+            batch = self.run.collate(chunk).to(self.vlm.base.device)
+            sync = nullcontext() if turn == rounds - 1 else self.accelerator.no_sync(self.module)
+            with sync:
+                with self._autocast():
+                    loss, n = self.module(batch)
+                value = float(loss.detach())
+                # Three times the loss of guessing among all tokens: no longer bad luck but a broken run.
+                if not math.isfinite(value) or value / n > 3 * math.log(self.vlm.base.config.get_text_config().vocab_size):
+                    raise CatlibError(
+                        f"step {self.progress.step + 1}: loss {value / n:.3g} in the samples {_ids(chunk)}; training stopped. "
+                        "Lower lr, or look at these photos and answers"
+                    )
+                (loss * (weight * world / step_tokens)).backward()
+            summed, tokens = summed + weight * value, tokens + int(weight) * n
+        if world > 1:
+            both = self.accelerator.reduce(torch.tensor([summed, float(tokens)], device=self.vlm.base.device))
+            return float(both[0]), int(both[1])
+        return summed, tokens
+
+    def _count_tokens(self, samples: list[Sample]) -> int:
+        return sum(len(self.run.collate.answer_ids(s)) for s in samples)
+
+    def _autocast(self) -> Any:
+        """bf16 arithmetic over a bf16 base with float32 adapters; plain float32 otherwise."""
+        device = self.vlm.base.device.type
+        low = self.vlm.base.get_input_embeddings().weight.dtype is torch.bfloat16
+        return torch.autocast(device, dtype=torch.bfloat16, enabled=low)
+
+    def _step_down(self, error: Exception) -> None:
+        """Halve the micro-batch after running out of memory; the effective batch stays. Weights were not touched yet."""
+        if self.micro_batch == 1 or self.accelerator.num_processes > 1:
+            raise CatlibError(
+                f"out of memory at a micro-batch of {self.micro_batch}: set gradient_checkpointing, mode qlora, or a smaller "
+                f"batch_size ({str(error).splitlines()[0]})"
+            ) from error
+        self.micro_batch = max(1, self.micro_batch // 2)
+        self.optimizer.zero_grad(set_to_none=True)
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        log.warning("out of memory: going on with micro-batches of %d, the effective batch stays %d",
+                    self.micro_batch, self.effective_batch)  # fmt: skip
+
+    # --- after an epoch ---
+
+    def _end_of_epoch(self) -> None:
+        s, p = self.settings, self.progress
+        start = time.perf_counter()
+        self.vlm.model.eval()
+        with self._autocast():
+            figures = {"epoch": p.epoch, "val_loss": validation_loss(
+                self.loss, self.run.val_collate, self.run.data.val, self.micro_batch)}  # fmt: skip
+            if self.watch is not None:
+                figures |= self.watch.measure(self.micro_batch)
+        self.vlm.model.train()
+        value = [figures["val_loss"]]
+        if s.watch == "priority_f1":  # a few rare photos often tie: the loss decides between equals
+            value = [-figures.get("priority_f1", figures.get("accuracy", 0.0)), *value]
+        better = p.best_value is None or value < p.best_value
+        p.epochs_without_gain = 0 if better else p.epochs_without_gain + 1
+        if better:
+            p.best_value, p.best = value, dict(figures)
+        p.seconds += time.perf_counter() - start
+        figures |= {"seconds": p.seconds, "peak_memory_gb": self.meter.peak_gb()}
+        self.history.add("epoch", p.step, figures)
+        self._save_adapter("last", figures)
+        if better:
+            self._save_adapter("", figures)
+        if s.early_stopping and p.epochs_without_gain >= s.early_stopping:
+            log.info("stopped early: no better %s for %d epochs", s.watch, p.epochs_without_gain)
+            p.stopped = True
+        self._save_state()
+
+    # --- saving and resuming ---
+
+    def _save_adapter(self, part: str, figures: dict[str, Any]) -> None:
+        """The best adapter lies in the checkpoint folder itself, the last one in `last/`."""
+        if not self.main:
+            return
+        data = self.run.data
+        facts = {
+            "settings": asdict(self.settings), "base_model": self.vlm.name,
+            "breeds": list(data.breeds), "priority_breeds": list(data.priority), "question": data.val[0].question,
+            "base_fingerprint": fingerprint(self.vlm), "data": data.digests, "figures": figures,
+            "micro_batch": self.micro_batch,
+        }  # fmt: skip
+        card = model_card(self.vlm, self.settings, data, figures)
+        save_checkpoint(self.vlm, self.run.folder / part, facts, card)
+
+    @property
+    def _state_file(self) -> Path:
+        return self.run.folder / "state" / "state.pt"
+
+    def _identity(self) -> dict[str, Any]:
+        """What must be the same for a run to be continued."""
+        settings = asdict(self.settings)
+        return {key: settings[key] for key in SAME_RUN} | {"data": self.run.data.digests}
+
+    def _save_state(self) -> None:
+        if self.main:
+            save_state(self._state_file, {
+                "identity": self._identity(),
+                "progress": self.progress.state(),
+                "weights": {name: parameter.detach().cpu() for name, parameter in self.trained},
+                "optimizer": self.optimizer.state_dict(),
+                "schedule": self.schedule.state_dict(),
+                "random": random_state(),
+            })  # fmt: skip
+
+    def _resume(self) -> None:
+        state = load_state(self._state_file) if self.settings.resume else None
+        if state is not None and state["identity"] != self._identity():
+            old, new = state["identity"], self._identity()
+            changed = sorted(key for key in new if old.get(key) != new[key])
+            log.warning("%s holds a run with other %s: starting anew", self.run.folder, ", ".join(changed))
+            state = None
+        if state is not None:
+            weights = state["weights"]
+            for name, parameter in self.trained:
+                parameter.data.copy_(weights[name])
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.schedule.load_state_dict(state["schedule"])
+            self.progress.set(state["progress"])
+            set_random_state(state["random"])
+            log.info("resumed after step %d of %d", self.progress.step, self.total_steps)
+        self.history.rewind(self.progress.step)
+
+
+def train(settings: TrainSettings) -> TrainResult:
+    """Fine-tune as the settings say; the checkpoint folder holds the best epoch's adapter.
+
+    Raises InputError for wrong data or models before anything is computed, CatlibError when training cannot go on.
+    """
+    return Trainer(settings).fit()
+
+
+def _ids(samples: list[Sample]) -> str:
+    return ", ".join(sample.id for sample in samples)
+
+
+def _out_of_memory(error: Exception) -> bool:
+    words = str(error).lower()
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "not enough memory" in words or "out of memory" in words

@@ -1,0 +1,76 @@
+"""How good the model is after an epoch: loss on all validation samples, breed accuracy on a fixed small part of them."""
+
+from collections import defaultdict
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from sklearn.metrics import f1_score
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+from catlib.data.images import inside, open_image
+from catlib.data.records import Sample
+from catlib.vlm.batches import Collator
+from catlib.vlm.loss import AnswerLoss
+from catlib.vlm.models import VLM
+from catlib.vlm.scoring import LabelScorer
+
+
+@torch.no_grad()
+def validation_loss(loss: AnswerLoss, collate: Collator, samples: Sequence[Sample], batch_size: int) -> float:
+    """Mean cross entropy of the answers' tokens, in nats."""
+    device = collate.vlm.base.device
+    total, tokens = 0.0, 0
+    for i in range(0, len(samples), batch_size):
+        summed, n = loss(collate(samples[i : i + batch_size]).to(device))
+        total, tokens = total + float(summed), tokens + n
+    return total / tokens
+
+
+def watched_part(samples: Sequence[Sample], n: int, seed: int) -> list[Sample]:
+    """A fixed part of about n samples that takes the breeds in turn, so that rare ones are in it."""
+    by_breed: dict[str, list[Sample]] = defaultdict(list)
+    for i in np.random.default_rng(seed).permutation(len(samples)):
+        by_breed[samples[i].breed].append(samples[i])
+    turns = sorted(((turn, breed) for breed, own in by_breed.items() for turn in range(len(own))))
+    return [by_breed[breed][turn] for turn, breed in turns[:n]]
+
+
+class Watch:
+    """Closed-set accuracy and priority macro-F1 on a fixed part of the validation photos."""
+
+    def __init__(
+        self, vlm: VLM, collate: Collator, samples: Sequence[Sample], breeds: Sequence[str], priority: Sequence[str], question: str
+    ) -> None:
+        self.vlm, self.collate, self.samples, self.question = vlm, collate, list(samples), question
+        self.breeds, self.priority = list(breeds), [b for b in priority if any(s.breed == b for s in samples)]
+        self.scorer = LabelScorer(vlm, self.breeds, question)
+
+    @torch.inference_mode()
+    def measure(self, batch_size: int) -> dict[str, float]:
+        """{"accuracy", "priority_f1"}; the second only when a priority breed is among the photos."""
+        predicted = []
+        for i in range(0, len(self.samples), batch_size):
+            scores = self._scores(self.samples[i : i + batch_size])
+            predicted += [self.breeds[j] for j in scores.argmax(1)]
+        true = [s.breed for s in self.samples]
+        figures = {"accuracy": float(np.mean([p == t for p, t in zip(predicted, true, strict=True)]))}
+        if self.priority:
+            figures["priority_f1"] = float(f1_score(true, predicted, labels=self.priority, average="macro", zero_division=0))
+        return figures
+
+    def _scores(self, samples: Sequence[Sample]) -> np.ndarray:
+        cache = self.collate.features
+        found = [cache.get(s.metadata["sha256"]) for s in samples] if cache else [None]
+        if not all(f is not None for f in found):
+            return self.scorer.score([open_image(inside(self.collate.image_root, s.image)) for s in samples])
+        device = self.vlm.base.device
+        projector = self.vlm.projector
+        vectors = torch.cat([f.vectors for f in found]).to(device, next(projector.parameters()).dtype)
+        prompts = [torch.tensor(self.collate.prompt_ids(self.question, f)) for f in found]
+        length = max(map(len, prompts))
+        pad = self.vlm.processor.tokenizer.pad_token_id or 0
+        ids = torch.stack([torch.nn.functional.pad(p, (length - len(p), 0), value=pad) for p in prompts]).to(device)
+        mask = torch.stack([torch.nn.functional.pad(torch.ones_like(p), (length - len(p), 0)) for p in prompts]).to(device)
+        output = BaseModelOutputWithPooling(pooler_output=[projector(vectors)])
+        return self.scorer.score_inputs({"input_ids": ids, "attention_mask": mask, "mm_encoder_outputs": {"image": output}})

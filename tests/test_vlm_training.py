@@ -1,0 +1,303 @@
+"""Training from end to end on tiny models: it learns, saves what loads, resumes to the same weights, stops before it lies."""
+
+import json
+import logging
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file, save_file
+from tiny_models import BREEDS, QUESTION, save_llava, save_pixtral, save_wide_llava, settings, write_dataset
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+from catlib.data.images import open_image
+from catlib.errors import CatlibError, InputError
+from catlib.vlm.checkpoint import load_adapter
+from catlib.vlm.history import read_history
+from catlib.vlm.models import load_vlm
+from catlib.vlm.order import epoch_order, steps_of
+from catlib.vlm.scoring import LabelScorer
+from catlib.vlm.trainer import Trainer, train
+
+LAYOUT = {
+    "adapter_config.json", "adapter_model.safetensors", "preprocessor_config.json", "processor_config.json",
+    "tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "training_args.bin", "training.json", "README.md",
+    "history.jsonl",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    root = tmp_path_factory.mktemp("training")
+    save_llava(root / "model")
+    write_dataset(root / "data")
+    return root
+
+
+@pytest.fixture(autouse=True)
+def own_cache(place, monkeypatch):
+    monkeypatch.setenv("CATLIB_ROOT", str(place))
+
+
+def options(place, out, **more):
+    return settings(place / "model", place / "data" / "vlm", out, **more)
+
+
+@pytest.fixture(scope="module")
+def trained(place):
+    os.environ["CATLIB_ROOT"] = str(place)
+    return train(options(place, place / "trained", epochs=8, lr=1e-2, train_projector="full", priority_breeds="Burmilla"))
+
+
+def test_it_learns_and_says_so(trained):
+    epochs = [row for row in trained.history if row["kind"] == "epoch"]
+    steps = [row for row in trained.history if row["kind"] == "step"]
+    assert len(epochs) == 8 and len(steps) == 24
+    assert epochs[-1]["val_loss"] < epochs[0]["val_loss"] - 1
+    assert steps[0]["lr"] > steps[-1]["lr"] >= 0
+    assert all(math.isfinite(row["grad_norm"]) and row["grad_norm"] > 0 for row in steps)
+    assert all({"val_loss", "accuracy", "priority_f1", "seconds", "peak_memory_gb"} <= row.keys() for row in epochs)
+    assert trained.best["val_loss"] == min(row["val_loss"] for row in epochs)
+
+
+def test_checkpoint_has_the_plans_layout_and_a_model_card(trained):
+    names = {path.name for path in trained.checkpoint.iterdir()}
+    assert names >= LAYOUT
+    assert len(list(trained.checkpoint.glob("*.safetensors"))) == 1  # vLLM reads every one
+    card = (trained.checkpoint / "README.md").read_text()
+    assert card.startswith("---\nbase_model:") and "library_name: peft" in card
+    assert "Burmilla (priority) | 3 | 1" in card
+    facts = json.loads((trained.checkpoint / "training.json").read_text())
+    assert facts["breeds"] == sorted(BREEDS)
+    assert json.loads((trained.checkpoint / "preprocessor_config.json").read_text())["image_processor_type"]
+
+
+def test_tuned_model_predicts_and_plain_peft_loads_the_same(trained, place):
+    image = open_image(next((place / "data" / "photos").iterdir()))
+    vlm = load_vlm("", adapter=trained.checkpoint, device="cpu", dtype="float32")
+    ours = LabelScorer(vlm, BREEDS, QUESTION).score([image])
+    base = AutoModelForImageTextToText.from_pretrained(place / "model", dtype=torch.float32)
+    untuned = load_vlm(str(place / "model"), device="cpu", dtype="float32")
+    plain = PeftModel.from_pretrained(base, trained.checkpoint).eval()
+    AutoProcessor.from_pretrained(trained.checkpoint)
+    vlm.model = plain
+    theirs = LabelScorer(vlm, BREEDS, QUESTION).score([image])
+    assert abs(ours - theirs).max() < 1e-4
+    assert abs(ours - LabelScorer(untuned, BREEDS, QUESTION).score([image])).max() > 0.1
+
+
+def edited(trained, tmp_path, change):
+    folder = tmp_path / "edited"
+    folder.mkdir()
+    for path in trained.checkpoint.iterdir():
+        if path.is_file():
+            (folder / path.name).write_bytes(path.read_bytes())
+    weights = load_file(folder / "adapter_model.safetensors")
+    change(weights)
+    save_file(weights, folder / "adapter_model.safetensors")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda w: w.pop(next(iter(w))), "is missing"),
+        (lambda w: w.update(stray=torch.zeros(1)), "stray is left over"),
+        (lambda w: w.update({next(iter(w)): torch.zeros(3, 3)}), r"\(3, 3\) in place of"),
+    ],
+)
+def test_an_adapter_that_does_not_fit_is_refused(trained, place, tmp_path, change, message):
+    with pytest.raises(InputError, match=message):
+        load_vlm(str(place / "model"), adapter=edited(trained, tmp_path, change), device="cpu", dtype="float32")
+
+
+def test_an_adapter_of_another_base_is_refused(trained, tmp_path):
+    other = load_vlm(str(save_llava(tmp_path / "other", seed=7)), device="cpu", dtype="float32")
+    with pytest.raises(InputError, match="was trained on"):
+        load_adapter(other, trained.checkpoint)
+
+
+def test_pixtral_trains_saves_loads_and_predicts(place, tmp_path):
+    model = save_pixtral(tmp_path / "pixtral")
+    result = train(options(place, tmp_path / "out", base_model=str(model), epochs=4, train_projector="full"))
+    losses = [row["val_loss"] for row in result.history if row["kind"] == "epoch"]
+    assert losses[-1] < losses[0]
+    vlm = load_vlm("", adapter=result.checkpoint, device="cpu", dtype="float32")
+    images = [open_image(path) for path in sorted((place / "data" / "photos").iterdir())[:3]]
+    assert LabelScorer(vlm, BREEDS, QUESTION).score(images).shape == (3, 4)
+
+
+def test_qlora_trains_and_loads(place, tmp_path):
+    model = save_wide_llava(tmp_path / "wide")
+    result = train(options(
+        place, tmp_path / "out", base_model=str(model), mode="qlora", dtype="auto", epochs=3, train_projector="lora", watch_photos=0
+    ))  # fmt: skip
+    losses = [row["loss"] for row in result.history if row["kind"] == "step"]
+    assert losses[-1] < losses[0]
+    load_vlm("", adapter=result.checkpoint, device="cpu", quantize=True)
+
+
+def test_cache_checkpointing_and_cut_of_the_batch_do_not_change_the_losses(place, tmp_path):
+    ways = [
+        {}, {"cache_features": False}, {"gradient_checkpointing": True}, {"batch_size": 4, "gradient_accumulation": 1},
+        {"cache_limit_gb": 0.0},
+    ]  # fmt: skip
+    losses = []
+    for i, way in enumerate(ways):
+        more = {"lora_dropout": 0.0, "watch_photos": 0, "epochs": 1, **way}
+        result = train(options(place, tmp_path / str(i), **more))
+        losses.append([row.get("loss", row.get("val_loss")) for row in result.history])
+    for other in losses[1:]:
+        assert other == pytest.approx(losses[0], rel=1e-4)
+
+
+def test_features_on_disk_are_used_and_renewed_when_the_tower_changes(place, tmp_path, monkeypatch):
+    from catlib.vlm import features
+
+    computed = []
+    plain = features.compute_features
+    monkeypatch.setattr(features, "compute_features", lambda vlm, images: computed.append(len(images)) or plain(vlm, images))
+    monkeypatch.setenv("CATLIB_ROOT", str(tmp_path))
+    for _ in range(2):
+        train(options(place, tmp_path / "a", epochs=1, watch_photos=0, resume=False))
+    assert sum(computed) == 16
+    other = save_llava(tmp_path / "other", seed=3)
+    train(options(place, tmp_path / "b", base_model=str(other), epochs=1, watch_photos=0))
+    assert sum(computed) == 32
+
+
+def test_augmentation_switches_the_cache_off_and_says_so(place, tmp_path, caplog):
+    with caplog.at_level(logging.INFO):
+        first = train(options(place, tmp_path / "a", augment=True, watch_photos=0))
+    assert "feature cache is not used" in caplog.text
+    second = train(options(place, tmp_path / "b", augment=True, watch_photos=0))
+    losses = [[row.get("loss") for row in result.history] for result in (first, second)]
+    assert losses[0] == losses[1]
+
+
+@pytest.mark.parametrize("after", [2, 3, 5])
+def test_a_run_stopped_by_ctrl_c_goes_on_to_the_same_weights(place, tmp_path, monkeypatch, after):
+    more = {"lora_dropout": 0.1, "epochs": 3, "watch_photos": 0}
+    whole = train(options(place, tmp_path / "whole", **more))
+    step, calls = Trainer._step, []
+
+    def interrupted(self, samples):
+        calls.append(1)
+        if len(calls) == after:
+            self.interrupt.wanted = True
+        return step(self, samples)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_step", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            train(options(place, tmp_path / "cut", **more))
+    assert load_file(tmp_path / "cut" / "last" / "adapter_model.safetensors")
+    cut = train(options(place, tmp_path / "cut", **more))
+    weights = [load_file(tmp_path / out / "last" / "adapter_model.safetensors") for out in ("whole", "cut")]
+    assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
+    assert [row.get("loss") for row in cut.history] == [row.get("loss") for row in whole.history]
+
+
+def test_a_run_killed_at_random_moments_goes_on_to_the_same_weights(tmp_path):
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
+    from kill_resume import compare
+
+    killed, equal = compare(tmp_path, kills=2, epochs=6, seed=1)
+    assert killed and equal
+
+
+def test_other_settings_start_anew(place, tmp_path, caplog):
+    train(options(place, tmp_path / "out", epochs=1, watch_photos=0))
+    result = train(options(place, tmp_path / "out", epochs=1, watch_photos=0, lr=1e-3))
+    assert "other lr" in caplog.text
+    assert len([row for row in result.history if row["kind"] == "epoch"]) == 1
+
+
+def test_a_full_disk_leaves_the_checkpoint_before_it(place, tmp_path, monkeypatch):
+    from catlib.vlm import checkpoint
+
+    plain, calls = checkpoint.write_file, []
+
+    def full(path, data):
+        if path.name == "adapter_model.safetensors":
+            calls.append(path)
+            if len(calls) > 2:
+                raise OSError(28, "No space left on device")
+        return plain(path, data)
+
+    monkeypatch.setattr(checkpoint, "write_file", full)
+    with pytest.raises(OSError, match="No space left"):
+        train(options(place, tmp_path / "out", watch_photos=0))
+    load_vlm("", adapter=tmp_path / "out", device="cpu", dtype="float32")
+
+
+def test_a_loss_that_is_no_number_stops_and_names_the_samples(place, tmp_path, monkeypatch):
+    from catlib.vlm.loss import AnswerLoss
+
+    plain = AnswerLoss.forward
+
+    def spoiled(self, batch):
+        loss, n = plain(self, batch)
+        return (loss * float("nan") if "train-5" in batch.sample_ids else loss), n
+
+    monkeypatch.setattr(AnswerLoss, "forward", spoiled)
+    with pytest.raises(CatlibError, match=r"loss nan in the samples .*train-5"):
+        train(options(place, tmp_path / "out"))
+
+
+def test_out_of_memory_halves_the_batch_and_keeps_the_effective_one(place, tmp_path, monkeypatch, caplog):
+    from catlib.vlm.loss import AnswerLoss
+
+    more = {"batch_size": 4, "gradient_accumulation": 1, "lora_dropout": 0.0, "epochs": 1, "watch_photos": 0}
+    expected = train(options(place, tmp_path / "plain", **more))
+    plain = AnswerLoss.forward
+
+    def narrow(self, batch):
+        if len(batch.sample_ids) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return plain(self, batch)
+
+    monkeypatch.setattr(AnswerLoss, "forward", narrow)
+    result = train(options(place, tmp_path / "out", **more))
+    assert "micro-batches of 2" in caplog.text
+    losses = [[row.get("loss") for row in r.history if row["kind"] == "step"] for r in (expected, result)]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4)
+
+
+def test_early_stopping(place, tmp_path):
+    result = train(options(place, tmp_path / "out", lr=1e-12, epochs=5, early_stopping=1, watch="priority_f1"))
+    assert len([row for row in result.history if row["kind"] == "epoch"]) == 2
+
+
+def test_order_is_a_function_of_seed_and_epoch_and_balance_draws_rare_breeds_more(place):
+    from catlib.data.records import read_samples
+
+    samples = read_samples(place / "data" / "vlm" / "train.jsonl")
+    assert epoch_order(samples, 1, 0) == epoch_order(samples, 1, 0) != epoch_order(samples, 1, 1)
+    assert sorted(epoch_order(samples, 1, 0)) == list(range(12))
+    uneven = [s for s in samples if s.breed != "Manx"] * 10 + [s for s in samples if s.breed == "Manx"][:1]
+    seen = sum(uneven[i].breed == "Manx" for e in range(40) for i in epoch_order(uneven, 0, e, "uniform"))
+    assert seen / (40 * len(uneven)) == pytest.approx(0.25, abs=0.05)
+    assert [len(step) for step in steps_of(list(range(10)), 4)] == [4, 4, 2]
+
+
+def test_two_processes_train_like_one(place, tmp_path):
+    histories = []
+    for world in (1, 2):
+        out = tmp_path / str(world)
+        chosen = options(place, out, lora_dropout=0.0, watch_photos=0, gradient_accumulation=4 // world)
+        arguments = [f"--{name}={value}" for name, value in vars(chosen).items() if not isinstance(value, bool)]
+        launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(world), "--master_port", "29577"]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "CATLIB_ROOT": str(place)}
+        done = subprocess.run(
+            [*launch, "-m", "catlib.cli", "train", *arguments], env=environment, capture_output=True, text=True, timeout=120
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+        histories.append(read_history(out / "history.jsonl"))
+    one, two = ([row.get("loss", row.get("val_loss")) for row in history] for history in histories)
+    assert two == pytest.approx(one, rel=1e-3)

@@ -1,0 +1,116 @@
+"""Tiny models saved to folders and photos on disk: what a training run in a test works with."""
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+import torch
+from tiny_encoders import llava, photo, tokenizer
+from transformers import (
+    LlamaConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    PixtralVisionConfig,
+)
+
+from catlib.data.records import make_sample, write_samples
+from catlib.settings import TrainSettings
+
+QUESTION = "What breed is this cat?"
+BREEDS = ("Manx", "Burmilla", "Siamese", "Extra-Toes Cat - Hemingway Polydactyl")
+
+
+def save_llava(folder: Path, seed: int = 0) -> Path:
+    """A tiny LLaVA with its processor in a folder, in float32."""
+    vlm = llava(seed=seed)
+    vlm.model.save_pretrained(folder)
+    vlm.processor.save_pretrained(folder)
+    return folder
+
+
+def save_wide_llava(folder: Path) -> Path:
+    """A LLaVA whose language model is 64 wide, a whole block of 4-bit quantization."""
+    vlm = llava()
+    config = vlm.model.config
+    config.text_config.hidden_size, config.text_config.intermediate_size, config.text_config.num_hidden_layers = 64, 128, 2
+    config.text_config.head_dim = 16
+    torch.manual_seed(0)
+    LlavaForConditionalGeneration._from_config(config).save_pretrained(folder)
+    vlm.processor.save_pretrained(folder)
+    return folder
+
+
+def pixtral_processor_class() -> type:
+    """transformers' PixtralProcessor, also where torchvision is not installed.
+
+    Its module asks for torchvision for the sake of one function about sizes, which the PIL image processor has too.
+    """
+    import transformers
+    from transformers.models import pixtral
+    from transformers.models.pixtral import image_processing_pil_pixtral
+
+    name = "transformers.models.pixtral.image_processing_pixtral"
+    if importlib.util.find_spec("torchvision") is None:
+        sys.modules.setdefault(name, image_processing_pil_pixtral)
+    found = importlib.import_module("transformers.models.pixtral.processing_pixtral").PixtralProcessor
+    transformers.PixtralProcessor = pixtral.PixtralProcessor = found  # where AutoProcessor looks for it
+    return found
+
+
+def save_pixtral(folder: Path) -> Path:
+    """A tiny Pixtral: its own tower and processor, with row breaks between the image tokens."""
+    from transformers.models.pixtral.image_processing_pil_pixtral import PixtralImageProcessorPil
+
+    PixtralProcessor = pixtral_processor_class()
+    words = tokenizer()
+    words.add_special_tokens({"additional_special_tokens": ["[IMG]", "[IMG_BREAK]", "[IMG_END]"]})
+    template = llava().processor.chat_template.replace("<image>\\n", "[IMG]").replace("<image>\n", "[IMG]")
+    torch.manual_seed(0)
+    text = LlamaConfig(
+        vocab_size=len(words), hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=256, pad_token_id=0, bos_token_id=1, eos_token_id=2,
+    )  # fmt: skip
+    vision = PixtralVisionConfig(
+        hidden_size=24, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2, image_size=56, patch_size=7
+    )
+    config = LlavaConfig(
+        vision_config=vision, text_config=text, image_token_index=words.convert_tokens_to_ids("[IMG]"),
+        vision_feature_layer=-1, vision_feature_select_strategy="full",
+    )  # fmt: skip
+    LlavaForConditionalGeneration(config).save_pretrained(folder)
+    processor = PixtralProcessor(
+        PixtralImageProcessorPil(size={"longest_edge": 28}, patch_size=7), words, patch_size=7, chat_template=template,
+        image_token="[IMG]", image_break_token="[IMG_BREAK]", image_end_token="[IMG_END]",
+    )  # fmt: skip
+    processor.save_pretrained(folder)
+    return folder
+
+
+def write_dataset(root: Path, train: int = 12, val: int = 4) -> Path:
+    """`train` and `val` photos of BREEDS in turn, with JSONL files and card in root/vlm, which is returned."""
+    (root / "photos").mkdir(parents=True, exist_ok=True)
+    number = 0
+    for split, count in (("train", train), ("val", val)):
+        samples = []
+        for i in range(count):
+            name = f"photos/{number:03}.jpg"
+            photo(number).save(root / name)
+            breed = BREEDS[i % len(BREEDS)]
+            samples.append(make_sample(
+                f"{split}-{i}", name, QUESTION, breed, breed=breed, source="test", sha256=f"{root.name}-{number}", split=split
+            ))  # fmt: skip
+            number += 1
+        write_samples(root / "vlm" / f"{split}.jsonl", samples)
+    (root / "vlm" / "dataset.json").write_text(json.dumps({"image_root": ".."}), encoding="utf-8")
+    return root / "vlm"
+
+
+def settings(model: Path, data: Path, out: Path, **more: object) -> TrainSettings:
+    """A short run on the CPU in float32."""
+    values = {
+        "base_model": str(model), "train_data": str(data / "train.jsonl"), "val_data": str(data / "val.jsonl"),
+        "output_dir": str(out), "lora_r": 4, "lora_alpha": 8, "epochs": 2, "batch_size": 2, "gradient_accumulation": 2,
+        "lr": 5e-3, "projector_lr": 1e-3, "dtype": "float32", "device": "cpu", "num_workers": 0, "log_steps": 1, "watch_photos": 4,
+    }  # fmt: skip
+    return TrainSettings.build({**values, **more})
