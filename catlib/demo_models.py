@@ -1,0 +1,114 @@
+"""The demo models: a tiny CLIP and a tiny LLaVA that come with the package, and the command that made them.
+
+    python -m catlib.demo_models OUT_DIR
+
+They know the common breeds of the drawn cats and none of the priority ones. Everything is seeded; the same versions of
+torch and Pillow on the same kind of processor give the same weights.
+"""
+
+import argparse
+import logging
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from catlib.errors import CatlibError, InputError
+from catlib.paths import resolve
+
+log = logging.getLogger(__name__)
+SHIPPED = Path(__file__).parent / "assets" / "demo-models"
+KINDS = ("llava", "clip")
+DEMO = "demo"  # the model name that stands for the shipped ones
+SEED = 7
+PICTURES, CLIP_EPOCHS, LLAVA_EPOCHS = 9000, 12, 8
+
+
+@dataclass(frozen=True)
+class DemoModels:
+    """The folders of both models; plain `from_pretrained` loads model and processor from each."""
+
+    clip: Path
+    llava: Path
+
+
+def ensure_demo_models() -> DemoModels:
+    """The shipped models. Raises CatlibError with the command that makes them when they are missing."""
+    found = DemoModels(SHIPPED / "clip", SHIPPED / "llava")
+    for folder in (found.clip, found.llava):
+        if not (folder / "model.safetensors").is_file():
+            raise CatlibError(
+                f"{folder} has no weights: make the demo models with: python -m catlib.demo_models {SHIPPED}"
+            )
+    return found
+
+
+def resolve_model(ref: str, kind: str) -> str:
+    """What `from_pretrained` takes for a model parameter.
+
+    `demo` is the shipped model of that kind (llava or clip), a folder below the project's root its absolute path,
+    anything
+    else a name on the hub. Raises InputError for a folder that is not there.
+    """
+    if kind not in KINDS:
+        raise ValueError(f"kind must be one of {KINDS}, not {kind!r}")
+    if ref == DEMO:
+        return str(getattr(ensure_demo_models(), kind))
+    folder = resolve(ref)
+    if ref.strip() and folder.is_dir():
+        return str(folder)
+    if not ref.strip() or ref.startswith((".", "/", "~")) or ref.count("/") > 1:
+        raise InputError(
+            f"model {ref!r}: no such folder ({folder}); give a folder, a hub name such as owner/model, or {DEMO!r}"
+        )
+    return ref
+
+
+def build(
+    out: Path,
+    pictures: int = PICTURES,
+    clip_epochs: int = CLIP_EPOCHS,
+    llava_epochs: int = LLAVA_EPOCHS,
+    seed: int = SEED,
+) -> DemoModels:
+    """Draw the corpus, train both models on one core and write them to `out`/clip and `out`/llava in bfloat16."""
+    import torch
+
+    from catlib.demo_architecture import make_clip, make_llava, set_dtype
+    from catlib.demo_corpus import draw_corpus, texts
+    from catlib.demo_pretraining import train_clip, train_llava
+
+    start = time.perf_counter()
+    torch.set_num_threads(1)  # the models are too small to gain from more, and one thread adds in one order
+    torch.manual_seed(seed)
+    made = DemoModels(out / "clip", out / "llava")
+    corpus = draw_corpus(pictures, seed)
+    clip, clip_processor = make_clip(texts())
+    train_clip(clip, clip_processor, corpus, clip_epochs, seed)
+    llava, llava_processor = make_llava(clip, texts())
+    train_llava(llava, llava_processor, corpus, llava_epochs, seed)
+    for folder, model, processor in ((made.clip, clip, clip_processor), (made.llava, llava, llava_processor)):
+        set_dtype(model, torch.bfloat16).save_pretrained(folder)
+        processor.save_pretrained(folder)
+    log.info("demo models in %s after %.0f s, %.1f MB", out, time.perf_counter() - start, size_mb(out))
+    return made
+
+
+def size_mb(folder: Path) -> float:
+    """Size of all files below a folder, megabytes."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) / 1e6
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out_dir", type=Path)
+    parser.add_argument("--pictures", type=int, default=PICTURES, help="drawn cats to learn from")
+    parser.add_argument("--clip-epochs", type=int, default=CLIP_EPOCHS)
+    parser.add_argument("--llava-epochs", type=int, default=LLAVA_EPOCHS)
+    parser.add_argument("--seed", type=int, default=SEED)
+    args = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    build(args.out_dir, args.pictures, args.clip_epochs, args.llava_epochs, args.seed)
+
+
+if __name__ == "__main__":
+    main()
