@@ -1,0 +1,135 @@
+"""How often do the 95 % intervals of catlib.evaluation hold the truth? A simulation over kinds of test sets.
+
+    python benchmarks/interval_coverage.py [--sets 1000] [--resamples 600] [--plain] [--json]
+
+Each scenario fixes the photos of each breed and draws models (a true confusion matrix) at random; from each, test
+sets are drawn and their intervals computed with catlib itself. The truth is the figure that the model would have on
+endlessly many photos of the same mixture. `--plain` measures the textbook percentile bootstrap beside it. The
+simulation's own standard error at 1,000 sets is 0.7 points.
+"""
+
+import argparse
+import json
+import time
+
+import numpy as np
+
+from catlib.evaluation import bootstrap, compare, metrics
+from catlib.evaluation.outcomes import Outcomes
+
+# name: photos of each breed, mean recall of common breeds and of rare ones, number of rare breeds (they come first)
+SCENARIOS = {
+    "12 breeds, 20 photos each": ([20] * 12, 0.7, 0.5, 3),
+    "20 breeds, 7 rare with 5": ([5] * 7 + list(range(10, 36, 2)), 0.75, 0.55, 7),
+    "20 breeds, rare ones hopeless": ([5] * 7 + [20] * 13, 0.6, 0.02, 7),
+    "20 breeds, nearly all right": ([5] * 7 + [20] * 13, 0.96, 0.93, 7),
+    "67 breeds, 7 rare with 5": ([5] * 7 + [int(n) for n in np.linspace(5, 50, 60)], 0.6, 0.4, 7),
+    "67 breeds, 5 photos each": ([5] * 67, 0.7, 0.5, 7),
+}
+SINGLE = ("accuracy", "macro_f1", "weighted_f1", "priority_macro_f1")
+PAIRED = ("accuracy", "macro_f1", "priority_macro_f1")
+
+
+def draw_model(rng: np.random.Generator, breeds: int, common: float, rare: float, rare_breeds: int) -> np.ndarray:
+    """A true confusion matrix (breeds, breeds): recall varies around its mean, errors fall on few other breeds."""
+    rates = np.zeros((breeds, breeds))
+    for b in range(breeds):
+        mean = rare if b < rare_breeds else common
+        recall = rng.beta(12 * mean, 12 * (1 - mean))
+        rates[b] = np.insert(rng.dirichlet(np.full(breeds - 1, 0.3)) * (1 - recall), b, recall)
+    return rates
+
+
+def truth(rates: np.ndarray, support: np.ndarray, rare: int) -> dict[str, float]:
+    """The model's figures on endlessly many photos."""
+    hits = rates.diagonal() * support
+    f1 = 2 * hits / (support + support @ rates)
+    return {
+        "accuracy": hits.sum() / support.sum(),
+        "macro_f1": f1.mean(),
+        "weighted_f1": f1 @ support / support.sum(),
+        "priority_macro_f1": f1[:rare].mean(),
+    }
+
+
+def draw_outcomes(rng: np.random.Generator, rates: np.ndarray, support: np.ndarray, name: str) -> Outcomes:
+    """A test set and what the model says about it; scores are left out."""
+    k, n = len(support), int(support.sum())
+    said = np.concatenate([rng.choice(k, size=count, p=rates[b]) for b, count in enumerate(support)])
+    ids = tuple(map(str, range(n)))
+    return Outcomes(
+        name,
+        tuple(f"b{i}" for i in range(k)),
+        ids,
+        ids,
+        np.repeat(np.arange(k), support),
+        said,
+        None,
+        np.full(n, np.nan),
+        {},
+    )
+
+
+def measure(scenario: tuple, sets: int, resamples: int, seed: int = 0) -> dict[str, dict[str, float]]:
+    """Coverage and mean width, both in points, of each figure's interval in one scenario."""
+    photos, common, rare_recall, rare = scenario
+    rng, support = np.random.default_rng(seed), np.array(photos)
+    seen: dict[str, list[tuple[bool, float]]] = {}
+    for i in range(sets):
+        if i % 20 == 0:
+            models = [draw_model(rng, len(support), common, rare_recall, rare) for _ in range(2)]
+            known = [truth(m, support, rare) for m in models]
+        a, b = (draw_outcomes(rng, m, support, name) for m, name in zip(models, "ab", strict=True))
+        found = metrics.evaluate_outcomes(a, a.breeds[:rare], bootstrap=resamples, seed=i)
+        gains = compare.paired_gains(a, b, a.breeds[:rare], bootstrap=resamples, seed=i)
+        cases = [(key, known[0][key], found[key]["ci95"], 100) for key in SINGLE]
+        cases += [(f"gain in {key}", 100 * (known[0][key] - known[1][key]), gains[key]["ci95"], 1) for key in PAIRED]
+        for key, value, (low, high), scale in cases:
+            seen.setdefault(key, []).append((low - 1e-9 <= value <= high + 1e-9, scale * (high - low)))
+    return {
+        key: {"coverage": 100 * float(np.mean([c for c, _ in v])), "width": float(np.mean([w for _, w in v]))}
+        for key, v in seen.items()
+    }
+
+
+def plain_percentiles() -> None:
+    """Replace catlib's interval by the textbook one: n photos of n, no pseudo photos, percentiles as they are."""
+
+    def resample(stratum, mass, sizes, resamples, seed):
+        rng, counts = np.random.default_rng(seed), np.zeros((len(stratum), resamples))
+        for breed in np.unique(stratum):
+            rows = np.flatnonzero((stratum == breed) & (mass > 0))
+            counts[rows] = rng.multinomial(int(sizes[breed]), mass[rows] / mass[rows].sum(), size=resamples).T
+        return counts
+
+    def interval(estimate, draws, low=-np.inf, high=np.inf):
+        return [float(end) for end in np.clip(np.quantile(draws, [0.025, 0.975]), low, high)]
+
+    bootstrap.resample = resample
+    metrics.interval = compare.interval = interval
+    metrics.PSEUDO_SINGLE = compare.PSEUDO_PAIRED = 0.0
+
+
+def main() -> None:
+    """Print a line a scenario: coverage in per cent (mean width in points) of each figure."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sets", type=int, default=1000, help="simulated test sets a scenario")
+    parser.add_argument("--resamples", type=int, default=600, help="bootstrap resamples a test set")
+    parser.add_argument("--plain", action="store_true", help="measure the textbook percentile bootstrap instead")
+    parser.add_argument("--json", action="store_true")
+    args = parser.parse_args()
+    if args.plain:
+        plain_percentiles()
+    result = {}
+    for name, scenario in SCENARIOS.items():
+        start = time.perf_counter()
+        result[name] = measure(scenario, args.sets, args.resamples)
+        if not args.json:
+            cells = "  ".join(f"{key} {v['coverage']:.1f} ({v['width']:.0f})" for key, v in result[name].items())
+            print(f"{name}: {cells}  [{time.perf_counter() - start:.0f} s]", flush=True)
+    if args.json:
+        print(json.dumps(result, indent=1))
+
+
+if __name__ == "__main__":
+    main()

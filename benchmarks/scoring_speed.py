@@ -1,0 +1,182 @@
+"""How fast a closed set of breeds is scored: catlib's two passes against the ways of the plan and of published code.
+
+    CATLIB_SMALL_LLAVA=DIR CATLIB_PHOTOS=DIR python benchmarks/scoring_speed.py [--photos 16] [--dtype float32] [--png
+    FILE]
+
+Ways, on the same photos and model, all greedy and without gradients:
+  catlib       one prefill of photo and question for a batch, then all labels as a token trie in one pass
+  generate     the plan's loop: photo by photo, `generate` with at most 50 new tokens
+  per label    a full forward pass over photo, question and label for each label (Zhang et al., arXiv 2405.18415)
+  per token    a full forward pass for each token of each label
+  CLIP         catlib's batches with text encoded once, against transformers' zero-shot pipeline called photo by photo
+               (random weights in the shapes of ViT-B/32: speed does not depend on them)
+The slow ways are timed on fewer photos (--slow). Each figure is the best of --repeat runs, in photos per second.
+"""
+
+import argparse
+import json
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from PIL import Image
+from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor, PreTrainedTokenizerFast, pipeline
+
+from catlib.breeds import BREEDS
+from catlib.classifiers.clip import ClipZeroShot
+from catlib.classifiers.encoder import ClipEncoder
+from catlib.classifiers.prompts import PLAIN
+from catlib.data.images import open_image
+from catlib.vlm.models import VLM, load_vlm
+from catlib.vlm.prompting import inference_inputs
+from catlib.vlm.scoring import LabelScorer
+
+QUESTION = "What breed is the cat in this photo?"
+OXFORD = [
+    "Abyssinian",
+    "Bengal",
+    "Birman",
+    "Bombay",
+    "British Shorthair",
+    "Egyptian Mau",
+    "Maine Coon",
+    "Persian",
+    "Ragdoll",
+    "Russian Blue",
+    "Siamese",
+    "Sphynx",
+]
+
+
+def generate_loop(vlm: VLM, images: list[Image.Image]) -> None:
+    """The plan's inference: one photo at a time, at most 50 new tokens."""
+    for image in images:
+        inputs = inference_inputs(vlm, [image], [QUESTION])
+        vlm.base.generate(
+            **inputs, max_new_tokens=50, do_sample=False, pad_token_id=vlm.processor.tokenizer.pad_token_id
+        )
+
+
+def full_passes(vlm: VLM, images: list[Image.Image], labels: list[list[int]], each_token: bool) -> None:
+    """A full forward pass for each label, or for each token of each label; nothing is kept between them."""
+    for image in images:
+        inputs = inference_inputs(vlm, [image], [QUESTION])
+        start = inputs["input_ids"]
+        for label in labels:
+            for length in range(len(label)) if each_token else (len(label) - 1,):
+                inputs["input_ids"] = torch.cat(
+                    [start, torch.tensor([label[:length]], dtype=start.dtype, device=start.device)], 1
+                )
+                inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
+                vlm.base(**inputs, use_cache=False).logits.log_softmax(-1)
+
+
+def random_clip(folder: Path, words: list[str]) -> Path:
+    """CLIP ViT-B/32 with random weights and a tokenizer of whole words."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+
+    names = ["<pad>", "<end>", *sorted({w for text in words for w in text.split()})]
+    raw = Tokenizer(models.WordLevel({word: i for i, word in enumerate(names)}, unk_token="<pad>"))
+    raw.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    raw.post_processor = processors.TemplateProcessing(single="$A <end>", special_tokens=[("<end>", 1)])
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=raw, pad_token="<pad>", eos_token="<end>", unk_token="<pad>", model_max_length=77
+    )
+    config = CLIPConfig(
+        text_config={"eos_token_id": 1, "pad_token_id": 0, "bos_token_id": 0}
+    )  # the defaults are ViT-B/32
+    CLIPModel(config).eval().save_pretrained(folder)
+    CLIPProcessor(CLIPImageProcessor(), tokenizer).save_pretrained(folder)
+    return folder
+
+
+def rate(work: Callable[[list], None], items: list, repeat: int) -> float:
+    """Photos per second of the fastest of `repeat` runs, after one photo to warm up."""
+    work(items[:1])
+    best = float("inf")
+    for _ in range(repeat):
+        start = time.perf_counter()
+        work(items)
+        best = min(best, time.perf_counter() - start)
+    return len(items) / best
+
+
+def batches(work: Callable[[list], None], size: int) -> Callable[[list], None]:
+    return lambda items: [work(items[first : first + size]) for first in range(0, len(items), size)]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--photos", type=int, default=16)
+    parser.add_argument("--slow", type=int, default=2, help="photos for the slow ways")
+    parser.add_argument("--batch-size", type=int, default=8)
+    parser.add_argument("--repeat", type=int, default=2)
+    parser.add_argument("--dtype", default="float32", choices=("auto", "float32", "bfloat16"))
+    parser.add_argument("--skip-per-token", action="store_true", help="the slowest way takes minutes with 67 labels")
+    parser.add_argument("--png", type=Path, help="cost against the number of breeds, as a curve")
+    args = parser.parse_args()
+    missing = [name for name in ("CATLIB_SMALL_LLAVA", "CATLIB_PHOTOS") if not os.environ.get(name)]
+    if missing:
+        print(f"skipped: set {' and '.join(missing)} (a LLaVA folder, a folder of photos)")
+        return 0
+    files = sorted(Path(os.environ["CATLIB_PHOTOS"]).expanduser().rglob("*.jpg"))
+    images = [open_image(file) for file in files[:: max(1, len(files) // args.photos)][: args.photos]]
+    vlm = load_vlm(os.environ["CATLIB_SMALL_LLAVA"], dtype=args.dtype)
+    everything = [breed.name for breed in BREEDS]
+    figures: dict[str, float] = {}
+    curve: dict[int, float] = {}
+    with torch.inference_mode(), tempfile.TemporaryDirectory() as folder:
+        generated = rate(lambda items: generate_loop(vlm, items), images[: args.slow], args.repeat)
+        print(f"{'labels':>6} {'way':<22} {'photos/s':>9} {'catlib is faster by':>20}")
+        for breeds in (OXFORD, everything):
+            scorer, n = LabelScorer(vlm, breeds, QUESTION), len(breeds)
+            ours = rate(batches(scorer.score, args.batch_size), images, args.repeat)
+            ways = {"catlib": ours, "generate, 50 tokens": generated}
+            ways["per label"] = rate(
+                lambda items, s=scorer: full_passes(vlm, items, s.labels, False), images[: args.slow], 1
+            )
+            if not args.skip_per_token:
+                ways["per token"] = rate(lambda items, s=scorer: full_passes(vlm, items, s.labels, True), images[:1], 1)
+            for way, speed in ways.items():
+                figures[f"{way}, {n} labels"] = round(speed, 4)
+                print(f"{n:>6} {way:<22} {speed:>9.3f} {ours / speed:>19.1f}x", flush=True)
+        for n in (2, 5, 12, 25, 40, 55, 67):
+            scorer = LabelScorer(vlm, everything[:n], QUESTION)
+            curve[n] = 1000 / rate(batches(scorer.score, args.batch_size), images, args.repeat)
+        print("breeds  ms/photo\n" + "\n".join(f"{n:>6} {ms:>9.1f}" for n, ms in curve.items()))
+        clip = str(random_clip(Path(folder), [PLAIN.format(name) for name in everything]))
+        classifier = ClipZeroShot(ClipEncoder.load(clip), everything, "plain")
+        ours = rate(batches(classifier.classify, 16), images * 2, args.repeat)
+        zero_shot = pipeline("zero-shot-image-classification", model=clip)
+        ask = dict(candidate_labels=everything, hypothesis_template=PLAIN)
+        theirs = rate(lambda items: [zero_shot(image, **ask) for image in items], images, args.repeat)
+        print(f"{67:>6} {'CLIP, catlib':<22} {ours:>9.2f}")
+        print(f"{67:>6} {'CLIP, pipeline':<22} {theirs:>9.2f} {ours / theirs:>19.1f}x")
+    figures |= {"CLIP catlib": round(ours, 2), "CLIP pipeline": round(theirs, 2)}
+    print(
+        json.dumps(
+            {"dtype": args.dtype, "threads": torch.get_num_threads(), "photos_per_s": figures, "curve_ms": curve}
+        )
+    )
+    if args.png:
+        draw(curve, args.png)
+    return 0
+
+
+def draw(curve: dict[int, float], out: Path) -> None:
+    """Milliseconds a photo against the number of breeds."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6, 3.5), layout="constrained")
+    axis = figure.subplots()
+    axis.plot(list(curve), list(curve.values()), marker="o")
+    axis.set(xlabel="breeds", ylabel="ms a photo", ylim=(0, None), title="Cost of scoring a closed set")
+    figure.savefig(out, dpi=150)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

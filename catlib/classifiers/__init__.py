@@ -1,0 +1,1 @@
+"""Everything that turns photos into one score per breed, behind one interface."""

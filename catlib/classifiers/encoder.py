@@ -1,0 +1,176 @@
+"""CLIP, SigLIP and the VLM's own vision tower as feature extractors for zero-shot classification and linear probes."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from PIL.Image import Image
+
+from catlib.errors import InputError
+from catlib.vlm.features import can_cache, compute_features
+from catlib.vlm.models import pick_device
+from catlib.vlm.prompting import inference_inputs
+
+if TYPE_CHECKING:
+    from catlib.vlm.models import VLM
+
+
+class FeatureExtractor(ABC):
+    """Photos to vectors by a frozen network; vectors of photos with an id are kept in memory for the next reader."""
+
+    name: str
+    poolings: tuple[str, ...]  # the vectors it offers for a photo
+
+    def __init__(self) -> None:
+        self._kept: dict[str, dict[str, np.ndarray]] = {}
+
+    def features(self, images: Sequence[Image], ids: Sequence[str] | None = None) -> dict[str, np.ndarray]:
+        """A float32 matrix (n, width) for each pooling. Photos whose id was seen before are not computed again."""
+        keys = list(ids) if ids is not None else [None] * len(images)
+        new = [i for i, key in enumerate(keys) if key is None or key not in self._kept]
+        rows: list[dict[str, np.ndarray] | None] = [self._kept.get(key) for key in keys]
+        if new:
+            computed = self.compute([images[i] for i in new])
+            for position, i in enumerate(new):
+                rows[i] = {pooling: computed[pooling][position] for pooling in self.poolings}
+                if keys[i] is not None:
+                    self._kept[keys[i]] = rows[i]
+        return {pooling: np.stack([row[pooling] for row in rows]) for pooling in self.poolings}
+
+    @abstractmethod
+    def compute(self, images: Sequence[Image]) -> dict[str, np.ndarray]:
+        """The vectors of photos, without looking at what was kept."""
+
+    @abstractmethod
+    def describe(self) -> dict[str, Any]:
+        """base_model, device and dtype for the sidecar."""
+
+
+class ClipEncoder(FeatureExtractor):
+    """A dual encoder of the CLIP family (CLIP, SigLIP, SigLIP 2): photos and sentences to unit vectors of one space."""
+
+    poolings = ("image_embedding",)
+
+    def __init__(self, model: torch.nn.Module, processor: Any, name: str) -> None:
+        super().__init__()
+        self.model, self.processor, self.name = model.eval(), processor, name
+
+    @classmethod
+    def load(cls, ref: str, device: str = "auto", dtype: str = "auto") -> "ClipEncoder":
+        """A hub name or folder. Raises InputError when it is no model of this family or lacks its processor."""
+        from transformers import AutoModel, AutoProcessor
+
+        where = pick_device(device)
+        # Half precision is slow on most CPUs, and these models are small: float32 unless asked for.
+        kind = {"auto": torch.float32, "bfloat16": torch.bfloat16, "float32": torch.float32}[dtype]
+        try:
+            model = AutoModel.from_pretrained(ref, dtype=kind)
+            processor = AutoProcessor.from_pretrained(ref)
+        except (OSError, ValueError) as error:
+            raise InputError(f"CLIP model {ref!r} cannot be loaded: {str(error).strip().splitlines()[0]}") from None
+        if not (
+            hasattr(model, "get_image_features")
+            and hasattr(model, "get_text_features")
+            and hasattr(model, "logit_scale")
+        ):
+            raise InputError(f"{ref!r} is a {type(model).__name__}, not a model of the CLIP family")
+        if not hasattr(processor, "image_processor") or not hasattr(processor, "tokenizer"):
+            raise InputError(f"{ref!r} lacks its processor (preprocessor_config.json and tokenizer files)")
+        return cls(model.to(where), processor, ref)
+
+    @property
+    def logit_scale(self) -> float:
+        """The factor between cosine and logit that the model was trained with."""
+        return float(self.model.logit_scale.detach().float().exp())
+
+    @torch.inference_mode()
+    def compute(self, images: Sequence[Image]) -> dict[str, np.ndarray]:
+        pixels = self.processor.image_processor(images=list(images), return_tensors="pt")["pixel_values"]
+        vectors = _tensor(self.model.get_image_features(pixel_values=pixels.to(self.model.device, self.model.dtype)))
+        return {self.poolings[0]: _unit(vectors)}
+
+    @torch.inference_mode()
+    def text_features(self, sentences: Sequence[str], batch_size: int = 256) -> np.ndarray:
+        """Unit vectors (n, width) of sentences.
+
+        SigLIP learned on texts padded to full length and needs them so; CLIP ends a text itself and does not care.
+        """
+        limit = self.model.config.get_text_config().max_position_embeddings
+        padding = "max_length" if "siglip" in self.model.config.model_type else True
+        parts = []
+        for first in range(0, len(sentences), batch_size):
+            part = list(sentences[first : first + batch_size])
+            tokens = self.processor.tokenizer(
+                part, padding=padding, truncation=True, max_length=limit, return_tensors="pt"
+            )
+            accepted = {
+                key: tokens[key].to(self.model.device) for key in ("input_ids", "attention_mask") if key in tokens
+            }
+            if padding == "max_length":
+                accepted.pop("attention_mask", None)  # its text tower attended to the padding in training
+            parts.append(_unit(_tensor(self.model.get_text_features(**accepted))))
+        return np.concatenate(parts)
+
+    def describe(self) -> dict[str, Any]:
+        dtype = str(self.model.dtype).removeprefix("torch.")
+        return {"base_model": self.name, "adapter": None, "device": self.model.device.type, "dtype": dtype}
+
+
+class TowerEncoder(FeatureExtractor):
+    """The VLM's frozen vision tower: what the language model is given to look at, before the projector.
+
+    `mean`: the mean of the vectors that the projector reads; `cls`: the class token of the same layer, where LLaVA's
+    tower has one (the projector never sees it, but it is the tower's own summary of a photo).
+    """
+
+    def __init__(self, vlm: "VLM") -> None:
+        super().__init__()
+        self.vlm, self.name = vlm, f"tower of {vlm.name}"
+        self.tower = vlm.base.get_submodule(vlm.anatomy.tower)
+        self.has_cls = getattr(vlm.base.config, "vision_feature_select_strategy", None) == "default"
+        self.poolings = ("cls", "mean") if self.has_cls else ("mean",)
+
+    @torch.inference_mode()
+    def compute(self, images: Sequence[Image]) -> dict[str, np.ndarray]:
+        if not self.has_cls:
+            return {
+                "mean": torch.stack([vectors.float().mean(0) for vectors in self._projector_inputs(images)])
+                .cpu()
+                .numpy()
+            }
+        pixels = self.vlm.processor.image_processor(images=list(images), return_tensors="pt")["pixel_values"]
+        parameter = next(self.tower.parameters())
+        output = self.tower(pixels.to(parameter.device, parameter.dtype), output_hidden_states=True, return_dict=True)
+        layers = self.vlm.base.config.vision_feature_layer
+        layers = [layers] if isinstance(layers, int) else layers
+        hidden = torch.cat([output.hidden_states[layer] for layer in layers], dim=-1).float()
+        return {"cls": hidden[:, 0].cpu().numpy(), "mean": hidden[:, 1:].mean(1).cpu().numpy()}
+
+    def _projector_inputs(self, images: Sequence[Image]) -> list[torch.Tensor]:
+        """(tokens, width) for each photo, all its tiles together."""
+        if can_cache(self.vlm):
+            return [features.vectors for features in compute_features(self.vlm, images)]
+        caught: list[torch.Tensor] = []
+        handle = self.vlm.projector.register_forward_pre_hook(lambda _, args: caught.append(args[0].flatten(0, -2)))
+        try:
+            for image in images:  # models that tile make different numbers of tiles of different photos
+                self.vlm.base(**inference_inputs(self.vlm, [image], ["?"]), logits_to_keep=1)
+        finally:
+            handle.remove()
+        return caught
+
+    def describe(self) -> dict[str, Any]:
+        parameter = next(self.tower.parameters())
+        dtype = str(parameter.dtype).removeprefix("torch.")
+        return {"base_model": str(self.vlm.name), "adapter": None, "device": parameter.device.type, "dtype": dtype}
+
+
+def _tensor(output: Any) -> torch.Tensor:
+    """The embedding: transformers before 5 returned it, since then it is the output's `pooler_output`."""
+    return output if isinstance(output, torch.Tensor) else output.pooler_output
+
+
+def _unit(vectors: torch.Tensor) -> np.ndarray:
+    return torch.nn.functional.normalize(vectors.float(), dim=-1).cpu().numpy()

@@ -1,0 +1,92 @@
+"""The vision-language model as a classifier, untuned or tuned, with three ways to read a breed off it."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from PIL.Image import Image
+
+from catlib.classifiers.base import Batch, Classifier, log_softmax
+from catlib.classifiers.parsing import BreedParser
+from catlib.errors import InputError
+from catlib.vlm.decoding import generate_constrained, generate_free
+from catlib.vlm.scoring import LabelScorer
+
+if TYPE_CHECKING:
+    from catlib.vlm.models import VLM
+
+DECODINGS = ("score", "constrained", "free")
+
+
+class VLMClassifier(Classifier):
+    """Asks the model `prompt` about each photo and reads the breed by `decoding`.
+
+    score: every breed's label log-likelihood, summed or (`score_norm="mean"`) per token, less `prior_strength` times
+    the same score without a photo (contextual calibration, Zhao et al. 2021, arXiv 2102.09690, in log space); then
+    normalised over the breeds. constrained: generation that can only spell a breed. free: greedy generation, parsed;
+    a text that names no breed is predicted as None. Only `score` yields log-probabilities.
+    """
+
+    def __init__(
+        self,
+        vlm: "VLM",
+        breeds: Sequence[str],
+        prompt: str,
+        decoding: str = "score",
+        score_norm: str = "sum",
+        prior_strength: float = 0.0,
+        name: str | None = None,
+    ) -> None:
+        if decoding not in DECODINGS or score_norm not in ("sum", "mean"):
+            raise InputError(
+                f"decoding {decoding!r} with score_norm {score_norm!r}: no such way to read a breed off a model"
+            )
+        self.vlm, self.breeds, self.prompt = vlm, tuple(breeds), prompt
+        self.decoding, self.score_norm, self.prior_strength = decoding, score_norm, prior_strength
+        self.prior_fit: dict[str, Any] | None = None
+        self.name = name or ("vlm-tuned" if vlm.adapter else "vlm-base")
+        self.parser = BreedParser(self.breeds)
+        self.scorer = LabelScorer(vlm, self.breeds, prompt) if decoding == "score" else None
+        self._prior: np.ndarray | None = None
+
+    def classify(self, images: Sequence[Image], ids: Sequence[str] | None = None) -> Batch:
+        if self.decoding == "score":
+            return self.from_log_probs(log_softmax(self.raw_scores(images) - self.prior_strength * self.prior()))
+        if self.decoding == "constrained":
+            answers = generate_constrained(self.vlm, images, self.prompt, self.breeds)
+            return Batch(answers, None, answers)
+        answers = generate_free(self.vlm, images, self.prompt)
+        return Batch([self.parser.parse(answer) for answer in answers], None, answers)
+
+    def raw_scores(self, images: Sequence[Image]) -> np.ndarray:
+        """Label log-likelihoods (n, breeds) before prior correction, per token with `score_norm="mean"`."""
+        sums = self.scorer.score(images)
+        return sums if self.score_norm == "sum" else self.scorer.mean(sums)
+
+    def prior(self) -> np.ndarray:
+        """The scores of the prompt without a photo (breeds,); zeros while the correction is off, to save the pass."""
+        if self.prior_strength == 0:
+            return np.zeros(len(self.breeds))
+        return self.uncorrected_prior()
+
+    def uncorrected_prior(self) -> np.ndarray:
+        """The scores of the prompt without a photo (breeds,), computed once."""
+        if self._prior is None:
+            sums = self.scorer.prior()[None]
+            self._prior = (sums if self.score_norm == "sum" else self.scorer.mean(sums))[0]
+        return self._prior
+
+    def describe(self) -> dict[str, Any]:
+        parameter = self.vlm.base.get_input_embeddings().weight
+        description = {
+            "base_model": str(self.vlm.name),
+            "adapter": str(self.vlm.adapter) if self.vlm.adapter else None,
+            "prompt": self.prompt,
+            "decoding": self.decoding,
+            "device": str(parameter.device.type),
+            "dtype": str(parameter.dtype).removeprefix("torch."),
+        }
+        if self.decoding == "score":
+            description |= {"score_norm": self.score_norm, "label_pass": self.scorer.mode}
+            description["prior_correction"] = {"strength": self.prior_strength, **(self.prior_fit or {})}
+        return description

@@ -1,0 +1,1 @@
+"""Metrics, paired comparison, verdict and plots, computed from prediction files alone."""

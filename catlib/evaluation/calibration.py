@@ -1,0 +1,139 @@
+"""Can the model's probabilities be believed? Temperature, reliability, and how much can be answered at a given
+precision."""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+from scipy.optimize import minimize_scalar
+
+from catlib.errors import InputError
+from catlib.evaluation.bootstrap import wilson
+from catlib.evaluation.metrics import ECE_BINS, equal_mass_bins, log_softmax
+from catlib.evaluation.outcomes import Outcomes
+
+TEMPERATURES = (0.02, 50.0)  # the fit stays within these: beyond them the scores are constant or a hard argmax
+
+
+def fit_temperature(validation: Outcomes) -> float:
+    """The temperature T that minimises the negative log-likelihood of softmax(log_probs / T) on validation photos.
+
+    Guo et al. 2017, "On calibration of modern neural networks". Raises InputError for predictions without scores.
+    """
+    scores = _scores(validation)
+    rows = np.arange(len(validation))
+
+    def nll(log_temperature: float) -> float:
+        return -log_softmax(scores / np.exp(log_temperature))[rows, validation.true].mean()
+
+    return float(np.exp(minimize_scalar(nll, bounds=tuple(np.log(TEMPERATURES)), method="bounded").x))
+
+
+def apply_temperature(o: Outcomes, temperature: float) -> Outcomes:
+    """The same predictions with their log-probabilities at another temperature; no answer changes."""
+    return replace(o, log_probs=log_softmax(_scores(o) / temperature))
+
+
+@dataclass(frozen=True)
+class ReliabilityBin:
+    """Photos of similar confidence: how sure the model was on average, and how often it was right (Wilson's
+    interval)."""
+
+    confidence: float
+    accuracy: float
+    ci95: tuple[float, float]
+    photos: int
+
+
+def reliability(o: Outcomes, bins: int = ECE_BINS) -> list[ReliabilityBin]:
+    """The reliability diagram's points, in the equal-mass bins that the expected calibration error uses."""
+    confidence, code = o.confidence, equal_mass_bins(o.confidence, bins)
+    table = []
+    for number in range(code.max() + 1):
+        rows = code == number
+        right = int(o.correct[rows].sum())
+        ends = wilson(right, int(rows.sum()))
+        table.append(
+            ReliabilityBin(float(confidence[rows].mean()), right / int(rows.sum()), tuple(ends), int(rows.sum()))
+        )
+    return table
+
+
+@dataclass(frozen=True)
+class RiskCoverage:
+    """Precision (n,) among the `coverage` (n,) share of photos that the model is surest of, at `threshold` (n,)."""
+
+    coverage: np.ndarray
+    precision: np.ndarray
+    threshold: np.ndarray
+
+
+def risk_coverage(o: Outcomes) -> RiskCoverage:
+    """Precision against coverage when only the surest answers are given (El-Yaniv and Wiener 2010). Ties stay
+    together."""
+    confidence = o.confidence
+    order = np.argsort(-confidence, kind="stable")
+    sure, right = confidence[order], np.cumsum(o.correct[order])
+    last = np.flatnonzero(np.append(sure[1:] < sure[:-1], True))  # a threshold cannot part photos of equal confidence
+    return RiskCoverage((last + 1) / len(o), right[last] / (last + 1), sure[last])
+
+
+@dataclass(frozen=True)
+class SelectiveResult:
+    """What answering only above a confidence `threshold` gives on the test photos. `precision` is None if none is
+    answered."""
+
+    target: float
+    threshold: float | None  # None: no threshold reached the target on the validation photos
+    coverage: float
+    coverage_ci95: tuple[float, float]
+    precision: float | None
+    precision_ci95: tuple[float, float] | None
+
+
+def answer_at_precision(validation: Outcomes, test: Outcomes, target: float = 0.95) -> SelectiveResult:
+    """How much can be answered at `target` precision: the threshold is chosen on validation, the figures are the
+    test's."""
+    curve = risk_coverage(validation)
+    reached = np.flatnonzero(curve.precision >= target)
+    if not len(reached):
+        return SelectiveResult(target, None, 0.0, tuple(wilson(0, len(test))), None, None)
+    threshold = float(curve.threshold[reached[-1]])
+    given = test.confidence >= threshold
+    count, right = int(given.sum()), int(test.correct[given].sum())
+    return SelectiveResult(
+        target=target,
+        threshold=threshold,
+        coverage=count / len(test),
+        coverage_ci95=tuple(wilson(count, len(test))),
+        precision=right / count if count else None,
+        precision_ci95=tuple(wilson(right, count)) if count else None,
+    )
+
+
+@dataclass(frozen=True)
+class Calibrated:
+    """A model's test photos before and after temperature scaling; everything fitted is fitted on validation.
+
+    For a model without scores only `raw` is there.
+    """
+
+    raw: Outcomes
+    scaled: Outcomes | None = None
+    temperature: float | None = None
+    chosen: SelectiveResult | None = None
+
+
+def calibrate(validation: Outcomes | None, test: Outcomes, target: float = 0.95) -> Calibrated:
+    """Temperature and answering threshold from `validation`, applied to `test`."""
+    if validation is None or validation.log_probs is None or test.log_probs is None:
+        return Calibrated(test)
+    temperature = fit_temperature(validation)
+    scaled = apply_temperature(test, temperature)
+    chosen = answer_at_precision(apply_temperature(validation, temperature), scaled, target)
+    return Calibrated(test, scaled, temperature, chosen)
+
+
+def _scores(o: Outcomes) -> np.ndarray:
+    if o.log_probs is None:
+        raise InputError(f"{o.name}: its predictions carry no scores, so there is nothing to calibrate")
+    return o.log_probs

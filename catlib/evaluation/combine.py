@@ -1,0 +1,63 @@
+"""Would using both models be better than either? Their calibrated log-probabilities averaged, the weight chosen on
+validation."""
+
+from typing import Any
+
+import numpy as np
+
+from catlib.data.records import PredictionSet
+from catlib.evaluation.bootstrap import PSEUDO_PAIRED, interval, make_cells, resample_cells
+from catlib.evaluation.calibration import apply_temperature, fit_temperature
+from catlib.evaluation.metrics import log_softmax
+from catlib.evaluation.outcomes import Outcomes, outcomes
+
+WEIGHTS = np.linspace(0.0, 1.0, 21)
+
+
+def combine(
+    a: Outcomes, b: Outcomes, val_a: PredictionSet | None, val_b: PredictionSet | None, *, bootstrap: int, seed: int
+) -> dict[str, Any] | None:
+    """What averaging two models gives on test photos that both have seen (`a`, `b` in the same order); None without
+    scores.
+
+    Temperatures and the weight of `a` come from validation predictions alone: the weight with the least negative
+    log-likelihood. The gain in points is over the model that was the better one on validation, so that the test
+    photos choose nothing; its interval is paired. None as well when the validation files are missing or share no
+    photo.
+    """
+    if val_a is None or val_b is None or a.log_probs is None or b.log_probs is None:
+        return None
+    shared = {p.id for p in val_a.predictions} & {p.id for p in val_b.predictions}
+    sets = [_only(s, shared, o.breeds) for s, o in ((val_a, a), (val_b, b))]
+    if any(s is None or s.log_probs is None for s in sets):
+        return None
+    temperatures = [fit_temperature(s) for s in sets]
+    val = [apply_temperature(s, t).log_probs for s, t in zip(sets, temperatures, strict=True)]
+    true, rows = sets[0].true, np.arange(len(sets[0]))
+    loss = [-log_softmax(w * val[0] + (1 - w) * val[1])[rows, true].mean() for w in WEIGHTS]
+    weight = round(float(WEIGHTS[int(np.argmin(loss))]), 2)
+    test = [apply_temperature(o, t).log_probs for o, t in zip((a, b), temperatures, strict=True)]
+    said = (weight * test[0] + (1 - weight) * test[1]).argmax(axis=1)
+    better = a if sets[0].correct.mean() >= sets[1].correct.mean() else b
+    cells = make_cells(a.true, np.column_stack([said, better.predicted]))
+    counts = resample_cells(cells, bootstrap, seed, PSEUDO_PAIRED)
+    right = (cells.said == cells.true[:, None]).astype(float)
+    gain = 100 * float((said == a.true).mean() - better.correct.mean())
+    return {
+        "weight_a": weight,
+        "temperature_a": temperatures[0],
+        "temperature_b": temperatures[1],
+        "accuracy": float((said == a.true).mean()),
+        "over": better.name,
+        "gain_points": gain,
+        "ci95": interval(gain, 100 * (right[:, 0] - right[:, 1]) @ counts / len(a), -100.0, 100.0),
+    }
+
+
+def _only(predictions: PredictionSet, ids: set[str], breeds: tuple[str, ...]) -> Outcomes | None:
+    """The photos `ids` sorted by id, or None when there are none or they are of breeds that the test knows nothing
+    of."""
+    rows = tuple(sorted((p for p in predictions.predictions if p.id in ids), key=lambda p: p.id))
+    if not rows or not {p.breed for p in rows} <= set(breeds):
+        return None
+    return outcomes(PredictionSet(predictions.name, rows, predictions.meta), breeds)

@@ -1,0 +1,199 @@
+"""Two models on the same photos: the paired gain with its interval, and where it comes from."""
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from scipy.stats import binomtest, false_discovery_control
+
+from catlib.data.records import PredictionSet
+from catlib.errors import InputError
+from catlib.evaluation.bootstrap import PSEUDO_PAIRED, f1_by_breed, interval, make_cells, resample_cells
+from catlib.evaluation.combine import combine
+from catlib.evaluation.metrics import per_breed
+from catlib.evaluation.outcomes import NO_ANSWER, Outcomes, outcomes
+
+FALSE_DISCOVERY_RATE = 0.05
+NO_BREED = "(no breed)"
+
+
+def pair(a: PredictionSet, b: PredictionSet) -> tuple[Outcomes, Outcomes]:
+    """Both models' outcomes on the photos that both have predicted, in a's order, with one list of breeds.
+
+    Raises InputError when no photo is common, or when the two files disagree about a photo's true breed.
+    """
+    in_b = {p.id: p for p in b.predictions}
+    common = [p for p in a.predictions if p.id in in_b]
+    if not common:
+        raise InputError(f"{a.name} and {b.name} have no photo in common: were they run on the same test file?")
+    if wrong := [p for p in common if p.breed != in_b[p.id].breed]:
+        first = wrong[0]
+        raise InputError(
+            f"{a.name} and {b.name} disagree about the true breed of {len(wrong)} photos; the first: {first.id!r} "
+            f"is {first.breed!r} in {a.name} and {in_b[first.id].breed!r} in {b.name}"
+        )
+    extra = {p.breed for p in common if p.breed is not None} | set(b.breeds)
+    order = (*a.breeds, *sorted(extra - set(a.breeds)))
+    same = PredictionSet(b.name, tuple(in_b[p.id] for p in common), b.meta)
+    return outcomes(PredictionSet(a.name, tuple(common), a.meta), order), outcomes(same, order)
+
+
+def compare(
+    a: PredictionSet,
+    b: PredictionSet,
+    priority: Sequence[str] = (),
+    *,
+    val_a: PredictionSet | None = None,
+    val_b: PredictionSet | None = None,
+    bootstrap: int = 2000,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """The gain of model `a` over model `b` on the photos that both have seen: an entry of `comparisons` in
+    metrics.json.
+
+    Every gain is a minus b. With validation predictions of both, `combination` holds what averaging the two gives.
+    Raises InputError when the photos do not match or a priority breed has none.
+    """
+    first, second = pair(a, b)
+    only_a, only_b = int((first.correct & ~second.correct).sum()), int((second.correct & ~first.correct).sum())
+    accuracy = [float(first.correct.mean()), float(second.correct.mean())]
+    gains = paired_gains(first, second, priority, bootstrap=bootstrap, seed=seed)
+    return {
+        "a": a.name,
+        "b": b.name,
+        "n": len(first),
+        "dropped": {"a": len(a.predictions) - len(first), "b": len(b.predictions) - len(first)},
+        "accuracy": {"a": accuracy[0], "b": accuracy[1]},
+        "accuracy_gain_points": gains["accuracy"]["value"],
+        "ci95": gains["accuracy"]["ci95"],
+        "macro_f1_gain_points": gains["macro_f1"],
+        "priority_f1_gain_points": gains["priority_macro_f1"],
+        "accuracy_gain_elsewhere_points": gains["accuracy_elsewhere"],
+        "mcnemar_p": mcnemar(only_a, only_b),
+        "only_a_right": only_a,
+        "only_b_right": only_b,
+        "agreement": float((first.predicted == second.predicted).mean()),
+        "oracle_accuracy": float((first.correct | second.correct).mean()),
+        "breeds": breed_gains(first, second, priority),
+        "confusions": confusion_changes(first, second),
+        "disagreements": disagreements(first, second),
+        "combination": combine(first, second, val_a, val_b, bootstrap=bootstrap, seed=seed),
+    }
+
+
+def mcnemar(only_a: int, only_b: int) -> float:
+    """McNemar's exact test: the two-sided p of so uneven a split of the photos that only one model has right."""
+    return 1.0 if only_a + only_b == 0 else float(binomtest(only_a, only_a + only_b).pvalue)
+
+
+def paired_gains(a: Outcomes, b: Outcomes, priority: Sequence[str], *, bootstrap: int, seed: int) -> dict[str, Any]:
+    """Accuracy (all, and outside the priority breeds), macro-F1 and priority macro-F1 of a minus b, in points, each
+    {"value", "ci95"}; the same photos are
+    drawn for both."""
+    chosen, present, k = a.index(priority), np.flatnonzero(a.support), len(a.breeds)
+    cells = make_cells(a.true, np.column_stack([a.predicted, b.predicted]))
+    counts = resample_cells(cells, bootstrap, seed, PSEUDO_PAIRED)
+    difference = (cells.said[:, 0] == cells.true).astype(float) - (cells.said[:, 1] == cells.true)
+    by_breed = f1_by_breed(cells, counts, k, 0) - f1_by_breed(cells, counts, k, 1)
+    tables = [per_breed(o, priority) for o in (a, b)]
+    points = np.array([[tables[i][breed]["f1"] or 0.0 for breed in a.breeds] for i in (0, 1)])
+    gain = points[0] - points[1]
+    gains = {
+        "accuracy": _points(a.correct.mean() - b.correct.mean(), difference @ counts / len(a)),
+        "macro_f1": _points(gain[present].mean(), by_breed[present].mean(0)),
+        "priority_macro_f1": None,
+        "accuracy_elsewhere": None,
+    }
+    if len(chosen):
+        common, elsewhere = ~np.isin(a.true, chosen), ~np.isin(cells.true, chosen)
+        if common.any():
+            gain_there = a.correct[common].mean() - b.correct[common].mean()
+            gains["accuracy_elsewhere"] = _points(gain_there, (difference * elsewhere) @ counts / common.sum())
+        counts = resample_cells(cells, bootstrap, seed, PSEUDO_PAIRED, group=len(chosen))
+        by_breed = f1_by_breed(cells, counts, k, 0) - f1_by_breed(cells, counts, k, 1)
+        gains["priority_macro_f1"] = _points(gain[chosen].mean(), by_breed[chosen].mean(0))
+    return gains
+
+
+def breed_gains(a: Outcomes, b: Outcomes, priority: Sequence[str] = ()) -> list[dict[str, Any]]:
+    """Each breed's recall and F1 in both models, and whether it gains or loses, best gain first.
+
+    McNemar's exact test on the breed's photos, the p-values corrected for the many breeds (Benjamini and Hochberg
+    1995, at most 5 % of the breeds called changed are false calls). `gain_points` is the gain in recall, its `ci95`
+    paired.
+    """
+    tables = per_breed(a, priority), per_breed(b, priority)
+    found = []
+    for i in np.flatnonzero(a.support):
+        rows, breed = a.true == i, a.breeds[i]
+        only_a, only_b = int((a.correct & ~b.correct & rows).sum()), int((b.correct & ~a.correct & rows).sum())
+        found.append(
+            {
+                "breed": breed,
+                "support": int(rows.sum()),
+                "priority": breed in priority,
+                "recall_a": tables[0][breed]["recall"],
+                "recall_b": tables[1][breed]["recall"],
+                "f1_a": tables[0][breed]["f1"],
+                "f1_b": tables[1][breed]["f1"],
+                "gain_points": 100 * (only_a - only_b) / int(rows.sum()),
+                "ci95": _paired_interval(only_a, only_b, int(rows.sum())),
+                "p": mcnemar(only_a, only_b),
+            }
+        )
+    adjusted = false_discovery_control([row["p"] for row in found])
+    for row, p in zip(found, adjusted, strict=True):
+        row["p_adjusted"] = float(p)
+        row["change"] = ("gains" if row["gain_points"] > 0 else "loses") if p < FALSE_DISCOVERY_RATE else "undecided"
+    return sorted(found, key=lambda row: (-row["gain_points"], row["breed"]))
+
+
+def confusion_changes(a: Outcomes, b: Outcomes, most: int = 10) -> dict[str, list[dict[str, Any]]]:
+    """Confusions that a makes less often than b (`vanish`) and more often (`appear`), the largest changes first."""
+    counts = [
+        Counter(zip(o.true[~o.correct].tolist(), o.predicted[~o.correct].tolist(), strict=True)) for o in (a, b)
+    ]
+    names = dict(enumerate(a.breeds)) | {NO_ANSWER: NO_BREED}
+    changes = [
+        {"breed": names[t], "said": names[s], "a": counts[0][t, s], "b": counts[1][t, s]}
+        for t, s in sorted(counts[0].keys() | counts[1].keys())
+    ]
+    changes.sort(key=lambda c: c["a"] - c["b"])
+    return {
+        "vanish": [c for c in changes[:most] if c["a"] < c["b"]],
+        "appear": [c for c in changes[::-1][:most] if c["a"] > c["b"]],
+    }
+
+
+def disagreements(a: Outcomes, b: Outcomes, most: int = 24) -> list[dict[str, Any]]:
+    """Photos that the two name differently, those with the most different scores (total variation distance) first."""
+    rows = np.flatnonzero(a.predicted != b.predicted)
+    distance = np.zeros(len(a))
+    if a.log_probs is not None and b.log_probs is not None:
+        distance = np.abs(np.exp(a.log_probs) - np.exp(b.log_probs)).sum(axis=1) / 2
+    names = dict(enumerate(a.breeds)) | {NO_ANSWER: None}
+    return [
+        {
+            "id": a.ids[i],
+            "image": a.images[i],
+            "breed": names[a.true[i]],
+            "a": names[a.predicted[i]],
+            "b": names[b.predicted[i]],
+            "distance": float(distance[i]),
+        }
+        for i in sorted(rows, key=lambda i: (-distance[i], a.ids[i]))[:most]
+    ]
+
+
+def _paired_interval(only_a: int, only_b: int, n: int) -> list[float]:
+    """Interval of one breed's gain in points: Wald's with half a photo added to each joint outcome (Agresti and Min
+    2005)."""
+    plus, minus, total = only_a + 0.5, only_b + 0.5, n + PSEUDO_PAIRED
+    middle = (plus - minus) / total
+    half = 1.959964 * np.sqrt((plus + minus) - (plus - minus) ** 2 / total) / total
+    return [float(100 * max(middle - half, -1.0)), float(100 * min(middle + half, 1.0))]
+
+
+def _points(value: float, draws: np.ndarray) -> dict[str, Any]:
+    return {"value": float(100 * value), "ci95": interval(float(100 * value), 100 * draws, -100.0, 100.0)}

@@ -1,0 +1,204 @@
+"""The figures of one model on labelled photos, each headline figure with its 95 % interval."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from scipy.special import logsumexp
+from scipy.stats import chi2
+from sklearn.metrics import accuracy_score, precision_recall_fscore_support
+
+from catlib.data.records import PredictionSet
+from catlib.evaluation.bootstrap import (
+    PSEUDO_SINGLE,
+    f1_by_breed,
+    interval,
+    make_cells,
+    resample,
+    resample_cells,
+    sums,
+    wilson,
+)
+from catlib.evaluation.outcomes import NO_ANSWER, Outcomes, outcomes
+
+ECE_BINS = 15
+RESAMPLED_PHOTOS = 10_000_000
+
+
+def evaluate(
+    predictions: PredictionSet, priority: Sequence[str] = (), *, bootstrap: int = 2000, seed: int = 0
+) -> dict[str, Any]:
+    """The metrics of one model: the entry `models.NAME` of metrics.json.
+
+    Headline figures are {"value", "ci95": [low, high]} in 0..1; figures that cannot be computed (no scores, no priority
+    breeds given) are None. Averages over breeds take the breeds with at least one photo. Raises InputError when a
+    priority breed has no photo, or when the file cannot be evaluated.
+    """
+    return evaluate_outcomes(outcomes(predictions), priority, bootstrap=bootstrap, seed=seed)
+
+
+def evaluate_outcomes(
+    o: Outcomes, priority: Sequence[str] = (), *, bootstrap: int = 2000, seed: int = 0
+) -> dict[str, Any]:
+    """`evaluate` on arrays."""
+    chosen = o.index(priority)
+    present = np.flatnonzero(o.support)
+    top3 = in_top(o, 3)
+    cells = make_cells(o.true, o.predicted, o.correct if top3 is None else top3)
+    counts = resample_cells(cells, bootstrap, seed, PSEUDO_SINGLE)
+    f1 = f1_by_breed(cells, counts, len(o.breeds))
+    support = o.support
+    right = sums(counts, np.where(cells.said[:, 0] == cells.true, cells.true, -1), len(o.breeds))
+    report = per_breed(o, priority)
+    point = np.array([report[b]["f1"] or 0.0 for b in o.breeds])
+    figures = {
+        "n": len(o),
+        "breeds": len(present),
+        "accuracy": _figure(accuracy_score(o.true, o.predicted), right.sum(0) / len(o)),
+        "macro_f1": _figure(point[present].mean(), f1[present].mean(0)),
+        "weighted_f1": _figure(point @ support / len(o), support @ f1 / len(o)),
+        "priority_macro_f1": None,
+        "priority_accuracy": None,
+        "priority_breeds": list(priority),
+        "top3_accuracy": None if top3 is None else _figure(top3.mean(), cells.mark @ counts / len(o)),
+        "ece": _scored(o, bootstrap, seed),
+        "nll": None if o.log_probs is None else float(-o.log_probs[np.arange(len(o)), o.true].mean()),
+        "invalid_rate": _invalid(o),
+        "latency_ms": latency(o),
+        "photos_per_second": o.meta.get("images_per_second"),
+        "per_breed": report,
+    }
+    if len(chosen):
+        counts = resample_cells(cells, bootstrap, seed, PSEUDO_SINGLE, group=len(chosen))
+        f1 = f1_by_breed(cells, counts, len(o.breeds))
+        right = sums(counts, np.where(cells.said[:, 0] == cells.true, cells.true, -1), len(o.breeds))
+        rare = np.isin(o.true, chosen)
+        figures["priority_macro_f1"] = _figure(point[chosen].mean(), f1[chosen].mean(0))
+        figures["priority_accuracy"] = _figure(o.correct[rare].mean(), right[chosen].sum(0) / rare.sum())
+    return figures
+
+
+def per_breed(o: Outcomes, priority: Sequence[str] = ()) -> dict[str, dict[str, Any]]:
+    """Precision, recall, F1 and support of each breed; `no_answer` counts its photos for which the model named no
+    breed.
+
+    F1's interval is Wilson's for TP / (TP + FP + FN), carried over by F1 = 2 J / (1 + J). A breed without photos has no
+    recall and no F1 (None), but stays in the table with what was wrongly called by its name.
+    """
+    labels = np.arange(len(o.breeds))
+    precision, recall, f1, support = precision_recall_fscore_support(
+        o.true, o.predicted, labels=labels, zero_division=0.0
+    )
+    predicted = np.bincount(o.predicted[o.predicted >= 0], minlength=len(labels))
+    hits = np.bincount(o.true[o.correct], minlength=len(labels))
+    silent = np.bincount(o.true[o.predicted == NO_ANSWER], minlength=len(labels))
+    table = {}
+    for i, breed in enumerate(o.breeds):
+        jaccard = np.array(wilson(hits[i], support[i] + predicted[i] - hits[i]))
+        table[breed] = {
+            "precision": float(precision[i]) if predicted[i] else None,
+            "recall": float(recall[i]) if support[i] else None,
+            "f1": float(f1[i]) if support[i] else None,
+            "f1_ci95": [float(end) for end in 2 * jaccard / (1 + jaccard)] if support[i] else None,
+            "support": int(support[i]),
+            "predicted": int(predicted[i]),
+            "no_answer": int(silent[i]),
+            "priority": breed in priority,
+        }
+    return table
+
+
+def in_top(o: Outcomes, k: int) -> np.ndarray | None:
+    """(n,) whether fewer than k other breeds score as high as the true one: a tie counts against the model. None
+    without scores."""
+    if o.log_probs is None:
+        return None
+    own = o.log_probs[np.arange(len(o)), o.true]
+    return (o.log_probs >= own[:, None]).sum(axis=1) <= k
+
+
+def equal_mass_bins(confidence: np.ndarray, bins: int = ECE_BINS) -> np.ndarray:
+    """(n,) bin of each photo: photos sorted by confidence, cut into `bins` groups of equal size (at least 5 photos
+    each)."""
+    bins = max(1, min(bins, len(confidence) // 5))
+    code = np.empty(len(confidence), dtype=int)
+    for number, rows in enumerate(np.array_split(np.argsort(confidence, kind="stable"), bins)):
+        code[rows] = number
+    return code
+
+
+def expected_calibration_error(confidence: np.ndarray, correct: np.ndarray, bins: int = ECE_BINS) -> float:
+    """ECE = sum over bins of share x |accuracy - mean confidence|, 15 equal-mass bins of the confidence in the answer.
+
+    Definition: Naeini et al. 2015; Guo et al. 2017 (there with equal-width bins). Equal-mass bins are less biased with
+    few photos: Roelofs et al. 2022, "Mitigating bias in calibration error estimation".
+    """
+    gap = correct - confidence
+    return float(np.abs(np.bincount(equal_mass_bins(confidence, bins), weights=gap)).sum() / len(gap))
+
+
+def latency(o: Outcomes) -> dict[str, Any]:
+    """p50 and p95 of the milliseconds for one photo, and `kind`: how they were measured.
+
+    Photos measured one at a time (the sidecar's `latency_single_ms`: a list of times, or p50 and p95) come first; a
+    photo's share of its batch's time says what a queue of photos costs and not how long one person waits.
+    """
+    single = o.meta.get("latency_single_ms")
+    if isinstance(single, dict) and single.get("p50") is not None:
+        return {
+            "p50": float(single["p50"]),
+            "p95": float(single.get("p95", single["p50"])),
+            "kind": "one photo at a time",
+        }
+    times, kind = o.latency_ms[~np.isnan(o.latency_ms)], "share of a batch"
+    if isinstance(single, list | tuple) and single:
+        times, kind = np.array(single, dtype=float), "one photo at a time"
+    if not len(times):
+        return {"p50": None, "p95": None, "kind": "not measured"}
+    p50, p95 = np.percentile(times, [50, 95])
+    return {"p50": float(p50), "p95": float(p95), "kind": kind}
+
+
+def log_softmax(scores: np.ndarray) -> np.ndarray:
+    """Rows of scores (n, k) normalised so that their exp sums to 1."""
+    return scores - logsumexp(scores, axis=1, keepdims=True)
+
+
+def _figure(value: float, draws: np.ndarray) -> dict[str, Any]:
+    return {"value": float(value), "ci95": interval(float(value), draws, 0.0, 1.0)}
+
+
+def _invalid(o: Outcomes) -> dict[str, Any]:
+    silent = int((o.predicted == NO_ANSWER).sum())
+    return {"value": silent / len(o), "ci95": wilson(silent, len(o))}
+
+
+def _scored(o: Outcomes, bootstrap: int, seed: int) -> dict[str, Any] | None:
+    """ECE with its interval, or None without scores.
+
+    With few photos the ECE is too large: even a perfectly calibrated model shows one, as absolute gaps cannot cancel.
+    How much too large depends on the true gaps: two estimates bracket it, one from the gaps as they are (too little),
+    one from gaps shrunk by their noise (too much). The interval is the span of both basic intervals (Efron and
+    Tibshirani 1993, chapter 13) and of the ECE itself. It reaches down to 0 when a chi-squared test of the gaps does
+    not refute perfect calibration at 5 %. In simulations it held the true ECE in 86 to 97 % of the test sets of 240
+    to 300 photos.
+    """
+    if o.log_probs is None:
+        return None
+    confidence = o.confidence
+    code = equal_mass_bins(confidence)
+    gap = o.correct - confidence
+    # Here every photo is a row of its own: with very many photos fewer resamples do, and the time stays in bounds.
+    resamples = min(bootstrap, max(300, RESAMPLED_PHOTOS // len(o)))
+    counts = resample(o.true, np.ones(len(o)), o.support, resamples, seed)
+    draws = sums(counts * gap[:, None], code, code.max() + 1) / len(o)
+    seen = np.bincount(code, weights=gap) / len(o)
+    shrunk = np.sign(seen) * np.sqrt(np.maximum(seen**2 - draws.var(axis=1), 0))
+    ece, ends = expected_calibration_error(confidence, o.correct), []
+    for gaps in (seen, shrunk):
+        error = np.abs(draws - seen[:, None] + gaps[:, None]).sum(0) - np.abs(gaps).sum()
+        ends += [ece, *(ece - np.quantile(error, [0.975, 0.025]))]
+    noise = draws.var(axis=1)
+    if (seen[noise > 0] ** 2 / noise[noise > 0]).sum() < chi2.ppf(0.95, len(seen)):
+        ends.append(0.0)
+    return {"value": ece, "ci95": [float(np.clip(min(ends), 0, 1)), float(np.clip(max(ends), 0, 1))]}

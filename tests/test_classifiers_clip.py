@@ -1,0 +1,108 @@
+"""Zero-shot CLIP and SigLIP against transformers' own forward pass, and the prompts behind them."""
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModel, AutoProcessor
+
+from catlib.breeds import BREEDS, find
+from catlib.classifiers import prompts
+from catlib.classifiers.base import predict
+from catlib.classifiers.clip import ClipZeroShot
+from catlib.classifiers.encoder import ClipEncoder
+from catlib.errors import InputError
+from tiny_encoders import clip, photo, write_photos
+
+NAMES = ["Abyssinian", "Manx", "Siamese", "Extra-Toes Cat - Hemingway Polydactyl"]
+
+
+@pytest.fixture(scope="module", params=["clip", "siglip"])
+def folder(request, tmp_path_factory):
+    return clip(tmp_path_factory.mktemp(request.param), request.param)
+
+
+def test_plain_prompts_equal_the_softmax_of_the_models_own_logits(folder):
+    images = [photo(i) for i in range(5)]
+    model, processor = AutoModel.from_pretrained(folder), AutoProcessor.from_pretrained(folder)
+    sentences = [prompts.breed_prompts(name, "plain")[0] for name in NAMES]
+    padding = "max_length" if "siglip" in model.config.model_type else True
+    inputs = processor(text=sentences, images=images, padding=padding, max_length=77, return_tensors="pt")
+    if padding == "max_length":
+        inputs.pop("attention_mask", None)  # SigLIP's processor gives none for its own tokenizer
+    with torch.no_grad():
+        expected = model(**inputs).logits_per_image.log_softmax(-1).numpy()
+    batch = ClipZeroShot(ClipEncoder.load(str(folder)), NAMES, "plain").classify(images)
+    assert np.abs(batch.log_probs - expected).max() < 1e-4
+    assert np.allclose(np.exp(batch.log_probs).sum(1), 1)
+    assert list(batch.predicted) == [NAMES[i] for i in expected.argmax(1)]
+
+
+def test_ensemble_is_the_normalised_mean_of_unit_vectors(folder):
+    encoder = ClipEncoder.load(str(folder))
+    classifier = ClipZeroShot(encoder, NAMES, "ensemble")
+    for name, vector in zip(NAMES, classifier.text_vectors, strict=True):
+        vectors = encoder.text_features(prompts.breed_prompts(name, "ensemble"))
+        assert len(vectors) > 5 and np.allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
+        mean = vectors.mean(0)
+        assert np.allclose(vector, mean / np.linalg.norm(mean), atol=1e-5)
+
+
+def test_scores_do_not_depend_on_the_batch_or_the_order(folder):
+    encoder, images = ClipEncoder.load(str(folder)), [photo(i) for i in range(4)]
+    whole = ClipZeroShot(encoder, NAMES).classify(images).log_probs
+    single = np.concatenate([ClipZeroShot(encoder, NAMES).classify([image]).log_probs for image in images])
+    turned = ClipZeroShot(encoder, NAMES[::-1]).classify(images).log_probs[:, ::-1]
+    assert np.abs(whole - single).max() < 1e-4 and np.abs(whole - turned).max() < 1e-4
+
+
+def test_features_of_known_photos_are_not_computed_again(folder, monkeypatch):
+    encoder = ClipEncoder.load(str(folder))
+    images, computed = [photo(i) for i in range(4)], []
+    original = encoder.compute
+    monkeypatch.setattr(encoder, "compute", lambda images: computed.append(len(images)) or original(images))
+    first = encoder.features(images[:3], ["a", "b", "c"])["image_embedding"]
+    second = encoder.features([images[2], images[3], images[0]], ["c", "d", "a"])["image_embedding"]
+    assert computed == [3, 1]
+    assert np.array_equal(second[[0, 2]], first[[2, 0]])
+    encoder.features(images[:1])
+    assert computed == [3, 1, 1]  # without ids nothing is looked up
+
+
+def test_sidecar(folder, tmp_path):
+    samples = write_photos(tmp_path / "photos", NAMES)
+    out = tmp_path / "clip-zero-shot.jsonl"
+    meta = predict(ClipZeroShot(ClipEncoder.load(str(folder)), NAMES), samples, tmp_path / "photos", out).meta
+    assert meta["base_model"] == str(folder) and meta["prompt"].startswith("ensemble: a photo of an Abyssinian")
+
+
+def test_no_clip_there(tmp_path):
+    with pytest.raises(InputError, match="cannot be loaded"):
+        ClipEncoder.load(str(tmp_path / "nothing"))
+    folder = clip(tmp_path / "clip")
+    for file in folder.glob("*processor*"):
+        file.unlink()
+    with pytest.raises(InputError, match="processor"):
+        ClipEncoder.load(str(folder))
+
+
+def test_traits_become_sentences():
+    sentences = prompts.breed_prompts("Abyssinian", "traits")
+    assert len(sentences) >= 4 and all("an Abyssinian" in sentence for sentence in sentences)
+    ears = find("Abyssinian").traits.ears
+    assert f"a photo of an Abyssinian, a cat with {ears} ears." in sentences
+    assert set(sentences) < set(prompts.breed_prompts("Abyssinian", "ensemble"))
+
+
+def test_a_breed_without_traits_keeps_its_plain_sentence(monkeypatch):
+    monkeypatch.setattr(prompts, "find", lambda name: None)
+    assert (
+        prompts.breed_prompts("Moggy", "traits")
+        == prompts.breed_prompts("Moggy", "plain")
+        == ["a photo of a Moggy, a cat breed."]
+    )
+
+
+def test_every_breed_has_distinct_clean_sentences():
+    for style in ("plain", "ensemble", "traits"):
+        seen = [sentence for breed in BREEDS for sentence in prompts.breed_prompts(breed.name, style)]
+        assert len(set(seen)) == len(seen) and not any("{" in s or "  " in s or "Cat cat" in s for s in seen)

@@ -1,0 +1,138 @@
+"""Heat maps: right where the truth is known, and gradient and occlusion agree with plain measurement."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from catlib.classifiers.explain import explain, explain_prediction, explanation_figure, pick_examples, seen_photo
+from catlib.classifiers.vlm import VLMClassifier
+from catlib.data.records import Prediction, PredictionSet
+from catlib.errors import CatlibError
+from catlib.vlm.attribution import image_positions, occluded_scores, patch_gradients
+from catlib.vlm.scoring import LabelScorer
+from tiny_encoders import llava, photo
+
+QUESTION, BREEDS = "Breed?", ["Manx", "Persian", "Siamese"]
+
+
+@pytest.fixture(scope="module")
+def vlm():
+    return llava()
+
+
+@pytest.mark.parametrize("method", ["gradient", "occlusion"])
+def test_planted_evidence_is_found(vlm, method):
+    """Below its embeddings the language model sees one image token only: all other patches must count nothing."""
+    row, column = 2, 1
+    ids = vlm.processor(images=photo(3), text=f"USER: <image>\n{QUESTION} ASSISTANT:", return_tensors="pt")[
+        "input_ids"
+    ][0]
+    others = [p for p in image_positions(vlm, ids)[0].tolist()]
+    others.pop(row * 4 + column)
+
+    def blind(_, args):
+        hidden = args[0].clone()
+        hidden[:, others] = 0.1
+        return (hidden, *args[1:])
+
+    handle = vlm.model.model.language_model.layers[0].register_forward_pre_hook(blind)
+    try:
+        if method == "gradient":
+            heat = explain(vlm, photo(3), QUESTION, "Persian", method)
+        else:
+            masks = [patch(None, None), *(patch(r, c) for r in range(4) for c in range(4))]
+            whole, *occluded = occluded_scores(vlm, photo(3), QUESTION, "Persian", masks)
+            heat = (whole - np.array(occluded)).reshape(4, 4)
+    finally:
+        handle.remove()
+    assert abs(heat[row, column]) > 1e-3
+    heat[row, column] = 0
+    assert np.abs(heat).max() < 1e-5
+
+
+def patch(row, column) -> np.ndarray:
+    mask = np.zeros((4, 4), dtype=bool)
+    if row is not None:
+        mask[row, column] = True
+    return mask
+
+
+def test_nothing_occluded_is_the_score(vlm):
+    scores = LabelScorer(vlm, BREEDS, QUESTION).score([photo(1)])[0]
+    for breed, score in zip(BREEDS, scores, strict=True):
+        assert abs(occluded_scores(vlm, photo(1), QUESTION, breed, [patch(None, None)])[0] - score) < 1e-4
+
+
+@pytest.mark.parametrize("breed", BREEDS)
+def test_gradients_add_up_to_what_the_photo_changes(vlm, breed):
+    """Completeness of integrated gradients: the sum is the score of the photo less that of a featureless one."""
+    heat = patch_gradients(vlm, photo(2), QUESTION, breed, steps=200)
+    whole, featureless = occluded_scores(
+        vlm, photo(2), QUESTION, breed, [patch(None, None), np.ones((4, 4), dtype=bool)]
+    )
+    assert heat.shape == (4, 4) and abs(whole - featureless) > 0.05
+    assert abs(heat.sum() - (whole - featureless)) < 0.02 * np.abs(heat).sum()
+
+
+def test_hiding_the_most_relevant_patches_costs_more_than_hiding_others(vlm):
+    gaps = []
+    for seed in range(6):
+        for method in ("gradient", "occlusion"):
+            order = np.argsort(explain(vlm, photo(seed), QUESTION, "Persian", method).ravel())
+            masks = [np.isin(np.arange(16), part).reshape(4, 4) for part in (order[-4:], order[:4])]
+            best, worst = occluded_scores(vlm, photo(seed), QUESTION, "Persian", masks)
+            gaps.append(worst - best)
+    assert np.mean(gaps) > 0 and np.mean(np.array(gaps) > 0) > 0.8
+
+
+def test_explaining_leaves_the_model_as_it_was(vlm):
+    before = LabelScorer(vlm, BREEDS, QUESTION).score([photo(0)])
+    explain(vlm, photo(0), QUESTION, "Manx")
+    explain(vlm, photo(0), QUESTION, "Manx", "occlusion")
+    assert np.array_equal(before, LabelScorer(vlm, BREEDS, QUESTION).score([photo(0)]))
+    assert all(parameter.grad is None for parameter in vlm.model.parameters())
+
+
+def test_grids(vlm):
+    token = vlm.model.config.image_token_index
+
+    class Other:
+        base = type("M", (), {"config": type("C", (), {"image_token_id": token, "model_type": "pixtral"})()})()
+
+    rows = torch.tensor([5, *[token] * 3, 7, *[token] * 3, 9])
+    assert image_positions(Other, rows)[1] == (2, 3)
+    Other.base.config.model_type = "idefics3"
+    tiles = torch.tensor([*[token] * 4, 7, *[token] * 4])
+    positions, grid = image_positions(Other, tiles)
+    assert grid == (2, 2) and positions.tolist() == [5, 6, 7, 8]
+    with pytest.raises(CatlibError, match="no grid"):
+        image_positions(Other, torch.tensor([token] * 5))
+
+
+def test_seen_photo_is_the_centre_that_the_processor_keeps(vlm):
+    wide = Image.new("RGB", (84, 28), "red")
+    wide.paste("blue", (28, 0, 56, 28))
+    seen = np.asarray(seen_photo(vlm, wide))
+    assert seen.shape == (28, 28, 3) and np.abs(seen[:, 3:-3].astype(int) - [0, 0, 255]).max() < 20
+
+
+def test_panel_says_what_was_asked_and_answered(vlm):
+    classifier = VLMClassifier(vlm, BREEDS, QUESTION)
+    rows = [explain_prediction(classifier, photo(i), truth) for i, truth in enumerate(["Persian", None])]
+    figure = explanation_figure(rows)
+    words = " ".join(text.get_text() for axis in figure.axes for text in [axis.title, *axis.texts])
+    assert "breed not known" in words and f"predicted: {rows[0].predicted}, {rows[0].probability:.0%} sure" in words
+    assert "standard of the predicted" in words and "in its own words" in words
+    figure.canvas.draw()
+
+
+def test_examples_are_right_wrong_and_priority():
+    def row(id, breed, predicted, best):
+        return Prediction(id, id, breed, predicted, (best, -9.0, -9.0))
+
+    rows = (
+        row("a", "Manx", "Manx", -0.1), row("b", "Manx", "Manx", -0.5), row("c", "Persian", "Manx", -0.2),
+        row("d", "Siamese", "Siamese", -0.3), row("e", "Manx", None, -0.1),
+    )  # fmt: skip
+    assert [p.id for p in pick_examples(PredictionSet("m", rows), ["Siamese"], each=1)] == ["a", "c", "d"]

@@ -1,0 +1,155 @@
+"""`catlib predict` from the command line: photos in, JSON lines out, and what it says when something is wrong."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from catlib.breeds import BREEDS as ALL
+from catlib.cli import main
+from catlib.commands.predict import find_photos
+from catlib.data.records import read_predictions
+from catlib.settings import TrainSettings
+from catlib.vlm.checkpoint import save_adapter
+from catlib.vlm.lora import add_lora
+from catlib.vlm.models import load_vlm
+from tiny_encoders import clip, llava, write_photos
+
+BREEDS = "Manx,Persian,Siamese"
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    """Folders of a tiny CLIP and of a tiny LLaVA."""
+    folder = tmp_path_factory.mktemp("models")
+    vlm = llava()
+    vlm.base.save_pretrained(folder / "llava")
+    vlm.processor.save_pretrained(folder / "llava")
+    return clip(folder / "clip"), folder / "llava"
+
+
+@pytest.fixture
+def photos(tmp_path):
+    write_photos(tmp_path / "photos", ["Manx"] * 3)
+    write_photos(tmp_path / "photos" / "more", ["Manx"] * 2)
+    (tmp_path / "photos" / "notes.txt").write_text("no photo")
+    return tmp_path / "photos"
+
+
+def test_json_lines_on_standard_output(models, photos, capsys):
+    assert main(["predict", "--model", f"clip:{models[0]}", "--breeds", BREEDS, str(photos)]) == 0
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [row["image"] for row in rows] == ["000.jpg", "001.jpg", "002.jpg", "more/000.jpg", "more/001.jpg"]
+    for row in rows:
+        assert row["breed"] is None and row["latency_ms"] > 0
+        assert list(row["scores"]) == BREEDS.split(",") and row["predicted"] == max(
+            row["scores"], key=row["scores"].get
+        )
+        assert abs(sum(np.exp(list(row["scores"].values()))) - 1) < 1e-4
+
+
+@pytest.mark.parametrize("decoding", ["score", "constrained", "free"])
+def test_predictions_file_of_a_vlm(models, photos, tmp_path, capsys, decoding):
+    out = tmp_path / "vlm-base.jsonl"
+    command = ["predict", "--model", "base", "--base-model", str(models[1]), "--breeds", BREEDS, "--decoding", decoding]
+    assert main([*command, "--dtype", "float32", "--out", str(out), str(photos / "000.jpg"), str(photos / "more")]) == 0
+    result = read_predictions(out)
+    assert [p.image for p in result.predictions] == ["000.jpg", "more/000.jpg", "more/001.jpg"]
+    assert result.meta["decoding"] == decoding and result.meta["base_model"] == str(models[1])
+    assert capsys.readouterr().out == ""
+    assert all((p.scores is not None) == (decoding == "score") for p in result.predictions)
+    if decoding == "constrained":
+        assert all(p.predicted in BREEDS.split(",") for p in result.predictions)
+
+
+def test_an_unreadable_photo_does_not_stop_the_others(models, photos, capsys):
+    (photos / "001.jpg").write_text("a text file named .jpg")
+    assert main(["predict", "--model", f"clip:{models[0]}", "--breeds", BREEDS, str(photos)]) == 1
+    captured = capsys.readouterr()
+    assert len(captured.out.splitlines()) == 4
+    assert "001.jpg" in captured.err and "Traceback" not in captured.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["nowhere.jpg"], "no such photo or folder"),
+        (["EMPTY"], "no photos in"),
+        (["PHOTOS", "--model", "sorcery"], "tuned, base or clip:REF"),
+        (["PHOTOS"], "which model"),
+        (["PHOTOS", "--checkpoint", "nowhere"], "no such folder"),
+        (["PHOTOS", "--checkpoint", "EMPTY"], "adapter"),
+        (["PHOTOS", "--model", "clip:CLIP", "--breeds", "Manx"], "at least two"),
+        (["PHOTOS", "--model", "clip:CLIP", "--batch-size", "0"], "batch-size"),
+        (["PHOTOS", "--model", "clip:EMPTY"], "cannot be loaded"),
+    ],
+)
+def test_wrong_input_is_named_and_exits_with_2(models, photos, tmp_path, capsys, arguments, words):
+    (tmp_path / "empty").mkdir()
+    names = {"PHOTOS": photos, "EMPTY": tmp_path / "empty", "CLIP": models[0]}
+    for key, path in names.items():
+        arguments = [argument.replace(key, str(path)) for argument in arguments]
+    assert main(["predict", *arguments]) == 2
+    captured = capsys.readouterr()
+    assert words in captured.err and "Traceback" not in captured.err and captured.out == ""
+
+
+def test_a_checkpoint_knows_its_base_its_breeds_and_its_question(models, photos, tmp_path):
+    vlm = load_vlm(str(models[1]), dtype="float32")
+    add_lora(vlm, TrainSettings(lora_r=4, lora_alpha=8))
+    for name, parameter in vlm.model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.5)  # fresh LoRA changes nothing
+    checkpoint = tmp_path / "checkpoint"
+    save_adapter(vlm, checkpoint)
+    record = {"base_model": str(models[1]), "breeds": BREEDS.split(","), "question": "Which breed?"}
+    (checkpoint / "training.json").write_text(json.dumps(record))
+    found = {}
+    for model in ("tuned", "base"):
+        command = ["predict", "--checkpoint", str(checkpoint), "--model", model, "--dtype", "float32"]
+        assert main([*command, "--out", str(tmp_path / f"{model}.jsonl"), str(photos)]) == 0
+        found[model] = read_predictions(tmp_path / f"{model}.jsonl")
+        assert found[model].meta["prompt"] == "Which breed?" and found[model].meta["breeds"] == BREEDS.split(",")
+    assert found["tuned"].meta["adapter"] == str(checkpoint) and found["base"].meta["adapter"] is None
+    scores = [np.array([p.scores for p in found[model].predictions]) for model in ("tuned", "base")]
+    assert np.abs(scores[0] - scores[1]).max() > 0.1
+
+
+def test_a_long_list_of_breeds_is_no_file_name(models, photos, capsys):
+    everything = ",".join(breed.name for breed in ALL)
+    assert main(["predict", "--model", f"clip:{models[0]}", "--breeds", everything, str(photos / "000.jpg")]) == 0
+    assert len(json.loads(capsys.readouterr().out)["scores"]) == len(ALL)
+
+
+def test_breeds_from_a_file_with_one_a_line(models, photos, tmp_path, capsys):
+    (tmp_path / "breeds.txt").write_text("Manx\nPersian\n\nSiamese\n")
+    assert (
+        main(
+            [
+                "predict",
+                "--model",
+                f"clip:{models[0]}",
+                "--breeds",
+                str(tmp_path / "breeds.txt"),
+                str(photos / "000.jpg"),
+            ]
+        )
+        == 0
+    )
+    assert list(json.loads(capsys.readouterr().out)["scores"]) == BREEDS.split(",")
+
+
+def test_paths_are_relative_to_the_working_directory_where_photos_lie_in_it(photos, monkeypatch):
+    monkeypatch.chdir(photos.parent)
+    root, samples = find_photos([photos / "more", photos / "000.jpg", photos / "more" / "000.jpg"])
+    assert root == photos.parent
+    assert [s.image for s in samples] == ["photos/more/000.jpg", "photos/more/001.jpg", "photos/000.jpg"]
+
+
+def test_a_link_out_of_the_folder_is_not_followed(models, photos, tmp_path, capsys):
+    secret = write_photos(tmp_path / "secret", ["Manx"])[0]
+    (photos / "link.jpg").symlink_to(tmp_path / "secret" / secret.image)
+    assert main(["predict", "--model", f"clip:{models[0]}", "--breeds", BREEDS, str(photos)]) == 1
+    captured = capsys.readouterr()
+    assert len(captured.out.splitlines()) == 5 and "leaves its image root" in captured.err

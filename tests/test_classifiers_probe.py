@@ -1,0 +1,149 @@
+"""Linear probes: chosen without looking at test photos, fair to rare breeds, saved without pickle."""
+
+import numpy as np
+import pytest
+from sklearn.linear_model import LogisticRegression
+from sklearn.preprocessing import StandardScaler
+
+from catlib.classifiers.base import log_softmax, predict
+from catlib.classifiers.encoder import ClipEncoder, FeatureExtractor, TowerEncoder
+from catlib.classifiers.logistic import MAX_FOLDS, choose_and_fit, deal_folds, fit_linear
+from catlib.classifiers.probe import LinearProbe
+from catlib.data.images import open_image
+from catlib.data.records import Sample
+from catlib.errors import InputError
+from tiny_encoders import clip, llava, photo, write_photos
+
+BREEDS = ["Manx", "Persian", "Siamese", "York Chocolate"]
+
+
+class MeanColour(FeatureExtractor):
+    """Two poolings: the mean colour, which tells the planted breeds apart, and noise."""
+
+    name, poolings = "colour", ("noise", "colour")
+
+    def compute(self, images):
+        rng = np.random.default_rng(len(images))
+        colours = np.array([np.asarray(image).mean(axis=(0, 1)) for image in images])
+        return {"noise": rng.normal(size=(len(images), 5)), "colour": colours}
+
+    def describe(self):
+        return {"base_model": "colour"}
+
+
+def coloured(folder, counts: dict[str, int]) -> list[Sample]:
+    from PIL import Image
+
+    folder.mkdir()
+    samples = []
+    for breed, count in counts.items():
+        for i in range(count):
+            level = 40 + 60 * BREEDS.index(breed)
+            Image.new("RGB", (8, 8), (level + i % 5, 200 - level // 2, i % 7)).save(folder / f"{breed}-{i}.png")
+            samples.append(Sample(f"{breed}-{i}", f"{breed}-{i}.png", (), {"breed": breed}))
+    return samples
+
+
+def clouds(counts: list[int], width: int = 6, seed: int = 0):
+    rng = np.random.default_rng(seed)
+    labels = np.repeat(np.arange(len(counts)), counts)
+    return 3 * rng.normal(size=(len(counts), width))[labels] + rng.normal(size=(len(labels), width)), labels
+
+
+def test_folds_never_hold_out_all_photos_of_a_breed():
+    _, labels = clouds([40, 7, 2, 1, 5])
+    folds = deal_folds(labels, seed=0)
+    for fold in range(MAX_FOLDS):
+        assert set(labels[folds != fold]) == set(labels)
+    assert folds[labels == 3].tolist() == [-1]
+    assert len(set(folds[labels == 2])) == 2
+    sizes = np.bincount(folds[folds >= 0])
+    assert len(sizes) == MAX_FOLDS and sizes.max() - sizes.min() <= 1
+    assert np.array_equal(folds, deal_folds(labels, seed=0)) and not np.array_equal(folds, deal_folds(labels, seed=1))
+
+
+def test_fit_equals_scikit_learn():
+    features, labels = clouds([30, 20, 10])
+    linear = fit_linear(features, labels, 3, c=0.1)
+    scaler = StandardScaler().fit(features)
+    reference = LogisticRegression(C=0.1, max_iter=2000, tol=1e-8).fit(scaler.transform(features), labels)
+    found = log_softmax(linear.logits(features))
+    assert np.abs(np.exp(found) - reference.predict_proba(scaler.transform(features))).max() < 5e-3
+
+
+@pytest.mark.parametrize("counts", [[30, 20, 0, 5], [30, 0, 0, 8], [30, 0, 0, 0]])
+def test_breeds_without_training_photos_are_never_predicted_but_scored(counts):
+    features, labels = clouds(counts)
+    log_probs = log_softmax(fit_linear(features, labels, 4, c=0.1).logits(features))
+    assert np.isfinite(log_probs).all() and np.allclose(np.exp(log_probs).sum(1), 1)
+    assert (log_probs.argmax(1) == labels).mean() > 0.9
+    assert all((log_probs[:, breed] < np.log(1e-6)).all() for breed, count in enumerate(counts) if not count)
+
+
+def test_cross_validation_picks_the_pooling_and_the_penalty_that_generalise():
+    informative, labels = clouds([30, 30, 30], width=8)
+    noise = np.random.default_rng(1).normal(size=(90, 60))
+    linear, report = choose_and_fit({"noise": noise, "informative": informative}, labels, 3)
+    assert linear.pooling == report["pooling"] == "informative"
+    assert (
+        report["C"]
+        == min((r for r in report["tried"] if r["pooling"] == "informative"), key=lambda r: r["log_loss"])["C"]
+    )
+    _, on_noise = choose_and_fit({"noise": noise}, labels, 3)
+    assert on_noise["C"] < report["C"]  # features that say nothing are best ignored
+
+
+def test_single_photos_only_still_fit():
+    features, labels = clouds([1, 1, 1])
+    linear, report = choose_and_fit({"a": features}, labels, 3)
+    assert report["folds"] == 0 and (linear.logits(features).argmax(1) == labels).all()
+
+
+def test_probe_from_photos_to_predictions_and_back_from_disk(tmp_path):
+    samples = coloured(tmp_path / "photos", {"Manx": 12, "Persian": 9, "Siamese": 2})
+    probe = LinearProbe.fit(MeanColour(), BREEDS, samples, tmp_path / "photos", "clip-probe", batch_size=4)
+    assert probe.report["pooling"] == "colour" and probe.report["trained_on"] == 23
+    result = predict(probe, samples, tmp_path / "photos", tmp_path / "clip-probe.jsonl")
+    assert np.mean([p.predicted == p.breed for p in result.predictions]) == 1
+    assert result.meta["probe"]["C"] == probe.report["C"]
+    probe.save(tmp_path / "probe.npz")
+    again = LinearProbe.load(tmp_path / "probe.npz", MeanColour())
+    images = [photo(i) for i in range(3)]
+    assert np.array_equal(again.classify(images).log_probs, probe.classify(images).log_probs)
+    assert again.describe() == probe.describe() and again.breeds == tuple(BREEDS)
+
+
+def test_wrong_files_are_named(tmp_path):
+    (tmp_path / "text.npz").write_text("no arrays")
+    with pytest.raises(InputError, match="not a saved linear probe"):
+        LinearProbe.load(tmp_path / "text.npz", MeanColour())
+    np.savez(tmp_path / "evil.npz", about=np.array([{"a": 1}], dtype=object))
+    with pytest.raises(InputError, match="not a saved linear probe"):
+        LinearProbe.load(tmp_path / "evil.npz", MeanColour())
+    samples = coloured(tmp_path / "photos", {"Manx": 2, "Persian": 2})
+    LinearProbe.fit(MeanColour(), BREEDS, samples, tmp_path / "photos", "p").save(tmp_path / "p.npz")
+    other = MeanColour()
+    other.describe = lambda: {"base_model": "another"}
+    with pytest.raises(InputError, match="fitted on features of colour"):
+        LinearProbe.load(tmp_path / "p.npz", other)
+    with pytest.raises(InputError, match="Persian"):
+        LinearProbe.fit(MeanColour(), ["Manx", "Siamese"], samples, tmp_path / "photos", "p")
+
+
+def test_tower_features_are_what_the_language_model_is_shown():
+    vlm, images = llava(), [photo(0), photo(1)]
+    features = TowerEncoder(vlm).features(images)
+    pixels = vlm.processor.image_processor(images=images, return_tensors="pt")["pixel_values"]
+    shown = vlm.model.model.vision_tower(pixels, output_hidden_states=True).hidden_states[-1].detach().numpy()
+    assert np.allclose(features["cls"], shown[:, 0], atol=1e-5) and np.allclose(
+        features["mean"], shown[:, 1:].mean(1), atol=1e-5
+    )
+
+
+def test_probes_on_the_real_kinds_of_features(tmp_path):
+    samples = write_photos(tmp_path / "photos", BREEDS * 2)
+    for extractor in (ClipEncoder.load(str(clip(tmp_path / "clip"))), TowerEncoder(llava())):
+        probe = LinearProbe.fit(extractor, BREEDS, samples, tmp_path / "photos", "probe")
+        result = predict(probe, samples, tmp_path / "photos", tmp_path / f"{probe.extractor.poolings[0]}.jsonl")
+        whole = probe.classify([open_image(tmp_path / "photos" / s.image) for s in samples]).log_probs
+        assert np.allclose([p.scores for p in result.predictions], whole, atol=1e-5)

@@ -1,0 +1,93 @@
+"""The VLM as a classifier: normalisation, prior correction chosen on validation only, what the sidecar says."""
+
+import numpy as np
+import pytest
+
+from catlib.classifiers.base import predict
+from catlib.classifiers.prior import choose_strength, fit_prior
+from catlib.classifiers.vlm import VLMClassifier
+from catlib.errors import InputError
+from catlib.vlm.scoring import LabelScorer
+from tiny_encoders import llava, photo, write_photos
+
+BREEDS, QUESTION = ["Manx", "Extra-Toes Cat - Hemingway Polydactyl", "Siamese"], "Breed?"
+
+
+@pytest.fixture(scope="module")
+def vlm():
+    return llava()
+
+
+@pytest.mark.parametrize("norm", ["sum", "mean"])
+def test_log_probs_are_the_normalised_scores(vlm, norm):
+    images = [photo(i) for i in range(3)]
+    scorer = LabelScorer(vlm, BREEDS, QUESTION)
+    scores = scorer.score(images) / (scorer.counts if norm == "mean" else 1)
+    batch = VLMClassifier(vlm, BREEDS, QUESTION, score_norm=norm).classify(images)
+    assert np.allclose(batch.log_probs, scores - np.logaddexp.reduce(scores, axis=1, keepdims=True), atol=1e-5)
+    assert list(batch.predicted) == [BREEDS[i] for i in scores.argmax(1)]
+
+
+def test_prior_correction_subtracts_the_prompt_without_photo(vlm):
+    images = [photo(0), photo(1)]
+    scorer = LabelScorer(vlm, BREEDS, QUESTION)
+    raw = scorer.score(images) - 0.7 * scorer.prior()
+    batch = VLMClassifier(vlm, BREEDS, QUESTION, prior_strength=0.7).classify(images)
+    assert np.allclose(batch.log_probs, raw - np.logaddexp.reduce(raw, axis=1, keepdims=True), atol=1e-5)
+
+
+def test_strength_undoes_a_planted_prior():
+    rng = np.random.default_rng(0)
+    truth = rng.integers(0, 4, 200)
+    prior = np.array([0.0, -8.0, -3.0, -5.0])
+    evidence = 3 * np.eye(4)[truth] + rng.normal(size=(200, 4))
+    strength, table = choose_strength(evidence + prior, prior, truth)
+    assert 0.7 <= strength <= 1.3
+    assert table[str(strength)] == max(table.values()) > table["0.0"] + 0.3
+
+
+def test_no_correction_where_it_changes_nothing():
+    scores = 5 * np.eye(3)
+    assert choose_strength(scores, np.zeros(3), [0, 1, 2])[0] == 0.0
+
+
+def test_fitting_is_recorded_and_used(vlm, tmp_path):
+    samples = write_photos(tmp_path / "photos", BREEDS * 3)
+    classifier = fit_prior(VLMClassifier(vlm, BREEDS, QUESTION), samples, tmp_path / "photos", batch_size=4)
+    scores = classifier.raw_scores([photo(i) for i in range(9)])
+    expected, _ = choose_strength(scores, classifier.uncorrected_prior(), [0, 1, 2] * 3)
+    assert abs(classifier.prior_strength - expected) <= 0.1  # JPEG is not exactly the photo
+    meta = predict(classifier, samples, tmp_path / "photos", tmp_path / "vlm-base.jsonl").meta
+    assert meta["prior_correction"]["strength"] == classifier.prior_strength
+    assert meta["prior_correction"]["fitted_on"] == 9 and len(meta["prior_correction"]["accuracy_by_strength"]) == 16
+
+
+def test_correction_needs_scores(vlm, tmp_path):
+    with pytest.raises(InputError, match="decoding 'score'"):
+        fit_prior(VLMClassifier(vlm, BREEDS, QUESTION, "free"), [], tmp_path)
+    with pytest.raises(InputError, match="sorcery"):
+        VLMClassifier(vlm, BREEDS, QUESTION, "sorcery")
+
+
+def test_free_answers_are_kept_and_parsed(vlm, monkeypatch):
+    from catlib.classifiers import vlm as module
+
+    monkeypatch.setattr(module, "generate_free", lambda *_: ["It is a Siamese cat.", "No idea."])
+    batch = VLMClassifier(vlm, BREEDS, QUESTION, "free").classify([photo(0), photo(1)])
+    assert batch.predicted == ["Siamese", None] and batch.log_probs is None
+    assert batch.answers == ["It is a Siamese cat.", "No idea."]
+
+
+def test_sidecar(vlm):
+    meta = VLMClassifier(vlm, BREEDS, QUESTION, name="vlm-tuned").describe()
+    assert meta == {
+        "base_model": "tiny",
+        "adapter": None,
+        "prompt": QUESTION,
+        "decoding": "score",
+        "device": "cpu",
+        "dtype": "float32",
+        "score_norm": "sum",
+        "label_pass": "tree",
+        "prior_correction": {"strength": 0.0},
+    }

@@ -1,0 +1,217 @@
+"""Planted cases: is the recommendation what a sensible person would say, and do the reasons say why?"""
+
+import json
+
+import numpy as np
+import pytest
+from evaluation_cases import BREEDS, RARE, make_set, scored_set, truth
+
+from catlib.errors import InputError
+from catlib.evaluation.compare import compare
+from catlib.evaluation.criteria import Targets, at_least, criteria_rows, more_than
+from catlib.evaluation.metrics import evaluate
+from catlib.evaluation.verdict import judge
+from catlib.settings import ComparisonSettings
+
+PLAN = Targets()
+COMMON = tuple(breed for breed in BREEDS if breed not in RARE)
+
+
+def verdict_of(sets, priority=RARE, targets=PLAN, validation=None, candidate="vlm-tuned"):
+    validation = validation or {}
+    models = {s.name: evaluate(s, priority, bootstrap=400) for s in sets}
+    first = next(s for s in sets if s.name == candidate)
+    comparisons = [
+        compare(first, s, priority, val_a=validation.get(candidate), val_b=validation.get(s.name), bootstrap=400)
+        for s in sets
+        if s is not first
+    ]
+    return judge(models, comparisons, targets), comparisons
+
+
+def levels(common, rare):
+    return {**dict.fromkeys(COMMON, common), **dict.fromkeys(RARE, rare)}
+
+
+def test_clearly_better_is_adopted():
+    true = truth(60)
+    verdict, _ = verdict_of(
+        [
+            scored_set("vlm-tuned", true, levels(0.9, 0.85), seed=1, latency_ms=90.0),
+            scored_set("clip-zero-shot", true, levels(0.6, 0.05), seed=2),
+            scored_set("clip-probe", true, levels(0.75, 0.5), seed=3),
+        ]
+    )
+    assert verdict.recommendation == "adopt" and verdict.reference == "clip-zero-shot"
+    assert {c.key: c.met for c in verdict.criteria} == {
+        "priority": True,
+        "gain": True,
+        "probe": True,
+        "latency": True,
+        "skip": False,
+        "do": True,
+    }
+    assert any("linear probe on CLIP features" in reason for reason in verdict.reasons)
+
+
+def test_identical_models_are_not_adopted():
+    true = truth(60)
+    tuned = scored_set("vlm-tuned", true, 0.8, seed=1)
+    clip = make_set("clip-zero-shot", true, [p.predicted for p in tuned.predictions])
+    verdict, (comparison,) = verdict_of([tuned, clip])
+    low, high = comparison["ci95"]
+    assert low <= 0 <= high and comparison["mcnemar_p"] == 1.0
+    assert verdict.recommendation == "keep-clip"
+    assert "below 3 points" in verdict.reasons[0]
+
+
+def test_better_on_the_priority_breeds_only_is_combined():
+    true = truth({**dict.fromkeys(COMMON, 100), **dict.fromkeys(RARE, 15)})
+    noise = np.random.default_rng(0).normal(size=(len(true), len(BREEDS)))
+    verdict, (comparison,) = verdict_of(
+        [
+            scored_set("vlm-tuned", true, levels(0.8, 0.9), seed=1, noise=noise),
+            scored_set("clip-zero-shot", true, levels(0.8, 0.1), seed=1, noise=noise),
+        ]
+    )
+    assert comparison["priority_f1_gain_points"]["ci95"][0] > 0
+    assert verdict.recommendation == "combine" and "priority" in verdict.reasons[0]
+    slightly_worse, _ = verdict_of(
+        [
+            scored_set("vlm-tuned", true, levels(0.72, 0.9), seed=1, noise=noise),
+            scored_set("clip-zero-shot", true, levels(0.8, 0.1), seed=1, noise=noise),
+        ]
+    )
+    assert slightly_worse.recommendation == "combine"
+    assert "priority" in slightly_worse.reasons[0]
+
+
+def test_fast_worse_model_under_a_budget_is_kept():
+    """The VLM is better but takes 400 ms, CLIP 12 ms: with a budget of 150 ms CLIP stays, unless accuracy comes
+    first."""
+    true = truth(60)
+    sets = [
+        scored_set("vlm-tuned", true, levels(0.9, 0.85), seed=1, latency_ms=400.0),
+        scored_set("clip-zero-shot", true, levels(0.6, 0.05), seed=2, latency_ms=12.0),
+    ]
+    verdict, _ = verdict_of(sets)
+    assert verdict.recommendation == "keep-clip"
+    assert "400 ms" in verdict.reasons[0] and "150 ms" in verdict.reasons[0]
+    assert next(c.met for c in verdict.criteria if c.key == "latency") is False
+    assert verdict_of(sets, targets=Targets(latency_ms=500))[0].recommendation == "adopt"
+    assert verdict_of(sets, targets=Targets(accuracy_first=True))[0].recommendation == "adopt"
+
+
+def test_worse_model_is_not_taken_however_fast():
+    true = truth(60)
+    verdict, _ = verdict_of(
+        [
+            scored_set("vlm-tuned", true, levels(0.5, 0.2), seed=1, latency_ms=5.0),
+            scored_set("clip-zero-shot", true, levels(0.8, 0.5), seed=2, latency_ms=100.0),
+        ]
+    )
+    assert verdict.recommendation == "keep-clip" and "worse" in verdict.reasons[0]
+
+
+def test_too_few_photos_decide_nothing():
+    true = truth(2)
+    verdict, _ = verdict_of(
+        [
+            scored_set("vlm-tuned", true, levels(0.75, 0.6), seed=1),
+            scored_set("clip-zero-shot", true, levels(0.65, 0.4), seed=2),
+        ]
+    )
+    assert verdict.recommendation == "inconclusive"
+    assert "20 photos" in verdict.reasons[0]
+    assert next(c.met for c in verdict.criteria if c.key == "gain") == "undecided"
+
+
+def test_sure_gains_with_an_open_priority_target_are_adopted_with_that_said():
+    """Few photos of priority breeds: surely far better than CLIP there, whether above 50 % is open."""
+    true = truth({**dict.fromkeys(COMMON, 60), **dict.fromkeys(RARE, 9)})
+    verdict, (comparison,) = verdict_of(
+        [
+            scored_set("vlm-tuned", true, levels(0.9, 0.6), seed=1),
+            scored_set("clip-zero-shot", true, levels(0.5, 0.0), seed=2),
+        ]
+    )
+    assert next(c.met for c in verdict.criteria if c.key == "priority") == "undecided"
+    assert comparison["priority_f1_gain_points"]["ci95"][0] > 0
+    assert verdict.recommendation == "adopt" and "not settled" in verdict.reasons[0]
+
+
+def test_probe_that_does_as_well_is_the_cheaper_choice():
+    true = truth(150)
+    noise = np.random.default_rng(0).normal(size=(len(true), len(BREEDS)))
+    sets = [
+        scored_set("vlm-tuned", true, levels(0.9, 0.85), seed=1, noise=noise),
+        scored_set("clip-zero-shot", true, levels(0.6, 0.05), seed=2),
+        scored_set("clip-probe", true, levels(0.9, 0.85), seed=1, noise=noise),
+    ]
+    verdict, _ = verdict_of(sets)
+    assert verdict.recommendation == "keep-clip" and "fraction of the cost" in verdict.reasons[0]
+    assert verdict_of(sets, targets=Targets(explanations_wanted=True))[0].recommendation == "adopt"
+    better = scored_set("clip-probe", true, levels(0.98, 0.97), seed=5)
+    verdict, _ = verdict_of([*sets[:2], better])
+    assert verdict.recommendation == "keep-clip" and "linear probe" in verdict.reasons[0]
+
+
+def test_clip_good_enough_on_the_priority_breeds_means_skip():
+    true = truth(100)
+    verdict, _ = verdict_of(
+        [
+            scored_set("vlm-tuned", true, levels(0.97, 0.99), seed=1),
+            scored_set("clip-zero-shot", true, levels(0.9, 0.93), seed=2),
+        ]
+    )
+    assert verdict.recommendation == "keep-clip" and "80%" in verdict.reasons[0]
+
+
+def test_zero_shot_clip_not_run_is_said_plainly():
+    true = truth(60)
+    sets = [
+        scored_set("vlm-base", true, levels(0.3, 0.0), seed=4),
+        scored_set("vlm-tuned", true, levels(0.9, 0.85), seed=1),
+        scored_set("tower-probe", true, levels(0.7, 0.4), seed=2),
+    ]
+    verdict, _ = verdict_of(sets)
+    assert verdict.reference == "tower-probe" and verdict.recommendation == "adopt"
+    assert any("Zero-shot CLIP was not run" in reason for reason in verdict.reasons)
+    assert "probe" not in {c.key for c in verdict.criteria}
+    with pytest.raises(InputError, match="nothing to compare"):
+        verdict_of(sets[:2])
+    with pytest.raises(InputError, match="vlm-tuned"):
+        judge({}, [], Targets())
+
+
+def test_no_priority_breeds_and_no_latency_leave_their_criteria_open():
+    true = truth(60)
+    sets = [scored_set("vlm-tuned", true, 0.9, seed=1), scored_set("clip-zero-shot", true, 0.6, seed=2)]
+    sets = [
+        type(s)(s.name, tuple(type(p)(**{**vars(p), "latency_ms": None}) for p in s.predictions), s.meta)
+        for s in sets
+    ]
+    verdict, _ = verdict_of(sets, priority=())
+    met = {c.key: c.met for c in verdict.criteria}
+    assert met["priority"] == met["latency"] == "undecided" and verdict.recommendation == "adopt"
+    assert any("not measured" in reason for reason in verdict.reasons)
+
+
+def test_verdict_is_plain_json_and_targets_come_from_the_settings():
+    true = truth(30)
+    sets = [scored_set("vlm-tuned", true, 0.8, seed=1), scored_set("clip-zero-shot", true, 0.6, seed=2)]
+    targets = Targets.of(ComparisonSettings(target_gain_points=7.5, latency_budget_ms=60.0, accuracy_first=True))
+    assert (targets.gain_points, targets.latency_ms, targets.accuracy_first) == (7.5, 60.0, True)
+    verdict, _ = verdict_of(sets, targets=targets)
+    content = json.loads(json.dumps(verdict.as_json(), allow_nan=False))
+    assert set(content) == {"criteria", "recommendation", "reasons", "reference"}
+    assert "at least 7.5 points" in {c["target"] for c in content["criteria"]}
+    assert all({"name", "target", "value", "ci95", "met"} <= set(c) for c in content["criteria"])
+    assert all(row["measured"] and row["result"] for row in criteria_rows(content["criteria"]))
+
+
+def test_met_needs_the_whole_interval():
+    figure = {"value": 0.6, "ci95": [0.5, 0.7]}
+    assert [at_least(figure, t) for t in (0.5, 0.4, 0.6, 0.71)] == [True, True, "undecided", False]
+    assert [more_than(figure, t) for t in (0.5, 0.49, 0.7)] == ["undecided", True, False]
+    assert at_least(None, 0.5) == "undecided"

@@ -1,0 +1,168 @@
+"""Untrained models of the real classes, small enough for a test: a LLaVA, a CLIP and a SigLIP with their processors."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from transformers import (
+    CLIPConfig,
+    CLIPImageProcessor,
+    CLIPModel,
+    CLIPProcessor,
+    CLIPVisionConfig,
+    LlamaConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    LlavaProcessor,
+    MistralConfig,
+    PreTrainedTokenizerFast,
+    SiglipConfig,
+    SiglipImageProcessor,
+    SiglipModel,
+    SiglipProcessor,
+)
+
+from catlib.breeds import BREEDS
+from catlib.data.records import Sample
+from catlib.vlm.models import VLM, Anatomy
+
+SIZE, PATCH = 28, 7  # 16 patches
+TEMPLATE = (
+    "{% for message in messages %}"
+    "{% if message['role'] == 'user' %}USER: "
+    "{% for part in message['content'] %}{% if part['type'] == 'image' %}<image>\n"
+    "{% else %}{{ part['text'] }}{% endif %}{% endfor %}"
+    "{{ ' ' }}{% else %}ASSISTANT: "
+    "{% for part in message['content'] %}{{ part['text'] }}{% endfor %}{{ eos_token }}{% endif %}"
+    "{% endfor %}{% if add_generation_prompt %}ASSISTANT:{% endif %}"
+)
+
+
+def tokenizer(end: bool = False) -> PreTrainedTokenizerFast:
+    """A byte-level BPE that has read the breeds' names; with `end` it adds the end token, as CLIP's does."""
+    raw = Tokenizer(models.BPE())
+    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    raw.decoder = decoders.ByteLevel()
+    texts = [f"USER: What breed is this cat? ASSISTANT: {breed.name}" for breed in BREEDS]
+    trainer = trainers.BpeTrainer(
+        vocab_size=420,
+        special_tokens=["<pad>", "<s>", "</s>", "<image>"],
+        show_progress=False,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+    )
+    raw.train_from_iterator(texts, trainer)
+    if end:
+        raw.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 2)])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=raw,
+        pad_token="<pad>",
+        bos_token="<s>",
+        eos_token="</s>",
+        additional_special_tokens=["<image>"],
+        model_max_length=77,
+    )
+
+
+def image_processor(kind: type = CLIPImageProcessor):
+    crop = {"crop_size": {"height": SIZE, "width": SIZE}} if kind is CLIPImageProcessor else {}
+    size = {"shortest_edge": SIZE} if kind is CLIPImageProcessor else {"height": SIZE, "width": SIZE}
+    return kind(size=size, **crop)
+
+
+def llava(text: str = "llama", attention: str = "sdpa", seed: int = 0) -> VLM:
+    """A float32 LLaVA as `load_vlm` would return it. Weights are spread wide, so that scores differ visibly."""
+    words = tokenizer()
+    shape = {
+        "vocab_size": len(words),
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 256,
+        "pad_token_id": 0,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "initializer_range": 0.3,
+    }
+    language = LlamaConfig(**shape) if text == "llama" else MistralConfig(**shape, sliding_window=64)
+    vision = CLIPVisionConfig(
+        hidden_size=24,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        image_size=SIZE,
+        patch_size=PATCH,
+        initializer_range=0.3,
+    )
+    torch.manual_seed(seed)
+    config = LlavaConfig(
+        vision_config=vision,
+        text_config=language,
+        image_token_index=words.convert_tokens_to_ids("<image>"),
+        vision_feature_layer=-1,
+        vision_feature_select_strategy="default",
+        image_seq_length=(SIZE // PATCH) ** 2,
+    )
+    model = LlavaForConditionalGeneration._from_config(config, attn_implementation=attention).float().eval()
+    processor = LlavaProcessor(
+        image_processor(),
+        words,
+        patch_size=PATCH,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+        chat_template=TEMPLATE,
+    )
+    return VLM(model, processor, "tiny", Anatomy.of(model))
+
+
+def clip(folder: Path, kind: str = "clip") -> Path:
+    """Save a CLIP or SigLIP with its processor; the folder."""
+    words = tokenizer(end=True)
+    text = {
+        "vocab_size": len(words),
+        "hidden_size": 24,
+        "intermediate_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "max_position_embeddings": 77,
+        "pad_token_id": 0,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+    }
+    vision = {
+        "hidden_size": 24,
+        "intermediate_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "image_size": SIZE,
+        "patch_size": PATCH,
+    }
+    torch.manual_seed(1)
+    if kind == "clip":
+        model = CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=16))
+        processor = CLIPProcessor(image_processor(), words)
+    else:
+        model = SiglipModel(SiglipConfig(text_config=text, vision_config=vision))
+        processor = SiglipProcessor(image_processor(SiglipImageProcessor), words)
+    model.eval().save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return folder
+
+
+def photo(seed: int, side: int = 40) -> Image.Image:
+    """A photo of smooth random colours."""
+    low = np.random.default_rng(seed).integers(0, 255, (4, 4, 3), dtype=np.uint8)
+    return Image.fromarray(low).resize((side + seed % 7, side), Image.Resampling.BICUBIC)
+
+
+def write_photos(folder: Path, breeds: list[str]) -> list[Sample]:
+    """One JPEG for each entry of `breeds`, and the samples that name them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    samples = []
+    for i, breed in enumerate(breeds):
+        photo(i).save(folder / f"{i:03}.jpg")
+        samples.append(Sample(f"photo-{i}", f"{i:03}.jpg", (), {"breed": breed}))
+    return samples
