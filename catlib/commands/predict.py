@@ -1,0 +1,170 @@
+"""`catlib predict`: the breed of photos, labelled or not, one JSON line a photo."""
+
+import argparse
+import json
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from catlib.commands.options import add_settings_options, settings_from_args
+from catlib.errors import InputError
+from catlib.paths import resolve
+from catlib.settings import EvaluationSettings, split_list
+
+if TYPE_CHECKING:
+    from catlib.classifiers.base import Classifier
+    from catlib.data.records import Sample
+
+PHOTO_ENDINGS = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
+SHARED = ("decoding", "score_norm", "quantize", "dtype", "device")  # options that mean what they mean in an evaluation
+log = logging.getLogger(__name__)
+
+
+def add_parser(subparsers: Any, common: argparse.ArgumentParser) -> None:
+    """The options of `catlib predict`."""
+    parser = subparsers.add_parser(
+        "predict", parents=[common], help="name the breed in photos", description=__doc__,
+        epilog="exit codes: 0 all photos predicted, 1 some could not be read (listed), 2 wrong input",
+    )  # fmt: skip
+    parser.add_argument(
+        "photos", nargs="+", type=Path, metavar="PHOTO_OR_FOLDER", help="folders are searched for photos"
+    )
+    parser.add_argument("--checkpoint", metavar="DIR", help="fine-tuned checkpoint: adapter, or merged model")
+    parser.add_argument(
+        "--model", default="tuned", help="tuned (default), base (the checkpoint without its adapter), clip:REF"
+    )
+    parser.add_argument("--base-model", default="", metavar="REF", help="base model; default: as the checkpoint says")
+    parser.add_argument(
+        "--breeds", metavar="LIST", help="candidate breeds, comma separated, or a text file with one a line"
+    )
+    parser.add_argument("--prompt", help="question put to the model; default: the one it was trained with")
+    parser.add_argument("--batch-size", type=int, default=8, help="photos in one forward pass (default: 8)")
+    add_settings_options(
+        parser, EvaluationSettings, skip=[f.name for f in fields(EvaluationSettings) if f.name not in SHARED]
+    )
+    parser.add_argument(
+        "--out", type=Path, metavar="FILE.jsonl", help="predictions file with sidecar; default: standard output"
+    )
+    parser.add_argument("--json", action="store_true", help="JSON lines on standard output: what it does anyway")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Predict; 1 when a photo could not be read."""
+    if args.batch_size < 1:
+        raise InputError(f"--batch-size must be at least 1, found {args.batch_size}")
+    root, samples = find_photos(args.photos)
+    classifier = load_classifier(args)
+
+    from catlib.classifiers.base import iterate, predict
+
+    failed = []
+
+    def report(sample: "Sample", error: InputError) -> None:
+        failed.append(sample)
+        print(f"catlib: {error}", file=sys.stderr)
+
+    if args.out:
+        predict(classifier, samples, root, args.out.expanduser(), args.batch_size, on_error=report)
+    else:
+        for prediction in iterate(classifier, samples, root, args.batch_size, on_error=report):
+            row = asdict(prediction)
+            if row["scores"] is not None:  # a reader of a stream has no sidecar that tells the order
+                row["scores"] = dict(zip(classifier.breeds, (round(s, 6) for s in row["scores"]), strict=True))
+            print(json.dumps(row, ensure_ascii=False), flush=True)
+    if failed:
+        log.warning("%d of %d photos could not be read", len(failed), len(samples))
+    return 1 if failed else 0
+
+
+def find_photos(arguments: Sequence[Path]) -> tuple[Path, list["Sample"]]:
+    """The image root and a sample of unknown breed for each photo, in the order given, a folder's photos sorted.
+
+    A file is taken whatever its name; in a folder, and the folders below it, files count whose ending says photo. The
+    root is the working directory when all photos lie in it, else the folder that they share. Raises InputError when
+    an argument does not exist or there is no photo at all.
+    """
+    from catlib.data.records import Sample
+
+    found: dict[Path, None] = {}
+    for argument in arguments:
+        path = Path(os.path.abspath(argument.expanduser()))  # keeps symbolic links, which `inside` judges later
+        if path.is_dir():
+            inner = sorted(p for p in path.rglob("*") if p.suffix.lower() in PHOTO_ENDINGS and p.is_file())
+            if not inner:
+                log.warning("%s: no photos in this folder", argument)
+            found |= dict.fromkeys(inner)
+        elif path.exists():
+            found[path] = None
+        else:
+            raise InputError(f"{argument}: no such photo or folder")
+    if not found:
+        endings = ", ".join(sorted(PHOTO_ENDINGS))
+        raise InputError(f"no photos in {', '.join(map(str, arguments))}; a folder is searched for {endings}")
+    root = Path.cwd()
+    if not all(path.is_relative_to(root) for path in found):
+        root = Path(os.path.commonpath([path.parent for path in found]))
+    names = [path.relative_to(root).as_posix() for path in found]
+    return root, [Sample(name, name, (), {"breed": None}) for name in names]
+
+
+def load_classifier(args: argparse.Namespace) -> "Classifier":
+    """The classifier that the options name. Raises InputError when they do not add up."""
+    settings = settings_from_args(EvaluationSettings, args)
+    if args.model not in ("tuned", "base") and not args.model.startswith("clip:"):
+        raise InputError(f"--model must be tuned, base or clip:REF; found {args.model!r}")
+    checkpoint = resolve(args.checkpoint) if args.checkpoint else None
+    if checkpoint and not checkpoint.is_dir():
+        raise InputError(f"--checkpoint {args.checkpoint}: no such folder ({checkpoint})")
+    if not args.model.startswith("clip:") and not checkpoint and not (args.model == "base" and args.base_model):
+        raise InputError(
+            "which model? give --checkpoint DIR, or --model base with --base-model REF, or --model clip:REF"
+        )
+
+    from catlib.demo_models import resolve_model
+    from catlib.vlm.checkpoint import CONFIG, base_of, read_training
+
+    trained = read_training(checkpoint) if checkpoint else {}
+    breeds = _breeds(args.breeds, trained)
+    if args.model.startswith("clip:"):
+        from catlib.classifiers.clip import ClipZeroShot
+        from catlib.classifiers.encoder import ClipEncoder
+
+        ref = resolve_model(args.model.removeprefix("clip:"), "clip")
+        return ClipZeroShot(ClipEncoder.load(ref, settings.device, settings.dtype), breeds)
+
+    from catlib.classifiers.vlm import VLMClassifier
+    from catlib.vlm.models import load_vlm
+
+    merged = checkpoint is not None and (checkpoint / "config.json").is_file() and not (checkpoint / CONFIG).is_file()
+    if merged and args.model == "tuned":
+        base, adapter = str(checkpoint), None
+    else:
+        base = resolve_model(args.base_model or trained.get("base_model") or base_of(checkpoint), "llava")
+        adapter = checkpoint if args.model == "tuned" else None
+    vlm = load_vlm(base, adapter=adapter, device=settings.device, dtype=settings.dtype, quantize=settings.quantize)
+    prompt = args.prompt or trained.get("question") or settings.prompt
+    name = "vlm-tuned" if args.model == "tuned" else "vlm-base"
+    return VLMClassifier(vlm, breeds, prompt, settings.decoding, settings.score_norm, name=name)
+
+
+def _breeds(option: str | None, trained: dict[str, Any]) -> list[str]:
+    """The candidates: as the option says, else those of the training, else all of the collection."""
+    from catlib.breeds import BREEDS
+
+    if option:
+        file = os.path.expanduser(option)
+        is_file = os.path.isfile(file)  # unlike Path.is_file, no error for a list that is too long for a file name
+        text = Path(file).read_text(encoding="utf-8").replace("\n", ",") if is_file else option
+        breeds = split_list(text)
+        if len(set(breeds)) < 2:
+            raise InputError(f"--breeds {option}: at least two different breeds are needed")
+        return list(dict.fromkeys(breeds))
+    if trained.get("breeds"):
+        return list(trained["breeds"])
+    log.info("no training record lists the breeds; all %d of the collection are candidates", len(BREEDS))
+    return [breed.name for breed in BREEDS]

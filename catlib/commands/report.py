@@ -1,0 +1,112 @@
+"""`catlib report`: run the notebooks of a profile and render their reports."""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from catlib.errors import CatlibError, InputError
+
+
+def add_parser(subparsers: argparse._SubParsersAction, common: argparse.ArgumentParser) -> None:
+    """Add the subcommand."""
+    parser = subparsers.add_parser(
+        "report",
+        parents=[common],
+        help="run the notebooks of a profile; HTML in reports/RUN",
+        description="Run the notebooks of a profile in order and render them to HTML. What is unchanged is kept.",
+    )
+    parser.add_argument("profile", metavar="PROFILE", help="name in notebooks/profiles, or path of a YAML file")
+    parser.add_argument(
+        "-p", dest="parameters", action="append", default=[], metavar="KEY=VALUE", help="set one parameter (repeatable)"
+    )
+    parser.add_argument("--run", dest="run_name", metavar="NAME", help="name of the run (default: the profile's)")
+    parser.add_argument("--force", action="store_true", help="run every notebook, even where nothing has changed")
+    parser.add_argument("--notebooks", default="", metavar="01,02", help="run only these")
+    parser.add_argument(
+        "--sweep", metavar="KEY=V1,V2,…", help="a run for each value, and a page with the learning curve"
+    )
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run, then print where the report is and the headline figures. Raises the error that a notebook ended with."""
+    from catlib.reports.stages import find_profile
+    from catlib.settings import parse_assignment
+
+    profile = find_profile(args.profile)
+    overrides = dict(parse_assignment(text) for text in args.parameters)
+    name = args.run_name or profile.stem
+    if args.sweep:
+        return _sweep(args, profile, overrides, name)
+    outcome = _run_one(args, profile, overrides, name)
+    print(json.dumps(outcome, ensure_ascii=False) if args.json else _summary(outcome))
+    return 0
+
+
+def _run_one(args: argparse.Namespace, profile: Path, overrides: dict[str, Any], name: str) -> dict[str, Any]:
+    """One run; what a program may want to know of it."""
+    from catlib.paths import resolve
+    from catlib.reports.index import report_path, results
+    from catlib.reports.pipeline import run_profile
+
+    def tell(line: str) -> None:
+        print(line, file=sys.stderr if args.json else sys.stdout, flush=True)
+
+    state = run_profile(profile, overrides, name, force=args.force, notebooks=args.notebooks, tell=tell)
+    report = report_path(name)
+    failed = next((entry for entry in state["stages"].values() if entry["status"] == "failed"), None)
+    if state["status"] == "failed" and failed:
+        kind = InputError if failed["exit_code"] == InputError.exit_code else CatlibError
+        raise kind(f"{failed['error']}\nThe report shows how far it came: {report}")
+    stages = {
+        key: {"status": entry["status"], "duration_s": entry.get("duration_s")}
+        for key, entry in state["stages"].items()
+    }
+    return {
+        "run": name,
+        "status": state["status"],
+        "report": str(report),
+        "stages": stages,
+        **results(resolve("outputs/runs") / name),
+    }
+
+
+def _summary(outcome: dict[str, Any]) -> str:
+    """The headline figures as a table, the recommendation and the report's path."""
+    from catlib.evaluation.tables import text_table
+    from catlib.reports.index import headline
+
+    lines = []
+    if rows := headline(outcome):
+        lines += ["", "Test photos, per cent [95 % interval]", text_table(rows)]
+    if outcome["status"] == "done" and outcome.get("recommendation"):
+        lines += [
+            "",
+            f"Recommendation: {outcome['recommendation']}",
+            *(f"  - {reason}" for reason in outcome.get("reasons", [])),
+        ]
+    return "\n".join([*lines, "", f"Report: {outcome['report']}"])
+
+
+def _sweep(args: argparse.Namespace, profile: Path, overrides: dict[str, Any], name: str) -> int:
+    """A run for each value of the swept parameter, then the page with the curve."""
+    from catlib.reports import sweep
+
+    key, values = sweep.parse_sweep(args.sweep)
+    outcomes = []
+    for value in values:
+        member, parameters = sweep.member(name, profile, overrides, key, value)
+        print(f"{key} = {value:g}", file=sys.stderr if args.json else sys.stdout, flush=True)
+        outcomes.append(_run_one(args, profile, parameters, member))
+    page = sweep.curve_page(
+        name, key, [(value, outcome["run"]) for value, outcome in zip(values, outcomes, strict=True)]
+    )
+    print(
+        json.dumps({"page": str(page), "runs": outcomes}, ensure_ascii=False)
+        if args.json
+        else f"\nLearning curve: {page}"
+    )
+    return 0

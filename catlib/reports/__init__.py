@@ -1,0 +1,1 @@
+"""Notebooks executed headless, rendered to self-contained HTML and indexed."""

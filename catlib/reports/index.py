@@ -1,0 +1,176 @@
+"""The pages of a run and the page over all runs, written from state.json and metrics.json alone."""
+
+import json
+import os
+from collections.abc import Mapping
+from html import escape
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from catlib.data.records import write_atomically
+from catlib.evaluation.criteria import criteria_rows
+from catlib.evaluation.metrics_file import METRICS_FILE, read_metrics
+from catlib.evaluation.names import TUNED, ZERO_SHOT
+from catlib.evaluation.tables import Rows, model_rows, share
+from catlib.paths import resolve
+from catlib.reports import html
+
+
+def read_state(run_dir: Path) -> dict[str, Any] | None:
+    """The state of a run; None where there is none. One said to be running whose process is gone was interrupted."""
+    try:
+        state = json.loads((run_dir / "state.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None  # not a run, or one whose disk was full: the next run starts anew
+    if state["status"] == "running" and not _alive(state["pid"]):
+        state["status"] = "interrupted"
+        for entry in state["stages"].values():
+            entry["status"] = "interrupted" if entry["status"] == "running" else entry["status"]
+    return state
+
+
+def results(run_dir: Path) -> dict[str, Any]:
+    """The run's metrics, empty where there are none yet."""
+    path = run_dir / METRICS_FILE
+    return read_metrics(path) if path.is_file() else {}
+
+
+def headline(metrics: Mapping[str, Any]) -> Rows:
+    """The headline figures of each model as rows of text."""
+    return model_rows(metrics.get("models", {}))
+
+
+def report_path(run: str) -> Path:
+    """Where the report of a run begins."""
+    return resolve("reports") / run / "index.html"
+
+
+def render(state: Mapping[str, Any], run_dir: Path) -> None:
+    """Write the pages of a run and the page over all runs; pages of stages that were not run are removed."""
+    folder = report_path(state["run"]).parent
+    for name, entry in state["stages"].items():
+        page, source = folder / f"{name}.html", run_dir / f"{name}.ipynb"
+        if not entry["page"]:
+            page.unlink(missing_ok=True)
+            continue
+        body = _problem(entry, f'{escape(entry["title"])} ended with an error. <a href="#error">Go there.</a>')
+        body += html.notebook_body(source, source.stat().st_mtime_ns)
+        nav = html.navigation(state["run"], state["stages"], page.name)
+        footer = html.facts([("notebook", f"{name} ({entry['status']})"), *_origin(state, entry)])
+        footer += f"<details><summary>parameters</summary>{html.facts(entry.get('parameters', {}).items())}</details>"
+        write_atomically(page, html.page(f"{entry['title']} · {state['run']}", nav, body, footer))
+    write_atomically(folder / "index.html", _run_page(state, results(run_dir)))
+    render_all_runs()
+
+
+def _run_page(state: Mapping[str, Any], metrics: Mapping[str, Any]) -> str:
+    body = f"<h1>{escape(state['run'])}</h1><p>Profile {escape(state['profile'])}, {_status(state['status'])}.</p>"
+    for name, entry in state["stages"].items():
+        body += _problem(entry, f"<b>{escape(name)}</b>")
+    if state["status"] == "done" and metrics.get("recommendation"):
+        reasons = "".join(f"<li>{escape(reason)}</li>" for reason in metrics.get("reasons", []))
+        body += (
+            f'<div class="box good">Recommendation: <b>{escape(metrics["recommendation"])}</b><ul>{reasons}</ul></div>'
+        )
+    stages = "".join(
+        f"<tr><td>{_link(f'{name}.html', entry['title']) if entry['page'] else escape(entry['title'])}</td>"
+        f"<td>{_status(entry['status'])}</td><td>{_duration(entry)}</td></tr>"
+        for name, entry in state["stages"].items()
+    )
+    body += (
+        f"<h2>Notebooks</h2><table><thead><tr><th>page</th><th>status</th><th>took</th></tr></thead>{stages}</table>"
+    )
+    if rows := headline(metrics):
+        body += (
+            f"<h2>Figures on the test photos</h2>{html.table(rows)}<p>Per cent, with 95 % intervals in brackets.</p>"
+        )
+    if state["status"] == "done" and metrics.get("criteria"):
+        body += f"<h2>Criteria</h2>{html.table(criteria_rows(metrics['criteria']))}"
+    nav = html.navigation(state["run"], state["stages"], "index.html")
+    return html.page(f"{state['run']} · catlib report", nav, body, html.facts(_origin(state, state)))
+
+
+def render_all_runs() -> Path:
+    """Write reports/index.html: every run with its headline figures, the latest first, then the learning curves."""
+    states = [state for path in resolve("outputs/runs").glob("*/state.json") if (state := read_state(path.parent))]
+    rows = ""
+    for state in sorted(states, key=lambda state: state["started"], reverse=True):
+        metrics = results(resolve("outputs/runs") / state["run"])
+        models = metrics.get("models", {})
+        figures = [
+            share(models.get(m, {}).get(k)) for m in (TUNED, ZERO_SHOT) for k in ("accuracy", "priority_macro_f1")
+        ]
+        verdict = metrics.get("recommendation", "-") if state["status"] == "done" else "-"
+        cells = [_link(f"{state['run']}/index.html", state["run"]), escape(state["started"][:16].replace("T", " "))]
+        cells += [_status(state["status"]), *map(escape, figures), escape(verdict)]
+        rows += "<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>"
+    names = (
+        "run",
+        "started",
+        "status",
+        "tuned: accuracy",
+        "tuned: priority F1",
+        "CLIP: accuracy",
+        "CLIP: priority F1",
+        "verdict",
+    )
+    head = "".join(f"<th>{name}</th>" for name in names)
+    body = f"<h1>All runs</h1><table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
+    body += "<p>Per cent, with 95 % intervals in brackets. CLIP: zero-shot.</p>"
+    if curves := sorted(resolve("reports").glob("sweep-*.html")):
+        body += "<h2>Learning curves</h2><ul>" + "".join(f"<li>{_link(p.name, p.stem)}</li>" for p in curves) + "</ul>"
+    path = resolve("reports") / "index.html"
+    write_atomically(path, html.page("catlib reports", "<b>all runs</b>", body))
+    return path
+
+
+def _origin(state: Mapping[str, Any], part: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What produced a page: run, time, duration, commit, versions."""
+    versions = ", ".join(f"{name} {version}" for name, version in state["versions"].items())
+    times = [("started", part.get("started") or state["started"])]
+    if "duration_s" in part:
+        times.append(("took", _duration(part)))
+    return [
+        ("run", state["run"]),
+        ("profile", state["profile"]),
+        *times,
+        ("commit", state["commit"] or "-"),
+        ("versions", versions),
+    ]
+
+
+def _problem(entry: Mapping[str, Any], before: str) -> str:
+    return f'<div class="box">{before}<p>{escape(entry["error"])}</p></div>' if "error" in entry else ""
+
+
+def _link(target: str, text: str) -> str:
+    return f'<a href="{quote(target)}">{escape(text)}</a>'
+
+
+def _status(status: str) -> str:
+    return f'<span class="{status.replace(" ", "-")}">{escape(status)}</span>'
+
+
+def _duration(entry: Mapping[str, Any]) -> str:
+    seconds = entry.get("duration_s")
+    if seconds is None:
+        return "-"
+    minutes = round(seconds) // 60
+    return (
+        f"{seconds:.0f} s"
+        if seconds < 120
+        else f"{minutes} min"
+        if minutes < 120
+        else f"{minutes // 60} h {minutes % 60} min"
+    )
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True  # it belongs to someone else, but it is there
+    return True

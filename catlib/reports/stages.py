@@ -1,0 +1,169 @@
+"""What a run consists of: its notebooks, the parameters each of them gets, and whether its inputs have changed."""
+
+import ast
+import difflib
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import nbformat
+
+from catlib.errors import InputError
+from catlib.paths import project_root, resolve
+from catlib.provenance import package_versions
+from catlib.settings import NOTEBOOK_SETTINGS, all_options, read_profile
+
+INPUTS = ("photos", "train_data", "val_data", "test_data", "base_model", "clip_model", "checkpoint")
+OUTPUTS = ("run_dir", "data_dir", "output_dir")
+WHOLE_FILE = 1 << 20  # bytes; larger files are compared by size and time of change, smaller ones by content
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A notebook of the chain with the values of exactly those parameters that its parameters cell declares."""
+
+    name: str  # file name without ending, for example 02_training
+    source: Path
+    title: str
+    parameters: Mapping[str, Any]
+
+
+def find_profile(name: str) -> Path:
+    """The file of a profile given by name or by path. Raises InputError that lists the profiles."""
+    folder = project_root() / "notebooks" / "profiles"
+    if name.endswith((".yaml", ".yml")) or "/" in name:
+        for path in (Path(name).expanduser(), resolve(name)):
+            if path.is_file():
+                return path
+    elif (path := folder / f"{name}.yaml").is_file():
+        return path
+    names = sorted(path.stem for path in folder.glob("*.yaml"))
+    close = difflib.get_close_matches(name, names, n=1)
+    hint = f" (did you mean {close[0]}?)" if close else ""
+    raise InputError(f"no profile {name!r}{hint}; there are {', '.join(names) or 'none'} in {folder}, or give a path")
+
+
+def find_notebooks() -> dict[str, Path]:
+    """The numbered notebooks of the project in order, by name. Raises InputError when there are none."""
+    folder = project_root() / "notebooks"
+    found = {path.stem: path for path in sorted(folder.glob("[0-9][0-9]_*.ipynb"))}
+    if not found:
+        raise InputError(
+            f"{folder}: no notebooks; run the command in a checkout of the project, or set CATLIB_ROOT to it"
+        )
+    return found
+
+
+def select(names: Sequence[str], wanted: str) -> list[str]:
+    """Those `names` that `wanted` lists by name or number ("01,02"); empty: all. Raises InputError on unknown ones."""
+    entries = [entry.strip() for entry in wanted.split(",") if entry.strip()]
+    for entry in entries:
+        if not any(name == entry or name.split("_")[0] == entry for name in names):
+            raise InputError(f"--notebooks: no notebook {entry!r}; there are {', '.join(names)}")
+    return [name for name in names if not entries or name in entries or name.split("_")[0] in entries]
+
+
+def declared(notebook: nbformat.NotebookNode, where: str) -> dict[str, Any]:
+    """Names and values of a notebook's parameters cell. Raises InputError unless there is one, of literals only."""
+    for cell in notebook.cells:
+        if "parameters" in cell.metadata.get("tags", []):
+            try:
+                return {line.targets[0].id: ast.literal_eval(line.value) for line in ast.parse(cell.source).body}
+            except (AttributeError, SyntaxError, ValueError) as error:
+                raise InputError(
+                    f"{where}: its parameters cell must hold assignments of literals only ({error})"
+                ) from None
+    raise InputError(f"{where}: no cell is tagged 'parameters'")
+
+
+def plan(run: str, profile: Path, overrides: Mapping[str, Any]) -> list[Stage]:
+    """All stages of a run with every parameter checked. Raises InputError before anything is executed.
+
+    A value comes from the first of these that has it: `overrides`, the profile, what follows from the run's name and
+    from other values (`run_dir`, `output_dir`, data and checkpoint paths), the library's settings, the notebook itself.
+    """
+    given = read_profile(profile) | dict(overrides)
+    derived = {"run_dir": f"outputs/runs/{run}", "output_dir": f"outputs/vlm_checkpoints/{run}"}
+    derived["checkpoint"] = given.get("output_dir", derived["output_dir"])
+    defaults = {name: option.default for name, option in all_options().items()}
+    derived |= data_paths(given.get("data_dir", defaults["data_dir"]))
+    values = defaults | derived | given
+    stages, taken = [], set()
+    for name, source in find_notebooks().items():
+        notebook = nbformat.read(source, as_version=4)
+        cell = declared(notebook, source.name)
+        taken |= set(cell)
+        parameters = {key: values.get(key, default) for key, default in cell.items()}
+        if settings := NOTEBOOK_SETTINGS.get(name):
+            settings.build(parameters, source.name)
+        stages.append(Stage(name, source, _title(notebook) or name, parameters))
+    if unused := sorted(set(given) - taken):
+        raise InputError(f"no notebook has the parameter {', '.join(unused)}; they have {', '.join(sorted(taken))}")
+    return stages
+
+
+def data_paths(data_dir: str) -> dict[str, str]:
+    """The parameters that say where the samples lie which notebook 01 writes to `data_dir`."""
+    return {f"{split}_data": f"{data_dir}/vlm/{split}.jsonl" for split in ("train", "val", "test")}
+
+
+def fingerprint(stage: Stage, before: str) -> str:
+    """A hash of all that a result depends on: notebook, library, versions, parameters, input files, stages before."""
+    sources = [cell.source for cell in nbformat.read(stage.source, as_version=4).cells]
+    paths = [stage.parameters[key] for key in INPUTS if stage.parameters.get(key)]
+    parts = [sources, library(), package_versions(), dict(stage.parameters), [_listing(path) for path in paths], before]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def library() -> str:
+    """A hash of catlib itself: its source and its assets."""
+    package = Path(__file__).resolve().parents[1]
+    files = sorted(path for path in package.rglob("*") if path.suffix == ".py" or "assets" in path.parts)
+    digest = hashlib.sha256()
+    for path in files:
+        if path.is_file():
+            digest.update(f"{path.relative_to(package)}\0".encode() + path.read_bytes())
+    return digest.hexdigest()
+
+
+def output_files(stage: Stage) -> list[Path]:
+    """The files that lie in the folders a stage writes to, in order; the runner's own files are left out."""
+    folders = {resolve(stage.parameters[key]) for key in OUTPUTS if key in stage.parameters}
+    run_dir = resolve(stage.parameters.get("run_dir", "outputs"))
+    return sorted(
+        {path for folder in folders for path in folder.rglob("*") if path.is_file() and path.parent != run_dir}
+        | {
+            path
+            for path in run_dir.glob("*")
+            if path.suffix in (".csv", ".json", ".jsonl") and path.name != "state.json"
+        }
+    )
+
+
+def signatures(paths: Iterable[str | Path]) -> dict[str, str]:
+    """For each path that is a file, a text that changes with its content."""
+    found = {}
+    for path in map(Path, paths):
+        if path.is_file():
+            facts = path.stat()
+            small = facts.st_size <= WHOLE_FILE
+            mark = hashlib.sha256(path.read_bytes()).hexdigest()[:16] if small else str(facts.st_mtime_ns)
+            found[str(path)] = f"{facts.st_size}:{mark}"
+    return found
+
+
+def _listing(value: str) -> Any:
+    """An input path's content; for a folder names, sizes and times of change, as photos are too many to read."""
+    path = resolve(value)
+    if not path.is_dir():
+        return signatures([path])
+    files = sorted(file for file in path.rglob("*") if file.is_file())
+    return [(str(f.relative_to(path)), f.stat().st_size, f.stat().st_mtime_ns) for f in files]
+
+
+def _title(notebook: nbformat.NotebookNode) -> str:
+    first = next((cell.source for cell in notebook.cells if cell.cell_type == "markdown"), "")
+    return first.strip().splitlines()[0].lstrip("# ").strip() if first.startswith("#") else ""

@@ -1,0 +1,157 @@
+"""The notebooks keep the rules of the house, and the whole demo chain runs with small parameters."""
+
+import ast
+import io
+import json
+import re
+import tokenize
+from dataclasses import fields
+from pathlib import Path
+
+import nbformat
+import pytest
+
+from catlib.reports.pipeline import run_profile
+from catlib.reports.stages import find_notebooks
+from catlib.settings import NOTEBOOK_SETTINGS, check_value
+
+ROOT = Path(__file__).resolve().parents[1]
+NOTEBOOKS = {path.stem: path for path in sorted((ROOT / "notebooks").glob("[0-9]*.ipynb"))}
+MOST_CODE_LINES = 80
+MOST_CELL_LINES = 10
+
+
+def test_every_notebook_has_its_settings():
+    assert set(NOTEBOOKS) == set(NOTEBOOK_SETTINGS)
+    assert list(NOTEBOOKS) == list(find_notebooks())
+
+
+@pytest.fixture(params=sorted(NOTEBOOKS))
+def notebook(request):
+    return request.param, nbformat.read(NOTEBOOKS[request.param], as_version=4)
+
+
+def code(notebook):
+    return [cell for cell in notebook.cells if cell.cell_type == "code"]
+
+
+def test_parameters_cell(notebook):
+    name, content = notebook
+    (cell,) = [cell for cell in content.cells if "parameters" in cell.metadata.get("tags", [])]
+    settings = {field.name: field for field in fields(NOTEBOOK_SETTINGS[name])}
+    lines = [line for line in cell.source.splitlines() if line.strip() and not line.startswith("#")]
+    names = []
+    for line in lines:
+        (node,) = ast.parse(line).body  # one assignment a line
+        assert isinstance(node, ast.Assign) and len(node.targets) == 1, line
+        value = ast.literal_eval(node.value)
+        names.append(node.targets[0].id)
+        assert names[-1] in settings, f"{names[-1]} is no field of {NOTEBOOK_SETTINGS[name].__name__}"
+        check_value(settings[names[-1]], value, name)
+        tokens = tokenize.generate_tokens(io.StringIO(line).readline)
+        comments = [token.string for token in tokens if token.type == tokenize.COMMENT]
+        assert comments and len(comments[0]) > 5, f"no comment: {line}"
+    assert sorted(names) == sorted(settings)
+
+
+def test_thin_and_clean(notebook):
+    _, content = notebook
+    nbformat.validate(content)
+    assert content.metadata.kernelspec.name == "python3"
+    assert all(not cell.outputs and cell.execution_count is None for cell in code(content))
+    bodies = [cell.source for cell in code(content) if "parameters" not in cell.metadata.get("tags", [])]
+    nodes = [node for source in bodies for node in ast.walk(ast.parse(source))]
+    assert not [
+        node for node in nodes if isinstance(node, ast.FunctionDef | ast.ClassDef | ast.AsyncFunctionDef | ast.Lambda)
+    ]
+    imports = [
+        source for source in bodies if any(isinstance(n, ast.Import | ast.ImportFrom) for n in ast.parse(source).body)
+    ]
+    assert len(imports) == 1
+    assert sum(map(lines, bodies)) <= MOST_CODE_LINES
+    assert max(lines(source) for source in bodies if source not in imports) <= MOST_CELL_LINES
+
+
+def lines(source):
+    return len([line for line in source.splitlines() if line.strip()])
+
+
+def test_story(notebook):
+    _, content = notebook
+    first, last = content.cells[0], content.cells[-1]
+    assert first.cell_type == "markdown" and first.source.startswith("# ") and "?" in first.source
+    assert last.cell_type == "code" and "Markdown" in last.source  # the conclusion is computed
+    kinds = "".join(cell.cell_type[0] for cell in content.cells)
+    assert "cccc" not in kinds  # imports, parameters, derived values; prose stands before everything else
+    prose = [cell for cell in content.cells if cell.cell_type == "markdown"]
+    assert len(prose) >= 3 and sum(len(cell.source.split()) for cell in prose) >= 80  # it reads on its own
+
+
+SMALL = {
+    "demo_photos": 12, "epochs": 1, "bootstrap": 200, "batch_size": 8, "watch_photos": 8, "max_test_photos": 40,
+    "data_dir": "data/demo", "num_workers": 0,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def chain(tmp_path_factory):
+    """One run of the whole demo chain in a project folder of its own; its state, figures and pages."""
+    root = tmp_path_factory.mktemp("project")
+    (root / "notebooks").symlink_to(ROOT / "notebooks")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CATLIB_ROOT", str(root))
+        patch.setenv("OMP_NUM_THREADS", "1")  # threads of tiny models wait for each other on a busy machine
+        state = run_profile(ROOT / "notebooks/profiles/demo.yaml", SMALL, "small")
+        assert state["status"] == "done", [entry.get("error") for entry in state["stages"].values()]
+        metrics = json.loads((root / "outputs/runs/small/metrics.json").read_text())
+        pages = {path.stem: path.read_text(encoding="utf-8") for path in (root / "reports/small").glob("*.html")}
+        yield state, metrics, pages, root
+
+
+def text_of(page: str) -> str:
+    """A page's visible words: no code, no log, no tags."""
+    page = re.sub(r'<details class="(code|log)">.*?</details>|<style>.*?</style>', " ", page, flags=re.DOTALL)
+    return re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", page))
+
+
+def test_chain_has_every_page_and_figure(chain):
+    state, metrics, pages, _ = chain
+    assert set(pages) == {*NOTEBOOKS, "index"}
+    assert {"vlm-base", "vlm-tuned", "clip-zero-shot", "clip-probe", "tower-probe"} <= set(metrics["models"])
+    assert metrics["recommendation"] and metrics["criteria"] and metrics["comparisons"]
+    for page in pages.values():
+        assert not re.search(r"""(src|href)\s*=\s*["']?(https?:)?//""", page)
+
+
+def test_chain_figures_stand_in_the_pages(chain):
+    _, metrics, pages, _ = chain
+    tuned = 100 * metrics["models"]["vlm-tuned"]["accuracy"]["value"]
+    for name in ("03_evaluation", "04_clip_comparison", "index"):
+        assert f"{tuned:.1f}" in text_of(pages[name]), name
+    assert metrics["recommendation"] in text_of(pages["index"])
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("01_data_inspection", ["Burmilla", "photos"]),
+        ("02_training", ["alidation loss", "parameters"]),
+        ("03_evaluation", ["priority", "macro-F1"]),
+        ("04_clip_comparison", ["CLIP", "ecommend"]),
+    ],
+)
+def test_chain_pages_say_what_they_are_for(chain, name, words):
+    _, _, pages, _ = chain
+    text = text_of(pages[name])
+    assert all(word in text for word in words), [word for word in words if word not in text]
+    if name != "01_data_inspection":
+        assert "data:image/png;base64," in pages[name]
+
+
+def test_chain_writes_the_plan_s_files(chain):
+    _, _, _, root = chain
+    checkpoint = root / "outputs/vlm_checkpoints/small"
+    for name in ("adapter_config.json", "adapter_model.safetensors", "preprocessor_config.json"):
+        assert (checkpoint / name).is_file(), name
+    counts = [sum(1 for _ in (root / f"data/demo/vlm/{split}.jsonl").open()) for split in ("train", "val", "test")]
+    assert min(counts) > 0

@@ -1,0 +1,269 @@
+"""The runner on small notebooks: what is executed, what is skipped, and what a run that ends badly leaves behind."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
+
+from catlib import cli
+from catlib.errors import InputError
+from catlib.reports import stages
+from catlib.reports.index import read_state
+
+PARAMETERS = 'run_dir = "outputs/runs/manual"  # folder\nseed = 0  # seed\n'
+COUNT = 'from catlib.paths import resolve\nfolder = resolve(run_dir)\nopen(folder / "NAME.count", "a").write("x")'
+
+
+def write_notebook(path: Path, title: str, code: str, parameters: str = PARAMETERS) -> None:
+    """A notebook with a parameters cell, a line that counts its executions, and `code`."""
+    cells = [
+        new_markdown_cell(f"# {title}\nDoes it work?"),
+        new_code_cell(parameters.strip(), metadata={"tags": ["parameters"]}),
+        new_code_cell(COUNT.replace("NAME", path.stem)),
+        new_code_cell(code),
+    ]
+    kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
+    nbformat.write(new_notebook(cells=cells, metadata=kernel), path)
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    """A project of three small notebooks and the profile `small`."""
+    (tmp_path / "notebooks" / "profiles").mkdir(parents=True)
+    (tmp_path / "notebooks" / "profiles" / "small.yaml").write_text("seed: 3\n")
+    write_notebook(tmp_path / "notebooks" / "01_first.ipynb", "First <b>page</b>", 'print("seed is", seed)')
+    more = PARAMETERS + "epochs = 1  # passes\nresume = True  # go on\n"
+    write_notebook(
+        tmp_path / "notebooks" / "02_second.ipynb", "Second", 'print("epochs", epochs, "resume", resume)', more
+    )
+    write_notebook(tmp_path / "notebooks" / "03_third.ipynb", "Third", 'print("the end")')
+    monkeypatch.setenv("CATLIB_ROOT", str(tmp_path))
+    monkeypatch.setattr(stages, "library", lambda: "as it was")
+    return tmp_path
+
+
+def executions(project: Path, run: str = "small") -> list[int]:
+    """How often each notebook was executed in a run."""
+    folder = project / "outputs" / "runs" / run
+    names = ("01_first", "02_second", "03_third")
+    return [len(p.read_text()) if (p := folder / f"{name}.count").is_file() else 0 for name in names]
+
+
+def state(project: Path, run: str = "small") -> dict:
+    return read_state(project / "outputs" / "runs" / run)
+
+
+def page(project: Path, name: str, run: str = "small") -> str:
+    return (project / "reports" / run / f"{name}.html").read_text(encoding="utf-8")
+
+
+def test_run_skip_change_force(project, capsys):
+    assert cli.main(["report", "small", "--quiet"]) == 0
+    assert executions(project) == [1, 1, 1]
+    assert state(project)["status"] == "done"
+    assert "seed is 3" in page(project, "01_first")
+    printed = capsys.readouterr().out
+    assert re.search(r"02_second +done in \d+ s", printed) and str(project / "reports/small/index.html") in printed
+    assert "seed: 3" in (project / "outputs/runs/small/parameters.yaml").read_text()
+
+    assert cli.main(["report", "small", "--quiet"]) == 0
+    assert executions(project) == [1, 1, 1]
+    assert capsys.readouterr().out.count("unchanged") == 3
+
+    assert (
+        cli.main(["report", "small", "--quiet", "-p", "epochs=2"]) == 0
+    )  # the second notebook's, so the first is kept
+    assert executions(project) == [1, 2, 2]
+    assert "epochs 2 resume True" in page(project, "02_second")
+
+    assert cli.main(["report", "small", "--quiet", "-p", "epochs=3", "--force", "--notebooks", "02"]) == 0
+    assert executions(project) == [1, 3, 2]
+    assert "resume False" in page(project, "02_second")  # forced: trained anew, not continued
+    assert state(project)["status"] == "incomplete" and state(project)["stages"]["03_third"]["status"] == "not run"
+    assert not (project / "reports/small/03_third.html").exists()  # it showed results of the run before
+
+
+def test_what_makes_a_stage_run_again(project, monkeypatch):
+    data = project / "train.jsonl"
+    data.write_text("one\n")
+    parameters = PARAMETERS + 'train_data = "x"  # samples\n'
+    write_notebook(project / "notebooks/01_first.ipynb", "First", '(folder / "table.csv").write_text("a")', parameters)
+    write_notebook(project / "notebooks/02_second.ipynb", "Second", "1")
+    (project / "notebooks/03_third.ipynb").unlink()
+    command = ["report", "small", "--quiet", "-p", "train_data=train.jsonl"]
+    assert cli.main(command) == 0 and cli.main(command) == 0
+    assert executions(project)[:2] == [1, 1]
+    (project / "outputs/runs/small/table.csv").unlink()
+    assert cli.main(command) == 0
+    assert executions(project)[:2] == [2, 1]  # the lost file is back, and the second does not depend on it
+    data.write_text("two\n")
+    assert cli.main(command) == 0
+    assert executions(project)[:2] == [3, 2]  # what follows a changed input is run again, too
+    monkeypatch.setattr(stages, "library", lambda: "changed")
+    assert cli.main(command) == 0
+    assert executions(project)[:2] == [4, 3]
+
+
+def test_library_hash_changes_with_the_source(tmp_path, monkeypatch):
+    (tmp_path / "catlib" / "reports").mkdir(parents=True)
+    monkeypatch.setattr(stages, "__file__", str(tmp_path / "catlib" / "reports" / "stages.py"))
+    module = tmp_path / "catlib" / "data.py"
+    module.write_text("a = 1")
+    before = stages.library()
+    (tmp_path / "catlib" / "notes.txt").write_text("not source")
+    assert stages.library() == before
+    module.write_text("a = 2")
+    assert stages.library() != before
+
+
+def test_metrics_of_an_earlier_run_do_not_survive_a_failure(project):
+    """One stage begins metrics.json and the next adds to it, as notebooks 03 and 04 do."""
+    write = "import json\nm = folder / 'metrics.json'\nold = json.loads(m.read_text()) if m.exists() else {}\n"
+    write_notebook(
+        project / "notebooks/02_second.ipynb", "Second", write + "m.write_text(json.dumps(old | {'second': 1}))"
+    )
+    write_notebook(
+        project / "notebooks/03_third.ipynb", "Third", write + "m.write_text(json.dumps(old | {'third': 1}))"
+    )
+    metrics = project / "outputs/runs/small/metrics.json"
+    assert cli.main(["report", "small", "--quiet"]) == cli.main(["report", "small", "--quiet"]) == 0
+    assert executions(project) == [1, 1, 1] and json.loads(metrics.read_text()) == {"second": 1, "third": 1}
+    assert cli.main(["report", "small", "--quiet", "--force", "--notebooks", "03"]) == 0
+    assert executions(project) == [1, 1, 2] and json.loads(metrics.read_text()) == {"second": 1, "third": 1}
+    assert cli.main(["report", "small", "--quiet", "--force", "--notebooks", "02"]) == 0
+    assert json.loads(metrics.read_text()) == {"second": 1}
+    assert state(project)["stages"]["03_third"]["status"] == "not run"
+    write_notebook(project / "notebooks/01_first.ipynb", "First", "1 / 0")
+    assert cli.main(["report", "small", "--quiet"]) == 1
+    assert not metrics.exists()
+
+
+def test_failure_shows_page_and_marks_the_rest(project, capsys):
+    write_notebook(project / "notebooks/02_second.ipynb", "Second", 'raise ValueError("<i>bad</i> & worse")')
+    assert cli.main(["report", "small", "--quiet"]) == 1
+    captured = capsys.readouterr()
+    assert "ValueError: <i>bad</i> & worse" in captured.err and "Traceback" not in captured.err
+    html = page(project, "02_second")
+    error = html.index("ValueError: &lt;i&gt;bad&lt;/i&gt; &amp; worse")
+    assert error < html.index("<h1")  # at the top
+    assert 'id="error"' in html and "<i>bad</i>" not in html
+    assert "Third (not run)" in html and "Third (not run)" in page(project, "01_first")
+    assert not (project / "reports/small/03_third.html").exists()
+    assert [entry["status"] for entry in state(project)["stages"].values()] == ["done", "failed", "not run"]
+    index = page(project, "index")
+    assert "ValueError" in index and "not run" in index
+    assert "failed" in (project / "reports/index.html").read_text()
+
+    write_notebook(project / "notebooks/02_second.ipynb", "Second", "1 + 1")  # repaired: goes on where it stopped
+    assert cli.main(["report", "small", "--quiet"]) == 0
+    assert executions(project) == [1, 2, 1]
+    assert "ValueError" not in page(project, "index")
+
+
+@pytest.mark.parametrize(
+    ("raised", "code"),
+    [
+        ('from catlib.errors import InputError\nraise InputError("photos/x.jpg: not a photo")', 2),
+        ('from catlib.data.images import ImageError\nraise ImageError("photos/x.jpg: not a photo")', 2),
+        ('from catlib.errors import CatlibError\nraise CatlibError("photos/x.jpg: not a photo")', 1),
+    ],
+)
+def test_own_errors_keep_message_and_exit_code(project, capsys, raised, code):
+    write_notebook(project / "notebooks/01_first.ipynb", "First", raised)
+    assert cli.main(["report", "small", "--quiet"]) == code
+    printed = capsys.readouterr().err
+    assert printed.startswith("catlib: photos/x.jpg: not a photo\n") and "Traceback" not in printed
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["smal"], ["no profile 'smal'", "did you mean small", "there are small"]),
+        (["small", "-p", "sede=1"], ["unknown parameter 'sede'", "did you mean seed"]),
+        (["small", "-p", "seed=many"], ["seed must be a whole number", "'many'"]),
+        (["small", "-p", "seed"], ["expected key=value"]),
+        (["small", "-p", "lora_r=8"], ["no notebook has the parameter lora_r", "epochs, resume, run_dir, seed"]),
+        (["small", "--notebooks", "07"], ["no notebook '07'", "01_first"]),
+        (["small", "--run", "../elsewhere"], ["becomes a folder"]),
+        (["small", "--sweep", "seed=1"], ["two or more"]),
+        (["small", "--sweep", "sede=1,2"], ["unknown parameter 'sede'"]),
+    ],
+)
+def test_wrong_input_stops_before_anything_runs(project, capsys, arguments, words):
+    assert cli.main(["report", *arguments]) == 2
+    message = capsys.readouterr().err
+    assert all(word in message for word in words), message
+    assert not (project / "outputs").exists()
+
+
+def test_profile_with_wrong_key_or_type(project, capsys):
+    profile = project / "elsewhere.yaml"
+    profile.write_text("sed: 1\n")
+    assert cli.main(["report", str(profile)]) == 2
+    assert "elsewhere.yaml: unknown parameter 'sed'" in capsys.readouterr().err
+    profile.write_text("epochs: three\n")
+    assert cli.main(["report", str(profile)]) == 2
+    assert "epochs must be a whole number" in capsys.readouterr().err
+
+
+def test_interrupt_leaves_a_truthful_state(project):
+    code = 'import os, time\n(folder / "kernel.pid").write_text(str(os.getpid()))\ntime.sleep(600)'
+    write_notebook(project / "notebooks/02_second.ipynb", "Second", code)
+    command = [sys.executable, "-m", "catlib.cli", "report", "small"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    pid_file = project / "outputs/runs/small/kernel.pid"
+    deadline = time.monotonic() + 60
+    while not (pid_file.is_file() and pid_file.read_text()) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert state(project)["status"] == "running"
+
+    second = subprocess.run(command, capture_output=True, text=True)  # meanwhile
+    assert second.returncode == 2 and f"in progress (process {process.pid})" in second.stderr
+
+    process.send_signal(signal.SIGINT)
+    _, printed = process.communicate(timeout=30)
+    assert process.returncode == 130 and "interrupted" in printed and "Traceback" not in printed
+    assert state(project)["status"] == "interrupted"
+    assert [e["status"] for e in state(project)["stages"].values()] == ["done", "interrupted", "not run"]
+    assert "interrupted" in page(project, "index") and "seed is 3" in page(project, "01_first")
+    with pytest.raises(ProcessLookupError):
+        for _ in range(50):
+            os.kill(int(pid_file.read_text()), 0)
+            time.sleep(0.1)
+
+
+def test_a_killed_run_is_not_called_running(project):
+    run_dir = project / "outputs/runs/small"
+    run_dir.mkdir(parents=True)
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    kept = {"status": "running", "pid": gone.pid, "stages": {"01_first": {"status": "running"}}}
+    (run_dir / "state.json").write_text(json.dumps(kept))
+    assert state(project)["status"] == "interrupted"
+    assert state(project)["stages"]["01_first"]["status"] == "interrupted"
+
+
+def test_parameters_cell_of_anything_but_literals_is_refused(project):
+    write_notebook(project / "notebooks/01_first.ipynb", "First", "1", "seed = 1 + len('x')\n")
+    with pytest.raises(InputError, match="01_first.ipynb: its parameters cell must hold assignments of literals"):
+        stages.plan("small", project / "notebooks/profiles/small.yaml", {})
+
+
+def test_paths_follow_from_the_run_and_the_data_folder(project):
+    cell = PARAMETERS + 'data_dir = ""  # d\ntrain_data = ""  # t\noutput_dir = ""  # o\ncheckpoint = ""  # c\n'
+    write_notebook(project / "notebooks/01_first.ipynb", "First", "1", cell)
+    profile = project / "notebooks/profiles/small.yaml"
+    found = stages.plan("trial", profile, {"data_dir": "data/x"})[0].parameters
+    assert found["run_dir"] == "outputs/runs/trial"
+    assert found["train_data"] == "data/x/vlm/train.jsonl"
+    assert found["output_dir"] == found["checkpoint"] == "outputs/vlm_checkpoints/trial"
+    found = stages.plan("trial", profile, {"output_dir": "models/a", "train_data": "mine.jsonl"})[0].parameters
+    assert found["train_data"] == "mine.jsonl" and found["checkpoint"] == "models/a"
