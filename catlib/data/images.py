@@ -2,6 +2,7 @@
 
 import warnings
 from pathlib import Path
+from typing import BinaryIO
 
 from PIL import Image, ImageOps, UnidentifiedImageError
 
@@ -23,32 +24,33 @@ def inside(root: Path, relative: str) -> Path:
     return path
 
 
-def open_image(path: Path, max_pixels: int = MAX_PIXELS) -> Image.Image:
+def open_image(path: Path | BinaryIO, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """Decode a photo to an RGB image, EXIF orientation applied, transparency flattened onto white.
 
-    Raises ImageError when the file is missing, is not an image, is truncated, or has more than `max_pixels` pixels. Of an
-    animated file the first frame is taken.
+    `path`: a file, or an open one, which errors call by its `name`. Raises ImageError when the file is missing, is not an
+    image, is truncated, or has more than `max_pixels` pixels. Of an animated file the first frame is taken.
     """
+    name = path if isinstance(path, Path) else getattr(path, "name", "photo")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(path) as image:
                 if image.width * image.height > max_pixels:
-                    raise ImageError(f"{path}: {image.width} x {image.height} pixels, over the limit of {max_pixels}")
+                    raise ImageError(f"{name}: {image.width} x {image.height} pixels, over the limit of {max_pixels}")
                 image.seek(0)
                 image.load()
                 image = ImageOps.exif_transpose(image)
                 return to_rgb(image)
     except FileNotFoundError:
-        raise ImageError(f"{path}: no such photo") from None
+        raise ImageError(f"{name}: no such photo") from None
     except UnidentifiedImageError:
-        raise ImageError(f"{path}: not an image that Pillow can read") from None
+        raise ImageError(f"{name}: not an image that Pillow can read") from None
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
-        raise ImageError(f"{path}: {error}") from None
+        raise ImageError(f"{name}: {error}") from None
     except (OSError, SyntaxError, ValueError, EOFError) as error:
         if isinstance(error, ImageError):
             raise
-        raise ImageError(f"{path}: broken image: {error}") from None
+        raise ImageError(f"{name}: broken image: {error}") from None
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

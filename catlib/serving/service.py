@@ -1,0 +1,146 @@
+"""The tuned model inside an application's own process: loaded and asked without blocking its event loop."""
+
+import asyncio
+import gc
+import io
+import logging
+from collections.abc import Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from PIL import Image
+
+from catlib.classifiers.parsing import BreedParser
+from catlib.data.images import open_image, to_rgb
+from catlib.errors import CatlibError, InputError
+from catlib.serving.tuned import Tuned, load_tuned, open_checkpoint
+from catlib.serving.worker import Worker
+from catlib.vlm.decoding import generate_free
+from catlib.vlm.models import VLM
+
+log = logging.getLogger(__name__)
+Photo = str | Path | bytes | Image.Image  # a file, a file's content, or a picture already decoded
+
+
+@dataclass(frozen=True)
+class BreedAnswer:
+    """What the model said about a photo, and the breed in it: None when it names none of the list, or several."""
+
+    answer: str
+    breed: str | None
+
+
+class VLMService:
+    """A tuned model that one thread owns. Every method may be called from any thread and any number of tasks.
+
+    Calls wait in a queue; those with the same question are answered together, at most `max_batch` at once. Answers are
+    greedy, at most 50 new tokens, and the breed is read from the answer alone. Which calls share a batch does not change
+    an answer in float32; in bfloat16 and 4-bit, rounding differs with the batch, so that near ties may go the other way
+    (`max_batch=1` rules that out).
+    """
+
+    def __init__(self, max_batch: int = 8, max_waiting: int = 1000) -> None:
+        self._worker = Worker(self._answer, max_batch, max_waiting)
+        self._chunk = min(4 * max_batch, max_waiting)  # photos of a batch call that wait at the same time
+        self._tuned: Tuned | None = None
+        self._vlm: VLM | None = None
+        self._parser: BreedParser | None = None
+
+    @property
+    def is_loaded(self) -> bool:
+        """Whether there is a model to ask."""
+        return self._vlm is not None
+
+    async def load_finetuned_model(
+        self, checkpoint_path: str | Path, device: str = "auto", precision: str = "auto", base_model: str = ""
+    ) -> None:
+        """Load an adapter with the base that it names, or a merged model; the event loop goes on meanwhile.
+
+        A model that was loaded before is given up first, after the calls that wait for it. `precision`: auto, bfloat16,
+        float32 or 4-bit. Raises InputError when the checkpoint cannot be used; what was loaded then stays when the
+        folder itself is wrong.
+        """
+        tuned = await asyncio.to_thread(open_checkpoint, Path(checkpoint_path).expanduser(), base_model)
+        await asyncio.wrap_future(self._worker.run(lambda: self._load(tuned, device, precision)))
+
+    def predict_finetuned(self, image: Photo, prompt: str | None = None) -> BreedAnswer:
+        """Answer about one photo, waiting for the turn; inside an event loop use `predict_finetuned_async`.
+
+        `prompt`: the question; None is the one that the model was trained with. Raises InputError for a photo that cannot
+        be read, CatlibError when no model is loaded, Busy when too many calls wait.
+        """
+        return self._submit(image, prompt).result()
+
+    async def predict_finetuned_async(self, image: Photo, prompt: str | None = None) -> BreedAnswer:
+        """`predict_finetuned` for an event loop. A call that is cancelled before its turn costs nothing."""
+        return await asyncio.wrap_future(self._submit(image, prompt))
+
+    def predict_batch(self, images: Sequence[Photo], prompt: str | None = None) -> list[BreedAnswer | CatlibError]:
+        """Answers about several photos in their order; an error in the place of an answer that failed."""
+        answers: list[BreedAnswer | CatlibError] = []
+        for first in range(0, len(images), self._chunk):
+            calls = [self._submit(image, prompt) for image in images[first : first + self._chunk]]
+            answers += [self._outcome(call) for call in calls]
+        return answers
+
+    async def predict_batch_async(self, images: Sequence[Photo], prompt: str | None = None) -> list[BreedAnswer | CatlibError]:
+        """`predict_batch` for an event loop."""
+        answers: list[BreedAnswer | CatlibError] = []
+        for first in range(0, len(images), self._chunk):
+            calls = [asyncio.wrap_future(self._submit(image, prompt)) for image in images[first : first + self._chunk]]
+            await asyncio.wait(calls)
+            answers += [self._outcome(call) for call in calls]
+        return answers
+
+    async def unload(self) -> None:
+        """Give up the model and its memory, after the calls that wait for it. Another may be loaded then."""
+        await asyncio.wrap_future(self._worker.run(self._unload))
+
+    def close(self) -> None:
+        """Answer what waits, give up the model and end the threads. The service cannot be used afterwards."""
+        self._worker.run(self._unload)
+        self._worker.close()
+
+    def _submit(self, image: Photo, prompt: str | None) -> Future:
+        tuned = self._tuned
+        if tuned is None:
+            raise CatlibError("no model is loaded: await load_finetuned_model(checkpoint_path=…) first")
+        return self._worker.submit(prompt or tuned.question, lambda: read_photo(image))
+
+    def _answer(self, question: str, photos: Sequence[Image.Image]) -> list[BreedAnswer]:
+        if self._vlm is None:
+            raise CatlibError("the model was unloaded before this call's turn came")
+        return [BreedAnswer(a, self._parser.parse(a)) for a in generate_free(self._vlm, photos, question)]
+
+    def _load(self, tuned: Tuned, device: str, precision: str) -> None:
+        self._unload()
+        vlm = load_tuned(tuned, device, precision)
+        self._parser, self._vlm, self._tuned = BreedParser(tuned.breeds), vlm, tuned
+
+    def _unload(self) -> None:
+        self._tuned = self._vlm = self._parser = None
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+    @staticmethod
+    def _outcome(call: "Future | asyncio.Future") -> BreedAnswer | CatlibError:
+        try:
+            return call.result()
+        except CatlibError as error:
+            return error
+
+
+def read_photo(image: Photo) -> Image.Image:
+    """An upright RGB photo. Raises InputError when it cannot be read or has too many pixels."""
+    if isinstance(image, Image.Image):
+        return to_rgb(image)
+    if isinstance(image, bytes | bytearray | memoryview):
+        stream = io.BytesIO(image)
+        stream.name = f"photo of {len(image)} bytes"
+        return open_image(stream)
+    if isinstance(image, str | Path):
+        return open_image(Path(image).expanduser())
+    raise InputError(f"a photo is a path, a file's bytes or a PIL image, not a {type(image).__name__}")

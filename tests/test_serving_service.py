@@ -1,0 +1,206 @@
+"""The service: the same answers alone and in a crowd, bad photos that fail alone, and an event loop that goes on."""
+
+import asyncio
+import io
+import json
+import shutil
+import threading
+import time
+from concurrent.futures import wait
+
+import pytest
+import torch
+from PIL import Image
+
+from catlib.classifiers.parsing import BreedParser
+from catlib.demo_models import ensure_demo_models
+from catlib.errors import CatlibError, InputError
+from catlib.serving.service import BreedAnswer, VLMService
+from catlib.serving.tuned import choose_precision, open_checkpoint
+from catlib.serving.worker import Busy, Worker
+from catlib.vlm.decoding import generate_free
+from catlib.vlm.models import load_vlm
+from serving_cases import BROKEN, jpeg, save_tuned
+from tiny_encoders import photo
+from tiny_models import BREEDS, QUESTION
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """Threads of tiny models wait for each other on a busy machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    return save_tuned(tmp_path_factory.mktemp("serving"))
+
+
+@pytest.fixture
+def service(checkpoint):
+    made = VLMService(max_batch=4)
+    asyncio.run(made.load_finetuned_model(checkpoint_path=checkpoint, device="cpu", precision="float32"))
+    yield made
+    made.close()
+
+
+def direct(checkpoint, numbers, question=QUESTION, tuned=True):
+    """Answers without the service, one photo at a time."""
+    vlm = load_vlm("" if tuned else str(checkpoint.parent / "base"), adapter=checkpoint if tuned else None, dtype="float32")
+    return [generate_free(vlm, [Image.open(io.BytesIO(jpeg(n))).convert("RGB")], question)[0] for n in numbers]
+
+
+def test_answers_are_the_adapter_s_and_the_same_in_a_crowd(checkpoint, service):
+    expected = direct(checkpoint, range(12))
+    assert len(set(expected)) > 6 and expected != direct(checkpoint, range(12), tuned=False)
+    alone = [service.predict_finetuned(jpeg(n)) for n in range(12)]
+    parser = BreedParser(BREEDS)
+    assert alone == [BreedAnswer(text, parser.parse(text)) for text in expected]
+
+    async def crowd():
+        return await asyncio.gather(*(service.predict_finetuned_async(jpeg(n)) for n in range(12)))
+
+    assert asyncio.run(crowd()) == alone
+    assert service.predict_batch([jpeg(n) for n in range(12)]) == alone
+    assert asyncio.run(service.predict_batch_async([jpeg(n) for n in range(12)])) == alone
+
+
+def test_questions_do_not_mix(checkpoint, service):
+    other = "Name the breed, please."
+    expected = [pair for pair in zip(direct(checkpoint, range(6)), direct(checkpoint, range(6), other), strict=True)]
+
+    async def both(number):
+        calls = (service.predict_finetuned_async(jpeg(number), question) for question in (QUESTION, other))
+        return tuple(answer.answer for answer in await asyncio.gather(*calls))
+
+    async def all_of_them():
+        return await asyncio.gather(*map(both, range(6)))
+
+    assert asyncio.run(all_of_them()) == expected
+    assert any(a != b for a, b in expected)
+
+
+def test_a_bad_photo_fails_its_own_call_only(service, tmp_path):
+    good = [service.predict_finetuned(jpeg(n)) for n in range(6)]
+    calls = [jpeg(0), BROKEN, jpeg(1), tmp_path / "nowhere.jpg", jpeg(2), b"", jpeg(3), 7, jpeg(4), jpeg(5)]
+    found = service.predict_batch(calls)
+    assert [f for f in found if isinstance(f, BreedAnswer)] == good
+    errors = {i: f for i, f in enumerate(found) if isinstance(f, CatlibError)}
+    assert set(errors) == {1, 3, 5, 7} and all(isinstance(error, InputError) for error in errors.values())
+    assert f"photo of {len(BROKEN)} bytes" in str(errors[1]) and "nowhere.jpg" in str(errors[3])
+    with pytest.raises(InputError, match="photo of"):
+        asyncio.run(service.predict_finetuned_async(BROKEN))
+
+
+def test_kinds_of_photos(service, tmp_path):
+    (tmp_path / "cat.jpg").write_bytes(jpeg(4))
+    picture = Image.open(tmp_path / "cat.jpg")
+    answers = [service.predict_finetuned(p) for p in (jpeg(4), tmp_path / "cat.jpg", str(tmp_path / "cat.jpg"), picture)]
+    assert len(set(answers)) == 1
+    assert service.predict_finetuned(photo(4).convert("RGBA")).answer  # transparency is flattened, not refused
+
+
+def test_load_unload_and_what_is_said_without_a_model(checkpoint):
+    async def life():
+        service = VLMService()
+        with pytest.raises(CatlibError, match="no model is loaded"):
+            await service.predict_finetuned_async(jpeg(0))
+        loading = asyncio.create_task(service.load_finetuned_model(checkpoint, precision="float32"))
+        ticks = 0
+        while not loading.done():
+            await asyncio.sleep(0.001)
+            ticks += 1
+        await loading
+        assert ticks > 3 and service.is_loaded  # the loop went on
+        calls = [asyncio.create_task(service.predict_finetuned_async(jpeg(n))) for n in range(5)]
+        await asyncio.sleep(0)
+        await service.unload()  # waits for the calls before it
+        assert not service.is_loaded and all(isinstance(c.result(), BreedAnswer) for c in calls)
+        with pytest.raises(CatlibError, match="no model is loaded"):
+            service.predict_finetuned(jpeg(0))
+        await service.load_finetuned_model(checkpoint, precision="float32")
+        assert await service.predict_finetuned_async(jpeg(1)) == calls[1].result()
+        service.close()
+        with pytest.raises(CatlibError):
+            await service.predict_finetuned_async(jpeg(0))
+
+    asyncio.run(life())
+
+
+def test_a_wrong_checkpoint_leaves_the_model_in_place(checkpoint, service, tmp_path):
+    shutil.copytree(checkpoint, tmp_path / "half")
+    (tmp_path / "half" / "adapter_model.safetensors").unlink()
+    for folder in (tmp_path, tmp_path / "half", tmp_path / "nowhere"):
+        with pytest.raises(InputError, match=str(folder)):
+            asyncio.run(service.load_finetuned_model(folder))
+    assert service.is_loaded and service.predict_finetuned(jpeg(0)).answer
+    with pytest.raises(InputError, match="precision"):
+        asyncio.run(service.load_finetuned_model(checkpoint, precision="int3"))
+
+
+def test_a_merged_model_and_its_breeds(tmp_path):
+    folder = shutil.copytree(ensure_demo_models().llava, tmp_path / "merged")
+    (folder / "training.json").write_text(json.dumps({"breeds": ["Sphynx - Hairless Cat", "Manx"], "question": "Which breed?"}))
+    tuned = open_checkpoint(folder)
+    assert tuned.base == str(folder) and tuned.adapter is None and tuned.question == "Which breed?"
+    service = VLMService()
+    asyncio.run(service.load_finetuned_model(folder, precision="float32"))
+    assert service._parser.parse("a Sphynx") == "Sphynx - Hairless Cat"
+    assert service.predict_finetuned(jpeg(1)).answer
+    service.close()
+
+
+def test_four_bit_where_the_weights_do_not_fit():
+    seven = 7_063_000_000
+    assert choose_precision(torch.bfloat16, seven, 24 * 10**9) == "bfloat16"
+    assert choose_precision(torch.bfloat16, seven, 10 * 10**9) == "4-bit"
+    assert choose_precision(torch.float32, seven, None) == "float32"
+
+
+def test_worker_never_runs_two_calls_at_once_and_batches_what_waits():
+    running, sizes, order = [], [], []
+
+    def answer(question, photos):
+        running.append(threading.get_ident())
+        sizes.append(len(photos))
+        order.extend(photos)
+        time.sleep(0.01)
+        assert len(set(running)) == 1
+        return [f"{question} {p}" for p in photos]
+
+    worker = Worker(answer, max_batch=4)
+    gate = threading.Event()
+    worker.run(gate.wait)
+    calls = [worker.submit("q", lambda i=i: i) for i in range(10)]
+    time.sleep(0.05)  # photos of the first two batches are decoded ahead
+    gate.set()
+    assert [call.result(5) for call in calls] == [f"q {i}" for i in range(10)]
+    assert order == list(range(10)) and sizes[:2] == [4, 4] and sum(sizes) == 10
+    worker.close()
+
+
+def test_worker_cancelled_failed_and_refused_calls():
+    def answer(question, photos):
+        if "bad" in photos:
+            raise RuntimeError("cannot do it")
+        return list(photos)
+
+    worker = Worker(answer, max_batch=4, max_waiting=5)
+    gate = threading.Event()
+    worker.run(gate.wait)
+    time.sleep(0.05)  # the task has left the queue
+    calls = [worker.submit("q", lambda p=p: p) for p in ("a", "bad", "b", "never", "c")]
+    with pytest.raises(Busy, match="5 calls"):
+        worker.submit("q", lambda: "d")
+    assert calls[3].cancel()
+    time.sleep(0.05)
+    gate.set()
+    wait(calls, 5)
+    assert [calls[i].result() for i in (0, 2, 4)] == ["a", "b", "c"]
+    assert isinstance(calls[1].exception(), RuntimeError) and calls[3].cancelled()
+    worker.close()
+    with pytest.raises(CatlibError, match="closed"):
+        worker.submit("q", lambda: "d")
