@@ -76,7 +76,7 @@ def test_an_unreadable_photo_does_not_stop_the_others(models, photos, capsys):
     [
         (["nowhere.jpg"], "no such photo or folder"),
         (["EMPTY"], "no photos in"),
-        (["PHOTOS", "--model", "sorcery"], "tuned, base or clip:REF"),
+        (["PHOTOS", "--model", "sorcery"], "tuned, base, clip:REF or endpoint:URL"),
         (["PHOTOS"], "which model"),
         (["PHOTOS", "--checkpoint", "nowhere"], "no such folder"),
         (["PHOTOS", "--checkpoint", "EMPTY"], "adapter"),

@@ -4,7 +4,7 @@ import json
 import logging
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence, Set
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from catlib.data.records import (
     write_atomically,
     write_prediction_line,
 )
-from catlib.errors import InputError
+from catlib.errors import CatlibError, InputError
 from catlib.progress import track
 from catlib.provenance import git_commit, package_versions
 
@@ -45,11 +45,20 @@ class Batch:
     answers: Sequence[str] | None = None
 
 
+class BrokenOff(CatlibError):
+    """A classifier failed within a batch; `done` holds what it has found by then: row of the batch to (breed, answer)."""
+
+    def __init__(self, message: str, done: Mapping[int, tuple[str | None, str]], exit_code: int = 1) -> None:
+        super().__init__(message)
+        self.done, self.exit_code = done, exit_code
+
+
 class Classifier(ABC):
     """Photos in, a score per breed out: the tuned VLM, zero-shot CLIP, a linear probe, a served endpoint."""
 
     name: str
     breeds: tuple[str, ...]
+    row_by_row = False  # True: no photo's result depends on its batch, so that none is ever computed again
 
     @abstractmethod
     def classify(self, images: Sequence[Image], ids: Sequence[str] | None = None) -> Batch:
@@ -125,13 +134,23 @@ def iterate(
 
     A batch of which a part is done is computed whole again: rounding may depend on the photos that share a batch, and a
     resumed run has to end with the figures of an uninterrupted one. A prediction's latency is the time to decode its
-    photo plus an equal share of its batch.
+    photo plus an equal share of its batch. Of a classifier that works row by row, what it had found before it broke off
+    in a batch is predicted before the error is raised, and is not computed again.
     """
     batches = [samples[first : first + batch_size] for first in range(0, len(samples), batch_size)]
     todo = [sample for batch in batches if any(s.id not in done for s in batch) for sample in batch]
+    if classifier.row_by_row:
+        todo = [sample for sample in samples if sample.id not in done]
     for chunk, images, decode_ms in read_batches(todo, image_root, batch_size, on_error):
         start = time.perf_counter()
-        batch = classifier.classify(images, [sample.id for sample in chunk])
+        try:
+            batch = classifier.classify(images, [sample.id for sample in chunk])
+        except BrokenOff as error:
+            share = 1000 * (time.perf_counter() - start) / max(1, len(error.done))
+            for i, (breed, answer) in sorted(error.done.items()):
+                sample = chunk[i]
+                yield Prediction(sample.id, sample.image, sample.breed, breed, None, answer, decode_ms[i] + share)
+            raise
         share = 1000 * (time.perf_counter() - start) / len(chunk)
         for i, sample in enumerate(chunk):
             if sample.id not in done:

@@ -10,7 +10,7 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from catlib.commands.options import add_settings_options, settings_from_args
+from catlib.commands.options import PREFIX, add_settings_options, settings_from_args
 from catlib.errors import InputError
 from catlib.paths import resolve
 from catlib.settings import EvaluationSettings, split_list
@@ -35,14 +35,24 @@ def add_parser(subparsers: Any, common: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--checkpoint", metavar="DIR", help="fine-tuned checkpoint: adapter, or merged model")
     parser.add_argument(
-        "--model", default="tuned", help="tuned (default), base (the checkpoint without its adapter), clip:REF"
+        "--model",
+        default="tuned",
+        help="tuned (default), base (the checkpoint without its adapter), clip:REF, or endpoint:URL[#MODEL], a served "
+        "model (with --checkpoint, breeds, question and cropping are that one's)",
     )
     parser.add_argument("--base-model", default="", metavar="REF", help="base model; default: as the checkpoint says")
     parser.add_argument(
         "--breeds", metavar="LIST", help="candidate breeds, comma separated, or a text file with one a line"
     )
     parser.add_argument("--prompt", help="question put to the model; default: the one it was trained with")
-    parser.add_argument("--batch-size", type=int, default=8, help="photos in one forward pass (default: 8)")
+    parser.add_argument("--batch-size", type=int, help="photos in one forward pass (default: 8)")
+    parser.add_argument("--concurrency", type=int, default=4, metavar="N", help="endpoint: requests at a time (default: 4)")
+    parser.add_argument(
+        "--crop", type=int, metavar="PIXELS", help="endpoint: send the middle square, scaled to this; 0: whole photos"
+    )
+    parser.add_argument(
+        "--timeout", type=float, default=120.0, metavar="S", help="endpoint: seconds for an answer (default: 120)"
+    )
     add_settings_options(
         parser, EvaluationSettings, skip=[f.name for f in fields(EvaluationSettings) if f.name not in SHARED]
     )
@@ -55,6 +65,8 @@ def add_parser(subparsers: Any, common: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Predict; 1 when a photo could not be read."""
+    if args.batch_size is None:
+        args.batch_size = 4 * max(1, args.concurrency) if args.model.startswith("endpoint:") else 8
     if args.batch_size < 1:
         raise InputError(f"--batch-size must be at least 1, found {args.batch_size}")
     root, samples = find_photos(args.photos)
@@ -115,12 +127,13 @@ def find_photos(arguments: Sequence[Path]) -> tuple[Path, list["Sample"]]:
 def load_classifier(args: argparse.Namespace) -> "Classifier":
     """The classifier that the options name. Raises InputError when they do not add up."""
     settings = settings_from_args(EvaluationSettings, args)
-    if args.model not in ("tuned", "base") and not args.model.startswith("clip:"):
-        raise InputError(f"--model must be tuned, base or clip:REF; found {args.model!r}")
+    elsewhere = args.model.startswith(("clip:", "endpoint:"))
+    if args.model not in ("tuned", "base") and not elsewhere:
+        raise InputError(f"--model must be tuned, base, clip:REF or endpoint:URL; found {args.model!r}")
     checkpoint = resolve(args.checkpoint) if args.checkpoint else None
     if checkpoint and not checkpoint.is_dir():
         raise InputError(f"--checkpoint {args.checkpoint}: no such folder ({checkpoint})")
-    if not args.model.startswith("clip:") and not checkpoint and not (args.model == "base" and args.base_model):
+    if not elsewhere and not checkpoint and not (args.model == "base" and args.base_model):
         raise InputError(
             "which model? give --checkpoint DIR, or --model base with --base-model REF, or --model clip:REF"
         )
@@ -130,6 +143,8 @@ def load_classifier(args: argparse.Namespace) -> "Classifier":
 
     trained = read_training(checkpoint) if checkpoint else {}
     breeds = _breeds(args.breeds, trained)
+    if args.model.startswith("endpoint:"):
+        return _endpoint(args, breeds, args.prompt or trained.get("question") or settings.prompt, checkpoint)
     if args.model.startswith("clip:"):
         from catlib.classifiers.clip import ClipZeroShot
         from catlib.classifiers.encoder import ClipEncoder
@@ -150,6 +165,19 @@ def load_classifier(args: argparse.Namespace) -> "Classifier":
     prompt = args.prompt or trained.get("question") or settings.prompt
     name = "vlm-tuned" if args.model == "tuned" else "vlm-base"
     return VLMClassifier(vlm, breeds, prompt, settings.decoding, settings.score_norm, name=name)
+
+
+def _endpoint(args: argparse.Namespace, breeds: Sequence[str], prompt: str, checkpoint: Path | None) -> "Classifier":
+    """The served model. It answers in words, so no other decoding can be asked for."""
+    from catlib.classifiers.endpoint import EndpointClassifier
+    from catlib.classifiers.photo_urls import crop_side
+
+    if getattr(args, f"{PREFIX}decoding", None) not in (None, "free"):
+        raise InputError("an endpoint answers in words: only --decoding free is possible with --model endpoint:URL")
+    crop = args.crop if args.crop is not None else crop_side(checkpoint) if checkpoint else 0
+    return EndpointClassifier(
+        args.model.removeprefix("endpoint:"), breeds, prompt, concurrency=args.concurrency, crop=crop, timeout_s=args.timeout
+    )
 
 
 def _breeds(option: str | None, trained: dict[str, Any]) -> list[str]:

@@ -1,0 +1,202 @@
+"""A served model as a classifier: photos go to an OpenAI-compatible URL (vLLM, llama.cpp and others), answers come back."""
+
+import json
+import logging
+import os
+import random
+import threading
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
+
+from PIL.Image import Image
+
+from catlib.classifiers.base import Batch, BrokenOff, Classifier
+from catlib.classifiers.parsing import BreedParser
+from catlib.classifiers.photo_urls import cropped, data_url
+from catlib.errors import CatlibError, InputError
+
+if TYPE_CHECKING:
+    import httpx
+
+MAX_NEW_TOKENS = 50  # the plan's, as in catlib.vlm.decoding
+KEY = "CATLIB_API_KEY"  # environment variable; sent as a bearer token where it is set
+TRANSIENT = frozenset({408, 409, 425, 429, 500, 502, 503, 504})  # worth another try
+LONGEST_PAUSE_S = 30.0
+log = logging.getLogger(__name__)
+
+
+class EndpointError(CatlibError):
+    """The server does not answer, or answers with something that is no chat completion."""
+
+
+class EndpointClassifier(Classifier):
+    """Asks the server about each photo by a chat completion at temperature 0 and reads the breed off the answer's text.
+
+    `url`: up to and with `/v1`; a model other than the only one served is named behind `#`. Predictions carry no scores:
+    chat completions give the likelihood of tokens that were written, and say nothing about a breed that was not.
+    `crop`: photos are scaled and cropped to so many pixels first, as CLIP's processor does; 0 sends them whole. Either
+    way as PNG, so that the server sees the pixels that a model in this process would. `concurrency`: requests at a time.
+
+    A failed request is tried again after a pause that doubles each time. A server that stays away ends the batch with
+    BrokenOff, which keeps the answers that had come by then. Other refusals (HTTP 4xx) are not tried again.
+    """
+
+    row_by_row = True
+
+    def __init__(
+        self,
+        url: str,
+        breeds: Sequence[str],
+        prompt: str,
+        *,
+        name: str = "endpoint",
+        concurrency: int = 4,
+        crop: int = 0,
+        timeout_s: float = 120.0,
+        tries: int = 6,
+        pause_s: float = 0.5,
+    ) -> None:
+        import httpx
+
+        if concurrency < 1 or tries < 1:
+            raise InputError(f"concurrency and tries must be at least 1; found {concurrency} and {tries}")
+        self.url, _, wanted = url.partition("#")
+        self.url = self.url.rstrip("/")
+        if not self.url.startswith(("http://", "https://")):
+            raise InputError(f"endpoint {url!r}: expected http://HOST:PORT/v1, with #MODEL behind it if it serves several")
+        self.name, self.breeds, self.prompt = name, tuple(breeds), prompt
+        self.concurrency, self.crop, self.tries, self.pause_s = concurrency, crop, tries, pause_s
+        self.parser = BreedParser(self.breeds)
+        headers = {"Authorization": f"Bearer {os.environ[KEY]}"} if os.environ.get(KEY) else {}
+        limits = httpx.Limits(max_connections=None, max_keepalive_connections=64)
+        self._client = httpx.Client(
+            timeout=httpx.Timeout(timeout_s, connect=10.0), limits=limits, headers=headers, trust_env=False
+        )
+        self.model, self.engine = self._choose(wanted)
+
+    def classify(self, images: Sequence[Image], ids: Sequence[str] | None = None) -> Batch:
+        stop = threading.Event()
+        done: dict[int, str] = {}
+        problem: CatlibError | None = None
+        with ThreadPoolExecutor(self.concurrency, thread_name_prefix="ask") as pool:
+            calls = [pool.submit(self.ask, image, stop) for image in images]
+            try:
+                for i, call in enumerate(calls):
+                    try:
+                        done[i] = call.result()
+                    except CatlibError as error:
+                        stop.set()  # calls that wait for their turn give up, those on the wire may finish
+                        which = f"photo {ids[i]!r}: " if ids is not None and isinstance(error, InputError) else ""
+                        problem = problem or type(error)(f"{which}{error}")
+            except BaseException:
+                stop.set()
+                raise
+        if problem is not None:
+            found = {i: (self.parser.parse(text), text) for i, text in done.items()}
+            raise BrokenOff(str(problem), found, problem.exit_code) from problem
+        answers = [done[i] for i in range(len(images))]
+        return Batch([self.parser.parse(answer) for answer in answers], None, answers)
+
+    def ask(self, image: Image, stop: threading.Event | None = None) -> str:
+        """The answer about one photo. May be called from several threads. Raises EndpointError or InputError."""
+        return self._ask(self.request(image), stop or threading.Event())
+
+    def request(self, image: Image) -> dict[str, Any]:
+        """The body of a chat completion about a photo."""
+        content = [
+            {"type": "image_url", "image_url": {"url": data_url(cropped(image, self.crop))}},
+            {"type": "text", "text": self.prompt},
+        ]
+        body = {
+            "model": self.model, "messages": [{"role": "user", "content": content}],
+            "max_tokens": MAX_NEW_TOKENS, "temperature": 0, "seed": 0,
+        }  # fmt: skip
+        if self.engine == "vllm":
+            body["add_special_tokens"] = True  # it leaves <s> out of chats otherwise, and answers change
+        return body
+
+    def describe(self) -> dict[str, Any]:
+        return {
+            "base_model": self.model, "adapter": None, "endpoint": self.url, "engine": self.engine, "prompt": self.prompt,
+            "decoding": "free", "crop": self.crop, "device": None, "dtype": None,
+        }  # fmt: skip
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._client.close()
+
+    def _ask(self, body: dict[str, Any], stop: threading.Event) -> str:
+        reply = self._send("POST", "/chat/completions", body, stop)
+        try:
+            text = reply["choices"][0]["message"]["content"]
+        except (KeyError, IndexError, TypeError):
+            raise EndpointError(f"{self.url}: no chat completion in its reply: {json.dumps(reply)[:200]}") from None
+        return (text or "").strip()
+
+    def _choose(self, wanted: str) -> tuple[str, str]:
+        """The model to ask and the engine behind the URL, from what the server says it serves."""
+        listed = self._send("GET", "/models", None, threading.Event())
+        try:
+            served = {entry["id"]: str(entry.get("owned_by", "")) for entry in listed["data"]}
+        except (KeyError, TypeError):
+            raise EndpointError(f"{self.url}/models does not list models; is this an OpenAI-compatible server?") from None
+        if not wanted and len(served) == 1:
+            wanted = next(iter(served))
+        if wanted not in served:
+            said = f"serves no {wanted!r}" if wanted else "serves several models: choose one by adding #MODEL to the URL"
+            raise InputError(f"endpoint {self.url} {said}; it has {', '.join(served) or 'none'}")
+        return wanted, served[wanted]
+
+    def _send(self, method: str, path: str, body: dict[str, Any] | None, stop: threading.Event) -> Any:
+        """A request's JSON reply; tried again, with longer and longer pauses, while the server seems to be away."""
+        import httpx
+
+        for attempt in range(1, self.tries + 1):
+            if stop.is_set():
+                raise EndpointError("not asked: another photo of the batch had failed")
+            try:
+                response = self._client.request(method, self.url + path, json=body)
+            except httpx.TransportError as error:
+                problem, wait = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__, 0.0
+            except httpx.InvalidURL as error:
+                raise InputError(f"endpoint {self.url!r}: {error}") from None
+            else:
+                if response.is_success:
+                    return self._json(response)
+                problem, wait = _refusal(response), _retry_after(response)
+                if response.status_code not in TRANSIENT:
+                    raise InputError(f"endpoint {self.url}{path} refuses: {problem}")
+            if attempt < self.tries:
+                pause = min(LONGEST_PAUSE_S, max(wait, self.pause_s * 2 ** (attempt - 1) * random.uniform(0.8, 1.2)))
+                log.warning("%s%s: %s; trying again in %.1f s", self.url, path, problem, pause)
+                stop.wait(pause)
+        raise EndpointError(
+            f"endpoint {self.url} does not answer after {self.tries} tries ({problem}); what it had answered is kept: "
+            "start it again and run the same command"
+        )
+
+    def _json(self, response: "httpx.Response") -> Any:
+        try:
+            return response.json()
+        except ValueError:
+            raise EndpointError(f"{response.url}: not JSON: {response.text[:100]!r}") from None
+
+
+def _refusal(response: "httpx.Response") -> str:
+    """Status and what the server says about it, in one line."""
+    try:
+        error = response.json()
+        error = error.get("error", error.get("message", error))
+        text = error.get("message", error) if isinstance(error, dict) else error
+    except (ValueError, AttributeError):
+        text = response.text
+    return f"HTTP {response.status_code}: {' '.join(str(text).split())[:300]}"
+
+
+def _retry_after(response: "httpx.Response") -> float:
+    """Seconds that the server asks to wait; 0 where it says nothing or gives a date."""
+    try:
+        return float(response.headers.get("Retry-After", 0))
+    except ValueError:
+        return 0.0
