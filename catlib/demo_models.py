@@ -3,7 +3,7 @@
     python -m catlib.demo_models OUT_DIR
 
 They know the common breeds of the drawn cats and none of the priority ones. Everything is seeded; the same versions of
-torch and Pillow on the same kind of processor give the same weights.
+torch and Pillow on the same kind of processor give the same weights up to rounding.
 """
 
 import argparse
@@ -73,13 +73,23 @@ def build(
     """Draw the corpus, train both models on one core and write them to `out`/clip and `out`/llava in bfloat16."""
     import torch
 
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # the models are too small to gain from more, and one thread adds in one order
+    try:
+        torch.manual_seed(seed)
+        return _build(out, pictures, clip_epochs, llava_epochs, seed)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _build(out: Path, pictures: int, clip_epochs: int, llava_epochs: int, seed: int) -> DemoModels:
+    import torch
+
     from catlib.demo_architecture import make_clip, make_llava, set_dtype
     from catlib.demo_corpus import draw_corpus, texts
     from catlib.demo_pretraining import train_clip, train_llava
 
     start = time.perf_counter()
-    torch.set_num_threads(1)  # the models are too small to gain from more, and one thread adds in one order
-    torch.manual_seed(seed)
     made = DemoModels(out / "clip", out / "llava")
     corpus = draw_corpus(pictures, seed)
     clip, clip_processor = make_clip(texts())
