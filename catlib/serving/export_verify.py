@@ -1,0 +1,129 @@
+"""Is an export the same model? The same photos through the original and the export: agreement, largest score difference."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from PIL.Image import Image
+
+from catlib.data.demo import SHARES, draw_breed
+from catlib.data.images import inside, open_image
+from catlib.data.records import image_root_of, read_samples
+from catlib.errors import InputError
+from catlib.paths import resolve
+from catlib.vlm.decoding import generate_free
+from catlib.vlm.scoring import LabelScorer
+
+if TYPE_CHECKING:
+    from catlib.vlm.models import VLM
+
+log = logging.getLogger(__name__)
+BATCH = 4
+DRAWN = tuple(SHARES)  # breeds of the drawn cats, in turn
+LIMITS = {"float32": 0.01, "float16": 0.1, "bfloat16": 1.0}  # nats of a whole label that rounding the weights may cost
+
+
+@dataclass(frozen=True)
+class Photos:
+    """What an export is verified on: names, images, and in words where they come from."""
+
+    names: tuple[str, ...]
+    images: tuple[Image, ...]
+    origin: str
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What a model says about n photos: greedy `texts`, and label log-likelihoods `scores` (n, breeds) in nats."""
+
+    texts: tuple[str, ...]
+    scores: np.ndarray
+
+
+@dataclass(frozen=True)
+class Verification:
+    """Two models on the same photos. `largest_difference`: of any label's log-likelihood, nats."""
+
+    photos: int
+    origin: str
+    same_breed: int
+    same_answer: int
+    largest_difference: float
+    limit: float
+    differing: tuple[str, ...]
+
+    @property
+    def passed(self) -> bool:
+        """The scores decide: within the limit a breed or a text can only differ where two were nearly equal."""
+        return self.largest_difference <= self.limit
+
+    def __str__(self) -> str:
+        lines = [
+            f"{self.photos} photos ({self.origin}): same breed for {self.same_breed}, same answer for {self.same_answer}, "
+            f"largest score difference {self.largest_difference:.2g} nats (limit {self.limit:g})",
+            *(f"  {line}" for line in self.differing),
+        ]
+        return "\n".join(lines)
+
+
+def choose_photos(given: Sequence[Path], training: Mapping[str, Any], count: int) -> Photos:
+    """The given photos; else `count` validation photos of the training, as far as they are still there; else drawn cats."""
+    if count < 1:
+        raise InputError(f"at least one photo is needed to verify an export, found {count}")
+    if given:
+        return Photos(tuple(p.name for p in given), tuple(open_image(p) for p in given), "given")
+    try:
+        path = resolve(str(training.get("settings", {}).get("val_data", "")))
+        root = image_root_of(path)
+        samples = read_samples(path, root)
+    except (InputError, OSError):
+        samples = []
+    if samples:
+        chosen = [samples[i * len(samples) // count] for i in range(count)] if len(samples) > count else samples
+        images = tuple(open_image(inside(root, s.image)) for s in chosen)
+        return Photos(tuple(s.id for s in chosen), images, "of the validation data")
+    drawn = [(DRAWN[i % len(DRAWN)], i // len(DRAWN)) for i in range(count)]
+    images = tuple(draw_breed(breed, "test", number, seed=0) for breed, number in drawn)
+    return Photos(tuple(f"{breed} {number}" for breed, number in drawn), images, "drawn cats")
+
+
+def ask(vlm: "VLM", photos: Photos, breeds: Sequence[str], question: str) -> Answers:
+    """Greedy answers and every breed's label log-likelihood."""
+    scorer = LabelScorer(vlm, breeds, question)
+    texts, scores = [], []
+    for first in range(0, len(photos.images), BATCH):
+        images = photos.images[first : first + BATCH]
+        texts += generate_free(vlm, images, question)
+        scores.append(scorer.score(images))
+    return Answers(tuple(texts), np.concatenate(scores))
+
+
+def compare(original: Answers, export: Answers, breeds: Sequence[str], photos: Photos, limit: float) -> Verification:
+    """Agreement of two models; photos with another breed or text are listed with the original's lead over the next breed."""
+    difference = np.abs(original.scores - export.scores)
+    a, b = original.scores.argmax(1), export.scores.argmax(1)
+    differing = []
+    for i, name in enumerate(photos.names):
+        if a[i] != b[i] or original.texts[i] != export.texts[i]:
+            second, first = np.sort(original.scores[i])[-2:]
+            differing.append(
+                f"{name}: {breeds[a[i]]} ({_short(original.texts[i])}), exported {breeds[b[i]]} ({_short(export.texts[i])}); "
+                f"lead {first - second:.2g} nats, largest difference {difference[i].max():.2g}"
+            )
+    largest = float(difference.max())
+    return Verification(
+        photos=len(photos.names),
+        origin=photos.origin,
+        same_breed=int((a == b).sum()),
+        same_answer=sum(x == y for x, y in zip(original.texts, export.texts, strict=True)),
+        largest_difference=largest if np.isfinite(largest) else float("inf"),
+        limit=limit,
+        differing=tuple(differing),
+    )
+
+
+def _short(text: str, length: int = 40) -> str:
+    return repr(text if len(text) <= length else text[: length - 1] + "…")
