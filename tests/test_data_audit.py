@@ -1,6 +1,7 @@
 """The audit tells each kind of broken file apart and keeps every good one."""
 
 import io
+import os
 import struct
 import zlib
 
@@ -8,7 +9,7 @@ import pytest
 from photo_makers import fill, jpeg, picture
 from PIL import Image
 
-from catlib.data.audit import KEPT, read_audit
+from catlib.data.audit import KEPT, MAX_BYTES, read_audit
 from catlib.data.prepare import prepare
 from catlib.errors import InputError
 from catlib.settings import DataSettings
@@ -29,7 +30,7 @@ def huge_png() -> bytes:
 
 
 def broken_files() -> dict[str, tuple[bytes, str, str]]:
-    """Name -> bytes, verdict, remark: 40 files of every kind."""
+    """Name -> bytes, verdict, remark: 64 files of every kind, none like another."""
     files: dict[str, tuple[bytes, str, str]] = {}
     turned = Image.Exif()
     turned[274] = 6
@@ -46,6 +47,14 @@ def broken_files() -> dict[str, tuple[bytes, str, str]]:
         alpha = picture(n + 3).convert("RGBA")
         files[f"alpha{i}.png"] = (encoded(alpha, "PNG"), KEPT, "alpha")
         files[f"turned{i}.jpg"] = (encoded(picture(n + 4, (96, 64)), "JPEG", exif=turned), KEPT, "EXIF rotation")
+        files[f"cut{i}.png"] = (encoded(photo, "PNG")[: -500 - 100 * i], "truncated", "")
+        spoilt = bytearray(encoded(photo, "PNG"))
+        spoilt[60 + i] ^= 0xFF  # its checksum no longer fits
+        files[f"spoilt{i}.png"] = (bytes(spoilt), "broken", "")
+        files[f"page{i}.jpg"] = (f"<!DOCTYPE html><title>404 {i}</title>".encode(), "not an image", "")
+        files[f"grey{i}.jpg"] = (encoded(picture(n + 7).convert("L"), "JPEG"), KEPT, "greyscale")
+        files[f"flat{i}.png"] = (encoded(Image.new("RGB", (64, 64 + i), "navy"), "PNG"), KEPT, "flat")
+        files[f"notes{i}.txt"] = (b"about the photos", "no photo ending", "")
         frames = [picture(n + 5 + k) for k in range(2)]
         files[f"moving{i}.gif"] = (encoded(frames[0], "GIF", save_all=True, append_images=frames[1:]), KEPT, "animated")
     return files
@@ -56,10 +65,10 @@ def settings(tmp_path, **more) -> DataSettings:
     return DataSettings(**{**values, **more})
 
 
-def test_forty_broken_files_are_told_apart_and_the_good_ones_kept(tmp_path):
+def test_broken_files_of_every_kind_are_told_apart_and_the_good_ones_kept(tmp_path):
     photos = fill(tmp_path / "photos", {"Bengal": 20, "Manx": 20})
     files = broken_files()
-    assert len(files) == 40
+    assert len(files) == 64
     for name, (data, _, _) in files.items():
         (photos / "Bengal" / name).write_bytes(data)
     before = {path: path.read_bytes() for path in photos.rglob("*.*")}
@@ -70,7 +79,7 @@ def test_forty_broken_files_are_told_apart_and_the_good_ones_kept(tmp_path):
         assert finding.verdict == verdict, f"{name}: {finding.verdict} ({finding.detail})"
         assert remark in finding.remarks, name
     assert audit["Bengal/turned0.jpg"].width == 64, "size after rotation"
-    assert len(audit) == 80
+    assert len(audit) == 104
     kept = {sample.image for part in ("train", "val", "test") for sample in dataset.part(part)}
     good = {f"{breed}/{i:03d}.jpg" for breed in ("Bengal", "Manx") for i in range(20)}
     assert good | {f"Bengal/{name}" for name, file in files.items() if file[1] == KEPT} == kept
@@ -86,6 +95,32 @@ def test_copies_and_the_same_photo_under_two_breeds(tmp_path):
     assert audit["Bengal/000.jpg"].kept and audit["Bengal/zcopy.jpg"].verdict == "duplicate"
     assert "Bengal/000.jpg" in audit["Bengal/zcopy.jpg"].detail
     assert audit["Bengal/001.jpg"].verdict == audit["Manx/foreign.jpg"].verdict == "two breeds"
+
+
+def test_saved_again_is_one_group_and_a_pair_under_two_breeds_is_remarked(tmp_path):
+    photos = fill(tmp_path / "photos", {"Bengal": 12, "Manx": 12})
+    (photos / "Bengal" / "again.jpg").write_bytes(encoded(Image.open(photos / "Bengal" / "000.jpg"), "JPEG", quality=40))
+    (photos / "Manx" / "again.jpg").write_bytes(encoded(Image.open(photos / "Bengal" / "001.jpg"), "JPEG", quality=40))
+    prepare(settings(tmp_path))
+    audit = {finding.image: finding for finding in read_audit(tmp_path / "run" / "audit.csv")}
+    same, foreign = audit["Bengal/again.jpg"], audit["Manx/again.jpg"]
+    assert same.kept and (same.group, same.part) == (audit["Bengal/000.jpg"].group, audit["Bengal/000.jpg"].part)
+    assert foreign.part == audit["Bengal/001.jpg"].part and "under another breed (Bengal / Manx)" in foreign.remarks
+    assert len({finding.group for finding in audit.values()}) == 24
+
+
+def test_photos_outside_the_breed_folders_pipes_and_files_beyond_memory_are_named_not_opened(tmp_path):
+    photos = fill(tmp_path / "photos", {"Bengal": 8, "Manx": 8})
+    (photos / "stray.jpg").write_bytes(jpeg(77))
+    (photos / "README.txt").write_text("about the photos")
+    os.mkfifo(photos / "Bengal" / "pipe.jpg")  # whoever reads it waits for ever
+    with (photos / "Bengal" / "film.jpg").open("wb") as film:
+        film.truncate(MAX_BYTES + 1)
+    prepare(settings(tmp_path))
+    audit = {finding.image: finding for finding in read_audit(tmp_path / "run" / "audit.csv")}
+    assert audit["stray.jpg"].verdict == "no breed" and "README.txt" not in audit
+    assert audit["Bengal/pipe.jpg"].verdict == "unreadable" and audit["Bengal/film.jpg"].verdict == "too large"
+    assert sum(finding.kept for finding in audit.values()) == 16
 
 
 def test_links_inside_are_followed_and_links_that_leave_are_left_out(tmp_path):
@@ -107,13 +142,15 @@ def test_links_inside_are_followed_and_links_that_leave_are_left_out(tmp_path):
     assert len(audit) == 20, "the loop was walked, or a hidden file was taken"
 
 
-@pytest.mark.parametrize("kind", ["missing", "empty", "one photo", "text only"])
+@pytest.mark.parametrize("kind", ["missing", "empty", "one photo", "text only", "no folders"])
 def test_wrong_folders_are_one_clear_error(tmp_path, kind):
     photos = tmp_path / "photos"
     if kind != "missing":
         photos.mkdir()
     if kind == "one photo":
         fill(photos, {"Bengal": 12, "Korat": 1})
+    if kind == "no folders":
+        fill(photos, {".": 8})
     if kind == "text only":
         (photos / "Bengal").mkdir()
         (photos / "Bengal" / "a.jpg").write_text("hello")
@@ -121,3 +158,6 @@ def test_wrong_folders_are_one_clear_error(tmp_path, kind):
         prepare(settings(tmp_path))
     assert ("Korat" if kind == "one photo" else "audit.csv" if kind == "text only" else str(photos)) in str(error.value)
     assert "\n" not in str(error.value)
+    if kind in ("one photo", "text only"):
+        left_out = [finding.image for finding in read_audit(tmp_path / "run" / "audit.csv") if not finding.kept]
+        assert left_out == (["Bengal/a.jpg"] if kind == "text only" else [])

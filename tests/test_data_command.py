@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -16,10 +17,12 @@ from photo_makers import fill, jpeg
 
 from catlib.cli import main
 from catlib.data.archives import Archive, fetch_oxford_pets
+from catlib.data.check import check
 from catlib.data.conversations import PARAPHRASES, answer_for, balance_weights
 from catlib.data.dataset import load_dataset
 from catlib.data.images import open_image
 from catlib.data.prepare import prepare
+from catlib.demo_models import SHIPPED
 from catlib.errors import CatlibError, InputError
 from catlib.settings import DataSettings
 
@@ -59,6 +62,46 @@ def test_oxford_layout_packed_or_not(tmp_path):
             tar.add(root / name, name)
     again = prepare(settings(tmp_path, photos=str(packed / "images.tar.gz"), data_dir=str(tmp_path / "other")))
     assert [s.id for s in again.train] == [s.id for s in plain.train]
+    (root / "images" / "Bengal_1.jpg").unlink()  # other archives in the same place: their photos, not the earlier ones
+    with tarfile.open(packed / "images.tar.gz", "w:gz") as tar:
+        tar.add(root / "images", "images")
+    other = prepare(settings(tmp_path, photos=str(packed), data_dir=str(tmp_path / "other")))
+    assert other.card["missing"]["count"] == 5
+
+
+def test_what_cats_csv_says_goes_into_the_samples_and_one_cat_stays_in_one_part(tmp_path):
+    root = tmp_path / "pet"
+    rows = ["id,url,age,gender,coat,breed"]
+    for b, breed in enumerate(("Bengal", "Manx")):
+        (root / "images" / breed).mkdir(parents=True)
+        for cat in range(10):
+            for n in range(3):
+                (root / "images" / breed / f"{7000 + 10 * b + cat}_{n}.jpg").write_bytes(jpeg(500 * b + 10 * cat + n))
+            rows.append(f"{7000 + 10 * b + cat},http://x,Senior,Male,,{breed}")
+    (root / "images" / "7003_9.jpg").write_bytes(jpeg(8001))  # in no folder, but the table knows its breed
+    (root / "images" / "stray.jpg").write_bytes(jpeg(8002))
+    (root / "data").mkdir()
+    (root / "data" / "cats.csv").write_text("\n".join(rows) + "\n")
+    dataset = prepare(settings(tmp_path, photos=str(root)))
+    samples = [(sample, part) for part in ("train", "val", "test") for sample in dataset.part(part)]
+    assert len(samples) == 61 and dataset.card["left_out"] == {"no breed": 1}
+    assert dataset.train[0].metadata["cat"].keys() == {"id", "age", "gender", "coat"}
+    parts = {}
+    for sample, part in samples:
+        parts.setdefault(sample.animal, set()).add(part)
+    assert len(parts) == 20 and all(len(where) == 1 for where in parts.values())
+    out = tmp_path / "data" / "vlm"
+    assert check(out).problems == ()
+    again = prepare(settings(tmp_path, photos=str(out / "train.jsonl"), data_dir=str(tmp_path / "d2")))
+    assert not {s.animal for s in again.train} & {s.animal for s in (*again.val, *again.test)}
+    lines = (out / "test.jsonl").read_text().splitlines(keepends=True)
+    (out / "test.jsonl").write_text("".join(lines[1:]))
+    with (out / "train.jsonl").open("a") as stream:
+        stream.write(lines[0])
+    for name in ("dataset.json", "groups.csv"):
+        (out / name).unlink()
+    shutil.copytree(root / "images", tmp_path / "data" / "images")
+    assert [p for p in check(out).problems if "the same cat" in p]
 
 
 def test_petfinder_and_part_folders(tmp_path):
@@ -201,27 +244,39 @@ def test_fetch_resumes_checks_and_says_what_to_do_without_network(tmp_path):
         fetch_oxford_pets(to, "http://127.0.0.1:9/", tuple(archives))
 
 
-def test_the_samples_have_the_form_that_trl_collates(tmp_path):
-    collator = pytest.importorskip("trl.trainer.sft_trainer").DataCollatorForVisionLanguageModeling
+def test_the_fields_are_those_that_llava_reads(tmp_path):
+    """LLaVA's `LazySupervisedDataset` takes `image` and `conversations` with turns {from: human | gpt, value} of each entry,
+    joins `image` to its `image_folder`, and expects `<image>` in the first human turn (llava/train/train.py)."""
     fill(tmp_path / "photos", {"Bengal": 12, "Manx": 12})
     dataset = prepare(settings(tmp_path))
-    rows = [json.loads(line) for line in (tmp_path / "data" / "vlm" / "train.jsonl").read_text().splitlines()]
-    assert all(set(row) == {"id", "image", "conversations", "metadata"} for row in rows)
-    assert all([turn["from"] for turn in row["conversations"]] == ["human", "gpt"] for row in rows)
-    folder = os.environ.get("CATLIB_SMALL_LLAVA")
-    if not folder:
-        pytest.skip("field names checked; CATLIB_SMALL_LLAVA is not set, so TRL's collator has no processor to work with")
+    for line in (tmp_path / "data" / "vlm" / "train.jsonl").read_text().splitlines():
+        row = json.loads(line)
+        assert {"id", "image", "conversations"} <= row.keys() and (dataset.image_root / row["image"]).is_file()
+        assert [set(turn) for turn in row["conversations"]] == [{"from", "value"}] * 2
+        assert [turn["from"] for turn in row["conversations"]] == ["human", "gpt"]
+        assert row["conversations"][0]["value"].startswith("<image>\n") and "<image>" not in row["conversations"][1]["value"]
+
+
+def test_the_jsonl_loads_unchanged_in_trl(tmp_path, monkeypatch):
+    """Hugging Face datasets reads the file, TRL's collator takes its rows; the loss falls on the answer and its end."""
+    datasets = pytest.importorskip("datasets", reason="the extra 'bench' is not installed")
+    sft = pytest.importorskip("trl.trainer.sft_trainer", reason="the extra 'bench' is not installed")
     from transformers import AutoProcessor
 
-    batch = collator(AutoProcessor.from_pretrained(folder))([
-        {
-            "images": [open_image(dataset.image_root / sample.image)],
-            "prompt": [{"role": "user", "content": sample.question}],
-            "completion": [{"role": "assistant", "content": sample.answer}],
-        }
-        for sample in dataset.train[:2]
-    ])  # fmt: skip
-    assert batch["pixel_values"].shape[0] == 2 and (batch["labels"] != -100).any(dim=1).all()
+    fill(tmp_path / "photos", {"Bengal": 12, "Manx": 12})
+    dataset = prepare(settings(tmp_path))
+    file = str(tmp_path / "data" / "vlm" / "train.jsonl")
+    rows = datasets.load_dataset("json", data_files=file, split="train", cache_dir=str(tmp_path / "cache"))
+    assert len(rows) == len(dataset.train)
+    monkeypatch.chdir(dataset.image_root)  # image paths are relative to the image root
+    rows = rows.cast_column("image", datasets.Image())
+    processor = AutoProcessor.from_pretrained(os.environ.get("CATLIB_SMALL_LLAVA") or SHIPPED / "llava")
+    batch = sft.DataCollatorForVisionLanguageModeling(processor, completion_only_loss=True)([rows[i] for i in range(4)])
+    assert batch["pixel_values"].shape[0] == 4
+    for i, labels in enumerate(batch["labels"]):
+        answer = processor.tokenizer.decode(labels[labels != -100], skip_special_tokens=True)
+        assert answer.strip() == dataset.train[i].answer
+        assert dataset.train[i].question in processor.tokenizer.decode(batch["input_ids"][i])
 
 
 def test_conversations_and_weights(tmp_path):

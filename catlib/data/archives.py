@@ -1,5 +1,6 @@
 """The Oxford-IIIT Pet archives: downloaded with a checksum, resumed after an interruption, unpacked once."""
 
+import fcntl
 import hashlib
 import logging
 import os
@@ -62,15 +63,36 @@ def unpacked(photos: Path, to: Path) -> Path:
     for name in names:
         if not (folder / name).is_file():
             raise InputError(f"photos: {folder / name} is missing; both archives are needed ({PAGE})")
-        top = name.removesuffix(".tar.gz")
-        if not (to / top).is_dir():
-            _unpack(folder / name, to, top)
+        _unpack_once(folder / name, to, name.removesuffix(".tar.gz"))
     return to
+
+
+def _unpack_once(archive: Path, to: Path, top: str) -> None:
+    """Unpack unless `to`/`top` has come from this archive already; what came from another one is replaced.
+
+    A lock makes a second run wait. Raises InputError where `to`/`top` holds something that no archive has brought.
+    """
+    to.mkdir(parents=True, exist_ok=True)
+    status = archive.stat()
+    origin = f"{archive.resolve()} {status.st_size} bytes, changed {status.st_mtime_ns}\n"
+    mark = to / f".{top}.from"
+    with (to / ".lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if (to / top).is_dir():
+            known = mark.read_text(encoding="utf-8") if mark.is_file() else ""
+            if known == origin or not known and archive.parent == to:  # beside its archive: unpacked by hand
+                return
+            if not known:
+                raise InputError(f"{to / top} is in the way: it did not come from {archive}; move it, or give {to} as the photos")
+            old = Path(tempfile.mkdtemp(dir=to, prefix=".unpack."))
+            os.rename(to / top, old / top)
+            shutil.rmtree(old)
+        mark.write_text(origin, encoding="utf-8")
+        _unpack(archive, to, top)
 
 
 def _unpack(archive: Path, to: Path, top: str) -> None:
     """Unpack beside the target first, so that an interrupted run leaves no folder that looks complete."""
-    to.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(dir=to, prefix=".unpack."))
     log.info("unpacking %s into %s", archive, to)
     try:

@@ -4,6 +4,7 @@ import csv
 import hashlib
 import io
 import os
+import stat
 import struct
 import warnings
 from collections.abc import Sequence
@@ -22,6 +23,7 @@ from catlib.progress import track
 CHUNK = 64  # photos that a worker takes at a time
 WORKERS = 8  # more threads than this wait for one another's Python
 DRAFT = 64  # pixels: JPEG decodes straight to a small size not below this, which is all that the hash needs
+MAX_BYTES = 300_000_000  # of one file, which is read whole: more is a video or a mistake
 ORIENTATION = 274  # EXIF tag
 PHOTO_ENDINGS = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif"})
 KEPT = "kept"
@@ -47,6 +49,7 @@ class Finding:
     phash: str = ""  # 16 hexadecimal digits; empty for a photo without contrast
     source_name: str = ""  # the breed as the source names it
     official: str = ""  # the part that the source gives it: test, val, train, or empty
+    animal: str = ""  # the cat's id, where the source has one: all photos of a cat stay in one part
 
     @property
     def kept(self) -> bool:
@@ -80,6 +83,11 @@ def inspect(root: Path, finding: Finding, min_side: int) -> Finding:
         if path.is_symlink() or ".." in Path(finding.image).parts or _linked(root, path):
             if not path.resolve().is_relative_to(root):
                 return replace(finding, verdict="outside the root", detail=f"leads to {path.resolve()}")
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):  # reading a pipe would wait for ever
+            return replace(finding, verdict="unreadable", detail="not a regular file")
+        if status.st_size > MAX_BYTES:
+            return replace(finding, verdict="too large", detail=f"{status.st_size:,} bytes, limit {MAX_BYTES:,}", bytes=status.st_size)
         data = path.read_bytes()
     except FileNotFoundError:
         return replace(finding, verdict="missing", detail="no such file")

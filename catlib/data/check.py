@@ -47,6 +47,7 @@ def check(vlm_dir: Path) -> Check:
         for f, (_, recorded) in zip(found, entries, strict=True) if f.kept and recorded and recorded != f.sha256
     ]  # fmt: skip
     problems += _crossing(zip((f.sha256 for f in found), found, parts, strict=True), "the same bytes")
+    problems += _crossing(zip((f.animal for f in found), found, parts, strict=True), "photos of the same cat")
     hashed = [(f, part) for f, part in zip(found, parts, strict=True) if f.phash]
     labels = group_labels(np.array([int(f.phash, 16) for f, _ in hashed], dtype=np.uint64), bits).tolist()
     problems += _crossing(
@@ -59,7 +60,7 @@ def check(vlm_dir: Path) -> Check:
 def _entries(dataset: Dataset, vlm_dir: Path) -> list[tuple[Finding, str]]:
     """Every photo of the split with its part and recorded SHA-256; the problem of a photo in two parts is found by its bytes."""
     entries = [
-        (Finding(sample.image, sample.breed, part=part), str(sample.metadata.get("sha256", "")))
+        (Finding(sample.image, sample.breed, part=part, animal=sample.animal), str(sample.metadata.get("sha256", "")))
         for part in PARTS for sample in dataset.part(part)
     ]  # fmt: skip
     if not dataset.card:

@@ -9,12 +9,12 @@ import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from catlib.data.audit import Finding
-from catlib.data.records import DATASET_CARD, Sample, image_root_of, read_samples, write_atomically
+from catlib.data.records import DATASET_CARD, Sample, image_root_of, read_samples, sample_line, write_atomically
 from catlib.errors import CatlibError, InputError
 
 PARTS = ("train", "val", "test")
@@ -79,7 +79,7 @@ def write_dataset(
     """Write all files of a split; call it inside `writing`. The card goes last and holds the others' digests."""
     files = {}
     for part in PARTS:
-        files[f"{part}.jsonl"] = "".join(json.dumps(asdict(s), ensure_ascii=False) + "\n" for s in samples[part])
+        files[f"{part}.jsonl"] = "".join(map(sample_line, samples[part]))
     files[GROUPS] = _groups_table(findings)
     digests = {name: hashlib.sha256(text.encode()).hexdigest() for name, text in files.items()}
     whole = {"image_root": _root_from(vlm_dir, root), **card, "files": digests}

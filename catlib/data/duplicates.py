@@ -5,6 +5,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 import numpy as np
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 
 from catlib.data.audit import Finding
 from catlib.data.hashing import group_labels, near_pairs
@@ -34,24 +36,36 @@ def judge_copies(findings: Sequence[Finding]) -> list[Finding]:
 
 
 def group_photos(findings: Sequence[Finding], bits: int) -> list[Finding]:
-    """Give every kept photo the name of its near-duplicate group, and leave out what an official part would leak.
+    """Give every kept photo the name of its group, and leave out what an official part would leak.
 
-    A group is named after the smallest SHA-256 in it. Where photos of an official test (or validation) part have near-duplicates
-    elsewhere, these are left out: the official part is neither changed nor trained on.
+    Near-duplicates and photos of the same cat (`animal`) are one group, and so are chains of them. A group is named after the
+    smallest SHA-256 in it. Where photos of an official test (or validation) part have near-duplicates elsewhere, these are left
+    out: the official part is neither changed nor trained on.
     """
     kept = [i for i, finding in enumerate(findings) if finding.kept]
     hashed = [i for i in kept if findings[i].phash]
     labels = group_labels(np.array([int(findings[i].phash, 16) for i in hashed], dtype=np.uint64), bits)
-    groups: dict[object, list[int]] = defaultdict(list)
+    alike: dict[object, list[int]] = defaultdict(list)
     for i, label in zip(hashed, labels.tolist(), strict=True):
-        groups[label].append(i)
+        alike[label].append(i)
     for i in kept:
-        if not findings[i].phash:
-            groups[findings[i].sha256].append(i)
+        if findings[i].animal:
+            alike[findings[i].animal].append(i)
     judged = list(findings)
-    for members in groups.values():
+    for members in _joined(kept, alike.values()):
         _judge_group(judged, members)
     return judged
+
+
+def _joined(photos: Sequence[int], alike: Iterable[Sequence[int]]) -> list[list[int]]:
+    """The photos in groups: those that a chain of sets in `alike` connects are together."""
+    position = {photo: place for place, photo in enumerate(photos)}
+    edges = np.array([(position[members[0]], position[i]) for members in alike for i in members[1:]], dtype=int).reshape(-1, 2)
+    graph = coo_array((np.ones(len(edges)), (edges[:, 0], edges[:, 1])), shape=(len(photos), len(photos)))
+    groups: dict[int, list[int]] = defaultdict(list)
+    for photo, label in zip(photos, connected_components(graph, directed=False)[1].tolist(), strict=True):
+        groups[label].append(photo)
+    return list(groups.values())
 
 
 def close_pairs(findings: Iterable[Finding], bits: int) -> list[tuple[Finding, Finding, int]]:
@@ -70,7 +84,7 @@ def _judge_group(judged: list[Finding], members: list[int]) -> None:
     for i in members:
         finding = replace(judged[i], group=name)
         if len(breeds) > 1:
-            remark = f"near-duplicate under another breed ({' / '.join(breeds)})"
+            remark = f"near-duplicate or same cat under another breed ({' / '.join(breeds)})"
             finding = replace(finding, remarks=", ".join(filter(None, (finding.remarks, remark))))
         if len(parts) > 1 and finding.official != strongest and strongest in ("test", "val"):
             twin = next(judged[j].image for j in members if judged[j].official == strongest)

@@ -3,7 +3,8 @@
 The hash is that of `imagehash.phash` (a test holds the two equal), written out here because a hash that takes the
 already decoded greyscale saves a second decoding, needs neither PyWavelets nor scipy.fftpack, and is an integer that numpy
 compares in bulk. Why 6 bits are the default: on the Oxford cats every pair seen at 0, 2 and 6 bits is the same cat in the same
-scene, none lies at 8, and the first pair of two different cats comes at 10. `cleanvision` was looked at too: it finds only photos of *equal* hash, which misses re-encoded copies.
+scene, none lies at 8, and the first pair of two different cats comes at 10. `cleanvision` was looked at too: it finds only
+photos of *equal* hash, which misses re-encoded copies.
 """
 
 import numpy as np

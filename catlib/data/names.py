@@ -8,6 +8,8 @@ from catlib.breeds import BREEDS, PRIORITY_BREEDS, find
 from catlib.errors import InputError
 from catlib.settings import DataSettings, split_list
 
+SHOWN = 6  # names that a line gives; the dataset card has all
+
 
 @dataclass(frozen=True)
 class Names:
@@ -17,6 +19,16 @@ class Names:
     breeds: tuple[str, ...]  # sorted
     unknown: tuple[str, ...]  # breeds that are not in the list of 67
     merged: tuple[str, ...]  # "found → breed" where the two differ
+
+    def notes(self) -> list[str]:
+        """What a reader has to know about the names, a line each."""
+        lines = []
+        if self.merged:
+            more = f" and {len(self.merged) - SHOWN} more" if len(self.merged) > SHOWN else ""
+            lines.append(f"names mapped to the list of breeds: {'; '.join(self.merged[:SHOWN])}{more}")
+        if self.unknown:
+            lines.append(f"not in the list of {len(BREEDS)} breeds and kept as breeds of their own: {', '.join(self.unknown)}")
+        return lines
 
 
 def understand(found: Iterable[str], unknown_breeds: str = "keep") -> Names:

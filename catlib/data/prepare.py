@@ -12,6 +12,7 @@ from catlib.data.audit import Finding, audit, write_audit
 from catlib.data.conversations import answer_for, question_for
 from catlib.data.dataset import PARTS, Dataset, load_dataset, read_card, read_groups, write_dataset, writing
 from catlib.data.duplicates import group_photos, judge_copies
+from catlib.data.files import NO_BREED
 from catlib.data.names import Names, priority_of, restrict, understand
 from catlib.data.records import Sample, make_sample
 from catlib.data.sources import Source, read_source
@@ -44,17 +45,22 @@ def prepare(settings: DataSettings, out: Path | None = None) -> Dataset:
     out = out or resolve(settings.data_dir) / "vlm"
     judged = _judge(_photos(settings), settings)
     with writing(out):  # from reading the earlier split to the last file, so that two runs cannot mix theirs
-        findings, remarks = split(judged.findings, settings, _earlier(out, settings))
-        write_audit(resolve(settings.run_dir) / "audit.csv", findings)
+        table = resolve(settings.run_dir) / "audit.csv"
+        try:
+            findings, remarks = split(judged.findings, settings, _earlier(out, settings))
+        except InputError as error:
+            write_audit(table, judged.findings)  # whoever has to mend the photos needs the verdicts most
+            raise InputError(f"{error}. The verdict on every file: {table}") from None
+        write_audit(table, findings)
         used = [finding for finding in findings if finding.kept]
         breeds = sorted({finding.breed for finding in used})
         card = _card(settings, judged, findings, remarks, priority_of(breeds, settings))
         samples = _samples(used, judged.source, settings)
         for part in PARTS:
             if not samples[part]:
-                raise InputError(f"the {part} part would be empty: {len(used)} usable photos are too few; see audit.csv")
+                raise InputError(f"the {part} part would be empty: {len(used)} usable photos are too few; see {table}")
         write_dataset(out, judged.source.root, samples, findings, card)
-    for line in (*judged.source.notes, *remarks):
+    for line in (*judged.source.notes, *judged.names.notes(), *remarks):
         log.info("%s", line)
     left_out = Counter(finding.verdict for finding in findings if not finding.kept)
     log.info("%s: %s", out, ", ".join(f"{part} {len(samples[part])}" for part in PARTS))
@@ -79,10 +85,10 @@ def _photos(settings: DataSettings) -> Source:
 
 def _judge(source: Source, settings: DataSettings) -> _Judged:
     """Names and breeds, then every file opened, then copies and near-duplicates."""
-    names = understand((finding.source_name for finding in source.findings), settings.unknown_breeds)
+    names = understand((f.source_name for f in source.findings if f.verdict != NO_BREED), settings.unknown_breeds)
     wanted = restrict(names.breeds, settings)
-    named = [replace(finding, breed=names.breed_of[finding.source_name]) for finding in source.findings]
-    findings = audit(source.root, [finding for finding in named if finding.breed in wanted], settings.min_side)
+    named = [replace(finding, breed=names.breed_of.get(finding.source_name, "")) for finding in source.findings]
+    findings = audit(source.root, [f for f in named if f.breed in wanted or f.verdict == NO_BREED], settings.min_side)
     return _Judged(source, names, group_photos(judge_copies(findings), settings.near_duplicate_bits))
 
 
@@ -103,6 +109,8 @@ def _samples(used: Sequence[Finding], source: Source, settings: DataSettings) ->
         if given := source.samples.get(f.image):
             samples[f.part].append(replace(given, metadata={**given.metadata, **meta}))
             continue
+        if f.image in source.about:
+            meta["cat"] = source.about[f.image]
         question = question_for(f.sha256, f.part, settings.seed)
         answer = answer_for(f.breed, settings.answer_style)
         samples[f.part].append(make_sample(f.image, f.image, question, answer, **meta))

@@ -30,6 +30,12 @@ class Sample:
         return self.metadata["breed"]
 
     @property
+    def animal(self) -> str:
+        """The id of the photo's cat, where its source has one; else empty."""
+        about = self.metadata.get("cat")
+        return str(about.get("id") or "") if isinstance(about, dict) else ""
+
+    @property
     def question(self) -> str:
         """The text of the human turn without the image placeholder."""
         return self.conversations[0]["value"].replace(IMAGE_TOKEN, "").strip()
@@ -41,11 +47,11 @@ class Sample:
 
 
 def make_sample(
-    id: str, image: str, question: str, answer: str, *, breed: str, source: str, sha256: str, split: str
+    id: str, image: str, question: str, answer: str, *, breed: str, source: str, sha256: str, split: str, **more: Any
 ) -> Sample:
-    """A sample with one question about one photo."""
+    """A sample with one question about one photo; `more` goes into its metadata."""
     turns = ({"from": "human", "value": f"{IMAGE_TOKEN}\n{question}"}, {"from": "gpt", "value": answer})
-    return Sample(id, image, turns, {"breed": breed, "source": source, "sha256": sha256, "split": split})
+    return Sample(id, image, turns, {"breed": breed, "source": source, "sha256": sha256, "split": split, **more})
 
 
 def read_samples(path: Path, image_root: Path | None = None) -> list[Sample]:
@@ -73,9 +79,20 @@ def read_samples(path: Path, image_root: Path | None = None) -> list[Sample]:
     return samples
 
 
+def sample_line(sample: Sample) -> str:
+    """A sample as a line of JSONL: LLaVA's keys, and the same turns as `prompt` and `completion`, which is how TRL's collator
+    for vision-language data reads them (`conversations` alone it refuses); its loss then falls on the answer only.
+
+    The two are written for other programs. catlib reads `conversations`.
+    """
+    prompt = [{"role": "user", "content": sample.question}]
+    completion = [{"role": "assistant", "content": sample.answer}]
+    return json.dumps({**asdict(sample), "prompt": prompt, "completion": completion}, ensure_ascii=False) + "\n"
+
+
 def write_samples(path: Path, samples: Iterable[Sample]) -> None:
     """Write samples as JSONL, whole or not at all."""
-    write_atomically(path, "".join(json.dumps(asdict(s), ensure_ascii=False) + "\n" for s in samples))
+    write_atomically(path, "".join(map(sample_line, samples)))
 
 
 def image_root_of(jsonl: Path) -> Path:
@@ -176,9 +193,9 @@ def read_jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
                 if not line.strip():
                     continue
                 try:
-                    row = json.loads(line)
-                except ValueError as error:
-                    raise InputError(f"{path}:{number}: not JSON ({error})") from None
+                    row = json.loads(line.rstrip())
+                except json.JSONDecodeError as error:
+                    raise InputError(f"{path}:{number}: not JSON ({error.msg}, column {error.pos + 1})") from None
                 if not isinstance(row, dict):
                     raise InputError(f"{path}:{number}: expected a JSON object, found {type(row).__name__}")
                 yield number, row

@@ -47,7 +47,7 @@ def read_jsonl_source(photos: Path) -> tuple[Path, list[Finding], dict[str, Samp
             if sample.image in samples:
                 raise InputError(f"{where}: photo {sample.image!r} stands in more than one line; one conversation a photo")
             samples[sample.image] = sample
-            findings.append(Finding(sample.image, "", source_name=sample.breed, official=fixed))
+            findings.append(Finding(sample.image, "", source_name=sample.breed, official=fixed, animal=sample.animal))
     if not findings:
         raise InputError(f"{paths[0]}: no samples in it")
     return root, findings, samples, [f"conversations taken from {', '.join(path.name for path in paths)} as they are"]

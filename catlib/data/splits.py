@@ -63,7 +63,7 @@ def split(
         if finding.kept:
             members[finding.group].append(finding)
     if not members:
-        raise InputError("no usable photo is left: see audit.csv in the run's folder for the reason of each file")
+        raise InputError("no usable photo is left")
     fixed, free = {}, defaultdict(list)
     for name, photos in sorted(members.items()):
         breed = min(Counter(photo.breed for photo in photos).items(), key=lambda item: (-item[1], item[0]))[0]
