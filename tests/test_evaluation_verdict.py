@@ -49,7 +49,10 @@ def test_clearly_better_is_adopted():
         "probe": True,
         "latency": True,
         "skip": False,
+        "no-gpu": "undecided",
         "do": True,
+        "explanations": False,
+        "accuracy-first": False,
     }
     assert any("linear probe on CLIP features" in reason for reason in verdict.reasons)
 
@@ -84,6 +87,33 @@ def test_better_on_the_priority_breeds_only_is_combined():
     )
     assert slightly_worse.recommendation == "combine"
     assert "priority" in slightly_worse.reasons[0]
+
+
+def test_better_overall_but_worse_on_the_priority_breeds_is_no_plain_adoption():
+    true = truth({**dict.fromkeys(COMMON, 60), **dict.fromkeys(RARE, 60)})
+    verdict, (comparison,) = verdict_of(
+        [
+            scored_set("vlm-tuned", true, levels(0.95, 0.35), seed=1),
+            scored_set("clip-zero-shot", true, levels(0.6, 0.72), seed=2),
+        ]
+    )
+    assert comparison["ci95"][0] > 3 and comparison["priority_f1_gain_points"]["ci95"][1] < 0
+    assert verdict.recommendation == "combine" and "worse on the priority breeds" in verdict.reasons[0]
+
+
+def test_the_plan_s_rules_without_a_figure_are_told():
+    true = truth(60)
+    sets = [
+        scored_set("vlm-tuned", true, levels(0.9, 0.85), seed=1, device="cpu"),
+        scored_set("clip-zero-shot", true, levels(0.6, 0.05), seed=2),
+    ]
+    verdict, _ = verdict_of(sets, targets=Targets(explanations_wanted=True))
+    met = {c.key: c.met for c in verdict.criteria}
+    assert (met["no-gpu"], met["explanations"], met["accuracy-first"]) == (True, True, False)
+    assert any("skip the VLM where there is no GPU" in reason for reason in verdict.reasons)
+    rows = {row["criterion"]: row for row in criteria_rows([c.as_json() for c in verdict.criteria])}
+    assert rows["Skip it: there is no GPU"]["measured"] == "ran on: cpu"
+    assert rows["Do it: reasons are wanted with the breed"]["result"] == "applies"
 
 
 def test_fast_worse_model_under_a_budget_is_kept():

@@ -42,13 +42,13 @@ class Criterion:
     """One line of the criteria table. `kind`: success (wanted), skip or do (the plan's rules); `met` says whether it
     holds."""
 
-    key: str  # priority | gain | probe | latency | skip | do
+    key: str  # priority | gain | probe | latency | skip | no-gpu | do | explanations | accuracy-first
     name: str
     kind: str
     target: str
     value: float | None
     ci95: tuple[float, float] | None
-    unit: str  # share | points | ms
+    unit: str  # share | points | ms; "" for a rule that rests on no figure
     met: Met
     note: str = ""
 
@@ -136,6 +136,7 @@ def list_criteria(
             "share",
             below if below == UNDECIDED else not below,
         ),
+        *_plain_rules(tuned.get("device"), targets),
     ]
     if probe_title is not None and probe_title != reference_title:
         rows.insert(
@@ -154,6 +155,29 @@ def list_criteria(
     return rows
 
 
+def _plain_rules(device: str | None, targets: Targets) -> list[Criterion]:
+    """The plan's rules that rest on no figure: the hardware, and what is wanted."""
+
+    def rule(key: str, name: str, kind: str, target: str, met: Met, note: str) -> Criterion:
+        return Criterion(key, name, kind, target, None, None, "", met, note)
+
+    wanted = {True: "asked for", False: "not asked for"}
+    return [
+        rule(
+            "no-gpu", "Skip it: there is no GPU", "skip", "no GPU", UNDECIDED if device is None else device == "cpu",
+            f"ran on: {device or 'not known'}",
+        ),
+        rule(
+            "explanations", "Do it: reasons are wanted with the breed", "do", "asked for", targets.explanations_wanted,
+            wanted[targets.explanations_wanted],
+        ),
+        rule(
+            "accuracy-first", "Do it: accuracy outranks latency", "do", "asked for", targets.accuracy_first,
+            wanted[targets.accuracy_first],
+        ),
+    ]  # fmt: skip
+
+
 def _criterion(
     key: str, name: str, kind: str, target: str, figure: Figure | None, unit: str, met: Met, note: str = ""
 ) -> Criterion:
@@ -166,7 +190,7 @@ def format_value(row: Criterion | Mapping[str, Any]) -> str:
     """A criterion's value with its interval, in its unit: "54.2 % [38.0, 70.1]"."""
     row = row if isinstance(row, Mapping) else row.as_json()
     if row["value"] is None:
-        return "not measured"
+        return row["note"] if row["unit"] == "" else "not measured"
     scale, unit = {"share": (100, " %"), "points": (1, " points"), "ms": (1, " ms")}[row["unit"]]
     text = f"{row['value'] * scale:{'+' if row['unit'] == 'points' else ''}.1f}{unit}"
     return text if row["ci95"] is None else f"{text} [{row['ci95'][0] * scale:.1f}, {row['ci95'][1] * scale:.1f}]"

@@ -65,6 +65,7 @@ def evaluate_outcomes(
         "nll": None if o.log_probs is None else float(-o.log_probs[np.arange(len(o)), o.true].mean()),
         "invalid_rate": _invalid(o),
         "latency_ms": latency(o),
+        "device": o.meta.get("device"),
         "photos_per_second": o.meta.get("images_per_second"),
         "per_breed": report,
     }

@@ -74,6 +74,10 @@ def plain_facts(facts: Facts) -> list[str]:
             f"{mixed['accuracy']:.1%} accuracy, "
             f"{_points(mixed['gain_points'], mixed['ci95'])} over the better one alone."
         )
+    if facts.candidate.get("device") == "cpu":
+        said.append(
+            "The plan also says to skip the VLM where there is no GPU; it ran on a CPU here, and the time above is a CPU's."
+        )
     if facts.targets.explanations_wanted:
         said.append("Reasons are wanted with the breed: of these models only the VLM can give them.")
     return said

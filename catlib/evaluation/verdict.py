@@ -130,6 +130,12 @@ def _decide(facts: Facts, met: Mapping[str, Met]) -> tuple[str, str]:
             "keep-clip",
             f"{capitalise(facts.probe_title)} is better than the tuned VLM at a fraction of the cost: use that.",
         )
+    if gain_met is True and rare is not None and rare["ci95"][1] < 0:
+        return (
+            "combine",
+            f"The tuned VLM is better than {reference} overall, but worse on the priority breeds: use {reference} where "
+            "the answer may be one of them.",
+        )
     if gain_met is True and (rare_met is True or (rare_met == UNDECIDED and rare_better)):
         return beside_the_probe(facts)
     if rare_better and rare_met is not False and not better_elsewhere:
