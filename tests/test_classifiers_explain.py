@@ -5,7 +5,14 @@ import pytest
 import torch
 from PIL import Image
 
-from catlib.classifiers.explain import explain, explain_prediction, explanation_figure, pick_examples, seen_photo
+from catlib.classifiers.explain import (
+    explain,
+    explain_prediction,
+    explanation_figure,
+    falls_when_hidden,
+    pick_examples,
+    seen_photo,
+)
 from catlib.classifiers.vlm import VLMClassifier
 from catlib.data.records import Prediction, PredictionSet
 from catlib.errors import CatlibError
@@ -84,6 +91,18 @@ def test_hiding_the_most_relevant_patches_costs_more_than_hiding_others(vlm):
             best, worst = occluded_scores(vlm, photo(seed), QUESTION, "Persian", masks)
             gaps.append(worst - best)
     assert np.mean(gaps) > 0 and np.mean(np.array(gaps) > 0) > 0.8
+
+
+def test_hiding_what_the_map_marks_is_measured(vlm):
+    """One patch of 16 is a tenth; the map that marks the costliest patch falls furthest, one that marks another less."""
+    whole, *single = occluded_scores(
+        vlm, photo(3), QUESTION, "Persian", [patch(None, None), *(patch(r, c) for r in range(4) for c in range(4))]
+    )
+    falls = whole - np.array(single)
+    best, mean = falls_when_hidden(vlm, photo(3), QUESTION, "Persian", falls.reshape(4, 4))
+    worst, again = falls_when_hidden(vlm, photo(3), QUESTION, "Persian", -falls.reshape(4, 4))
+    assert best == pytest.approx(falls.max(), abs=1e-4) and worst == pytest.approx(falls.min(), abs=1e-4)
+    assert mean == again and falls.min() < mean < falls.max()
 
 
 def test_explaining_leaves_the_model_as_it_was(vlm):

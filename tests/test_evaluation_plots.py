@@ -118,6 +118,10 @@ def test_explanations_say_how_concentrated_the_evidence_is():
     heat = np.zeros((4, 5))
     heat[0, :4] = [5.0, 3.0, 1.0, 1.0]
     heat[1] = -2.0
-    row = SimpleNamespace(heat=heat, predicted="Manx", breed="Manx")
-    assert "80% for the 1 right answer." in explanations_sentence([row])
+    row = SimpleNamespace(heat=heat, predicted="Manx", breed="Manx", fall=2.0, random_fall=0.25)
+    said = explanations_sentence([row])
+    assert "80% for the 1 right answer." in said and "by 2.00 nats" in said and "by 0.25" in said
+    assert said.endswith("in 1 of 1 photos: the maps mark what the model uses.")
+    row.random_fall = 3.0
+    assert explanations_sentence([row]).endswith("in 0 of 1 photos: the maps cannot be trusted.")
     assert explanations_sentence([]) == "No photo was explained."

@@ -13,7 +13,7 @@ from PIL import Image
 from catlib.breeds import describe, find
 from catlib.classifiers.vlm import VLMClassifier
 from catlib.data.records import Prediction, PredictionSet
-from catlib.vlm.attribution import patch_gradients, patch_occlusion
+from catlib.vlm.attribution import occluded_scores, patch_gradients, patch_occlusion
 from catlib.vlm.decoding import generate_free
 
 if TYPE_CHECKING:
@@ -22,7 +22,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Explanation:
-    """A row of the panel. `seen`: the photo as the model saw it, cropped; `heat`: (h, w), nats, for `predicted`."""
+    """A row of the panel. `seen`: the photo as the model saw it, cropped; `heat`: (h, w), nats, for `predicted`.
+
+    `fall`: what hiding the tenth of the patches that the map marks as strongest takes off the log-likelihood of
+    `predicted`, in nats; `random_fall`: the mean of as many patches drawn at random. A map that is true has the larger.
+    """
 
     seen: Image.Image
     heat: np.ndarray
@@ -30,6 +34,8 @@ class Explanation:
     predicted: str
     probability: float
     answer: str
+    fall: float
+    random_fall: float
 
 
 def explain(vlm: "VLM", image: Image.Image, question: str, breed: str, method: str = "gradient") -> np.ndarray:
@@ -53,7 +59,22 @@ def explain_prediction(
     probability = float(np.exp(batch.log_probs[0].max()))
     answer = generate_free(classifier.vlm, [image], classifier.prompt)[0]
     heat = explain(classifier.vlm, image, classifier.prompt, predicted, method)
-    return Explanation(seen_photo(classifier.vlm, image), heat, breed, predicted, probability, answer)
+    fall, random_fall = falls_when_hidden(classifier.vlm, image, classifier.prompt, predicted, heat)
+    seen = seen_photo(classifier.vlm, image)
+    return Explanation(seen, heat, breed, predicted, probability, answer, fall, random_fall)
+
+
+def falls_when_hidden(
+    vlm: "VLM", image: Image.Image, question: str, breed: str, heat: np.ndarray, draws: int = 14, seed: int = 0
+) -> tuple[float, float]:
+    """The deletion test of a heat map (Petsiuk et al. 2018, arXiv 1806.07421): the fall of the breed's log-likelihood
+    when the strongest tenth of its patches is hidden, and the mean fall of `draws` random tenths, in nats."""
+    count, rng = max(1, heat.size // 10), np.random.default_rng(seed)
+    strongest = np.argsort(-heat.ravel(), kind="stable")[:count]
+    hidden = [strongest, *(rng.choice(heat.size, count, replace=False) for _ in range(draws))]
+    masks = [np.isin(np.arange(heat.size), chosen).reshape(heat.shape) for chosen in hidden]
+    whole, best, *others = occluded_scores(vlm, image, question, breed, [np.zeros(heat.shape, dtype=bool), *masks])
+    return float(whole - best), float(whole - np.mean(others))
 
 
 def seen_photo(vlm: "VLM", image: Image.Image) -> Image.Image:

@@ -64,7 +64,8 @@ def comparison_conclusion(verdict: Verdict) -> str:
 
 
 def explanations_sentence(rows: Sequence["Explanation"]) -> str:
-    """What the explanations show: how concentrated the evidence is, for right and for wrong answers."""
+    """What the explanations show: how concentrated the evidence is, for right and for wrong answers, and whether the
+    maps mark what the model uses."""
     parts = []
     for right, what in ((True, "right"), (False, "wrong")):
         shares = [_top_tenth(row.heat) for row in rows if (row.predicted == row.breed) is right]
@@ -72,7 +73,14 @@ def explanations_sentence(rows: Sequence["Explanation"]) -> str:
             parts.append(f"{np.mean(shares):.0%} for the {len(shares)} {what} answer{'s' if len(shares) > 1 else ''}")
     if not parts:
         return "No photo was explained."
-    return f"Of all evidence for the breed, the strongest tenth of the patches holds {' and '.join(parts)}."
+    fall, other = (float(np.mean([getattr(row, key) for row in rows])) for key in ("fall", "random_fall"))
+    passed = sum(row.fall > row.random_fall for row in rows)
+    judged = "the maps mark what the model uses" if passed > len(rows) / 2 and fall > other else "the maps cannot be trusted"
+    return (
+        f"Of all evidence for the breed, the strongest tenth of the patches holds {' and '.join(parts)}. Put to the test by "
+        f"hiding that tenth, the breed's log-likelihood falls by {fall:.2f} nats on average, and by {other:.2f} when as many "
+        f"random patches are hidden; it falls further in {passed} of {len(rows)} photos: {judged}."
+    )
 
 
 def _top_tenth(heat: np.ndarray) -> float:
