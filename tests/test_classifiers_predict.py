@@ -7,8 +7,11 @@ import pytest
 import torch
 
 from catlib.breeds import BREEDS as ALL
+from catlib.classifiers.encoder import ClipEncoder, TowerEncoder
+from catlib.classifiers.probe import LinearProbe
 from catlib.cli import main
 from catlib.commands.predict import find_photos
+from catlib.data.images import open_image
 from catlib.data.records import read_predictions
 from catlib.settings import TrainSettings
 from catlib.vlm.checkpoint import save_adapter
@@ -76,7 +79,8 @@ def test_an_unreadable_photo_does_not_stop_the_others(models, photos, capsys):
     [
         (["nowhere.jpg"], "no such photo or folder"),
         (["EMPTY"], "no photos in"),
-        (["PHOTOS", "--model", "sorcery"], "tuned, base, clip:REF or endpoint:URL"),
+        (["PHOTOS", "--model", "sorcery"], "tuned, base, clip:REF, probe:FILE or endpoint:URL"),
+        (["PHOTOS", "--model", "probe:nowhere.npz"], "not a saved linear probe"),
         (["PHOTOS"], "which model"),
         (["PHOTOS", "--checkpoint", "nowhere"], "no such folder"),
         (["PHOTOS", "--checkpoint", "EMPTY"], "adapter"),
@@ -114,6 +118,21 @@ def test_a_checkpoint_knows_its_base_its_breeds_and_its_question(models, photos,
     assert found["tuned"].meta["adapter"] == str(checkpoint) and found["base"].meta["adapter"] is None
     scores = [np.array([p.scores for p in found[model].predictions]) for model in ("tuned", "base")]
     assert np.abs(scores[0] - scores[1]).max() > 0.1
+
+
+@pytest.mark.parametrize("kind", ["clip", "tower"])
+def test_a_saved_probe_predicts_as_the_fitted_one(models, photos, tmp_path, capsys, kind):
+    samples = write_photos(tmp_path / "train", BREEDS.split(",") * 3)
+    encoder = ClipEncoder.load(str(models[0])) if kind == "clip" else TowerEncoder(load_vlm(str(models[1]), dtype="float32"))
+    probe = LinearProbe.fit(encoder, BREEDS.split(","), samples, tmp_path / "train", f"{kind}-probe")
+    probe.save(tmp_path / "probe.npz")
+    command = ["predict", "--model", f"probe:{tmp_path / 'probe.npz'}", "--dtype", "float32"]
+    assert main([*command, str(photos / "more")]) == 0
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    expected = probe.classify([open_image(photos / "more" / f"{i:03}.jpg") for i in range(2)]).log_probs
+    assert np.abs(np.array([list(row["scores"].values()) for row in rows]) - expected).max() < 1e-4
+    assert main([*command, "--breeds", "Manx,Persian", str(photos)]) == 2
+    assert "trained on" in capsys.readouterr().err
 
 
 def test_a_long_list_of_breeds_is_no_file_name(models, photos, capsys):

@@ -40,8 +40,7 @@ def test_gains_and_tests_equal_independent_references():
 
 
 def test_breeds_and_confusions_by_hand():
-    """Bengal: b has all 12 as Manx, a has 11 right and 1 as Birman: it gains, p = 2/2^11; Birman is the same in both.
-    Bengal: b has all 12 as Manx, a has 11 right and 1 as Birman: it gains, p = 2/2^11; Birman is the same in both."""
+    """Bengal: b has all 12 as Manx, a has 11 right and 1 as Birman: it gains, p = 2/2^11; Birman is the same in both."""
     true = ["Bengal"] * 12 + ["Birman"] * 12
     a = make_set("a", true, ["Bengal"] * 11 + ["Birman"] + ["Birman"] * 12)
     b = make_set("b", true, ["Manx"] * 12 + ["Birman"] * 12)

@@ -88,6 +88,7 @@ def predict(
     resume: bool = True,
     on_error: OnError | None = None,
     latency_photos: int = 0,
+    reuse: bool = True,
 ) -> PredictionSet:
     """Classify `samples` into the predictions file `out` and its sidecar; return both.
 
@@ -95,6 +96,7 @@ def predict(
     continues after them, in the same batches, and without it, or when the sidecar shows another model, it starts
     anew. The rate in the sidecar covers the photos of this call, image decoding included. `latency_photos`: so many
     photos are timed one by one as well, into the sidecar's `latency_single_ms`. `on_error` as in `read_batches`.
+    `reuse` False: features that another classifier has computed are computed again, for a rate that tells the whole cost.
     """
     out.parent.mkdir(parents=True, exist_ok=True)
     description = {"name": out.stem, "breeds": list(classifier.breeds), **classifier.describe()}
@@ -111,7 +113,7 @@ def predict(
     start = time.perf_counter()
     with out.open("a", encoding="utf-8") as stream:
         for prediction in track(
-            iterate(classifier, samples, image_root, batch_size, done, on_error), out.stem, total=todo
+            iterate(classifier, samples, image_root, batch_size, done, on_error, reuse), out.stem, total=todo
         ):
             write_prediction_line(stream, prediction)
     if todo:
@@ -129,8 +131,9 @@ def iterate(
     batch_size: int,
     done: Set[str] = frozenset(),
     on_error: OnError | None = None,
+    reuse: bool = True,
 ) -> Iterator[Prediction]:
-    """Predictions of the samples whose ids are not in `done`, in order.
+    """Predictions of the samples whose ids are not in `done`, in order; `reuse` of features as in `predict`.
 
     A batch of which a part is done is computed whole again: rounding may depend on the photos that share a batch, and a
     resumed run has to end with the figures of an uninterrupted one. A prediction's latency is the time to decode its
@@ -144,7 +147,7 @@ def iterate(
     for chunk, images, decode_ms in read_batches(todo, image_root, batch_size, on_error):
         start = time.perf_counter()
         try:
-            batch = classifier.classify(images, [sample.id for sample in chunk])
+            batch = classifier.classify(images, [sample.id for sample in chunk] if reuse else None)
         except BrokenOff as error:
             share = 1000 * (time.perf_counter() - start) / max(1, len(error.done))
             for i, (breed, answer) in sorted(error.done.items()):

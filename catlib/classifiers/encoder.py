@@ -21,6 +21,7 @@ class FeatureExtractor(ABC):
     """Photos to vectors by a frozen network; vectors of photos with an id are kept in memory for the next reader."""
 
     name: str
+    kind: str = ""  # "clip" or "tower": how a saved probe finds its features again
     poolings: tuple[str, ...]  # the vectors it offers for a photo
 
     def __init__(self) -> None:
@@ -51,7 +52,7 @@ class FeatureExtractor(ABC):
 class ClipEncoder(FeatureExtractor):
     """A dual encoder of the CLIP family (CLIP, SigLIP, SigLIP 2): photos and sentences to unit vectors of one space."""
 
-    poolings = ("image_embedding",)
+    kind, poolings = "clip", ("image_embedding",)
 
     def __init__(self, model: torch.nn.Module, processor: Any, name: str) -> None:
         super().__init__()
@@ -124,6 +125,8 @@ class TowerEncoder(FeatureExtractor):
     `mean`: the mean of the vectors that the projector reads; `cls`: the class token of the same layer, where LLaVA's
     tower has one (the projector never sees it, but it is the tower's own summary of a photo).
     """
+
+    kind = "tower"
 
     def __init__(self, vlm: "VLM") -> None:
         super().__init__()

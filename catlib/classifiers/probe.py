@@ -74,7 +74,7 @@ class LinearProbe(Classifier):
     def save(self, path: Path) -> None:
         """Write the fitted weights as .npz: plain arrays and one JSON text, nothing that runs code when it is read."""
         about = {"name": self.name, "breeds": self.breeds, "pooling": self.linear.pooling, "report": self.report}
-        about["extractor"] = self.extractor.describe()["base_model"]
+        about |= {"extractor": self.extractor.describe()["base_model"], "kind": self.extractor.kind}
         arrays = {key: getattr(self.linear, key) for key in ("mean", "scale", "weights", "bias")}
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".{path.name}.tmp.npz")
@@ -82,15 +82,33 @@ class LinearProbe(Classifier):
         os.replace(temporary, path)
 
     @classmethod
+    def restore(cls, path: Path, device: str = "auto", dtype: str = "auto") -> "LinearProbe":
+        """Read what `save` wrote and load the extractor that it names. Raises InputError as `load` does."""
+        from catlib.classifiers.encoder import ClipEncoder, TowerEncoder
+        from catlib.vlm.models import load_vlm
+
+        about = _read(path)[0]
+        if about.get("kind") == "clip":
+            return cls.load(path, ClipEncoder.load(about["extractor"], device, dtype))
+        if about.get("kind") == "tower":
+            return cls.load(path, TowerEncoder(load_vlm(about["extractor"], device=device, dtype=dtype)))
+        raise InputError(f"{path}: a probe on features of {about['extractor']}, which cannot be loaded by name")
+
+    @classmethod
     def load(cls, path: Path, extractor: FeatureExtractor) -> "LinearProbe":
         """Read what `save` wrote. Raises InputError when the file is none, or belongs to another extractor."""
-        try:
-            with np.load(path, allow_pickle=False) as stored:
-                about = json.loads(str(stored["about"]))
-                arrays = {key: stored[key] for key in ("mean", "scale", "weights", "bias")}
-        except (OSError, ValueError, KeyError) as error:
-            raise InputError(f"{path}: not a saved linear probe: {error}") from None
+        about, arrays = _read(path)
         if about["extractor"] != (given := extractor.describe()["base_model"]):
             raise InputError(f"{path}: fitted on features of {about['extractor']}, not of {given}")
         linear = Linear(about["pooling"], **arrays)
         return cls(extractor, about["breeds"], linear, about["report"], about["name"])
+
+
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """What a saved probe says about itself, and its arrays."""
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            about = json.loads(str(stored["about"]))
+            return about, {key: stored[key] for key in ("mean", "scale", "weights", "bias")}
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError(f"{path}: not a saved linear probe: {error}") from None

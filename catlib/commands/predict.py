@@ -37,7 +37,8 @@ def add_parser(subparsers: Any, common: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--model",
         default="tuned",
-        help="tuned (default), base (the checkpoint without its adapter), clip:REF, or endpoint:URL[#MODEL], a served "
+        help="tuned (default), base (the checkpoint without its adapter), clip:REF, probe:FILE (a linear "
+        "probe that a run has left in its folder), or endpoint:URL[#MODEL], a served "
         "model (with --checkpoint, breeds, question and cropping are that one's)",
     )
     parser.add_argument("--base-model", default="", metavar="REF", help="base model; default: as the checkpoint says")
@@ -127,30 +128,37 @@ def find_photos(arguments: Sequence[Path]) -> tuple[Path, list["Sample"]]:
 def load_classifier(args: argparse.Namespace) -> "Classifier":
     """The classifier that the options name. Raises InputError when they do not add up."""
     settings = settings_from_args(EvaluationSettings, args)
-    elsewhere = args.model.startswith(("clip:", "endpoint:"))
-    if args.model not in ("tuned", "base") and not elsewhere:
-        raise InputError(f"--model must be tuned, base, clip:REF or endpoint:URL; found {args.model!r}")
+    kind, _, ref = args.model.partition(":")
+    if args.model not in ("tuned", "base") and not (kind in ("clip", "probe", "endpoint") and ref):
+        raise InputError(f"--model must be tuned, base, clip:REF, probe:FILE or endpoint:URL; found {args.model!r}")
     checkpoint = resolve(args.checkpoint) if args.checkpoint else None
     if checkpoint and not checkpoint.is_dir():
         raise InputError(f"--checkpoint {args.checkpoint}: no such folder ({checkpoint})")
-    if not elsewhere and not checkpoint and not (args.model == "base" and args.base_model):
+    if not ref and not checkpoint and not (args.model == "base" and args.base_model):
         raise InputError(
-            "which model? give --checkpoint DIR, or --model base with --base-model REF, or --model clip:REF"
+            "which model? give --checkpoint DIR, or --model base with --base-model REF, or --model clip:REF or probe:FILE"
         )
+    if kind == "probe":
+        from catlib.classifiers.probe import LinearProbe
+        from catlib.evaluation.inputs import given_file
+
+        if args.breeds:
+            raise InputError("--breeds: a probe knows the breeds that it was trained on and no others")
+        return LinearProbe.restore(given_file(ref), settings.device, settings.dtype)
 
     from catlib.demo_models import resolve_model
     from catlib.vlm.checkpoint import CONFIG, base_of, read_training
 
     trained = read_training(checkpoint) if checkpoint else {}
     breeds = _breeds(args.breeds, trained)
-    if args.model.startswith("endpoint:"):
+    if kind == "endpoint":
         return _endpoint(args, breeds, args.prompt or trained.get("question") or settings.prompt, checkpoint)
-    if args.model.startswith("clip:"):
+    if kind == "clip":
         from catlib.classifiers.clip import ClipZeroShot
         from catlib.classifiers.encoder import ClipEncoder
 
-        ref = resolve_model(args.model.removeprefix("clip:"), "clip")
-        return ClipZeroShot(ClipEncoder.load(ref, settings.device, settings.dtype), breeds)
+        encoder = ClipEncoder.load(resolve_model(ref, "clip"), settings.device, settings.dtype)
+        return ClipZeroShot(encoder, breeds)
 
     from catlib.classifiers.vlm import VLMClassifier
     from catlib.vlm.models import load_vlm

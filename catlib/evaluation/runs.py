@@ -20,6 +20,7 @@ from catlib.settings import ComparisonSettings, EvaluationSettings, split_list
 
 if TYPE_CHECKING:
     from catlib.classifiers.explain import Explanation
+    from catlib.classifiers.probe import LinearProbe
 
 LATENCY_PHOTOS = 32  # photos that are timed one by one
 log = logging.getLogger(__name__)
@@ -44,10 +45,15 @@ class Bench:
 
     def run(self, classifier: Classifier, batch_size: int) -> None:
         """Predictions of one model: the test photos into predictions/NAME.jsonl, the validation photos into
-        predictions/val."""
+        predictions/val. Only the test photos are timed; there nothing that another model has computed is used again."""
         for folder, samples, timed in (("predictions/val", self.val, 0), ("predictions", self.test, LATENCY_PHOTOS)):
             out = self.run_dir / folder / f"{classifier.name}.jsonl"
-            predict(classifier, samples, self.image_root, out, batch_size, latency_photos=timed)
+            predict(classifier, samples, self.image_root, out, batch_size, latency_photos=timed, reuse=not timed)
+
+    def run_probe(self, probe: "LinearProbe", batch_size: int) -> None:
+        """As `run`, and the fitted probe into probes/NAME.npz, which `catlib predict --model probe:FILE` reads."""
+        self.run(probe, batch_size)
+        probe.save(self.run_dir / "probes" / f"{probe.name}.npz")
 
     def results(self) -> "Results":
         """All predictions of this run's folder, whoever wrote them."""
@@ -91,8 +97,7 @@ def open_bench(settings: EvaluationSettings | ComparisonSettings) -> Bench:
 
 
 def evenly(samples: Sequence[Sample], most: int, seed: int) -> tuple[Sample, ...]:
-    """At most `most` samples (0: all), taken from all breeds in turn, in their old order; the same for the same seed.
-    At most `most` samples (0: all), taken from all breeds in turn, in their old order; the same for the same seed."""
+    """At most `most` samples (0: all), taken from all breeds in turn, in their old order; the same for the same seed."""
     if not 0 < most < len(samples):
         return tuple(samples)
     turn: dict[str, int] = {}
@@ -179,13 +184,13 @@ def predict_clip_and_probes(bench: Bench, settings: ComparisonSettings) -> Resul
         bench.run(ClipZeroShot(encoder, bench.breeds, settings.clip_prompts, name=ZERO_SHOT), batch)
         wanted.append(ZERO_SHOT)
         if settings.probe:
-            bench.run(LinearProbe.fit(encoder, *fitted, "clip-probe", batch, settings.seed), batch)
+            bench.run_probe(LinearProbe.fit(encoder, *fitted, "clip-probe", batch, settings.seed), batch)
             wanted.append("clip-probe")
         del encoder
         _free()
     if settings.probe:
         vlm = load_vlm(resolve_model(settings.base_model, "llava"), device=settings.device, dtype=settings.dtype)
-        bench.run(LinearProbe.fit(TowerEncoder(vlm), *fitted, "tower-probe", batch, settings.seed), batch)
+        bench.run_probe(LinearProbe.fit(TowerEncoder(vlm), *fitted, "tower-probe", batch, settings.seed), batch)
         wanted.append("tower-probe")
         del vlm
         _free()

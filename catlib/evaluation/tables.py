@@ -22,6 +22,7 @@ def model_rows(models: Mapping[str, Mapping[str, Any]]) -> Rows:
             "no breed": "-" if m["invalid_rate"] is None else f"{m['invalid_rate']['value']:.1%}",
             "ms/photo p50": number(m["latency_ms"]["p50"]),
             "p95": number(m["latency_ms"]["p95"]),
+            "photos/s": number(m["photos_per_second"]),
         }
         for name, m in ((name, models[name]) for name in ordered(list(models)))
     ]
@@ -116,5 +117,5 @@ def percent(value: float | None) -> str:
 
 
 def number(value: float | None) -> str:
-    """A time in milliseconds with as many digits as it deserves."""
+    """A time or a rate with as many digits as it deserves."""
     return "-" if value is None else f"{value:.1f}" if value < 10 else f"{value:.0f}"
