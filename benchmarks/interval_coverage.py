@@ -6,6 +6,9 @@ Each scenario fixes the photos of each breed and draws models (a true confusion 
 sets are drawn and their intervals computed with catlib itself. The truth is the figure that the model would have on
 endlessly many photos of the same mixture. `--plain` measures the textbook percentile bootstrap beside it. The
 simulation's own standard error at 1,000 sets is 0.7 points.
+
+Figures that need scores (top 3, ECE) are simulated apart: photos are points around their breed's
+centre, so that the right probabilities are known, and the model claims them sharpened or flattened.
 """
 
 import argparse
@@ -15,7 +18,8 @@ import time
 import numpy as np
 
 from catlib.evaluation import bootstrap, compare, metrics
-from catlib.evaluation.outcomes import Outcomes
+from catlib.evaluation.metrics import log_softmax
+from catlib.evaluation.outcomes import LOG_FLOOR, Outcomes
 
 # name: photos of each breed, mean recall of common breeds and of rare ones, number of rare breeds (they come first)
 SCENARIOS = {
@@ -26,6 +30,15 @@ SCENARIOS = {
     "67 breeds, 7 rare with 5": ([5] * 7 + [int(n) for n in np.linspace(5, 50, 60)], 0.6, 0.4, 7),
     "67 breeds, 5 photos each": ([5] * 67, 0.7, 0.5, 7),
 }
+# name: photos of each breed, distance of the breeds' centres in standard deviations, sharpness of the claims (1: honest)
+SCORED = {
+    "12 breeds, 20 photos each, honest": ([20] * 12, 2.0, 1.0),
+    "12 breeds, 20 photos each, too sure": ([20] * 12, 2.0, 2.0),
+    "12 breeds, 20 photos each, too modest": ([20] * 12, 2.5, 0.5),
+    "20 breeds, 7 rare with 5, too sure": ([5] * 7 + list(range(10, 36, 2)), 2.0, 1.6),
+    "67 breeds, 5 photos each, too sure": ([5] * 67, 2.5, 1.5),
+}
+TRUTH_PHOTOS = 100_000  # behind the true figures of the scored scenarios
 SINGLE = ("accuracy", "macro_f1", "weighted_f1", "priority_macro_f1")
 PAIRED = ("accuracy", "macro_f1", "priority_macro_f1")
 
@@ -92,6 +105,40 @@ def measure(scenario: tuple, sets: int, resamples: int, seed: int = 0) -> dict[s
     }
 
 
+def draw_scores(rng: np.random.Generator, support: np.ndarray, distance: float) -> tuple[np.ndarray, np.ndarray]:
+    """(true breeds, log-probabilities that a model knowing the world would give) of a test set."""
+    true = np.repeat(np.arange(len(support)), support)
+    points = rng.normal(size=(len(true), len(support)))
+    points[np.arange(len(true)), true] += distance
+    return true, log_softmax(distance * points + np.log(support / support.sum()))
+
+
+def measure_scored(scenario: tuple, sets: int, resamples: int, seed: int = 0) -> dict[str, dict[str, float]]:
+    """Coverage and mean width, in points, of the intervals of figures that need scores."""
+    photos, distance, sharpness = scenario
+    support, rng = np.array(photos), np.random.default_rng(seed)
+    breeds = tuple(f"b{i}" for i in range(len(support)))
+    true, honest = draw_scores(rng, support * max(1, TRUTH_PHOTOS // support.sum()), distance)
+    claimed, rows = log_softmax(sharpness * honest), np.arange(len(honest))
+    said = claimed.argmax(1)
+    top3 = ((claimed >= claimed[rows, true][:, None]).sum(1) <= 3).mean()
+    ece = metrics.expected_calibration_error(np.exp(claimed[rows, said]), np.exp(honest[rows, said]))
+    seen: dict[str, list[tuple[bool, float]]] = {}
+    for i in range(sets):
+        true, honest = draw_scores(rng, support, distance)
+        claimed = np.maximum(log_softmax(sharpness * honest), LOG_FLOOR)
+        ids = tuple(map(str, range(len(true))))
+        o = Outcomes("a", breeds, ids, ids, true, claimed.argmax(1), claimed, np.full(len(true), np.nan), {})
+        found = metrics.evaluate_outcomes(o, bootstrap=resamples, seed=i)
+        for key, value in (("top3_accuracy", top3), ("ece", ece)):
+            low, high = found[key]["ci95"]
+            seen.setdefault(key, []).append((low - 1e-9 <= value <= high + 1e-9, 100 * (high - low)))
+    return {
+        key: {"coverage": 100 * float(np.mean([c for c, _ in v])), "width": float(np.mean([w for _, w in v]))}
+        for key, v in seen.items()
+    }
+
+
 def plain_percentiles() -> None:
     """Replace catlib's interval by the textbook one: n photos of n, no pseudo photos, percentiles as they are."""
 
@@ -121,9 +168,11 @@ def main() -> None:
     if args.plain:
         plain_percentiles()
     result = {}
-    for name, scenario in SCENARIOS.items():
+    work = [(name, measure, scenario) for name, scenario in SCENARIOS.items()]
+    work += [(name, measure_scored, scenario) for name, scenario in SCORED.items()]
+    for name, run, scenario in work:
         start = time.perf_counter()
-        result[name] = measure(scenario, args.sets, args.resamples)
+        result[name] = run(scenario, args.sets, args.resamples)
         if not args.json:
             cells = "  ".join(f"{key} {v['coverage']:.1f} ({v['width']:.0f})" for key, v in result[name].items())
             print(f"{name}: {cells}  [{time.perf_counter() - start:.0f} s]", flush=True)
