@@ -140,9 +140,10 @@ def test_panel_says_what_was_asked_and_answered(vlm):
     classifier = VLMClassifier(vlm, BREEDS, QUESTION)
     rows = [explain_prediction(classifier, photo(i), truth) for i, truth in enumerate(["Persian", None])]
     figure = explanation_figure(rows)
-    words = " ".join(text.get_text() for axis in figure.axes for text in [axis.title, *axis.texts])
+    titles = [axis.get_title(loc) for axis in figure.axes for loc in ("left", "center")]
+    words = " ".join([*titles, *(text.get_text() for axis in figure.axes for text in axis.texts)])
     assert "breed not known" in words and f"predicted: {rows[0].predicted}, {rows[0].probability:.0%} sure" in words
-    assert "standard of the predicted" in words and "in its own words" in words
+    assert "the breed's standard" in words and "in its own words" in words and "hiding the strongest tenth" in words
     figure.canvas.draw()
 
 
@@ -155,3 +156,14 @@ def test_examples_are_right_wrong_and_priority():
         row("d", "Siamese", "Siamese", -0.3), row("e", "Manx", None, -0.1),
     )  # fmt: skip
     assert [p.id for p in pick_examples(PredictionSet("m", rows), ["Siamese"], each=1)] == ["a", "c", "d"]
+
+
+def test_examples_show_other_breeds_first_and_a_rare_breed_that_is_right():
+    def row(id, breed, predicted, best):
+        return Prediction(id, id, breed, predicted, (best, -9.0, -9.0))
+
+    rows = (
+        row("a", "Manx", "Manx", -0.1), row("b", "Manx", "Manx", -0.2), row("c", "Persian", "Persian", -0.9),
+        row("d", "Siamese", "Manx", -0.1), row("e", "Siamese", "Siamese", -0.8), row("f", "Siamese", "Persian", -0.3),
+    )  # fmt: skip
+    assert [p.id for p in pick_examples(PredictionSet("m", rows), ["Siamese"], each=2)] == ["a", "c", "e", "d"]

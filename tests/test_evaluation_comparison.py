@@ -113,6 +113,10 @@ def test_combining_two_models_with_independent_errors_gains():
     mixed = compare(a, b, RARE, val_a=val_a, val_b=val_b, bootstrap=500)["combination"]
     assert 0.3 < mixed["weight_a"] < 0.7
     assert mixed["ci95"][0] > 5
+    best = max(a, b, key=lambda s: np.mean([p.predicted == p.breed for p in s.predictions]))
+    assert mixed["over"] == best.name and mixed["gain_points"] == pytest.approx(
+        100 * (mixed["accuracy"] - np.mean([p.predicted == p.breed for p in best.predictions]))
+    )
     useless = scored_set("b", true, 0.1, seed=5)
     val_useless = scored_set("b", val, 0.1, seed=6, prefix="val")
     mixed = compare(a, useless, RARE, val_a=val_a, val_b=val_useless, bootstrap=500)["combination"]

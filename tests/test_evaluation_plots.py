@@ -112,6 +112,25 @@ def test_priority_breeds_are_marked_and_photos_counted():
     assert "★ Cymric (3)" in labels and "Manx (3)" in labels
 
 
+def test_no_model_is_called_best_where_all_have_nothing():
+    true = ["Bengal"] * 10 + ["Manx"] * 5
+    models = {n: evaluate(make_set(n, true, ["Bengal"] * 15), ["Manx"], bootstrap=100) for n in ("vlm-tuned", "vlm-base")}
+    assert plots.overview_sentence(models).endswith("of the priority breeds no model has a single photo right.")
+
+
+def test_a_missed_precision_target_is_said():
+    """On validation the surest half is right, on the test half of these are wrong: the target is missed."""
+    sure = np.array([0.9] * 100 + [0.6] * 100)
+    log_probs = np.log(np.column_stack([sure, 1 - sure]))
+    two, said = BREEDS[:2], [BREEDS[0]] * 200
+    val = make_set("vlm-tuned", [two[0]] * 100 + [two[1]] * 100, said, breeds=two, log_probs=log_probs)
+    test = make_set("vlm-tuned", [two[i % 2] for i in range(200)], said, breeds=two, log_probs=log_probs)
+    view = calibrate(outcomes(val), outcomes(test))
+    sentence = plots_calibration.risk_coverage_sentence(view, [view])
+    assert "answers 50% of the test photos" in sentence and "short of the 95% aimed at" in sentence
+    assert sentence.endswith("Thresholds chosen in the same way answer: the tuned VLM 50% (50% right).")
+
+
 def test_explanations_say_how_concentrated_the_evidence_is():
     """Of 20 patches the strongest tenth, two, hold 8 of 10 of what speaks for the breed; what speaks against it does
     not count."""

@@ -13,6 +13,7 @@ from PIL import Image
 from catlib.breeds import describe, find
 from catlib.classifiers.vlm import VLMClassifier
 from catlib.data.records import Prediction, PredictionSet
+from catlib.style import BLUE, INK, RED, WIDTH, breed_label, styled
 from catlib.vlm.attribution import occluded_scores, patch_gradients, patch_occlusion
 from catlib.vlm.decoding import generate_free
 
@@ -88,49 +89,66 @@ def seen_photo(vlm: "VLM", image: Image.Image) -> Image.Image:
 
 
 def pick_examples(predictions: PredictionSet, priority: Sequence[str], each: int = 2) -> list[Prediction]:
-    """Photos worth a look: the surest right, the surest wrong, and priority breeds, `each` of a kind, a photo once."""
+    """Photos worth a look: the surest right, the surest wrong, and priority breeds (one right, where there is one),
+    `each` of a kind; a photo once, and other breeds first."""
 
     def sureness(prediction: Prediction) -> float:
         return -max(prediction.scores) if prediction.scores else 0.0
 
     ordered = sorted((p for p in predictions.predictions if p.predicted and p.breed), key=sureness)
+    rare = [p for p in ordered if p.breed in priority]
+    rare_right = [p for p in rare if p.predicted == p.breed]
     kinds = (
-        [p for p in ordered if p.predicted == p.breed and p.breed not in priority],
-        [p for p in ordered if p.predicted != p.breed],
-        [p for p in ordered if p.breed in priority],
+        ([p for p in ordered if p.predicted == p.breed and p.breed not in priority], each),
+        ([p for p in ordered if p.predicted != p.breed and p.breed not in priority], each),
+        (rare_right, min(1, each)),
+        (rare, each - min(1, each, len(rare_right))),
     )
-    picked: dict[str, Prediction] = {}
-    for kind in kinds:
-        picked |= {p.id: p for p in [p for p in kind if p.id not in picked][:each]}
-    return list(picked.values())
+    picked: list[Prediction] = []
+    for kind, count in kinds:
+        for _ in range(count):
+            shown = {p.breed for p in picked}
+            left = [p for p in kind if p not in picked]
+            picked += sorted(left, key=lambda p: p.breed in shown)[:1]  # stable: the surest of a breed not shown yet
+    return picked
 
 
+@styled
 def explanation_figure(rows: Sequence[Explanation]) -> Figure:
     """A panel with a line for each photo: the photo, the heat map over it, answer and traits in words."""
-    figure = Figure(figsize=(11, 2.9 * len(rows)), layout="constrained")
-    axes = figure.subplots(len(rows), 3, width_ratios=(1, 1, 1.9), squeeze=False)
+    figure = Figure(figsize=(WIDTH, 2.75 * len(rows)), layout="constrained")
+    axes = figure.subplots(len(rows), 3, width_ratios=(1, 1, 2.05), squeeze=False)
     for (left, middle, right), row in zip(axes, rows, strict=True):
         left.imshow(row.seen)
-        left.set_title(row.breed or "breed not known", fontsize=10)
-        middle.imshow(row.seen.convert("L"), cmap="gray")
+        left.set_title(row.breed or "breed not known", fontsize=10.5, loc="center")
+        middle.imshow(row.seen.convert("L"), cmap="gray", vmin=-60, vmax=315)  # paler, so that the map stands out
         limit = float(np.quantile(np.abs(row.heat), 0.99)) or 1.0  # a single extreme patch would leave all others pale
         heat = np.array(Image.fromarray(row.heat.astype(np.float32)).resize(row.seen.size, Image.Resampling.BICUBIC))
-        middle.imshow(heat, cmap="RdBu_r", vmin=-limit, vmax=limit, alpha=0.55)
-        middle.set_title(f"what spoke for {row.predicted} (red)", fontsize=10)
-        verdict = "" if row.breed is None else ("right" if row.predicted == row.breed else "wrong")
-        right.text(0, 1, _words(row, verdict), va="top", fontsize=9.5, linespacing=1.35, transform=right.transAxes)
+        strength = np.clip(np.abs(heat) / limit, 0, 1)
+        middle.imshow(heat, cmap="RdBu_r", vmin=-limit, vmax=limit, alpha=0.85 * strength)
+        middle.set_title(f"for {breed_label(row.predicted, False)}", fontsize=10.5, loc="center")
+        right.set_title(_verdict(row), fontsize=10.5, color=INK if row.breed is None else BLUE if _right(row) else RED)
+        right.text(0, 0.99, _words(row), va="top", fontsize=10, linespacing=1.4, transform=right.transAxes)
         for axis in (left, middle, right):
-            axis.axis("off")
+            axis.set_axis_off()
     return figure
 
 
-def _words(row: Explanation, verdict: str) -> str:
-    lines = [f"predicted: {row.predicted}, {row.probability:.0%} sure" + (f" – {verdict}" if verdict else "")]
-    lines.append(textwrap.fill(f"in its own words: “{row.answer}”", 62, max_lines=3, placeholder=" …”"))
-    for title, name in (("standard of the predicted breed", row.predicted), ("standard of the true breed", row.breed)):
-        if name and (name == row.predicted) == (title == "standard of the predicted breed"):
-            lines.append(textwrap.fill(f"{title}: {_standard(name)}", 62, max_lines=5, placeholder=" …"))
-    return "\n".join(lines)
+def _right(row: Explanation) -> bool:
+    return row.predicted == row.breed
+
+
+def _verdict(row: Explanation) -> str:
+    said = f"predicted: {row.predicted}, {row.probability:.0%} sure"
+    return said if row.breed is None else f"{said} – {'right' if _right(row) else 'wrong'}"
+
+
+def _words(row: Explanation) -> str:
+    parts = [f'in its own words: "{row.answer}"', f"the breed's standard: {_standard(row.predicted)}"]
+    if row.breed and not _right(row):
+        parts.append(f"standard of {row.breed}: {_standard(row.breed)}")
+    parts.append(f"hiding the strongest tenth: {-row.fall:+.2f} nats; a random tenth: {-row.random_fall:+.2f}")
+    return "\n".join(textwrap.fill(part, 68, max_lines=4, placeholder=" …") for part in parts)
 
 
 def _standard(name: str) -> str:

@@ -21,9 +21,8 @@ def combine(
     scores.
 
     Temperatures and the weight of `a` come from validation predictions alone: the weight with the least negative
-    log-likelihood. The gain in points is over the model that was the better one on validation, so that the test
-    photos choose nothing; its interval is paired. None as well when the validation files are missing or share no
-    photo.
+    log-likelihood. The gain in points is over the model that is the better one on these test photos, the harder
+    opponent; its interval is paired. None as well when the validation files are missing or share no photo.
     """
     if val_a is None or val_b is None or a.log_probs is None or b.log_probs is None:
         return None
@@ -38,7 +37,7 @@ def combine(
     weight = round(float(WEIGHTS[int(np.argmin(loss))]), 2)
     test = [apply_temperature(o, t).log_probs for o, t in zip((a, b), temperatures, strict=True)]
     said = (weight * test[0] + (1 - weight) * test[1]).argmax(axis=1)
-    better = a if sets[0].correct.mean() >= sets[1].correct.mean() else b
+    better = a if a.correct.mean() >= b.correct.mean() else b
     cells = make_cells(a.true, np.column_stack([said, better.predicted]))
     counts = resample_cells(cells, bootstrap, seed, PSEUDO_PAIRED)
     right = (cells.said == cells.true[:, None]).astype(float)

@@ -5,18 +5,23 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from catlib.evaluation.criteria import criteria_rows
+from catlib.evaluation.criteria import criteria_rows, more_than
 from catlib.evaluation.names import TUNED, UNTUNED, ZERO_SHOT, title
-from catlib.evaluation.tables import markdown_table
-from catlib.evaluation.verdict import RECOMMENDATIONS, Verdict
+from catlib.evaluation.tables import markdown_table, points
+from catlib.evaluation.verdict import RECOMMENDATIONS, Verdict, surely_worse
 
 if TYPE_CHECKING:
     from catlib.classifiers.explain import Explanation
 
 
-def evaluation_conclusion(models: Mapping[str, Mapping[str, Any]], name: str = TUNED, base: str = UNTUNED) -> str:
+def evaluation_conclusion(
+    models: Mapping[str, Mapping[str, Any]],
+    comparisons: Sequence[Mapping[str, Any]] = (),
+    name: str = TUNED,
+    base: str = UNTUNED,
+) -> str:
     """How good the model is, on the priority breeds apart, against the untuned one, where it fails, and how far to
-    trust it."""
+    trust it. The paired gain of tuning is told when `comparisons` has it."""
     m = models[name]
     lines = [
         f"**{title(name, first=True)} names {_share(m['accuracy'])} of {m['n']} test photos rightly; its macro-F1 over "
@@ -35,6 +40,7 @@ def evaluation_conclusion(models: Mapping[str, Mapping[str, Any]], name: str = T
             else f" and {_share(b['priority_macro_f1'])} macro-F1 on the priority breeds"
         )
         lines.append(f"Before tuning it had {_share(b['accuracy'])} right{rare}.")
+    lines += [_tuning(c) for c in comparisons if (c["a"], c["b"]) == (name, base)]
     seen = {b: row for b, row in m["per_breed"].items() if row["support"]}
     worst = sorted(seen, key=lambda b: (seen[b]["f1"], b))[:3]
     told = [f"{breed} (F1 {seen[breed]['f1']:.0%} on {seen[breed]['support']} photos)" for breed in worst]
@@ -53,6 +59,17 @@ def evaluation_conclusion(models: Mapping[str, Mapping[str, Any]], name: str = T
             f"A photo takes {p50:.0f} ms (median; p95 {m['latency_ms']['p95']:.0f} ms; {m['latency_ms']['kind']})."
         )
     return "\n- ".join(["", *lines]).strip()
+
+
+def _tuning(c: Mapping[str, Any]) -> str:
+    """What tuning has changed, judged on the same photos."""
+    overall = {"value": c["accuracy_gain_points"], "ci95": c["ci95"]}
+    rare = c["priority_f1_gain_points"]
+    sure = any(more_than(figure, 0) is True for figure in (overall, rare))
+    lost = surely_worse(c)
+    verdict = "it lost accuracy" if lost else "the gain is certain" if sure else "no gain is certain"
+    beside = "" if rare is None else f", and the priority macro-F1 by {points(rare)}"
+    return f"On the same photos tuning changed the accuracy by {points(overall)} points{beside}: {verdict}."
 
 
 def comparison_conclusion(verdict: Verdict) -> str:

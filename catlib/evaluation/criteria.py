@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from catlib.evaluation.tables import signed
 from catlib.settings import ComparisonSettings
 
 UNDECIDED = "undecided"
@@ -192,8 +193,9 @@ def format_value(row: Criterion | Mapping[str, Any]) -> str:
     if row["value"] is None:
         return row["note"] if row["unit"] == "" else "not measured"
     scale, unit = {"share": (100, " %"), "points": (1, " points"), "ms": (1, " ms")}[row["unit"]]
-    text = f"{row['value'] * scale:{'+' if row['unit'] == 'points' else ''}.1f}{unit}"
-    return text if row["ci95"] is None else f"{text} [{row['ci95'][0] * scale:.1f}, {row['ci95'][1] * scale:.1f}]"
+    write = signed if row["unit"] == "points" else "{:.1f}".format
+    text = f"{write(row['value'] * scale)}{unit}"
+    return text if row["ci95"] is None else f"{text} [{write(row['ci95'][0] * scale)}, {write(row['ci95'][1] * scale)}]"
 
 
 def met_in_words(met: Met) -> str:

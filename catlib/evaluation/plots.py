@@ -23,6 +23,7 @@ from catlib.evaluation.style import (
     row_font,
     styled,
 )
+from catlib.evaluation.tables import signed
 
 HEADLINES = {
     "accuracy": "Accuracy",
@@ -51,11 +52,12 @@ def overview_figure(models: Mapping[str, Mapping[str, Any]], shown: Sequence[str
             axes.text(
                 edge, row, f"{100 * entry['value']:.1f}", va="center", ha="right" if left else "left", fontsize=9.5
             )
-        percent_axis(axes, "x", -0.02, 1.02)
-        axes.set_xticks([0, 0.5, 1.0])
+        axes.set_xlim(-0.02, 1.02)
+        axes.set_xticks([0, 0.5, 1.0], ["0", "50", "100"])
         axes.set_title(HEADLINES[key], fontsize=10.5)
         axes.set_ylim(-0.6, len(names) - 0.4)
     grid[0][0].set_yticks(range(len(names)), [short(name) for name in reversed(names)])
+    figure.supxlabel("per cent, with 95 % interval", fontsize=10)
     return figure
 
 
@@ -66,7 +68,9 @@ def overview_sentence(models: Mapping[str, Mapping[str, Any]]) -> str:
     rare = {name: m["priority_macro_f1"] for name, m in models.items() if m.get("priority_macro_f1")}
     if not rare:
         return said + "."
-    top = max(rare, key=lambda name: rare[name]["value"])
+    top = max(rare, key=lambda name: (rare[name]["value"], name == best))
+    if rare[top]["value"] == 0:
+        return f"{said}; of the priority breeds no model has a single photo right."
     again = "it is also best" if top == best else f"{title(top)} is best"
     return f"{said}; {again} on the priority breeds (macro-F1 {_share(rare[top])})."
 
@@ -94,7 +98,8 @@ def gain_figure(comparison: Mapping[str, Any]) -> Figure:
         right.plot(row["ci95"], [i, i], color=hues[row["change"]], alpha=0.4, linewidth=4, solid_capstyle="round")
         right.plot(row["gain_points"], i, shapes[row["change"]], color=hues[row["change"]], markersize=5.5)
     right.axvline(0, color=INK, linewidth=1)
-    right.set_xlim(-104, 104)
+    reach = min(104, 5 + max(abs(end) for row in rows for end in row["ci95"]))
+    right.set_xlim(-reach, reach)
     right.set_xlabel("gain in recall, points, paired 95 % interval")
     for change, hue in hues.items():
         right.plot([], [], shapes[change], color=hue, label=change)
@@ -112,7 +117,7 @@ def gain_sentence(comparison: Mapping[str, Any]) -> str:
     return (
         f"Against {title(comparison['b'])}, {title(comparison['a'])} is {abs(gain):.1f} points "
         f"{'more' if gain >= 0 else 'less'} "
-        f"accurate [{low:+.1f}, {high:+.1f}] on {comparison['n']} photos; of {len(comparison['breeds'])} breeds "
+        f"accurate [{signed(low)}, {signed(high)}] on {comparison['n']} photos; of {len(comparison['breeds'])} breeds "
         f"{_listed(change['gains'])} surely better and {_listed(change['loses'])} surely worse "
         "(corrected for testing them all)."
     )

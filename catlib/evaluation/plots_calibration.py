@@ -49,7 +49,7 @@ def reliability_figure(c: Calibrated) -> Figure:
         axes.set_xlabel("confidence: probability that the model gives its answer")
         axes.set_title(f"{panel}: ECE {100 * expected_calibration_error(o.confidence, o.correct):.1f} points")
     grid[0].set_ylabel("accuracy, 95 % interval")
-    grid[0].text(0.97, 0.90, "perfectly calibrated", rotation=38, ha="right", va="top", color=GREY, fontsize=9)
+    grid[0].text(1.0, 0.03, "dashed: perfectly calibrated", ha="right", color=GREY, fontsize=9)
     for axes in grid[len(panels) :]:
         axes.set_visible(False)
     return figure
@@ -124,8 +124,18 @@ def risk_coverage_figure(models: Sequence[Calibrated]) -> Figure:
     return figure
 
 
-def risk_coverage_sentence(c: Calibrated) -> str:
-    """What the risk-coverage figure shows: how much of the test is answered at the precision asked for."""
+def risk_coverage_sentence(c: Calibrated, others: Sequence[Calibrated] = ()) -> str:
+    """What the risk-coverage figure shows: how much of the test is answered at the precision asked for, and by `others`."""
+    said = _answered(c)
+    shares = [
+        f"{title(o.raw.name)} {o.chosen.coverage:.0%}" + ("" if o.chosen.precision is None else f" ({o.chosen.precision:.0%} right)")
+        for o in others
+        if o.chosen is not None
+    ]
+    return said if not shares else f"{said} Thresholds chosen in the same way answer: {', '.join(shares)}."
+
+
+def _answered(c: Calibrated) -> str:
     o, chosen = c.raw, c.chosen
     if chosen is None:
         return f"Without validation scores of {title(o.name)} no threshold can be chosen."
@@ -138,12 +148,12 @@ def risk_coverage_sentence(c: Calibrated) -> str:
     if chosen.precision is None:
         return f"At the threshold that validation asks for, {title(o.name)} answers none of the {len(o)} test photos."
     low, high = chosen.precision_ci95
+    missed = f", short of the {chosen.target:.0%} aimed at" if high < chosen.target else ""
     return (
         f"Answering only above the confidence that gave {chosen.target:.0%} precision on validation, {title(o.name)} "
         "answers "
         f"{chosen.coverage:.0%} of the test photos and is right in {chosen.precision:.1%} of them [{low:.1%}, "
-        f"{high:.1%}]; the rest "
-        "would go to a person."
+        f"{high:.1%}]{missed}; the rest would go to a person."
     )
 
 

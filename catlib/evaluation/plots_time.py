@@ -5,6 +5,7 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from catlib.evaluation.names import ordered, short, title
 from catlib.evaluation.style import RED, WIDTH, color, marker, styled
@@ -29,7 +30,9 @@ def time_figure(models: Mapping[str, Mapping[str, Any]], budget_ms: float) -> Fi
     slowest = max([models[name]["latency_ms"]["p95"] for name in names] + [budget_ms])
     fastest = min([models[name]["latency_ms"]["p50"] for name in names] + [budget_ms])
     axes.set_xlim(fastest / 2, slowest * 2)
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    axes.xaxis.set_minor_formatter(NullFormatter())
     axes.set_ylim(-0.6, len(names) - 0.2)
     axes.set_yticks(range(len(names)), [short(name) for name in names])
     axes.set_xlabel("milliseconds for one photo: mark at the median, line to the 95th percentile")

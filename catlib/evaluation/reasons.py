@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from catlib.evaluation.criteria import Targets, more_than
-from catlib.evaluation.names import capitalise
+from catlib.evaluation.names import capitalise, title
+from catlib.evaluation.tables import signed
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ def plain_facts(facts: Facts) -> list[str]:
         said.append(
             f"Averaging both models (weight of the VLM {mixed['weight_a']:.2f}, chosen on validation) gives "
             f"{mixed['accuracy']:.1%} accuracy, "
-            f"{_points(mixed['gain_points'], mixed['ci95'])} over the better one alone."
+            f"{_points(mixed['gain_points'], mixed['ci95'])} over {title(mixed['over'])} alone, the better one of the two."
         )
     if facts.candidate.get("device") == "cpu":
         said.append(
@@ -161,7 +162,7 @@ def _round_up(number: float) -> int:
 
 
 def _points(value: float, ci95: list[float]) -> str:
-    return f"{value:+.1f} points [{ci95[0]:+.1f}, {ci95[1]:+.1f}]"
+    return f"{signed(value)} points [{signed(ci95[0])}, {signed(ci95[1])}]"
 
 
 def _share(figure: Mapping[str, Any]) -> str:
@@ -174,4 +175,4 @@ def _chance(p: float) -> str:
 
 def _moved(versus: Mapping[str, Any]) -> str:
     gain, (low, high) = versus["accuracy_gain_points"], versus["ci95"]
-    return f"{abs(gain):.1f} points {'higher' if gain >= 0 else 'lower'} [{low:+.1f}, {high:+.1f}]"
+    return f"{abs(gain):.1f} points {'higher' if gain >= 0 else 'lower'} [{signed(low)}, {signed(high)}]"

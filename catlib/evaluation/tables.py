@@ -16,12 +16,12 @@ def model_rows(models: Mapping[str, Mapping[str, Any]]) -> Rows:
             "photos": str(m["n"]),
             "accuracy": share(m["accuracy"]),
             "macro-F1": share(m["macro_f1"]),
-            "priority macro-F1": share(m["priority_macro_f1"]),
+            "priority F1": share(m["priority_macro_f1"]),
             "top 3": share(m["top3_accuracy"]),
             "ECE": share(m["ece"]),
             "no breed": "-" if m["invalid_rate"] is None else f"{m['invalid_rate']['value']:.1%}",
-            "ms/photo p50": number(m["latency_ms"]["p50"]),
-            "p95": number(m["latency_ms"]["p95"]),
+            "ms, p50": number(m["latency_ms"]["p50"]),
+            "ms, p95": number(m["latency_ms"]["p95"]),
             "photos/s": number(m["photos_per_second"]),
         }
         for name, m in ((name, models[name]) for name in ordered(list(models)))
@@ -49,8 +49,8 @@ def comparison_rows(comparisons: Sequence[Mapping[str, Any]]) -> Rows:
     """The paired gains of a over b, in points with 95 % intervals, and McNemar's exact p."""
     return [
         {
-            "a": short(c["a"]),
-            "over b": short(c["b"]),
+            "gain of": short(c["a"]),
+            "over": short(c["b"]),
             "photos": str(c["n"]),
             "accuracy, points": points({"value": c["accuracy_gain_points"], "ci95": c["ci95"]}),
             "McNemar p": "< 0.001" if c["mcnemar_p"] < 0.001 else f"{c['mcnemar_p']:.3f}",
@@ -91,9 +91,14 @@ def markdown_table(rows: Rows) -> str:
     """Rows as a Markdown table, for a cell that is shown as text in a report."""
     if not rows:
         return "(none)"
-    escaped = [[row[key].replace("|", "\\|") for key in rows[0]] for row in rows]
+    escaped = [[_unbroken(row[key].replace("|", "\\|")) for key in rows[0]] for row in rows]
     lines = [list(rows[0]), [":--", *["--:"] * (len(rows[0]) - 1)], *escaped]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _unbroken(cell: str) -> str:
+    """A figure and its interval stay on one line."""
+    return cell.replace(" ", "\u00a0") if "[" in cell else cell
 
 
 def share(figure: Mapping[str, Any] | None) -> str:
@@ -108,7 +113,12 @@ def points(figure: Mapping[str, Any] | None) -> str:
     """ "+3.1 [+0.2, +6.0]": points with their 95 % interval; "-" where there are none."""
     if figure is None:
         return "-"
-    return f"{figure['value']:+.1f} [{figure['ci95'][0]:+.1f}, {figure['ci95'][1]:+.1f}]"
+    return f"{signed(figure['value'])} [{signed(figure['ci95'][0])}, {signed(figure['ci95'][1])}]"
+
+
+def signed(points: float) -> str:
+    """Points with their sign; a second digit where one would say "-0.0", which is neither a loss nor none."""
+    return f"{points:+.2f}" if 0 < abs(points) < 0.05 else f"{points:+.1f}"
 
 
 def percent(value: float | None) -> str:

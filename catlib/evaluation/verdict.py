@@ -96,7 +96,7 @@ def _decide(facts: Facts, met: Mapping[str, Met]) -> tuple[str, str]:
     """The recommendation and the sentence that decides it: the first rule that applies."""
     targets, reference = facts.targets, facts.reference_title
     overall, rare = _gain(facts.versus), facts.versus["priority_f1_gain_points"]
-    rare_better, worse = more_than(rare, 0) is True, overall["ci95"][1] < 0
+    rare_better, worse = more_than(rare, 0) is True, surely_worse(facts.versus)
     better_elsewhere = more_than(facts.versus["accuracy_gain_elsewhere_points"], 0) is True
     gain_met, rare_met = met["gain"], met["priority"]
     if rare is None:
@@ -111,7 +111,8 @@ def _decide(facts: Facts, met: Mapping[str, Met]) -> tuple[str, str]:
     if worse and not rare_better:
         return (
             "keep-clip",
-            f"The tuned VLM is worse than {reference} on the same photos, beyond what chance explains.",
+            f"The tuned VLM is worse than {reference} on the same photos: both the interval of the gain and McNemar's "
+            "exact test say so.",
         )
     if met["latency"] is False and not targets.accuracy_first:
         return "keep-clip", (
@@ -148,8 +149,8 @@ def _decide(facts: Facts, met: Mapping[str, Met]) -> tuple[str, str]:
     if mixed and mixed["ci95"][0] > 0 and gain_met is not True:
         return (
             "combine",
-            f"Averaging both models gains {mixed['gain_points']:+.1f} points over the better one, for certain; one "
-            "alone does not reach the target.",
+            f"Averaging both models gains {mixed['gain_points']:+.1f} points over the better one, and the interval excludes "
+            "0; one alone does not reach the target.",
         )
     if gain_met is False:
         return (
@@ -165,9 +166,14 @@ def _decide(facts: Facts, met: Mapping[str, Met]) -> tuple[str, str]:
     return "inconclusive", undecided_in_words(facts, gain_met == UNDECIDED, rare_met == UNDECIDED)
 
 
+def surely_worse(versus: Mapping[str, Any]) -> bool:
+    """Less accurate by the paired interval and by McNemar's exact test, which at the edge may differ."""
+    return versus["ci95"][1] < 0 and versus["mcnemar_p"] < 0.05
+
+
 def _loses(versus: Mapping[str, Any]) -> bool:
     """Surely less accurate, and not surely better on the priority breeds."""
-    return versus["ci95"][1] < 0 and more_than(versus["priority_f1_gain_points"], 0) is not True
+    return surely_worse(versus) and more_than(versus["priority_f1_gain_points"], 0) is not True
 
 
 def _gain(comparison: Mapping[str, Any]) -> Figure:
