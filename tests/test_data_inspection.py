@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from catlib.data import inspection, inspection_plots
+from catlib.data import inspection, inspection_pairs, inspection_plots
 from catlib.data.audit import Finding, read_audit
 from catlib.data.check import Check, check
 from catlib.data.duplicates import close_pairs
@@ -77,11 +77,22 @@ def test_near_duplicates_are_shown_and_the_conclusion_counts(case):
     dataset, findings, checked = case
     pairs = close_pairs(findings, 6)
     assert [(a.image, b.image) for a, b, _ in pairs] == [("siamese/003.jpg", "siamese/copy.jpg")]
-    assert "1 pair" in inspection.pairs_sentence(pairs, checked)
+    assert "1 pair of near-duplicates (at most 6 bits) among 2 photos in 1 group" in inspection_pairs.pairs_sentence(pairs, checked)
     text = inspection.conclusion(dataset, findings, checked)
     assert "can be trusted" in text and "51 photos" in text
     assert "1 of 52 files are left out" in text and "1 not an image" in text
     assert "Burmilla" in text and "too small to measure" in text
+
+
+def test_of_many_pairs_each_group_has_its_turn_and_pairs_beyond_the_limit_are_found(case):
+    _, findings, _ = case
+    one, two = Finding("1.jpg", "A", group="g"), Finding("2.jpg", "A", group="h")
+    pairs = [(one, one, 0), (one, one, 1), (two, two, 5)]
+    assert inspection_pairs.one_of_each_group(pairs) == [pairs[0], pairs[2], pairs[1]]
+    bits = close_pairs(findings, 6)[0][2]
+    beyond = inspection_pairs.not_joined(findings, bits - 1)
+    assert [(a.image, b.image, n) for a, b, n in beyond][:1] == [("siamese/003.jpg", "siamese/copy.jpg", bits)]
+    assert all(n > 6 for _, _, n in inspection_pairs.not_joined(findings, 6))
 
 
 def test_a_failed_check_is_the_first_word_of_the_conclusion(case):

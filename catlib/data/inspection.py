@@ -70,9 +70,9 @@ def left_out_rows(findings: Sequence[Finding], missing: int = 0) -> Rows:
             reasons.setdefault(finding.verdict, []).append(finding)
     rows = [["reason", "files", "for example"]]
     for reason, files in sorted(reasons.items(), key=lambda item: -len(item[1])):
-        rows.append([reason, str(len(files)), f"{files[0].image}: {files[0].detail or reason}"])
+        rows.append([reason, f"{len(files):,}", f"{files[0].image}: {files[0].detail or reason}"])
     if missing:
-        rows.append(["listed, but not there", str(missing), "named in dataset.json"])
+        rows.append(["listed, but not there", f"{missing:,}", "each is named in dataset.json"])
     return rows
 
 
@@ -85,7 +85,7 @@ def remark_rows(findings: Sequence[Finding]) -> Rows:
             remark = remark.partition(" (")[0]
             seen[remark] += 1
             example.setdefault(remark, finding.image)
-    return [["remark", "photos", "for example"], *([name, str(n), example[name]] for name, n in seen.most_common())]
+    return [["remark", "photos", "for example"], *([name, f"{n:,}", example[name]] for name, n in seen.most_common())]
 
 
 def worst_files(findings: Sequence[Finding], most: int = 8) -> list[tuple[Finding, str]]:
@@ -120,7 +120,8 @@ def counts_sentence(dataset: Dataset) -> str:
     total = ", ".join(f"{len(dataset.part(part)):,} {name}" for part, name in zip(PARTS, ("training", "validation", "test")))
     return (
         f"{len(dataset.breeds)} breeds, {total} photos. {most} has {train[most]} training photos, {least} {train[least]}: "
-        f"**{train[most] / max(1, train[least]):.1f} to 1**."
+        f"**{train[most] / max(1, train[least]):.1f} to 1**. A photo's part is drawn from its content, so that it stays when photos are "
+        "added; the shares of a breed therefore differ a little from those asked for."
     )
 
 
@@ -139,7 +140,13 @@ def width_sentence(dataset: Dataset) -> str:
     """Which breeds are too small to measure."""
     small = too_small(dataset)
     if not small:
-        return f"Every breed has enough test photos to know its F1 within ± {100 * TOO_WIDE / 2:.0f} points."
+        support = {breed: n["test"] for breed, n in counts(dataset).items()}
+        worst = min(support, key=support.get)
+        low, high = f1_interval(support[worst])
+        return (
+            f"**Every breed can be measured** within ± {100 * TOO_WIDE / 2:.0f} points of F1. The least certain is {worst} with "
+            f"{support[worst]} test photos: a true 70 % is read as {100 * low:.0f} to {100 * high:.0f} %."
+        )
     return (
         f"**{len(small)} of {len(dataset.breeds)} breeds are too small to measure alone** (interval wider than "
         f"{100 * TOO_WIDE:.0f} points): {', '.join(f'{breed} ({n} test photos)' for breed, n in small.items())}."
@@ -150,15 +157,6 @@ def too_small(dataset: Dataset) -> dict[str, int]:
     """Test photos of the breeds whose F1 interval is wider than TOO_WIDE, the smallest first."""
     support = {breed: n["test"] for breed, n in counts(dataset).items() if f1_width(n["test"]) > TOO_WIDE}
     return dict(sorted(support.items(), key=lambda item: item[1]))
-
-
-def pairs_sentence(pairs: Sequence[tuple[Finding, Finding, int]], checked: Check) -> str:
-    """What was found, and what was done about it."""
-    if not pairs:
-        return f"No two photos are near-duplicates (hashes at most {checked.bits} bits apart)."
-    across = sum(a.breed != b.breed for a, b, _ in pairs)
-    doubt = f" **{across} of the pairs carry two different breeds**: look at their labels." if across else ""
-    return f"{len(pairs)} pair{'' if len(pairs) == 1 else 's'} of near-duplicates, each kept in one part.{doubt}"
 
 
 def conclusion(dataset: Dataset, findings: Sequence[Finding], checked: Check) -> str:

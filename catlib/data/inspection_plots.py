@@ -12,12 +12,14 @@ from catlib.data.audit import Finding
 from catlib.data.dataset import PARTS, Dataset
 from catlib.data.images import inside, open_image
 from catlib.data.inspection import TOO_WIDE, counts, f1_width
+from catlib.data.inspection_pairs import Pair, one_of_each_group
 from catlib.style import BLUE, GREY, INK, ORANGE, PALE, PRIORITY, RED, SKY, WIDTH, breed_label, mark_priority, row_font, styled
 
 COLORS = {"train": BLUE, "val": SKY, "test": ORANGE}
 NAMES = {"train": "training", "val": "validation", "test": "test"}
 SIDE = 150  # pixels of a photo in a figure
-PHOTO_DPI = 84  # photos make large PNGs: so a page with hundreds of them stays at a few MB
+PHOTO_DPI = 100  # photos make large PNGs: so a page with hundreds of them stays at a few MB
+LONGEST = 24  # characters of a file's name below its photo
 MOST_BREEDS = 24  # rows of the sample grid
 
 
@@ -83,13 +85,17 @@ def samples_figure(dataset: Dataset, seed: int = 0, columns: int = 7) -> Figure:
 
 
 @styled
-def pairs_figure(pairs: Sequence[tuple[Finding, Finding, int]], image_root: Path, most: int = 12) -> Figure:
-    """Near-duplicates side by side with the number of bits in which their hashes differ: an even choice, the closest first."""
-    chosen = [pairs[i * len(pairs) // min(most, len(pairs))] for i in range(min(most, len(pairs)))]
+def pairs_figure(pairs: Sequence[Pair], image_root: Path, most: int = 12) -> Figure:
+    """Pairs side by side with their files, parts and the number of bits in which their hashes differ: of more than `most`, one of
+    each group and then an even choice, the closest first."""
+    spread = sorted(one_of_each_group(pairs)[: max(most, len({a.group for a, _, _ in pairs}))], key=lambda pair: pair[2])
+    chosen = [spread[i * len(spread) // min(most, len(spread))] for i in range(min(most, len(spread)))]
     captions = []
     for a, b, bits in chosen:
         breeds = a.breed if a.breed == b.breed else f"{a.breed} / {b.breed}"
-        captions.append((f"{breeds}, {bits} bit{'' if bits == 1 else 's'}", INK if a.breed == b.breed else RED))
+        parts = a.part if a.part == b.part else f"{a.part} / {b.part}"
+        text = f"{breeds}, {parts}, {bits} bit{'' if bits == 1 else 's'}\n{_name(a)}  |  {_name(b)}"
+        captions.append((text, INK if a.breed == b.breed else RED))
     strips = [_strip([inside(image_root, a.image), inside(image_root, b.image)], 2) for a, b, _ in chosen]
     return _panels(strips, captions, 3, 0.5)
 
@@ -98,7 +104,7 @@ def pairs_figure(pairs: Sequence[tuple[Finding, Finding, int]], image_root: Path
 def worst_figure(files: Sequence[tuple[Finding, str]], image_root: Path) -> Figure:
     """Photos with the reason why they are shown."""
     strips = [_strip([inside(image_root, finding.image)], 1) for finding, _ in files]
-    captions = [(f"{finding.breed.split(' - ')[0]}\n{reason}", INK) for finding, reason in files]
+    captions = [(f"{finding.breed.split(' - ')[0]}, {reason}\n{_name(finding)}", INK) for finding, reason in files]
     return _panels(strips, captions, 4, 1.0)
 
 
@@ -129,6 +135,12 @@ def _choose(breeds: list[str], priority: Sequence[str]) -> list[str]:
     room = max(0, MOST_BREEDS - len(priority))
     kept = set(priority) | {others[i * len(others) // room] for i in range(min(room, len(others)))}
     return [breed for breed in breeds if breed in kept][:MOST_BREEDS] if len(breeds) > MOST_BREEDS else breeds
+
+
+def _name(finding: Finding) -> str:
+    """The file's name, its beginning left out where it is long."""
+    name = Path(finding.image).name
+    return name if len(name) <= LONGEST else f"…{name[1 - LONGEST :]}"
 
 
 def _strip(paths: Sequence[Path], columns: int) -> Image.Image:

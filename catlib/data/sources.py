@@ -94,9 +94,11 @@ def _oxford(photos: Path) -> Source:
         findings.append(Finding(f"images/{stem}.jpg", "", source_name=stem.rsplit("_", 1)[0], official=part))
     notes = ["cats only: species 1 of annotations/list.txt"]
     if missing:
-        notes.append(f"{len(missing)} of {len(listed)} listed photos are not in {photos / 'images'}: {_some(missing)}")
+        notes.append(f"{len(missing):,} of {len(listed):,} listed photos are not in {photos / 'images'}: {_some(missing)}")
+        if "test" in listed.values() and not any(f.official for f in findings):
+            notes.append("of the official test part no photo is there, so the test part is drawn from the other photos")
     if unlisted := len([n for n in present if n.endswith(".jpg") and not n.startswith(".")]) - len(findings):
-        notes.append(f"{unlisted} photos in images/ are not listed as cats and were not looked at")
+        notes.append(f"{unlisted:,} photos in images/ are not listed as cats and were not looked at")
     return Source("oxford-pets", photos, tuple(findings), tuple(notes), tuple(sorted(missing)))
 
 
@@ -151,5 +153,5 @@ def _jsonl(photos: Path) -> Source:
 
 def _some(names: Sequence[str], most: int = 3) -> str:
     """The first of many names."""
-    more = f" and {len(names) - most} more (all are named in dataset.json)" if len(names) > most else ""
+    more = f" and {len(names) - most:,} more (all are named in dataset.json)" if len(names) > most else ""
     return ", ".join(sorted(names)[:most]) + more

@@ -26,6 +26,7 @@ from catlib.settings import DataSettings
 SCHEME = "group-hash-1"  # changes when the same photos would get another split
 PARTS = ("train", "val", "test")
 TOLERANCE = 0.2  # a breed's share may be off by so much of itself before chance is corrected
+MOST_BITS = 16  # of 64: beyond, hashes of unlike photos meet
 MOST_TEST, MOST_VAL = 0.4, 0.2  # shares of a breed that floors may take; the rest is for training
 
 
@@ -47,8 +48,8 @@ def check_shares(settings: DataSettings) -> None:
     for name in ("min_val", "min_test", "photos_per_breed", "min_side", "demo_photos"):
         if getattr(settings, name) < 0:
             raise InputError(f"{name} must not be negative, found {getattr(settings, name)}")
-    if not 0 <= settings.near_duplicate_bits <= 16:
-        raise InputError(f"near_duplicate_bits must be from 0 to 16, found {settings.near_duplicate_bits}")
+    if not 0 <= settings.near_duplicate_bits <= MOST_BITS:
+        raise InputError(f"near_duplicate_bits must be from 0 to {MOST_BITS}, found {settings.near_duplicate_bits}")
 
 
 def split(
