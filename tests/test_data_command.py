@@ -67,6 +67,10 @@ def test_oxford_layout_packed_or_not(tmp_path):
         tar.add(root / "images", "images")
     other = prepare(settings(tmp_path, photos=str(packed), data_dir=str(tmp_path / "other")))
     assert other.card["missing"]["count"] == 5
+    os.truncate(packed / "images.tar.gz", 2000)
+    with pytest.raises(InputError, match="cannot be unpacked"):
+        prepare(settings(tmp_path, photos=str(packed), data_dir=str(tmp_path / "other")))
+    assert (tmp_path / "other" / "photos" / "images" / "Bengal_2.jpg").is_file(), "a broken archive cost the unpacked photos"
 
 
 def test_what_cats_csv_says_goes_into_the_samples_and_one_cat_stays_in_one_part(tmp_path):
@@ -180,6 +184,22 @@ def test_two_runs_at_once_leave_one_split(tmp_path):
     alone = prepare(settings(tmp_path, seed=dataset.card["settings"]["seed"]))
     for part in ("train", "val", "test"):
         assert [s.id for s in dataset.part(part)] == [s.id for s in alone.part(part)]
+
+
+def test_folders_that_cannot_be_read_or_written_are_named(tmp_path, capsys):
+    photos = fill(tmp_path / "photos", {"Bengal": 8, "Manx": 8})
+    (tmp_path / "file").touch()
+    out = str(tmp_path / "d" / "vlm")
+    assert main(["data", str(photos), "--out", str(tmp_path / "file" / "vlm")]) == 1
+    assert main(["data", str(photos), "--out", out, "--run-dir", str(tmp_path / "file" / "run")]) == 1
+    assert capsys.readouterr().err.count("cannot write") == 2
+    for folder, words in ((photos / "Manx", "Manx cannot be read"), (photos, "Permission denied")):
+        folder.chmod(0)
+        if os.access(folder, os.R_OK):
+            pytest.skip("root reads every folder")
+        assert main(["data", str(photos), "--out", out]) == 2
+        folder.chmod(0o755)
+        assert words in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

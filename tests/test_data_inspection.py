@@ -1,5 +1,7 @@
 """What notebook 01 says: F1 intervals, tables, sentences and figures, on a small split with known faults."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -7,7 +9,7 @@ from PIL import Image
 from catlib.data import inspection, inspection_pairs, inspection_plots
 from catlib.data.audit import Finding, read_audit
 from catlib.data.check import Check, check
-from catlib.data.duplicates import close_pairs
+from catlib.data.duplicates import ALIKE, close_pairs
 from catlib.data.prepare import prepare
 from catlib.settings import DataSettings
 
@@ -77,7 +79,9 @@ def test_near_duplicates_are_shown_and_the_conclusion_counts(case):
     dataset, findings, checked = case
     pairs = close_pairs(findings, 6)
     assert [(a.image, b.image) for a, b, _ in pairs] == [("siamese/003.jpg", "siamese/copy.jpg")]
-    assert "1 pair of near-duplicates (at most 6 bits) among 2 photos in 1 group" in inspection_pairs.pairs_sentence(pairs, checked)
+    assert "2 photos are alike (hashes at most 6 bits apart): 1 group" in inspection_pairs.pairs_sentence(pairs, findings, checked)
+    crowd = [replace(findings[0], image=f"{i}.jpg") for i in range(5000)]  # a placeholder saved again and again: 12 million pairs
+    assert len(close_pairs(crowd, 6)) == ALIKE * (ALIKE - 1) // 2
     text = inspection.conclusion(dataset, findings, checked)
     assert "can be trusted" in text and "51 photos" in text
     assert "1 of 52 files are left out" in text and "1 not an image" in text

@@ -42,7 +42,10 @@ def fetch_oxford_pets(to: Path, base: str = BASE, archives: tuple[Archive, ...] 
     A finished file with the right checksum is not downloaded again, a partial one (.part) is continued. Raises CatlibError when
     there is no network or the bytes are not the published ones.
     """
-    to.mkdir(parents=True, exist_ok=True)
+    try:
+        to.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CatlibError(f"{to}: cannot write here: {error.strerror}") from None
     for archive in archives:
         _fetch(archive, to, base)
     return unpacked(to, to)
@@ -84,15 +87,11 @@ def _unpack_once(archive: Path, to: Path, top: str) -> None:
                 return
             if not known:
                 raise InputError(f"{to / top} is in the way: it did not come from {archive}; move it, or give {to} as the photos")
-            old = Path(tempfile.mkdtemp(dir=to, prefix=".unpack."))
-            os.rename(to / top, old / top)
-            shutil.rmtree(old)
-        mark.write_text(origin, encoding="utf-8")
-        _unpack(archive, to, top)
+        _unpack(archive, to, top, mark, origin)
 
 
-def _unpack(archive: Path, to: Path, top: str) -> None:
-    """Unpack beside the target first, so that an interrupted run leaves no folder that looks complete."""
+def _unpack(archive: Path, to: Path, top: str, mark: Path, origin: str) -> None:
+    """Unpack beside the target first: an interrupted run leaves no folder that looks complete, a broken archive replaces none."""
     work = Path(tempfile.mkdtemp(dir=to, prefix=".unpack."))
     log.info("unpacking %s into %s", archive, to)
     try:
@@ -100,6 +99,9 @@ def _unpack(archive: Path, to: Path, top: str) -> None:
             tar.extractall(work, filter="data")  # refuses members that leave the folder
         if not (work / top).is_dir():
             raise InputError(f"{archive}: has no folder {top}/ in it; is it the Oxford-IIIT Pet archive?")
+        if (to / top).is_dir():
+            os.rename(to / top, work / "old")
+        mark.write_text(origin, encoding="utf-8")
         os.rename(work / top, to / top)
     except (tarfile.TarError, EOFError, OSError) as error:
         raise InputError(f"{archive}: cannot be unpacked: {error}") from None

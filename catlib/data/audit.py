@@ -17,7 +17,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from catlib.data.hashing import perceptual_hash
 from catlib.data.images import MAX_PIXELS
 from catlib.data.records import write_atomically
-from catlib.errors import InputError
+from catlib.errors import CatlibError, InputError
 from catlib.progress import track
 
 CHUNK = 64  # photos that a worker takes at a time
@@ -160,13 +160,16 @@ def _grey(image: Image.Image) -> Image.Image:
 
 
 def write_audit(path: Path, findings: Sequence[Finding]) -> None:
-    """Write audit.csv, a line a file."""
+    """Write audit.csv, a line a file. Raises CatlibError where that is not possible."""
     names = [field.name for field in fields(Finding)]
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
     table.writerow(names)
     table.writerows([getattr(finding, name) for name in names] for finding in findings)
-    write_atomically(path, text.getvalue())
+    try:
+        write_atomically(path, text.getvalue())
+    except OSError as error:
+        raise CatlibError(f"{path}: cannot write: {error.strerror}") from None
 
 
 def read_audit(path: Path) -> list[Finding]:

@@ -1,6 +1,6 @@
 """Verdicts that concern several photos: copies, one photo under two breeds, near-duplicates, leaks from an official test."""
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
@@ -11,6 +11,7 @@ from scipy.sparse.csgraph import connected_components
 from catlib.data.audit import Finding
 from catlib.data.hashing import group_labels, near_pairs
 
+ALIKE = 20
 STRONGEST = ("test", "val", "train", "")  # of near-duplicates with different official parts, the first of these keeps its photos
 
 
@@ -69,8 +70,15 @@ def _joined(photos: Sequence[int], alike: Iterable[Sequence[int]]) -> list[list[
 
 
 def close_pairs(findings: Iterable[Finding], bits: int) -> list[tuple[Finding, Finding, int]]:
-    """Pairs of kept photos whose hashes differ in at most `bits` bits, with the number of bits, the closest first."""
-    hashed = [finding for finding in findings if finding.group and finding.phash]
+    """Pairs of kept photos whose hashes differ in at most `bits` bits, with the number of bits, the closest first.
+
+    For looking at: of more than ALIKE photos with the same hash only the first are paired, as n of them make n²/2 pairs.
+    """
+    hashed, seen = [], Counter()
+    for finding in findings:
+        if finding.group and finding.phash and seen[finding.phash] < ALIKE:
+            seen[finding.phash] += 1
+            hashed.append(finding)
     pairs, gaps = near_pairs(np.array([int(finding.phash, 16) for finding in hashed], dtype=np.uint64), bits)
     found = [(hashed[a], hashed[b], int(gap)) for (a, b), gap in zip(pairs.tolist(), gaps, strict=True)]
     return sorted(found, key=lambda pair: (pair[2], pair[0].image, pair[1].image))

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from catlib.data.audit import PHOTO_ENDINGS, Finding
+from catlib.errors import InputError
 
 NO_BREED = "no breed"  # the verdict on a photo that lies outside the breed folders
 
@@ -32,9 +33,10 @@ def files(root: Path) -> Iterator[tuple[Path, str]]:
     """Folder (relative to the root) and name of every file below `root` but hidden ones; links to folders are followed.
 
     A linked folder that leads out of the root is entered, so that its photos appear in the audit as left out; one that
-    leads to a folder above itself is not, or the walk would never end.
+    leads to a folder above itself is not, or the walk would never end. Raises InputError on a folder that cannot be read: a breed
+    would be gone without a word.
     """
-    for folder, folders, names in os.walk(root, followlinks=True):
+    for folder, folders, names in os.walk(root, followlinks=True, onerror=_refuse):
         here = Path(folder).resolve()
         folders[:] = sorted(
             name for name in folders
@@ -43,3 +45,7 @@ def files(root: Path) -> Iterator[tuple[Path, str]]:
         for name in sorted(names):
             if not name.startswith("."):
                 yield Path(folder).relative_to(root), name
+
+
+def _refuse(error: OSError) -> None:
+    raise InputError(f"photos: the folder {error.filename} cannot be read: {error.strerror}") from None

@@ -12,16 +12,17 @@ BEYOND = 4  # bits beyond the limit up to which pairs are looked for that were n
 Pair = tuple[Finding, Finding, int]  # two photos and the number of bits in which their hashes differ
 
 
-def pairs_sentence(pairs: Sequence[Pair], checked: Check) -> str:
+def pairs_sentence(pairs: Sequence[Pair], findings: Sequence[Finding], checked: Check) -> str:
     """What was found, and what was done about it."""
-    if not pairs:
+    groups = [n for n in Counter(finding.group for finding in findings if finding.group).values() if n > 1]
+    if not groups:
         return f"No two photos are near-duplicates (hashes at most {checked.bits} bits apart)."
+    by_id = ", or show one cat by its id" if any(finding.animal for finding in findings) else ""
     across = sum(a.breed != b.breed for a, b, _ in pairs)
     doubt = f" **{across} of the pairs carry two different breeds**: look at their labels." if across else ""
-    photos, groups = {f.image for pair in pairs for f in pair[:2]}, {a.group for a, _, _ in pairs}
     return (
-        f"{_plural(len(pairs), 'pair')} of near-duplicates (at most {checked.bits} bits) among {len(photos)} photos in "
-        f"{_plural(len(groups), 'group')}, each kept in one part.{doubt}"
+        f"{sum(groups):,} photos are alike (hashes at most {checked.bits} bits apart{by_id}): {_plural(len(groups), 'group')}, the "
+        f"largest of {max(groups)} photos, each kept in one part.{doubt}"
     )
 
 

@@ -79,8 +79,11 @@ def _photos(settings: DataSettings) -> Source:
         folder = resolve(settings.data_dir)
         draw_dataset(folder, settings.demo_photos, settings.seed)
         return read_source(folder, "demo")
-    folder = unpacked(resolve(settings.photos), resolve(settings.data_dir) / "photos")
-    return read_source(folder, settings.source)
+    try:
+        folder = unpacked(resolve(settings.photos), resolve(settings.data_dir) / "photos")
+        return read_source(folder, settings.source)
+    except PermissionError as error:
+        raise InputError(f"photos: {error.filename}: {error.strerror}") from None
 
 
 def _judge(source: Source, settings: DataSettings) -> _Judged:
