@@ -37,8 +37,9 @@ class Breed:
 
 
 def find(name: str) -> Breed | None:
-    """The breed of a folder or CSV name, through aliases, case, underscores and punctuation; None when unknown."""
-    return _BY_KEY.get(_key(name))
+    """The breed of a folder or CSV name, through aliases, case, underscores, punctuation and a "cat" too many; None when unknown."""
+    key = _key(name)
+    return _BY_KEY.get(key) or _BY_KEY.get(key.removesuffix("s").removesuffix("cat"))
 
 
 def describe(breed: Breed | str) -> str:

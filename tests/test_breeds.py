@@ -44,14 +44,14 @@ def test_every_spelling_finds_its_breed(breed):
         "British Shorthair"),
         ("Maine_Coon", "Maine Coon"), ("Extra-Toes Cat - Hemingway Polydactyl",
         "Extra-Toes Cat - Hemingway Polydactyl"),
-        ("DSH", "Domestic Short Hair"), ("Oriental Longhair", "Oriental Long Hair"), ("Pixie-Bob", "Pixiebob"),
+        ("DSH", "Domestic Short Hair"), ("persian_cats", "Persian"), ("Oriental Longhair", "Oriental Long Hair"), ("Pixie-Bob", "Pixiebob"),
     ],
 )  # fmt: skip
 def test_spellings_of_other_collections(spelling, name):
     assert find(spelling).name == name
 
 
-@pytest.mark.parametrize("name", ["", "Dog", "Beagle", "Siam", "Hair"])
+@pytest.mark.parametrize("name", ["", "cat", "Dog", "Beagle", "Siam", "Hair"])
 def test_a_name_that_is_no_breed_is_not_found(name):
     assert find(name) is None
 

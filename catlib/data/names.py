@@ -27,7 +27,7 @@ class Names:
             more = f" and {len(self.merged) - SHOWN} more" if len(self.merged) > SHOWN else ""
             lines.append(f"names mapped to the list of breeds: {'; '.join(self.merged[:SHOWN])}{more}")
         if self.unknown:
-            lines.append(f"not in the list of {len(BREEDS)} breeds and kept as breeds of their own: {', '.join(self.unknown)}")
+            lines.append(f"not in the list of {len(BREEDS)} breeds and kept as breeds of their own: {_hinted(self.unknown)}")
         return lines
 
 
@@ -44,9 +44,8 @@ def understand(found: Iterable[str], unknown_breeds: str = "keep") -> Names:
         else:
             breed_of[name] = unknown.setdefault(_fold(name), _plain(name))
     if unknown and unknown_breeds == "refuse":
-        listed = ", ".join(f"{name!r}{_hint(name, [breed.name for breed in BREEDS])}" for name in unknown.values())
         raise InputError(
-            f"unknown breeds: {listed}. Rename them to names of the list of {len(BREEDS)} breeds, or set unknown_breeds=keep"
+            f"unknown breeds: {_hinted(unknown.values())}. Rename them to names of the list of {len(BREEDS)} breeds, or set unknown_breeds=keep"
         )
     merged = tuple(f"{name} → {breed}" for name, breed in breed_of.items() if name != breed)
     return Names(breed_of, tuple(sorted(set(breed_of.values()))), tuple(unknown.values()), merged)
@@ -84,6 +83,11 @@ def _plain(name: str) -> str:
 
 def _fold(name: str) -> str:
     return _plain(name).casefold()
+
+
+def _hinted(unknown: Iterable[str]) -> str:
+    """Names with the name of the list that each may be a misspelling of."""
+    return ", ".join(f"{name!r}{_hint(name, [breed.name for breed in BREEDS])}" for name in unknown)
 
 
 def _hint(name: str, among: Sequence[str]) -> str:
