@@ -10,7 +10,8 @@ from catlib.commands.train import training_settings
 from catlib.errors import InputError
 from catlib.settings import TrainSettings
 
-PLAN = (("LoRA, r 16", 16.0), ("LoRA, r 32", 24.0), ("QLoRA", 20.0))  # the plan's hardware table, GB of GPU memory
+PLAN = (("LoRA, r 16", "lora", 16, 16.0), ("LoRA, r 32", "lora", 32, 24.0), ("QLoRA, r 32", "qlora", 32, 20.0))  # GB of a GPU
+PARTS = ("weights", "adapters", "gradients", "optimizer", "activations", "logits", "features", "transient")
 
 
 def add_parser(subparsers: Any, common: argparse.ArgumentParser) -> None:
@@ -31,35 +32,86 @@ def run(args: argparse.Namespace) -> int:
     for name in ("vram", "image_tokens"):
         if (value := getattr(args, name)) is not None and value <= 0:
             raise InputError(f"--{name} must be above 0, found {value}")
+    facts = gather(settings, args.vram, args.image_tokens)
+    if args.json:
+        print(json.dumps(facts))
+    else:
+        print("\n".join(lines(settings, facts)))
+    return 0
 
-    from catlib.vlm.memory import GB, estimate, largest_batch, model_config
+
+def gather(settings: TrainSettings, vram: float | None, image_tokens: int | None) -> dict[str, Any]:
+    """All figures, in bytes: the estimate of the settings, `modes` (LoRA and QLoRA, with and without gradient checkpointing) and
+    `plan` (the plan's hardware table beside ours). `largest_batch` and `fits` are null without `vram`.
+    """
+    from catlib.vlm.image_tokens import image_tokens_of
+    from catlib.vlm.memory import ANSWER_TOKENS, GB, TEXT_TOKENS, Footprint, largest_batch, model_config
+    from catlib.vlm.memory_trace import Shape
 
     config = model_config(settings.base_model)
-    chosen = estimate(settings, config, args.image_tokens)
-    limit = args.vram * GB if args.vram else None
-    others = {}
-    for mode in ("lora", "qlora"):
-        for checkpointing in (False, True):
-            variant = replace(settings, mode=mode, gradient_checkpointing=checkpointing)
-            label = f"{mode}{', gradient checkpointing' if checkpointing else ''}"
-            batch = largest_batch(variant, limit, args.image_tokens) if limit else None
-            others[label] = (estimate(variant, config, args.image_tokens).peak, batch)
-    largest = largest_batch(settings, limit, args.image_tokens) if limit else None
-    fits = None if limit is None else chosen.peak <= limit
-    if args.json:
-        rows = {label: {"peak": peak, "largest_batch": batch} for label, (peak, batch) in others.items()}
-        print(json.dumps({**chosen.as_dict(), "vram": limit, "fits": fits, "largest_batch": largest, "modes": rows}))
-        return 0
-    print(f"{settings.base_model}, mode {settings.mode}, r {settings.lora_r}, batch {settings.batch_size}, "
-          f"{chosen.image_tokens} image tokens a photo")  # fmt: skip
-    print(f"trainable parameters {chosen.trainable_parameters:>15,}   of {chosen.parameters:,}")
-    for part in ("weights", "adapters", "gradients", "optimizer", "activations", "logits", "features", "transient", "peak"):
-        value = chosen.peak if part == "peak" else getattr(chosen, part)
-        print(f"{part:<20} {value / GB:>15.2f} GB")
+    shape = Shape(image_tokens or image_tokens_of(config), TEXT_TOKENS, ANSWER_TOKENS)
+    limit = vram * GB if vram else None
+    made: dict[TrainSettings, Footprint] = {}
+
+    def footprint(**changes: Any) -> Footprint:
+        variant = replace(settings, **changes)
+        if variant not in made:
+            made[variant] = Footprint.of(variant, config, shape)
+        return made[variant]
+
+    def row(of: Footprint, limit: float | None) -> dict[str, Any]:
+        return {"peak": of.at(settings.batch_size).peak, "largest_batch": None if limit is None else largest_batch(of, limit)}
+
+    modes = {
+        f"{mode}{', gradient checkpointing' if checkpointing else ''}":
+            row(footprint(mode=mode, gradient_checkpointing=checkpointing), limit)
+        for mode in ("lora", "qlora") for checkpointing in (False, True)
+    }  # fmt: skip
+    plan = []
+    for what, mode, rank, gb in PLAN:
+        plain, saving = (
+            row(footprint(mode=mode, lora_r=rank, lora_alpha=2 * rank, gradient_checkpointing=on), gb * GB) for on in (False, True)
+        )
+        plan.append({"what": what, "plan": gb * GB, "ours": plain, "ours_gradient_checkpointing": saving})
+    chosen = footprint()
+    need = chosen.at(settings.batch_size)
+    return {
+        **need.as_dict(), "vram": limit, "fits": None if limit is None else need.peak <= limit,
+        "largest_batch": None if limit is None else largest_batch(chosen, limit), "modes": modes, "plan": plan,
+    }  # fmt: skip
+
+
+def lines(settings: TrainSettings, facts: dict[str, Any]) -> list[str]:
+    """The figures as text, GB of 10^9 bytes."""
+    batch, limit = settings.batch_size, facts["vram"]
+
+    def gb(value: float) -> str:
+        return f"{value / 1e9:.2f} GB"
+
+    def most(value: int | None) -> str:
+        return "none" if value == 0 else str(value)
+
+    text = [
+        f"{settings.base_model}, mode {settings.mode}, r {settings.lora_r}, batch {batch}, gradient checkpointing "
+        f"{'on' if settings.gradient_checkpointing else 'off'}, {facts['image_tokens']} image tokens a photo",
+        f"{'trainable parameters':<32} {facts['trainable_parameters']:>15,}   of {facts['parameters']:,}",
+    ]
+    text += [f"{part:<32} {gb(facts[part]):>18}" for part in PARTS]
+    text += [f"{f'peak in the {phase}':<32} {gb(value):>18}" for phase, value in facts["phases"].items()]
+    text.append(f"{'peak':<32} {gb(facts['peak']):>18}")
     if limit:
-        print(f"\n{args.vram:g} GB: {'fits' if fits else 'does not fit'}; largest batch that does: {largest or 'none'}")
-    print(f"\nat batch {settings.batch_size}" + (f", and the largest batch in {args.vram:g} GB" if limit else ""))
-    for label, (peak, batch) in others.items():
-        print(f"{label:<32} {peak / GB:>6.1f} GB" + ("" if batch is None else f"   {batch or 'none'}"))
-    print("\nthe plan's table: " + "; ".join(f"{what}: {gb:g} GB" for what, gb in PLAN) + " (elsewhere it says 8 GB for QLoRA)")
-    return 0
+        text += ["", f"{limit / 1e9:g} GB: {'fits' if facts['fits'] else 'does not fit'}; "
+                     f"largest batch that does: {most(facts['largest_batch'])}"]  # fmt: skip
+    text += ["", f"at batch {batch}" + (f", and the largest batch in {limit / 1e9:g} GB" if limit else "")]
+    text += [
+        f"{label:<32} {gb(way['peak']):>18}" + ("" if limit is None else f"   {most(way['largest_batch'])}")
+        for label, way in facts["modes"].items()
+    ]
+    text += ["", f"{'the plan says':<32} {'ours, batch ' + str(batch):>18}   with checkpointing   largest batch in the plan's memory"]
+    for entry in facts["plan"]:
+        plain, saving = entry["ours"], entry["ours_gradient_checkpointing"]
+        text.append(
+            f"{entry['what'] + ': ' + format(entry['plan'] / 1e9, 'g') + ' GB':<32} {gb(plain['peak']):>18}   {gb(saving['peak']):>18}"
+            f"   {most(plain['largest_batch'])}, with checkpointing {most(saving['largest_batch'])}"
+        )
+    return [*text, "(elsewhere the plan says 8 GB for QLoRA)"]

@@ -19,10 +19,10 @@ from transformers import LlavaForConditionalGeneration
 from catlib.data.images import open_image
 from catlib.errors import CatlibError
 from catlib.progress import track
+from catlib.vlm.image_tokens import photos_at_once
 from catlib.vlm.models import VLM
 
 log = logging.getLogger(__name__)
-FILL_BATCH = 16
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,8 @@ class FrozenFeatures:
     def fill(self, photos: Sequence[tuple[Path, str]], workers: int = 4) -> int:
         """Compute what is missing of (path, sha256) pairs; returns how many photos had to be left out for lack of room."""
         missing = list({sha: path for path, sha in photos if not self._file(sha).is_file()}.items())
-        chunks = [missing[i : i + FILL_BATCH] for i in range(0, len(missing), FILL_BATCH)]
+        size = photos_at_once(self.vlm.base.config)
+        chunks = [missing[i : i + size] for i in range(0, len(missing), size)]
         left_out = 0
         for chunk, images in track(_decoded(chunks, workers), "vision features", total=len(chunks), unit="batches"):
             if self.size >= self.limit:

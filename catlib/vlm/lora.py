@@ -83,9 +83,9 @@ def add_lora(vlm: VLM, settings: TrainSettings) -> None:
     vlm.base.get_submodule(vlm.anatomy.tower).eval()  # frozen: no dropout in it either
 
 
-def peft_model(model: torch.nn.Module, config: LoraConfig) -> torch.nn.Module:
-    """The model with adapters attached, everything that is trained in float32."""
-    model = get_peft_model(model, config, autocast_adapter_dtype=True)
+def peft_model(model: torch.nn.Module, config: LoraConfig, empty: bool = False) -> torch.nn.Module:
+    """The model with adapters attached, everything that is trained in float32; `empty`: adapters without data, on the meta device."""
+    model = get_peft_model(model, config, autocast_adapter_dtype=True, low_cpu_mem_usage=empty)
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()

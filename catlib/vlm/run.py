@@ -19,6 +19,7 @@ from catlib.vlm.batches import Collator
 from catlib.vlm.features import FrozenFeatures, can_cache
 from catlib.vlm.fused import fuse
 from catlib.vlm.lora import add_lora
+from catlib.vlm.memory_check import check_fits
 from catlib.vlm.models import VLM, load_vlm
 
 log = logging.getLogger(__name__)
@@ -36,6 +37,11 @@ class TrainingData:
     breeds: tuple[str, ...]
     priority: tuple[str, ...]
     digests: dict[str, str]  # of the two JSONL files
+
+    @property
+    def parts(self) -> tuple[tuple[Path, tuple[Sample, ...]], ...]:
+        """(image root, samples) of training and validation."""
+        return (self.image_root, self.train), (self.val_root, self.val)
 
 
 @dataclass
@@ -75,14 +81,13 @@ def set_up(settings: TrainSettings, main_process: bool = True) -> Run:
     from catlib.demo_models import resolve_model  # it builds on this room
 
     data = load_data(settings)
-    vlm = load_vlm(
-        resolve_model(settings.base_model, "llava"), device=settings.device, dtype=settings.dtype, quantize=settings.mode == "qlora"
-    )
+    ref = resolve_model(settings.base_model, "llava")
+    check_fits(settings, ref, [(s, inside(root, s.image)) for root, part in data.parts for s in part])
+    vlm = load_vlm(ref, device=settings.device, dtype=settings.dtype, quantize=settings.mode == "qlora")
     add_lora(vlm, settings)
     if not {"ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED"} & os.environ.keys():  # those move weights about between passes
         log.info("%d layers use gradients written by hand", fuse(vlm.model))
     if settings.gradient_checkpointing:
-        vlm.base.enable_input_require_grads()
         vlm.base.gradient_checkpointing_enable({"use_reentrant": False})
     augment = Augment(settings.seed) if settings.augment else None
     features = _features(settings, vlm, data)

@@ -3,6 +3,7 @@
 import logging
 import math
 import time
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -31,6 +32,8 @@ log = logging.getLogger(__name__)
 SAME_RUN = ("epochs", "batch_size", "gradient_accumulation", "seed", "lr", "projector_lr", "lr_schedule", "warmup_ratio",
             "mode", "train_projector", "lora_r", "lora_alpha", "lora_dropout", "lora_targets", "balance", "base_model",
             "use_rslora", "use_dora", "weight_decay", "max_grad_norm", "dtype", "augment", "cache_features")  # fmt: skip
+
+OUT_OF_MEMORY = ("out of memory", "not enough memory", "can't allocate memory")  # CUDA's and the CPU allocator's words
 
 
 @dataclass(frozen=True)
@@ -156,14 +159,7 @@ class Trainer:
 
     def _step(self, samples: list[Sample]) -> tuple[float, int, float]:
         """One optimizer step: (summed loss, supervised tokens, gradient norm before clipping)."""
-        while True:
-            try:
-                summed, tokens = self._gradients(samples)
-                break
-            except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-                if not _out_of_memory(error):
-                    raise
-                self._step_down(error)
+        summed, tokens = self._within_memory(lambda: self._gradients(samples))
         parameters = [parameter for _, parameter in self.trained]
         norm = float(torch.nn.utils.clip_grad_norm_(parameters, self.settings.max_grad_norm))
         if not math.isfinite(norm):
@@ -216,6 +212,16 @@ class Trainer:
         low = self.vlm.base.get_input_embeddings().weight.dtype is torch.bfloat16
         return torch.autocast(device, dtype=torch.bfloat16, enabled=low)
 
+    def _within_memory(self, work: Callable[[], Any]) -> Any:
+        """`work()`, again with half the micro-batch whenever the device runs out of memory."""
+        while True:
+            try:
+                return work()
+            except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+                if not _out_of_memory(error):
+                    raise
+                self._step_down(error)
+
     def _step_down(self, error: Exception) -> None:
         """Halve the micro-batch after running out of memory; the effective batch stays. Weights were not touched yet."""
         if self.micro_batch == 1 or self.accelerator.num_processes > 1:
@@ -237,10 +243,10 @@ class Trainer:
         start = time.perf_counter()
         self.vlm.model.eval()
         with self._autocast():
-            figures = {"epoch": p.epoch, "val_loss": validation_loss(
-                self.loss, self.run.val_collate, self.run.data.val, self.micro_batch)}  # fmt: skip
-            if self.watch is not None:
-                figures |= self.watch.measure(self.micro_batch)
+            figures = {"epoch": p.epoch, "val_loss": self._within_memory(
+                lambda: validation_loss(self.loss, self.run.val_collate, self.run.data.val, self.micro_batch))}  # fmt: skip
+            if (watch := self.watch) is not None:
+                figures |= self._within_memory(lambda: watch.measure(self.micro_batch))
         self.vlm.model.train()
         value = [figures["val_loss"]]
         if s.watch == "priority_f1":  # a few rare photos often tie: the loss decides between equals
@@ -329,4 +335,4 @@ def _ids(samples: list[Sample]) -> str:
 
 def _out_of_memory(error: Exception) -> bool:
     words = str(error).lower()
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "not enough memory" in words or "out of memory" in words
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(sign in words for sign in OUT_OF_MEMORY)

@@ -1,0 +1,98 @@
+"""Whether a run fits the device that it is about to start on: asked before any weights are loaded."""
+
+import logging
+import math
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+
+from catlib.data.records import Sample
+from catlib.errors import InputError
+from catlib.settings import TrainSettings
+from catlib.vlm.image_tokens import image_tokens_of
+from catlib.vlm.memory import GB, Estimate, Footprint, largest_batch, model_config, ways_to_fit
+from catlib.vlm.memory_trace import Shape
+from catlib.vlm.models import load_processor, pick_device, pick_dtype
+from catlib.vlm.prompting import answer_tokens, prompt_text
+
+log = logging.getLogger(__name__)
+
+
+def check_fits(settings: TrainSettings, ref: str, samples: Iterable[tuple[Sample, Path]]) -> Estimate | None:
+    """The estimate of a run on (sample, photo's path); None where the device's memory cannot be told (Apple's GPU).
+
+    Raises InputError when the device has less memory, naming what would fit; with `force` it only warns.
+    """
+    device = pick_device(settings.device)
+    free = device_memory(device)
+    if free is None:
+        return None
+    dtype, config, pairs = pick_dtype(settings.dtype, device), model_config(ref), list(samples)
+    shape = longest(load_processor(ref), config, pairs)
+    footprint = Footprint.of(settings, config, shape, dtype, breeds=len({sample.breed for sample, _ in pairs}))
+    need = footprint.at(settings.batch_size)
+    log.info("estimated peak memory %.2f GB of %.1f GB free", need.peak / GB, free / GB)
+    if need.peak <= free:
+        return need
+    batch = largest_batch(footprint, free)
+    ways = [way for way in ways_to_fit(settings, free, config, shape, dtype) if way["largest_batch"]]
+    fits = [f"batch_size {batch}"] if batch else []
+    fits += [
+        f"mode {way['mode']} with{'' if way['gradient_checkpointing'] else 'out'} gradient_checkpointing at batch_size {way['largest_batch']}"
+        for way in ways
+    ]
+    message = (
+        f"training {ref} at batch_size {settings.batch_size} needs about {need.peak / GB:.1f} GB ({worst(need)}), and {device} has "
+        f"{free / GB:.1f} GB free. What fits: {'; '.join(fits) or 'nothing, not even QLoRA with gradient checkpointing at batch_size 1'}"
+    )
+    if not settings.force:
+        raise InputError(f"{message}. --force trains all the same")
+    log.warning("%s. Training all the same", message)
+    return need
+
+
+def worst(need: Estimate) -> str:
+    """The phase of a run that needs most."""
+    return max(need.phases, key=need.phases.__getitem__)
+
+
+def longest(processor: Any, config: Any, samples: Iterable[tuple[Sample, Path]]) -> Shape:
+    """The most image tokens and text tokens that a sample has, and the answers' mean length."""
+    pairs = list(samples)
+    texts = {(sample.question, sample.answer) for sample, _ in pairs}
+    answers = {(q, a): len(answer_tokens(processor, q, a)) for q, a in texts}
+    prompts = {q: len(processor.tokenizer(prompt_text(processor, q))["input_ids"]) for q, _ in texts}
+    text = max(prompts[q] - 1 + n for (q, _), n in answers.items())  # one token of the prompt stands for the photo
+    tokens = image_tokens_of(config)
+    if hasattr(processor, "_get_num_multimodal_tokens") and config.vision_config.model_type == "pixtral":
+        sizes = {_size(path) for _, path in pairs}
+        tokens = max(processor._get_num_multimodal_tokens(image_sizes=[list(size) for size in sizes])["num_image_tokens"])
+    mean = sum(answers[sample.question, sample.answer] for sample, _ in pairs) / len(pairs)
+    return Shape(tokens, text, math.ceil(mean))
+
+
+def device_memory(device: torch.device) -> float | None:
+    """Bytes that are free for one process on a GPU, or in this machine's or container's memory for the CPU, divided among the
+    processes that were launched together; None where it cannot be told.
+    """
+    if device.type == "cuda":
+        return float(torch.cuda.mem_get_info(device)[0])
+    meminfo = Path("/proc/meminfo")
+    if device.type != "cpu" or not meminfo.is_file():
+        return None
+    facts = dict(line.split(":", 1) for line in meminfo.read_text(encoding="utf-8").splitlines())
+    free = 1024.0 * int(facts["MemAvailable"].split()[0])
+    limit, used = (Path("/sys/fs/cgroup") / name for name in ("memory.max", "memory.current"))
+    if limit.is_file() and used.is_file() and (most := limit.read_text(encoding="utf-8").strip()) != "max":
+        free = min(free, float(most) - float(used.read_text(encoding="utf-8")))
+    return free / int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
+def _size(path: Path) -> tuple[int, int]:
+    """(height, width) from the photo's header."""
+    with Image.open(path) as image:
+        return image.height, image.width

@@ -1,0 +1,238 @@
+"""What a training step allocates, found by running the real layers on tensors that have a shape and no data.
+
+A slice of the model with one and with two layers goes forward and backward under torch's FakeTensorMode while every storage
+is counted from its first sight to its end. Photos and layers enter as straight lines, so a slice says what the whole needs.
+"""
+
+import json
+import warnings
+import weakref
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Any
+
+import torch
+from bitsandbytes.functional import QuantState
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn.functional import cross_entropy
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map_only
+from torch.utils.weak import WeakIdKeyDictionary
+from transformers import AutoConfig, LlavaForConditionalGeneration
+
+from catlib.settings import TrainSettings
+from catlib.vlm.fused import fuse
+from catlib.vlm.lora import lora_config, peft_model
+from catlib.vlm.models import Anatomy, empty_model
+
+RELEVANT = ("mode", "train_projector", "lora_r", "lora_alpha", "lora_targets", "use_rslora", "use_dora", "gradient_checkpointing")
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What a step's need depends on besides the settings: tokens of a photo, of question and answer, of the answer alone.
+
+    Texts are padded to the longest of a batch, so `text_tokens` is the most that there is; the output layer sees only answers, so
+    `answer_tokens` is their mean.
+    """
+
+    image_tokens: int
+    text_tokens: int
+    answer_tokens: int
+
+
+@dataclass(frozen=True)
+class Line:
+    """Bytes as a straight line over the batch."""
+
+    fixed: float
+    each: float
+
+    def at(self, batch: int) -> int:
+        return int(max(0.0, self.fixed + self.each * batch))
+
+
+@dataclass(frozen=True)
+class StepTrace:
+    """Bytes of one forward and backward pass without weights, adapters, gradients and optimizer.
+
+    `kept`: what the layers keep for the backward pass; `logits`: what the output layer and the loss keep; `transient`: how much
+    more is alive at the worst moment, in a layer's recomputation or backward pass.
+    """
+
+    kept: Line
+    logits: Line
+    transient: Line
+
+
+def trace_step(config: Any, settings: TrainSettings, dtype: torch.dtype, shape: Shape) -> StepTrace:
+    """The need of a step of the whole model, from slices of one and two layers and batches of one and two."""
+    relevant = {name: getattr(settings, name) for name in RELEVANT}
+    return _step(config.to_json_string(use_diff=False), TrainSettings(**relevant), dtype, shape)
+
+
+@lru_cache(maxsize=64)
+def _step(config_json: str, settings: TrainSettings, dtype: torch.dtype, shape: Shape) -> StepTrace:
+    facts = json.loads(config_json)
+    config = AutoConfig.for_model(facts.pop("model_type"), **facts)
+    layers = config.get_text_config().num_hidden_layers
+    at_batch = []
+    for batch in (1, 2):
+        (kept_one, _, _), (kept_two, logits, transient) = (
+            _trace(config, settings, dtype, shape, count, batch) for count in (1, 2)
+        )
+        at_batch.append((kept_one + (layers - 1) * (kept_two - kept_one), logits, transient))
+    return StepTrace(*(Line(2 * one - two, two - one) for one, two in zip(*at_batch, strict=True)))
+
+
+def trace_tower(config: Any, dtype: torch.dtype, photos: int, image_tokens: int) -> int:
+    """Bytes that the frozen tower needs for a moment to look at so many photos, their pixels included."""
+    vision = config.vision_config
+    if config.model_type != "llava" or vision.model_type == "pixtral":  # their towers branch on data
+        return int(photos * image_tokens * (8 * vision.hidden_size + 2 * vision.intermediate_size) * dtype.itemsize)
+    model = empty_model(_config_with(config, layers=1, vision_layers=1)).to(dtype).eval().requires_grad_(False)
+    with FakeTensorMode(), torch.no_grad():
+        _make_fake(model, set())
+        tracker = LiveBytes()
+        tracker.ignore([*model.parameters(), *model.buffers()])
+        with tracker:
+            pixels = torch.empty(photos, 3, vision.image_size, vision.image_size)
+            model.model.get_image_features(
+                pixel_values=pixels.to(dtype), vision_feature_layer=config.vision_feature_layer,
+                vision_feature_select_strategy=config.vision_feature_select_strategy,
+            )  # fmt: skip
+    return tracker.peak
+
+
+class LiveBytes(TorchDispatchMode):
+    """Counts the bytes of all storages that operations make, from their first sight until they are freed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.live = self.peak = 0
+        self._seen: Any = WeakIdKeyDictionary()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        tree_map_only(torch.Tensor, self._see, result)
+        return result
+
+    def ignore(self, tensors: Any) -> None:
+        """Leave these tensors' storages out: they were there before."""
+        for tensor in tensors:
+            self._seen[tensor.untyped_storage()] = True
+
+    def _see(self, tensor: torch.Tensor) -> None:
+        storage = tensor.untyped_storage()
+        if storage in self._seen:
+            return
+        self._seen[storage] = True
+        size = storage.nbytes()
+        self.live += size
+        self.peak = max(self.peak, self.live)
+        weakref.finalize(storage, self._free, size).atexit = False
+
+    def _free(self, size: int) -> None:
+        self.live -= size
+
+
+def quantizable(model: torch.nn.Module, prefix: str) -> dict[str, torch.nn.Module]:
+    """The language model's linear layers by full path: what 4-bit loading quantizes."""
+    return {n: m for n, m in model.named_modules() if n.startswith(f"{prefix}.") and isinstance(m, torch.nn.Linear)}
+
+
+def _trace(
+    config: Any, settings: TrainSettings, dtype: torch.dtype, shape: Shape, layers: int, batch: int
+) -> tuple[int, int, int]:
+    """(kept by the layers, by the output layer, transient) of a slice of the model."""
+    model = empty_model(_config_with(config, layers, vision_layers=1)).to(dtype)
+    anatomy = Anatomy.of(model)
+    plain = not settings.use_dora
+    four_bit = {m.weight for m in quantizable(model, anatomy.language_model).values()} if settings.mode == "qlora" and plain else set()
+    # Dropout draws numbers, which data-free tensors cannot; what it keeps for a moment is added by the caller.
+    wrapped = peft_model(model, lora_config(model, replace(settings, lora_dropout=0.0), anatomy), empty=True)
+    fuse(wrapped)
+    if settings.gradient_checkpointing:
+        with warnings.catch_warnings(action="ignore", category=FutureWarning):
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+    wrapped.train()
+    text = config.get_text_config()
+    length = shape.image_tokens + shape.text_tokens
+    with FakeTensorMode():
+        _make_fake(wrapped, four_bit)
+        trained = [p for p in wrapped.parameters() if p.requires_grad]
+        for parameter in trained:  # as in the second of several accumulated passes
+            parameter.grad = torch.zeros_like(parameter)
+        tracker = LiveBytes()
+        tracker.ignore([*wrapped.parameters(), *wrapped.buffers(), *(p.grad for p in trained)])
+        with tracker:
+            with torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype is torch.bfloat16):
+                embedded = _embeddings(model, anatomy, torch.empty(batch, length, text.hidden_size, dtype=dtype), shape.image_tokens)
+                hidden = model.get_submodule(anatomy.language_model)(inputs_embeds=embedded, use_cache=False).last_hidden_state
+                del embedded
+                rows = hidden[:, -shape.answer_tokens - 1 : -1].clone().view(-1, text.hidden_size)
+                of_layers = tracker.live - rows.nbytes - hidden.nbytes
+                logits = model.get_output_embeddings()(rows).float()
+                loss = cross_entropy(logits, torch.empty(len(rows), dtype=torch.long), reduction="sum")
+                del rows, logits, hidden  # nothing needs them: the output layer is frozen
+            kept = tracker.live
+            loss.backward()
+    return of_layers, kept - of_layers, tracker.peak - kept
+
+
+def _embeddings(model: torch.nn.Module, anatomy: Anatomy, embedded: torch.Tensor, image_tokens: int) -> torch.Tensor:
+    """The text's embeddings with the photos' in their places, from the tower's features, as the training loss makes them."""
+    projector = model.get_submodule(anatomy.projector)
+    batch, length, width = embedded.shape
+    if not isinstance(model, LlavaForConditionalGeneration):  # a projector of its own kind: three copies of its output
+        grad = any(p.requires_grad for p in projector.parameters())
+        photos = torch.empty(3, *embedded.shape, dtype=embedded.dtype, requires_grad=grad)
+        return photos[0] + embedded
+    kind = next(projector.parameters()).dtype
+    features = torch.empty(batch * image_tokens, projector.linear_1.in_features, dtype=embedded.dtype).to(kind)
+    projected = torch.cat([projector(features)], dim=0).to(embedded.dtype)
+    mask = torch.empty(batch, length, 1, dtype=torch.bool)
+    return embedded.masked_scatter(mask, projected)
+
+
+def _config_with(config: Any, layers: int, vision_layers: int | None) -> Any:
+    """A copy of a configuration with fewer layers."""
+    small = AutoConfig.for_model(config.model_type, **{k: v for k, v in config.to_dict().items() if k != "model_type"})
+    text = small.get_text_config()
+    text.num_hidden_layers = layers
+    if getattr(text, "layer_types", None):
+        text.layer_types = text.layer_types[:layers]
+    if vision_layers is not None:
+        small.vision_config.num_hidden_layers = max(vision_layers, abs(getattr(small, "vision_feature_layer", 1) or 1))
+    return small
+
+
+def _make_fake(model: torch.nn.Module, four_bit: set[torch.Tensor]) -> None:
+    """Replace a meta model's tensors by fake CPU ones: only those go through autocast and the real attention kernel's rules.
+
+    The weights in `four_bit` become NF4 blocks as bitsandbytes lays them out, so that each use expands them for a moment.
+    """
+    ids = {id(weight) for weight in four_bit}
+    for module in model.modules():
+        for name, parameter in list(module._parameters.items()):
+            if parameter is not None and id(parameter) in ids:
+                module._parameters[name] = _four_bit(parameter.shape)
+                module.compute_dtype = torch.bfloat16
+            elif parameter is not None:
+                fake = torch.empty(parameter.shape, dtype=parameter.dtype)
+                module._parameters[name] = torch.nn.Parameter(fake, requires_grad=parameter.requires_grad)
+        for name, buffer in list(module._buffers.items()):
+            if buffer is not None:
+                module._buffers[name] = torch.empty(buffer.shape, dtype=buffer.dtype)
+
+
+def _four_bit(shape: torch.Size) -> torch.nn.Parameter:
+    n = shape.numel()
+    blocks = n // 64
+    scales = QuantState(absmax=torch.empty(-(-blocks // 256)), blocksize=256, code=torch.empty(256), dtype=torch.float32)
+    weight = torch.nn.Parameter(torch.empty((n + 1) // 2, 1, dtype=torch.uint8), requires_grad=False)
+    weight.quant_state = QuantState(
+        absmax=torch.empty(blocks, dtype=torch.uint8), shape=shape, code=torch.empty(16), blocksize=64, quant_type="nf4",
+        dtype=torch.bfloat16, offset=torch.empty(()), state2=scales,
+    )  # fmt: skip
+    return weight

@@ -1,0 +1,123 @@
+"""`catlib memory` and what it computes: the plan's figures, every phase of a run, straight lines that meet the counted steps."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from tiny_models import save_llava, settings, write_dataset
+
+from catlib.cli import main
+from catlib.settings import TrainSettings
+from catlib.vlm import memory_trace
+from catlib.vlm.image_tokens import image_tokens_of, photos_at_once
+from catlib.vlm.memory import Footprint, estimate, largest_batch, model_config
+from catlib.vlm.memory_trace import LiveBytes, Shape, trace_step
+
+SHAPE = Shape(image_tokens=9, text_tokens=12, answer_tokens=4)
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    return model_config(str(save_llava(tmp_path_factory.mktemp("memory") / "model")))
+
+
+def test_memory_of_the_plans_profile_as_json(capsys):
+    assert main(["memory", "--profile", "llava-7b-lora", "--vram", "24", "--json"]) == 0
+    figures = json.loads(capsys.readouterr().out)
+    assert figures["trainable_parameters"] == 79_953_920
+    assert figures["fits"] is True and figures["largest_batch"] >= figures["batch_size"] == 4
+    assert figures["image_tokens"] == 576
+    assert figures["optimizer"] == 8 * 79_953_920
+    assert figures["peak"] == max(figures["phases"].values())
+    modes = figures["modes"]
+    assert modes["lora, gradient checkpointing"]["peak"] == figures["peak"]
+    assert modes["lora"]["peak"] > modes["lora, gradient checkpointing"]["peak"] > modes["qlora, gradient checkpointing"]["peak"]
+    assert [(row["what"], row["plan"]) for row in figures["plan"]] == [
+        ("LoRA, r 16", 16e9), ("LoRA, r 32", 24e9), ("QLoRA, r 32", 20e9)
+    ]  # fmt: skip
+    assert figures["plan"][1]["ours"]["peak"] == modes["lora"]["peak"]
+
+
+def test_memory_as_text_says_what_fits_and_shows_the_plans_table(tiny, tmp_path, capsys):
+    model = save_llava(tmp_path / "model")
+    assert main(["memory", "--model_name", str(model), "--vram", "0.001"]) == 0
+    text = capsys.readouterr().out
+    assert "0.001 GB: does not fit; largest batch that does: none" in text
+    assert "LoRA, r 16: 16 GB" in text and "QLoRA, r 32: 20 GB" in text and "peak in the validation" in text
+
+
+def test_the_largest_batch_fits_and_twice_as_many_do_not():
+    footprint = Footprint.of(TrainSettings(mode="qlora", gradient_checkpointing=True))
+    batch = largest_batch(footprint, 24e9)
+    assert footprint.at(batch).peak <= 24e9 < footprint.at(2 * batch).peak
+    assert largest_batch(footprint, 3e9) == 0
+    assert 4e9 < footprint.weights < 5e9
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters", "tokens", "at_once"),
+    [
+        ("llava-hf/llava-1.5-7b-hf", 7.063e9, 576, 16),
+        ("mistral-community/pixtral-12b", 12.68e9, 4160, 2),
+        ("HuggingFaceTB/SmolVLM-256M-Instruct", 0.256e9, 1156, 7),
+    ],
+)
+def test_shipped_configurations_have_the_models_size(name, parameters, tokens, at_once):
+    config = model_config(name)
+    assert image_tokens_of(config) == tokens and photos_at_once(config) == at_once
+    assert estimate(TrainSettings(base_model=name, batch_size=1)).parameters == pytest.approx(parameters, rel=0.01)
+
+
+@pytest.mark.parametrize("mode", ["projector", "lora", "qlora"])
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_a_line_through_small_slices_meets_what_a_larger_one_allocates(tiny, mode, checkpointing):
+    tiny.text_config.num_hidden_layers = 5
+    chosen = TrainSettings(mode=mode, gradient_checkpointing=checkpointing, train_projector="full", lora_r=4)
+    trace = trace_step(tiny, chosen, torch.bfloat16, SHAPE)
+    kept, logits, transient = memory_trace._trace(tiny, chosen, torch.bfloat16, SHAPE, layers=5, batch=8)
+    assert trace.kept.at(8) == pytest.approx(kept, rel=0.02)
+    assert trace.logits.at(8) == pytest.approx(logits, rel=0.02)
+    assert trace.transient.at(8) == pytest.approx(transient, rel=0.15)
+
+
+def test_a_storage_counts_from_its_first_sight_until_it_is_freed():
+    with LiveBytes() as tracker:
+        a = torch.empty(100)
+        b = a[10:] * 2
+        assert tracker.live == 400 + 360
+        del a
+        assert tracker.live == 360
+        del b
+    assert tracker.live == 0 and tracker.peak == 760
+
+
+def test_gradients_overlap_activations_only_without_accumulation(tiny):
+    accumulated = estimate(TrainSettings(gradient_accumulation=2), tiny, SHAPE)
+    alone = estimate(TrainSettings(gradient_accumulation=1), tiny, SHAPE)
+    assert accumulated.gradients == 4 * accumulated.trainable_parameters
+    assert alone.gradients == max(0, accumulated.gradients - accumulated.activations)
+
+
+def test_a_run_that_cannot_fit_is_refused_with_what_would_fit(tmp_path, monkeypatch, capsys):
+    from catlib.vlm import memory_check
+
+    model, data = save_llava(tmp_path / "model"), write_dataset(tmp_path / "data")
+    monkeypatch.setenv("CATLIB_ROOT", str(tmp_path))
+    chosen = settings(model, data, tmp_path / "out", epochs=1, watch_photos=0, batch_size=16)
+    need = memory_check.check_fits(chosen, str(model), pairs(data))
+    monkeypatch.setattr(memory_check, "device_memory", lambda device: need.peak / 2.0)
+    with pytest.raises(memory_check.InputError, match=r"What fits: batch_size [248]; mode lora without"):
+        memory_check.check_fits(chosen, str(model), pairs(data))
+    assert memory_check.check_fits(replace(chosen, force=True), str(model), pairs(data)).peak == need.peak
+    options = [f"--{key}={value}" for key, value in vars(chosen).items() if not isinstance(value, bool)]
+    assert main(["train", *options]) == 2
+    assert "--force" in (error := capsys.readouterr().err) and "GB free" in error
+    assert not (tmp_path / "out").exists()
+
+
+def pairs(data):
+    from catlib.data.records import image_root_of, read_samples
+
+    root = image_root_of(data / "train.jsonl")
+    return [(sample, root / sample.image) for sample in read_samples(data / "train.jsonl", root)]
