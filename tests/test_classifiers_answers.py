@@ -4,6 +4,7 @@ import pytest
 
 from catlib.breeds import BREEDS
 from catlib.classifiers.parsing import BreedParser
+from catlib.data.conversations import answer_for
 from catlib.vlm.decoding import generate_constrained, generate_free
 from tiny_encoders import llava, photo
 
@@ -26,6 +27,7 @@ ALL = [breed.name for breed in BREEDS]
         ("Canadian Hairless cat", "Canadian Hairless"),
         ("This is not a Siamese but a Balinese.", "Balinese"),
         ("Siamese. Yes, Siamese.", "Siamese"),
+        ("Siamese. It is not a Balinese, whose coat is longer.", "Siamese"),
         ("It is not a Siamese.", None),
         ("Siamese or Balinese", None),
         ("a lovely cat", None),
@@ -35,6 +37,12 @@ ALL = [breed.name for breed in BREEDS]
 )
 def test_answers(answer, breed):
     assert BreedParser(ALL).parse(answer) == breed
+
+
+@pytest.mark.parametrize("breed", ALL)
+def test_reasons_after_the_name_do_not_hide_it(breed):
+    """42 of these sentences name another breed of the list as well: tabby, silver, tortoiseshell."""
+    assert BreedParser(ALL).parse(answer_for(breed, "label+traits")) == breed
 
 
 def test_only_breeds_of_the_list_are_read():
@@ -71,6 +79,12 @@ def test_constrained_answers_are_breeds_and_greedy():
     assert set(together) <= set(breeds)
     assert together == [generate_constrained(vlm, [image], "Breed?", breeds)[0] for image in images]
     assert together == [greedy(vlm, image, breeds) for image in images]
+
+
+def test_constrained_answers_may_be_longer_than_the_name():
+    vlm, spelled = llava(), {"Manx": "Manx.", "Persian": "It is a Persian."}
+    answers = generate_constrained(vlm, [photo(i) for i in range(4)], "Breed?", ["Manx", "Persian"], spelled)
+    assert set(answers) <= {"Manx", "Persian"}
 
 
 def greedy(vlm, image, breeds) -> str:

@@ -6,6 +6,8 @@ import pytest
 from catlib.classifiers.base import predict
 from catlib.classifiers.prior import choose_strength, fit_prior
 from catlib.classifiers.vlm import VLMClassifier
+from catlib.data.conversations import spelled_answers
+from catlib.data.records import make_sample
 from catlib.errors import InputError
 from catlib.vlm.scoring import LabelScorer
 from tiny_encoders import llava, photo, write_photos
@@ -76,6 +78,18 @@ def test_free_answers_are_kept_and_parsed(vlm, monkeypatch):
     batch = VLMClassifier(vlm, BREEDS, QUESTION, "free").classify([photo(0), photo(1)])
     assert batch.predicted == ["Siamese", None] and batch.log_probs is None
     assert batch.answers == ["It is a Siamese cat.", "No idea."]
+
+
+def test_what_settles_a_breed_is_read_off_the_answers_of_the_data():
+    def sample(breed, answer):
+        return make_sample("x", "x.jpg", "Breed?", answer, breed=breed, source="s", sha256="0", split="val")
+
+    samples = [
+        sample("Manx", "Manx. It shows in the photo as a cat. Look."), sample("Manx", "Manx. It is a cat."),
+        sample("Siamese", "Siamese"), sample("Persian", "This is a Persian cat"),
+        sample("Bengal", "Bengal."), sample("Bengal", "a Bengal"), sample("Birman", "no idea"),
+    ]  # fmt: skip
+    assert spelled_answers(samples) == {"Manx": "Manx.", "Persian": "This is a Persian cat"}
 
 
 def test_sidecar(vlm):

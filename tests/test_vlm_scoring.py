@@ -90,6 +90,22 @@ def test_groups_of_labels_give_the_same_scores(vlm, monkeypatch, mode):
     assert np.abs(LabelScorer(vlm, LABELS, QUESTION, mode).score([photo(0), photo(1)]) - whole).max() < 1e-4
 
 
+def test_answers_longer_than_the_name_are_scored_as_they_were_taught(vlm):
+    """`Manx.` is scored up to its full stop: whether the answer ends there is not asked of a model that gives reasons."""
+    spelled = {"Manx": "Manx.", "Siamese": "It is a Siamese cat"}
+    scores = LabelScorer(vlm, ["Manx", "Siamese", "Silver"], QUESTION, spelled=spelled).score([photo(0), photo(1)])
+    words, prompt = vlm.processor.tokenizer, f"USER: <image>\n{QUESTION} ASSISTANT:"
+    for i in range(2):
+        start = vlm.processor(images=photo(i), text=prompt, return_tensors="pt")["input_ids"].shape[1]
+        for j, answer in enumerate((" Manx.", " It is a Siamese cat</s>", " Silver</s>")):
+            inputs = vlm.processor(images=photo(i), text=prompt + answer, return_tensors="pt")
+            assert inputs["input_ids"].shape[1] - start == len(words(answer)["input_ids"])
+            with torch.no_grad():
+                steps = vlm.model(**inputs).logits[0].double().log_softmax(-1)[start - 1 : -1]
+            expected = steps.gather(1, inputs["input_ids"][0, start:, None]).sum().item()
+            assert abs(scores[i, j] - expected) < 1e-4
+
+
 def test_mean_divides_by_the_tokens_of_the_training_text(vlm):
     scorer = LabelScorer(vlm, ["Manx", LABELS[3]], QUESTION)
     lengths = [len(vlm.processor.tokenizer(f" {breed}</s>")["input_ids"]) for breed in scorer.breeds]

@@ -14,11 +14,13 @@ from catlib.breeds import describe, find
 from catlib.classifiers.vlm import VLMClassifier
 from catlib.data.records import Prediction, PredictionSet
 from catlib.style import BLUE, INK, RED, WIDTH, breed_label, styled
-from catlib.vlm.attribution import occluded_scores, patch_gradients, patch_occlusion
+from catlib.vlm.attribution import Label, occluded_scores, patch_gradients, patch_occlusion
 from catlib.vlm.decoding import generate_free
 
 if TYPE_CHECKING:
     from catlib.vlm.models import VLM
+
+ANSWER_TOKENS = 120  # reasons are longer than the 50 tokens that a name needs
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,7 @@ class Explanation:
     random_fall: float
 
 
-def explain(vlm: "VLM", image: Image.Image, question: str, breed: str, method: str = "gradient") -> np.ndarray:
+def explain(vlm: "VLM", image: Image.Image, question: str, breed: Label, method: str = "gradient") -> np.ndarray:
     """Heat map (h, w): how much each image patch raised (negative: lowered) the breed's log-likelihood, in nats.
 
     `method`: gradient (eight forward and backward passes) or occlusion (a forward pass for each window of patches,
@@ -58,15 +60,16 @@ def explain_prediction(
     batch = classifier.classify([image])
     predicted = batch.predicted[0]
     probability = float(np.exp(batch.log_probs[0].max()))
-    answer = generate_free(classifier.vlm, [image], classifier.prompt)[0]
-    heat = explain(classifier.vlm, image, classifier.prompt, predicted, method)
-    fall, random_fall = falls_when_hidden(classifier.vlm, image, classifier.prompt, predicted, heat)
+    answer = generate_free(classifier.vlm, [image], classifier.prompt, ANSWER_TOKENS)[0]
+    label = classifier.scorer.tokens(predicted)
+    heat = explain(classifier.vlm, image, classifier.prompt, label, method)
+    fall, random_fall = falls_when_hidden(classifier.vlm, image, classifier.prompt, label, heat)
     seen = seen_photo(classifier.vlm, image)
     return Explanation(seen, heat, breed, predicted, probability, answer, fall, random_fall)
 
 
 def falls_when_hidden(
-    vlm: "VLM", image: Image.Image, question: str, breed: str, heat: np.ndarray, draws: int = 14, seed: int = 0
+    vlm: "VLM", image: Image.Image, question: str, breed: Label, heat: np.ndarray, draws: int = 14, seed: int = 0
 ) -> tuple[float, float]:
     """The deletion test of a heat map (Petsiuk et al. 2018, arXiv 1806.07421): the fall of the breed's log-likelihood
     when the strongest tenth of its patches is hidden, and the mean fall of `draws` random tenths, in nats."""

@@ -15,8 +15,8 @@ NEGATION_REACH = 3  # words before a name within which a negation counts: "is no
 class BreedParser:
     """Reads breeds off answers.
 
-    Rules, in order: the whole answer is a name or an alias, spaces and punctuation aside; otherwise names and aliases
-    are found as whole words (a plural s is allowed), the longest first, and words already used by a longer one do not
+    Rules, in order: the whole answer, or its first sentence, is a name or an alias, spaces and punctuation aside (reasons
+    may follow, which speak of tabby patterns and silver coats); otherwise names and aliases are found as whole words (a plural s is allowed), the longest first, and words already used by a longer one do not
     count again ("Manx Cat" is no "Manx"). A name shortly after a negation is not counted. One breed left: that is the
     answer. None left, or several different ones ("Siamese or Balinese"): None, which counts as wrong.
     """
@@ -36,8 +36,9 @@ class BreedParser:
     def parse(self, answer: str) -> str | None:
         """The breed that `answer` names, in the list's spelling; None when it names none or several."""
         words = _words(answer)
-        if breed := self.compact.get("".join(words)):
-            return breed
+        for part in (words, _words(re.split(r"[.!\n]", answer.strip(), maxsplit=1)[0])):
+            if breed := self.compact.get("".join(part)):
+                return breed
         free = [True] * len(words)
         found = set()
         for name in self.longest_first:

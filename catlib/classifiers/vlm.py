@@ -1,6 +1,6 @@
 """The vision-language model as a classifier, untuned or tuned, with three ways to read a breed off it."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,7 +24,8 @@ class VLMClassifier(Classifier):
     score: every breed's label log-likelihood, summed or (`score_norm="mean"`) per token, less `prior_strength` times
     the same score without a photo (contextual calibration, Zhao et al. 2021, arXiv 2102.09690, in log space); then
     normalised over the breeds. constrained: generation that can only spell a breed. free: greedy generation, parsed;
-    a text that names no breed is predicted as None. Only `score` yields log-probabilities.
+    a text that names no breed is predicted as None. Only `score` yields log-probabilities. `spelled`: what the model
+    learned to answer where that is more than the name (`spelled_answers`).
     """
 
     def __init__(
@@ -36,24 +37,25 @@ class VLMClassifier(Classifier):
         score_norm: str = "sum",
         prior_strength: float = 0.0,
         name: str | None = None,
+        spelled: Mapping[str, str] | None = None,
     ) -> None:
         if decoding not in DECODINGS or score_norm not in ("sum", "mean"):
             raise InputError(
                 f"decoding {decoding!r} with score_norm {score_norm!r}: no such way to read a breed off a model"
             )
-        self.vlm, self.breeds, self.prompt = vlm, tuple(breeds), prompt
+        self.vlm, self.breeds, self.prompt, self.spelled = vlm, tuple(breeds), prompt, dict(spelled or {})
         self.decoding, self.score_norm, self.prior_strength = decoding, score_norm, prior_strength
         self.prior_fit: dict[str, Any] | None = None
         self.name = name or ("vlm-tuned" if vlm.adapter else "vlm-base")
         self.parser = BreedParser(self.breeds)
-        self.scorer = LabelScorer(vlm, self.breeds, prompt) if decoding == "score" else None
+        self.scorer = LabelScorer(vlm, self.breeds, prompt, spelled=self.spelled) if decoding == "score" else None
         self._prior: np.ndarray | None = None
 
     def classify(self, images: Sequence[Image], ids: Sequence[str] | None = None) -> Batch:
         if self.decoding == "score":
             return self.from_log_probs(log_softmax(self.raw_scores(images) - self.prior_strength * self.prior()))
         if self.decoding == "constrained":
-            answers = generate_constrained(self.vlm, images, self.prompt, self.breeds)
+            answers = generate_constrained(self.vlm, images, self.prompt, self.breeds, self.spelled)
             return Batch(answers, None, answers)
         answers = generate_free(self.vlm, images, self.prompt)
         return Batch([self.parser.parse(answer) for answer in answers], None, answers)
@@ -88,5 +90,7 @@ class VLMClassifier(Classifier):
         }
         if self.decoding == "score":
             description |= {"score_norm": self.score_norm, "label_pass": self.scorer.mode}
+            if self.spelled:
+                description["spelled"] = self.spelled
             description["prior_correction"] = {"strength": self.prior_strength, **(self.prior_fit or {})}
         return description

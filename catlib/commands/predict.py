@@ -172,7 +172,7 @@ def load_classifier(args: argparse.Namespace) -> "Classifier":
     vlm = load_vlm(base, adapter=adapter, device=settings.device, dtype=settings.dtype, quantize=settings.quantize)
     prompt = args.prompt or trained.get("question") or settings.prompt
     name = "vlm-tuned" if args.model == "tuned" else "vlm-base"
-    return VLMClassifier(vlm, breeds, prompt, settings.decoding, settings.score_norm, name=name)
+    return VLMClassifier(vlm, breeds, prompt, settings.decoding, settings.score_norm, name=name, spelled=trained.get("spelled"))
 
 
 def _endpoint(args: argparse.Namespace, breeds: Sequence[str], prompt: str, checkpoint: Path | None) -> "Classifier":

@@ -1,7 +1,8 @@
 """What the model is asked and what it learns to answer."""
 
 import hashlib
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -34,6 +35,23 @@ def answer_for(breed: str, style: str) -> str:
     if style == "label" or find(breed) is None:
         return breed
     return f"{breed}. It shows in the photo as {describe(breed)}."
+
+
+def spelled_answers(samples: Iterable[Sample]) -> dict[str, str]:
+    """For each breed the beginning of its answers up to where the breed is settled, as far as that is not the bare name.
+
+    After `Manx. It shows in the photo as …` that is `Manx.`, of `This is a Manx cat.` it is `This is a Manx cat.`: a model
+    that learned these never ends its answer after the name, and must not be asked how likely that is. Breeds whose answers
+    begin in several ways are left out.
+    """
+    found: dict[str, Counter[str]] = {}
+    for sample in samples:
+        before, name, after = sample.answer.partition(sample.breed)
+        if name:
+            sentence = after.split(".")[0] + "." if "." in after else after
+            found.setdefault(sample.breed, Counter())[before + name + sentence] += 1
+    ways = {breed: next(iter(counts)) for breed, counts in found.items() if len(counts) == 1}
+    return {breed: text for breed, text in sorted(ways.items()) if text != breed}
 
 
 def balance_weights(samples: Sequence[Sample], mode: str) -> np.ndarray:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from catlib.classifiers.base import Classifier, predict
+from catlib.data.conversations import spelled_answers
 from catlib.data.prepare import load_dataset
 from catlib.data.records import PredictionSet, Sample, read_samples
 from catlib.errors import InputError
@@ -37,6 +38,11 @@ class Bench:
     train: tuple[Sample, ...]
     val: tuple[Sample, ...]
     test: tuple[Sample, ...]
+
+    @property
+    def spelled(self) -> dict[str, str]:
+        """How the answers of this data settle a breed, where they are more than its name."""
+        return spelled_answers(self.val)
 
     def summary(self) -> str:
         """What is tested, in a sentence."""
@@ -126,7 +132,7 @@ def predict_vlm(bench: Bench, settings: EvaluationSettings) -> Results:
             base, adapter=adapter, device=settings.device, dtype=settings.dtype, quantize=settings.quantize
         )
         classifier = VLMClassifier(
-            vlm, bench.breeds, settings.prompt, settings.decoding, settings.score_norm, name=name
+            vlm, bench.breeds, settings.prompt, settings.decoding, settings.score_norm, name=name, spelled=bench.spelled
         )
         if settings.prior_correction and settings.decoding == "score":
             fit_prior(classifier, bench.val, bench.image_root, settings.eval_batch_size)
@@ -153,7 +159,9 @@ def explain_examples(
         dtype=settings.dtype,
         quantize=settings.quantize,
     )
-    classifier = VLMClassifier(vlm, bench.breeds, settings.prompt, score_norm=settings.score_norm, name=TUNED)
+    classifier = VLMClassifier(
+        vlm, bench.breeds, settings.prompt, score_norm=settings.score_norm, name=TUNED, spelled=bench.spelled
+    )
     chosen = pick_examples(results.test[TUNED], bench.priority, each)
     rows = [explain_prediction(classifier, open_image(inside(bench.image_root, p.image)), p.breed) for p in chosen]
     del vlm, classifier

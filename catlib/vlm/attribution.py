@@ -1,6 +1,6 @@
 """Which image patches drove the score of a breed's name: gradients or occlusion on its image tokens."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -15,9 +15,10 @@ if TYPE_CHECKING:
     from catlib.vlm.models import VLM
 
 OCCLUSION_BATCH = 8
+Label = str | Sequence[int]  # a breed's name, or the tokens that stand for it
 
 
-def patch_gradients(vlm: "VLM", image: Image, question: str, breed: str, steps: int = 8) -> np.ndarray:
+def patch_gradients(vlm: "VLM", image: Image, question: str, breed: Label, steps: int = 8) -> np.ndarray:
     """Signed relevance (h, w) of each image token for log p(breed, end token | photo, question), in nats.
 
     Integrated gradients (Sundararajan et al. 2017, arXiv 1703.01365) on the way from a photo whose tokens are all its
@@ -47,7 +48,7 @@ def patch_gradients(vlm: "VLM", image: Image, question: str, breed: str, steps: 
 
 
 @torch.inference_mode()
-def patch_occlusion(vlm: "VLM", image: Image, question: str, breed: str, window: int = 0) -> np.ndarray:
+def patch_occlusion(vlm: "VLM", image: Image, question: str, breed: Label, window: int = 0) -> np.ndarray:
     """Fall of log p(breed | photo) in nats (h, w) when a window of image tokens is replaced by the photo's mean token.
 
     `window`: its side in tokens, 0 for a quarter of the photo's; windows overlap by half. Each patch gets the mean
@@ -72,7 +73,7 @@ def patch_occlusion(vlm: "VLM", image: Image, question: str, breed: str, window:
 
 
 @torch.inference_mode()
-def occluded_scores(vlm: "VLM", image: Image, question: str, breed: str, masks: list[np.ndarray]) -> np.ndarray:
+def occluded_scores(vlm: "VLM", image: Image, question: str, breed: Label, masks: list[np.ndarray]) -> np.ndarray:
     """log p(breed, end token | photo, question) for each mask (h, w, bool), masked tokens replaced by the mean."""
     inputs, label = _inputs_with_answer(vlm, image, question, breed)
     positions, _ = image_positions(vlm, inputs["input_ids"][0])
@@ -117,10 +118,10 @@ def image_positions(vlm: "VLM", ids: torch.Tensor) -> tuple[torch.Tensor, tuple[
 
 
 def _inputs_with_answer(
-    vlm: "VLM", image: Image, question: str, breed: str
+    vlm: "VLM", image: Image, question: str, breed: Label
 ) -> tuple[dict[str, torch.Tensor], list[int]]:
     inputs = inference_inputs(vlm, [image], [question])
-    label = answer_tokens(vlm.processor, question, breed)
+    label = answer_tokens(vlm.processor, question, breed) if isinstance(breed, str) else list(breed)
     answer = torch.tensor([label[:-1]], device=inputs["input_ids"].device)
     inputs["input_ids"] = torch.cat([inputs["input_ids"], answer], dim=1)
     inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])  # one photo: nothing is padded

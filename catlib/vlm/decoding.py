@@ -1,12 +1,12 @@
 """Answers by generation: freely, as the plan does, or held to the breeds' names by a token trie."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import torch
 from PIL.Image import Image
 
-from catlib.vlm.prompting import answer_tokens, inference_inputs
+from catlib.vlm.prompting import inference_inputs, label_tokens
 
 if TYPE_CHECKING:
     from catlib.vlm.models import VLM
@@ -26,13 +26,15 @@ def generate_free(
 
 
 @torch.inference_mode()
-def generate_constrained(vlm: "VLM", images: Sequence[Image], question: str, breeds: Sequence[str]) -> list[str]:
+def generate_constrained(
+    vlm: "VLM", images: Sequence[Image], question: str, breeds: Sequence[str], spelled: Mapping[str, str] | None = None
+) -> list[str]:
     """The breed that greedy generation spells, one a photo, when each step may only go on with a name of the list.
 
-    Greedy choices are made token by token: the result need not be the breed with the highest whole-name likelihood.
+    `spelled` as in `label_tokens`. Greedy choices are made token by token: the result need not be the breed with the highest whole-name likelihood.
     """
     end = vlm.processor.tokenizer.eos_token_id
-    labels = {tuple(answer_tokens(vlm.processor, question, breed)): breed for breed in breeds}
+    labels = {tuple(label_tokens(vlm.processor, question, breed, spelled)): breed for breed in breeds}
     allowed: dict[tuple[int, ...], list[int]] = {}
     for label in labels:
         for n in range(len(label)):
@@ -47,8 +49,8 @@ def generate_constrained(vlm: "VLM", images: Sequence[Image], question: str, bre
 
     longest = max(map(len, labels))
     output = vlm.base.generate(**inputs, prefix_allowed_tokens_fn=allow, **_greedy(vlm, longest))
-    new = [tuple(row) for row in output[:, length:].tolist()]
-    return [labels[row[: row.index(end) + 1]] for row in new]
+    rows = [tuple(row) for row in output[:, length:].tolist()]
+    return [next(labels[row[:n]] for n in range(1, longest + 1) if row[:n] in labels) for row in rows]
 
 
 def _greedy(vlm: "VLM", max_new_tokens: int) -> dict[str, int | bool | float | None]:

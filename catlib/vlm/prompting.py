@@ -1,6 +1,6 @@
 """From question and photo to the model's inputs, and from a breed to the tokens that training taught as its answer."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -40,6 +40,17 @@ def answer_tokens(processor: Any, question: str, answer: str) -> list[int]:
     if tokenizer.eos_token_id in tokens:
         return tokens[: tokens.index(tokenizer.eos_token_id) + 1]
     return [*tokens, tokenizer.eos_token_id]
+
+
+def label_tokens(processor: Any, question: str, breed: str, spelled: Mapping[str, str] | None = None) -> list[int]:
+    """The tokens that stand for a breed in scoring: its name and the end token.
+
+    `spelled` holds, for breeds whose answers are longer than the name, the text that settles the breed (`Manx.`); it is
+    scored without an end token when it ends with a full stop, as further sentences may follow.
+    """
+    text = (spelled or {}).get(breed, breed)
+    tokens = answer_tokens(processor, question, text)
+    return tokens[:-1] if text != breed and text.endswith(".") else tokens
 
 
 def inference_inputs(vlm: "VLM", images: Sequence[Image] | None, questions: Sequence[str]) -> dict[str, torch.Tensor]:

@@ -7,7 +7,7 @@ have in its own sentence. The result equals one plain forward pass per name, at 
 
 import copy
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,7 +16,7 @@ from PIL.Image import Image
 
 from catlib.errors import CatlibError, InputError
 from catlib.vlm.label_trie import TokenTrie, build_trie, split_labels
-from catlib.vlm.prompting import answer_tokens, inference_inputs
+from catlib.vlm.prompting import inference_inputs, label_tokens
 
 if TYPE_CHECKING:
     from catlib.vlm.models import VLM
@@ -28,19 +28,32 @@ LOGITS_LIMIT = 2**27  # logits held at once: 512 MB in float32
 class LabelScorer:
     """Scores a photo for every breed by log p(name, end token | photo, question), tokenized exactly as in training.
 
+    `spelled`: the text that settles a breed for models that learned longer answers (see `label_tokens`).
+
     `mode`: "tree" is the trie in one pass; "padded" expands the cache to one row for each name and pads, for models
     whose attention takes no 4D mask (flash attention, sliding windows) or whose positions are no plain numbers
     (Qwen-VL); "auto" picks. Sums are independent of batch size and of the order of `breeds` up to rounding.
     """
 
-    def __init__(self, vlm: "VLM", breeds: Sequence[str], question: str, mode: str = "auto") -> None:
-        self.vlm, self.breeds, self.question = vlm, tuple(breeds), question
+    def __init__(
+        self,
+        vlm: "VLM",
+        breeds: Sequence[str],
+        question: str,
+        mode: str = "auto",
+        spelled: Mapping[str, str] | None = None,
+    ) -> None:
+        self.vlm, self.breeds, self.question, self.spelled = vlm, tuple(breeds), question, dict(spelled or {})
         self.mode = mode if mode != "auto" else ("tree" if takes_tree_mask(vlm.base.config) else "padded")
-        self.labels = [answer_tokens(vlm.processor, question, breed) for breed in self.breeds]
+        self.labels = [self.tokens(breed) for breed in self.breeds]
         same = {tuple(label): breed for label, breed in zip(self.labels, self.breeds, strict=True)}
         if len(same) != len(self.breeds):
             raise InputError("two breeds have the same tokens; breeds must differ in their names")
         self.counts = np.array([len(label) for label in self.labels])  # the end token included
+
+    def tokens(self, breed: str, question: str | None = None) -> list[int]:
+        """What is scored for a breed after the scorer's question, or another."""
+        return label_tokens(self.vlm.processor, question or self.question, breed, self.spelled)
 
     @torch.inference_mode()
     def score(self, images: Sequence[Image], questions: Sequence[str] | None = None) -> np.ndarray:
@@ -51,7 +64,7 @@ class LabelScorer:
         questions = [self.question] * len(images) if questions is None else list(questions)
         for question in set(questions) - {self.question}:
             if any(
-                answer_tokens(self.vlm.processor, question, b) != t
+                self.tokens(b, question) != t
                 for b, t in zip(self.breeds, self.labels, strict=True)
             ):
                 raise CatlibError(

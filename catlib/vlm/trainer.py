@@ -13,6 +13,7 @@ import torch
 from accelerate import Accelerator
 from transformers import get_scheduler
 
+from catlib.data.conversations import spelled_answers
 from catlib.data.records import Sample
 from catlib.errors import CatlibError
 from catlib.settings import TrainSettings
@@ -103,7 +104,9 @@ class Trainer:
         watched = watched_part(run.data.val, s.watch_photos, s.seed)
         question = run.data.val[0].question
         self.watch = (
-            Watch(self.vlm, run.val_collate, watched, run.data.breeds, run.data.priority, question) if watched else None
+            Watch(self.vlm, run.val_collate, watched, run.data.breeds, run.data.priority, question, spelled_answers(run.data.val))
+            if watched
+            else None
         )
         self.total_steps = total
 
@@ -276,6 +279,7 @@ class Trainer:
         facts = {
             "settings": asdict(self.settings), "base_model": self.vlm.name,
             "breeds": list(data.breeds), "priority_breeds": list(data.priority), "question": data.val[0].question,
+            "spelled": spelled_answers(data.val),
             "base_fingerprint": fingerprint(self.vlm), "data": data.digests, "figures": figures,
             "micro_batch": self.micro_batch,
         }  # fmt: skip

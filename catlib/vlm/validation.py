@@ -1,7 +1,7 @@
 """How good the model is after an epoch: loss on all validation samples, breed accuracy on a fixed small part of them."""
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -40,11 +40,12 @@ class Watch:
     """Closed-set accuracy and priority macro-F1 on a fixed part of the validation photos."""
 
     def __init__(
-        self, vlm: VLM, collate: Collator, samples: Sequence[Sample], breeds: Sequence[str], priority: Sequence[str], question: str
+        self, vlm: VLM, collate: Collator, samples: Sequence[Sample], breeds: Sequence[str], priority: Sequence[str], question: str,
+        spelled: Mapping[str, str] | None = None,
     ) -> None:
         self.vlm, self.collate, self.samples, self.question = vlm, collate, list(samples), question
         self.breeds, self.priority = list(breeds), [b for b in priority if any(s.breed == b for s in samples)]
-        self.scorer = LabelScorer(vlm, self.breeds, question)
+        self.scorer = LabelScorer(vlm, self.breeds, question, spelled=spelled)
 
     @torch.inference_mode()
     def measure(self, batch_size: int) -> dict[str, float]:
