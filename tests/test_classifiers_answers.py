@@ -3,7 +3,7 @@
 import pytest
 
 from catlib.breeds import BREEDS
-from catlib.classifiers.parsing import BreedParser
+from catlib.parsing import BreedParser
 from catlib.data.conversations import answer_for
 from catlib.vlm.decoding import generate_constrained, generate_free
 from tiny_encoders import llava, photo

@@ -140,6 +140,26 @@ def test_jsonl_is_used_as_it_is_and_wrong_lines_are_named(tmp_path):
         assert "train.jsonl:2" in str(error.value)
 
 
+def test_a_missing_breed_is_read_from_the_answer(tmp_path):
+    fill(tmp_path / "images", {"Bengal": 12, "Manx": 12})
+    (tmp_path / "vlm").mkdir()
+    says = ("{}", "This is a {} cat.", "The cat is a {}. Its coat reminds of a Tabby.", "{}, it seems")
+    for part, numbers in (("train", range(8)), ("val", range(8, 10)), ("test", range(10, 12))):
+        lines = []
+        for breed in ("Bengal", "Manx"):
+            for i in numbers:
+                turns = [{"from": "human", "value": "<image>\nBreed?"}, {"from": "gpt", "value": says[i % 4].format(breed)}]
+                lines.append({"id": f"{breed}{i}", "image": f"images/{breed}/{i:03d}.jpg", "conversations": turns})
+        (tmp_path / "vlm" / f"{part}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    dataset = prepare(settings(tmp_path, photos=str(tmp_path / "vlm")))
+    assert [len(dataset.part(part)) for part in ("train", "val", "test")] == [16, 4, 4]
+    assert all(sample.image.split("/")[1] == sample.breed for sample in dataset.train)
+    for change, culprit in (({"id": "Manx0"}, "Manx0"), ({"conversations": [turns[0], turns[1] | {"value": "A cat"}]}, "'breed'")):
+        (tmp_path / "vlm" / "val.jsonl").write_text(json.dumps(lines[0] | change) + "\n")
+        with pytest.raises(InputError, match=f"val.jsonl:1.*{culprit}"):
+            prepare(settings(tmp_path, photos=str(tmp_path / "vlm")))
+
+
 def test_the_same_settings_give_the_same_bytes_and_added_photos_move_none(tmp_path):
     photos = fill(tmp_path / "photos", {"Bengal": 20, "Manx": 9})
     first = prepare(settings(tmp_path))
@@ -207,7 +227,7 @@ def test_folders_that_cannot_be_read_or_written_are_named(tmp_path, capsys):
     [
         (["nowhere"], "nowhere"), (["check"], "one folder"), (["fetch", "dogs"], "oxford-pets"),
         (["photos", "--val-share", "much"], "val_share"), (["photos", "--priority-breeds", "Korat"], "Korat"),
-        (["photos", "--breeds", "Korat"], "Korat"),
+        (["photos", "--breeds", "Korat"], "Korat"), (["photos", "--breeds", "Manx"], "takes two"), ([".", "--source", "folders"], "takes two"),
     ],
 )  # fmt: skip
 def test_wrong_input_is_one_paragraph_and_exit_code_2(tmp_path, capsys, monkeypatch, words, culprit):

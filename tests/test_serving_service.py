@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from catlib.classifiers.parsing import BreedParser
+from catlib.parsing import BreedParser
 from catlib.demo_models import ensure_demo_models
 from catlib.errors import CatlibError, InputError
 from catlib.serving.service import BreedAnswer, VLMService

@@ -7,7 +7,7 @@ import numpy as np
 from PIL.Image import Image
 
 from catlib.classifiers.base import Batch, Classifier, log_softmax
-from catlib.classifiers.parsing import BreedParser
+from catlib.parsing import BreedParser
 from catlib.errors import InputError
 from catlib.vlm.decoding import generate_constrained, generate_free
 from catlib.vlm.scoring import LabelScorer

@@ -90,6 +90,11 @@ def _judge(source: Source, settings: DataSettings) -> _Judged:
     """Names and breeds, then every file opened, then copies and near-duplicates."""
     names = understand((f.source_name for f in source.findings if f.verdict != NO_BREED), settings.unknown_breeds)
     wanted = restrict(names.breeds, settings)
+    if len(wanted) == 1:
+        raise InputError(
+            f"photos: the only breed in {source.root} is {next(iter(wanted))!r}, and telling breeds apart takes two. Give the folder "
+            "that holds one folder for each breed (it may lie a level deeper), or name more in breeds="
+        )
     named = [replace(finding, breed=names.breed_of.get(finding.source_name, "")) for finding in source.findings]
     findings = audit(source.root, [f for f in named if f.breed in wanted or f.verdict == NO_BREED], settings.min_side)
     return _Judged(source, names, group_photos(judge_copies(findings), settings.near_duplicate_bits))

@@ -3,13 +3,15 @@
 import json
 from pathlib import Path
 
-from catlib.breeds import find
+from catlib.breeds import BREEDS
 from catlib.data.audit import Finding
 from catlib.data.images import inside
 from catlib.data.records import DATASET_CARD, Sample, image_root_of, parse_sample, read_jsonl
 from catlib.errors import InputError
+from catlib.parsing import BreedParser
 
 FILES = ("train", "val", "test")
+_ANSWERS = BreedParser([breed.name for breed in BREEDS])
 
 
 def is_jsonl(photos: Path) -> bool:
@@ -25,7 +27,7 @@ def jsonl_folder(photos: Path) -> Path | None:
 def read_jsonl_source(photos: Path) -> tuple[Path, list[Finding], dict[str, Sample], list[str]]:
     """Image root, files, their samples by image path, and remarks.
 
-    A missing `metadata.breed` is taken from the answer when this is a breed's name or begins with one. Raises InputError
+    A missing `metadata.breed` is taken from the answer, where its first sentence, or all of it, names one breed of the list. Raises InputError
     naming file, line and key.
     """
     folder = photos.parent if photos.is_file() else jsonl_folder(photos)
@@ -33,7 +35,7 @@ def read_jsonl_source(photos: Path) -> tuple[Path, list[Finding], dict[str, Samp
         raise InputError(f"{photos}: no train.jsonl in it, nor in its folder 'vlm'")
     paths = [photos] if photos.is_file() else [folder / f"{part}.jsonl" for part in FILES if (folder / f"{part}.jsonl").is_file()]
     root = _root(paths[0])
-    findings, samples = [], {}
+    findings, samples, ids = [], {}, {}
     for path in paths:
         # with no validation file the validation photos come out of train, so train is not fixed then
         fixed = path.stem if path.stem in ("val", "test") or (folder / "val.jsonl") in paths and path.stem == "train" else ""
@@ -44,6 +46,8 @@ def read_jsonl_source(photos: Path) -> tuple[Path, list[Finding], dict[str, Samp
                 inside(root, sample.image)
             except InputError as error:
                 raise InputError(f"{where}: {error}") from None
+            if (first := ids.setdefault(sample.id, where)) != where:
+                raise InputError(f"{where}: id {sample.id!r} stands already in {first}; ids are unique")
             if sample.image in samples:
                 raise InputError(f"{where}: photo {sample.image!r} stands in more than one line; one conversation a photo")
             samples[sample.image] = sample
@@ -73,10 +77,10 @@ def _with_breed(row: dict, where: str) -> dict:
     turns = row.get("conversations")
     last = turns[-1] if isinstance(turns, list) and turns else {}
     answer = last.get("value", "") if isinstance(last, dict) else ""
-    first = str(answer).split(".")[0].strip()
-    breed = find(first)
+    breed = _ANSWERS.parse(str(answer).split(".")[0]) or _ANSWERS.parse(str(answer))  # reasons may name other breeds
     if breed is None:
         raise InputError(
-            f"{where}: key 'metadata' has no 'breed', and the answer {json.dumps(answer)[:60]} is not a breed of the list"
+            f"{where}: key 'metadata' has no 'breed', and the answer {json.dumps(answer)[:60]} does not name one breed of the list; "
+            'add "metadata": {"breed": …} to the line'
         )
-    return {**row, "metadata": {**metadata, "breed": breed.name}}
+    return {**row, "metadata": {**metadata, "breed": breed}}

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from catlib.classifiers.parsing import BreedParser
+from catlib.parsing import BreedParser
 from catlib.data.images import open_image, to_rgb
 from catlib.errors import CatlibError, InputError
 from catlib.serving.tuned import Tuned, load_tuned, open_checkpoint
