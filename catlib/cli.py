@@ -34,6 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     for noisy in ("httpx", "matplotlib", "papermill", "PIL", "bitsandbytes"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
+    logging.getLogger("bitsandbytes.backends").setLevel(logging.ERROR)  # warns of an optional kernel in every command
     try:
         return args.run(args) or 0
     except KeyboardInterrupt:
