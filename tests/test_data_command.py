@@ -239,9 +239,11 @@ def test_wrong_input_is_one_paragraph_and_exit_code_2(tmp_path, capsys, monkeypa
 
 
 class Ranges(BaseHTTPRequestHandler):
-    """Serves the folder of the test, from the byte that a Range header asks for; notes what was asked."""
+    """Serves the folder of the test, from the byte that a Range header asks for; notes what was asked. Some answers break off."""
 
     asked: ClassVar[list[str | None]] = []
+    broken: ClassVar[int] = 0  # so many answers end after 1,500 bytes
+    spoilt: ClassVar[bool] = False  # one byte is not the published one
 
     def do_GET(self) -> None:
         data = (self.server.folder / self.path.strip("/")).read_bytes()
@@ -251,13 +253,19 @@ class Ranges(BaseHTTPRequestHandler):
         self.send_response(206 if wanted else 200)
         self.send_header("Content-Length", str(len(data) - start))
         self.end_headers()
-        self.wfile.write(data[start:])
+        body = bytearray(data[start:])
+        if self.spoilt:
+            body[0] ^= 1
+        if Ranges.broken:
+            Ranges.broken -= 1
+            body = body[:1500]
+        self.wfile.write(body)
 
     def log_message(self, *_: object) -> None:
         """Silent."""
 
 
-def test_fetch_resumes_checks_and_says_what_to_do_without_network(tmp_path):
+def test_fetch_resumes_checks_and_says_what_to_do_without_network(tmp_path, monkeypatch):
     site = oxford(tmp_path / "site")
     archives = []
     for name in ("annotations", "images"):
@@ -269,15 +277,26 @@ def test_fetch_resumes_checks_and_says_what_to_do_without_network(tmp_path):
     with pytest.raises(CatlibError, match="put both into"):
         fetch_oxford_pets(to, "http://127.0.0.1:9/", tuple(archives))
     (to / "images.tar.gz.part").write_bytes((site / "images.tar.gz").read_bytes()[:1000])
+    monkeypatch.setattr(Ranges, "asked", [])
     server = ThreadingHTTPServer(("127.0.0.1", 0), Ranges)
     server.folder = site
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
         folder = fetch_oxford_pets(to, f"http://127.0.0.1:{server.server_port}/", tuple(archives))
+        assert Ranges.asked == [None, "bytes=1000-"]
+        monkeypatch.setattr(Ranges, "broken", 2)  # the connection breaks off twice: it goes on from there by itself
+        Ranges.asked.clear()
+        (tmp_path / "shaky").mkdir()
+        shutil.copy(site / "annotations.tar.gz", tmp_path / "shaky")
+        fetch_oxford_pets(tmp_path / "shaky", f"http://127.0.0.1:{server.server_port}/", tuple(archives))
+        assert Ranges.asked == [None, "bytes=1500-", "bytes=3000-"]
+        monkeypatch.setattr(Ranges, "spoilt", True)
+        with pytest.raises(CatlibError, match="damaged"):
+            fetch_oxford_pets(tmp_path / "spoilt", f"http://127.0.0.1:{server.server_port}/", tuple(archives))
+        assert list((tmp_path / "spoilt").iterdir()) == []
     finally:
         server.shutdown()
         server.server_close()
-    assert Ranges.asked == [None, "bytes=1000-"]
     assert (folder / "images" / "Bengal_1.jpg").is_file()
     (to / "images.tar.gz").write_bytes(b"damaged")
     with pytest.raises(CatlibError, match="checksum"):

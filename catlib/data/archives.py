@@ -115,14 +115,19 @@ def _fetch(archive: Archive, to: Path, base: str) -> None:
         if _md5(target) == archive.md5:
             return
         raise CatlibError(f"{target}: its checksum is not {archive.md5}, so it is not the published file; delete it and run again")
-    try:
-        _download(base + archive.name, part)
-    except (urllib.error.URLError, TimeoutError, ConnectionError) as error:
-        reason = getattr(error, "reason", None) or error
+    have = -1
+    while have < (have := _size(part)):  # again as long as each attempt brings something
+        try:
+            _download(base + archive.name, part)
+            break
+        except (urllib.error.URLError, TimeoutError, ConnectionError) as error:
+            reason = getattr(error, "reason", None) or error
+            log.info("%s: %s after %d bytes", archive.name, reason, _size(part))
+    else:
         raise CatlibError(
             f"cannot download {base + archive.name} ({reason}). On a machine with network, get images.tar.gz and annotations.tar.gz "
             f"from {PAGE} and put both into {to}; then run: catlib data {to} --out data/vlm. What has arrived is kept and continued"
-        ) from None
+        )
     found = _md5(part)
     if found != archive.md5:
         part.unlink()
@@ -132,7 +137,7 @@ def _fetch(archive: Archive, to: Path, base: str) -> None:
 
 def _download(url: str, part: Path) -> None:
     """Append to `part` what it lacks. A server that does not know ranges sends everything, and the file begins anew."""
-    have = part.stat().st_size if part.is_file() else 0
+    have = _size(part)
     request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
     try:
         answer = urllib.request.urlopen(request, timeout=TIMEOUT)
@@ -145,6 +150,13 @@ def _download(url: str, part: Path) -> None:
         blocks = iter(lambda: answer.read(BLOCK), b"")
         for block in track(blocks, f"downloading {part.stem}", total=-(-length // BLOCK) or None, unit="MB"):
             stream.write(block)
+        got = stream.tell() - (have if answer.status == 206 else 0)
+    if got < length:
+        raise ConnectionError(f"the connection ended {length - got:,} bytes early")
+
+
+def _size(part: Path) -> int:
+    return part.stat().st_size if part.is_file() else 0
 
 
 def _md5(path: Path) -> str:

@@ -1,10 +1,10 @@
 """The order in which samples are seen: a pure function of seed and epoch, so that a resumed run sees the same."""
 
-from collections import Counter
 from collections.abc import Sequence
 
 import torch
 
+from catlib.data.conversations import balance_weights
 from catlib.data.records import Sample
 
 
@@ -17,9 +17,7 @@ def epoch_order(samples: Sequence[Sample], seed: int, epoch: int, balance: str =
     generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
     if balance == "none":
         return torch.randperm(len(samples), generator=generator).tolist()
-    counts = Counter(sample.breed for sample in samples)
-    power = {"sqrt": 0.5, "uniform": 1.0}[balance]
-    weights = torch.tensor([counts[sample.breed] ** -power for sample in samples], dtype=torch.float64)
+    weights = torch.from_numpy(balance_weights(samples, balance))
     return torch.multinomial(weights, len(samples), replacement=True, generator=generator).tolist()
 
 
