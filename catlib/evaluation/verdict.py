@@ -95,7 +95,7 @@ def _best_probe(models: Mapping[str, Mapping[str, Any]]) -> str | None:
 def _decide(facts: Facts, met: Mapping[str, Met]) -> tuple[str, str]:
     """The recommendation and the sentence that decides it: the first rule that applies."""
     targets, reference = facts.targets, facts.reference_title
-    overall, rare = _gain(facts.versus), facts.versus["priority_f1_gain_points"]
+    rare = facts.versus["priority_f1_gain_points"]
     rare_better, worse = more_than(rare, 0) is True, surely_worse(facts.versus)
     better_elsewhere = more_than(facts.versus["accuracy_gain_elsewhere_points"], 0) is True
     gain_met, rare_met = met["gain"], met["priority"]
