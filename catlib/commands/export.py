@@ -39,6 +39,14 @@ def add_parser(subparsers: Any, common: argparse.ArgumentParser) -> None:
                        help="weights of the export (default: as trained, else the base's own)")  # fmt: skip
     merge.add_argument("--limit", type=float, metavar="NATS", help="largest score difference that passes (default: by dtype)")
     merge.set_defaults(run=run_merge)
+    gguf = kinds.add_parser(
+        "gguf", parents=[shared], help="text model and mmproj for llama.cpp",
+        description="Convert a tuned model by llama.cpp's own converter, and ask llama-server, if there is one, about photos.",
+    )  # fmt: skip
+    gguf.add_argument("--outtype", default="f16", choices=["f32", "f16", "bf16", "q8_0"], help="weights (default: f16)")
+    gguf.add_argument("--llama-cpp", default="", metavar="DIR", help="llama.cpp's source, for its converter; or CATLIB_LLAMA_CPP")
+    gguf.add_argument("--binary", default="", metavar="PATH", help="llama-server to verify with; or CATLIB_LLAMA_SERVER")
+    gguf.set_defaults(run=run_gguf)
 
 
 def run_merge(args: argparse.Namespace) -> int:
@@ -61,6 +69,34 @@ def run_merge(args: argparse.Namespace) -> int:
     print(f"verified on {result.verification}")
     if result.as_trained is not None:
         print(f"beside the 4-bit model as it was trained, on {_open_ended(result.as_trained)}")
+    return 0
+
+
+def run_gguf(args: argparse.Namespace) -> int:
+    """Convert, and print what was verified, and where the engine itself is at fault."""
+    from catlib.serving.export import find_source
+    from catlib.serving.export_gguf import export_gguf
+
+    source = find_source(resolve(args.checkpoint), args.base_model)
+    result = export_gguf(
+        source, resolve(args.out), outtype=args.outtype, llama_cpp=args.llama_cpp, binary=args.binary, device=args.device,
+        photos=_photos(args), count=args.count, force=args.force,
+    )  # fmt: skip
+    if args.json:
+        json.dump(asdict(result), sys.stdout, ensure_ascii=False, default=str)
+        print()
+        return 0
+    print(f"text model: {result.text}\nmmproj: {result.mmproj}\n{result.gigabytes:.3g} GB")
+    if result.verified is None:
+        print("not verified: llama-server is not installed")
+    elif result.with_defect is None:
+        print(f"verified with {result.engine}: {result.verified}")
+    else:
+        print(
+            f"the files are right, {result.engine} is not: it feeds the class token of a CLIP tower to the language model in place of "
+            f"the first patch (llama.cpp issue 25814). Its answers are those of this process with the same defect: "
+            f"{result.with_defect}\nBut against the model as it is: {result.verified}\nServe it by vLLM, or by a llama.cpp that has the fix"
+        )
     return 0
 
 

