@@ -148,8 +148,8 @@ def width_sentence(dataset: Dataset) -> str:
             f"{support[worst]} test photos: a true 70 % is read as {100 * low:.0f} to {100 * high:.0f} %."
         )
     return (
-        f"**{len(small)} of {len(dataset.breeds)} breeds are too small to measure alone** (interval wider than "
-        f"{100 * TOO_WIDE:.0f} points): {', '.join(f'{breed} ({n} test photos)' for breed, n in small.items())}."
+        f"**{len(small)} of {len(dataset.breeds)} breeds {_are(small)} too small to measure alone** (interval wider than "
+        f"{100 * TOO_WIDE:.0f} points). Their test photos: {', '.join(f'{breed} {n}' for breed, n in small.items())}."
     )
 
 
@@ -179,8 +179,9 @@ def conclusion(dataset: Dataset, findings: Sequence[Finding], checked: Check) ->
         )
     else:
         lines.append("**Priority breeds**: none in this data.")
-    lines.append(width_sentence(dataset))
-    lines += [f"Note: {remark}." for remark in dataset.card.get("remarks", ())]
+    lines.append(_measurable(dataset))
+    if remarks := dataset.card.get("remarks", ()):
+        lines.append(f"**Small breeds** got less than was asked for: {'; '.join(remarks)}.")
     return "\n".join(f"- {line}" for line in lines)
 
 
@@ -192,6 +193,23 @@ def markdown_table(rows: Rows) -> str:
     numeric = [all(row[i].replace(",", "").isdigit() for row in rows[1:]) for i in range(len(rows[0]))]
     rule = ["---:" if right else "---" for right in numeric]
     return "\n".join(f"| {' | '.join(row)} |" for row in [clean[0], rule, *clean[1:]])
+
+
+def _measurable(dataset: Dataset) -> str:
+    """The sentence on widths, shorter where many breeds are too small."""
+    small = too_small(dataset)
+    rare = [breed for breed in dataset.priority_breeds if breed in small]
+    if not small:
+        return width_sentence(dataset)
+    among = f", among them {len(rare)} of the {len(dataset.priority_breeds)} priority breeds: {', '.join(rare)}" if rare else ""
+    return (
+        f"**{len(small)} of {len(dataset.breeds)} breeds {_are(small)} too small to measure alone** ({max(small.values())} test photos or "
+        f"fewer){among}. Add photos, or judge by averages over breeds."
+    )
+
+
+def _are(things: Mapping[str, int]) -> str:
+    return "is" if len(things) == 1 else "are"
 
 
 def _trust(checked: Check) -> str:

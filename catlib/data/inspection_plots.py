@@ -123,7 +123,7 @@ def widths_figure(dataset: Dataset) -> Figure:
             axes.scatter(shown, [100 * f1_width(n) for n in shown], color=hue, marker=marker, s=size, label=name, zorder=2 + flag)
     axes.axhspan(100 * TOO_WIDE, 105, color=RED, alpha=0.07)
     axes.text(top * 1.1, 100 * TOO_WIDE + 2, "too wide to tell a good model from a middling one", color=RED, ha="right", fontsize=9)
-    axes.set(xlabel="test photos of the breed", ylabel="points", ylim=(0, 105), xlim=(1, top * 1.12))
+    axes.set(xlabel="test photos of the breed", ylabel="points", ylim=(0, 105), xlim=(0, top * 1.12))
     axes.set_title("Width of the 95 % interval of a breed's F1 (true F1 70 %)")
     axes.legend(loc="lower left")
     return figure

@@ -49,10 +49,13 @@ def read_petfinder(photos: Path) -> tuple[list[Finding], list[str], dict[str, di
             found.append(finding(image, name, animal=about.get(image, {}).get("id", "")))
     notes = [table.note] if table.note else []
     if table.rows:
-        notes.append(f"data/cats.csv describes {len(about)} of {len(found)} photos, {disagree} under another breed than their folder")
+        notes.append(
+            f"the table data/cats.csv describes {len(about):,} of {len(found):,} photos, {disagree:,} under another breed than their "
+            "folder, which is what counts"
+        )
         cats = {about[image]["id"] for image in about if about[image].get("id")}
         if cats and len(cats) < len(about):
-            notes.append(f"{len(about)} photos show {len(cats)} cats by their id; all photos of one cat stay in one part")
+            notes.append(f"{len(about):,} photos show {len(cats):,} cats by their id; all photos of one cat stay in one part")
     return found, notes, about
 
 
