@@ -22,7 +22,7 @@ def model_rows(models: Mapping[str, Mapping[str, Any]]) -> Rows:
             "no breed": "-" if m["invalid_rate"] is None else f"{m['invalid_rate']['value']:.1%}",
             "ms, p50": number(m["latency_ms"]["p50"]),
             "ms, p95": number(m["latency_ms"]["p95"]),
-            "photos/s": number(m["photos_per_second"]),
+            "photos/s": number(m.get("photos_per_second")),
         }
         for name, m in ((name, models[name]) for name in ordered(list(models)))
     ]

@@ -11,7 +11,7 @@ from urllib.parse import quote
 
 from catlib.data.records import write_atomically
 from catlib.errors import InputError
-from catlib.evaluation.names import short
+from catlib.evaluation.names import PROBES, TUNED, short
 from catlib.evaluation.plots import learning_curve_figure, learning_curve_sentence
 from catlib.evaluation.tables import share
 from catlib.paths import resolve
@@ -68,7 +68,13 @@ def curve_page(run: str, key: str, runs: Sequence[tuple[float, str]]) -> Path:
         for name, m in metrics["models"].items()
     ]
     title = f"{run}: what {key.replace('_', ' ')} changes"
-    body = f"<h1>{escape(title)}</h1><p>{escape(learning_curve_sentence(measured, key))}</p>"
+    said = [
+        learning_curve_sentence(measured, key, name, figure)
+        for name in (TUNED, *PROBES)
+        for figure in ("priority_macro_f1", "accuracy")
+        if any(metrics["models"].get(name, {}).get(figure) for _, metrics in measured)
+    ]
+    body = f"<h1>{escape(title)}</h1><ul>{''.join(f'<li>{escape(sentence)}</li>' for sentence in said)}</ul>"
     body += f'<img alt="learning curve" src="data:image/png;base64,{inline}">{html.table(rows)}'
     body += (
         f"<p>Meaning of {key}: {escape(all_options()[key].metadata['help'])}. Per cent, 95 % intervals in brackets.</p>"
