@@ -175,6 +175,24 @@ def test_the_same_settings_give_the_same_bytes_and_added_photos_move_none(tmp_pa
     assert all(where[s.image] == part for part in ("train", "val", "test") for s in first.part(part))
 
 
+def test_a_split_beside_its_photos_is_made_anew_and_foreign_samples_are_not_replaced(tmp_path, capsys):
+    photos = fill(tmp_path / "photos", {"Bengal": 12, "Manx": 12})
+    out = photos / "vlm"
+    assert main(["data", str(photos), "--out", str(out)]) == 0
+    before = {name: (out / name).read_bytes() for name in NAMES}
+    assert main(["data", str(photos), "--out", str(out)]) == 0
+    assert {name: (out / name).read_bytes() for name in NAMES} == before
+    fill(photos, {"Bengal": 3}, start=300)
+    dataset = prepare(settings(tmp_path), out)
+    assert dataset.card["source"] == "folders" and dataset.card["files_seen"] == 27, "the old split was taken for the source"
+    assert dataset.card["unknown_breeds"] == []
+    (out / "dataset.json").unlink()
+    capsys.readouterr()
+    assert main(["data", str(tmp_path / "photos" / "Bengal"), "--source", "folders", "--out", str(out)]) == 2
+    assert main(["data", str(photos), "--source", "folders", "--out", str(out)]) == 2
+    assert "has not written" in capsys.readouterr().err and (out / "test.jsonl").read_bytes()
+
+
 def test_check_proves_the_split_and_finds_a_leak(tmp_path, capsys):
     fill(tmp_path / "photos", {"Bengal": 15, "Manx": 15})
     out = tmp_path / "data" / "vlm"

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from photo_makers import fill, jpeg
 
 from catlib.data.audit import read_audit
 from catlib.data.check import check
@@ -49,19 +49,23 @@ def test_thousands_of_equal_photos_are_one_group_without_their_pairs():
     assert len(set(labels[:50_000].tolist())) == 1 and labels[-1] != labels[0]
 
 
-def test_names_with_spaces_and_accents_survive_to_the_jsonl(tmp_path):
-    for breed in ("Siamese", "Café au lait"):
-        (tmp_path / "my photos" / breed).mkdir(parents=True)
-        for i in range(12):
-            field = np.random.default_rng(len(breed) * 100 + i).integers(0, 256, (9, 12, 3), dtype=np.uint8)
-            photo = Image.fromarray(field).resize((96, 72), Image.Resampling.BICUBIC)
-            photo.save(tmp_path / "my photos" / breed / f"猫 Nr. {i}.jpg")
-    dataset = prepare(
-        DataSettings(photos=str(tmp_path / "my photos"), data_dir=str(tmp_path / "out"), run_dir=str(tmp_path / "run"))
-    )
-    names = {sample.image for part in ("train", "val", "test") for sample in dataset.part(part)}
-    assert len(names) == 24 and "Café au lait/猫 Nr. 3.jpg" in names
-    assert dataset.card["unknown_breeds"] == ["Café au lait"]
+def test_odd_names_survive_to_the_jsonl(tmp_path):
+    """Spaces, accents (composed and, as macOS writes them, not), commas, quotes, line breaks; bytes that are no text are left out."""
+    photos = fill(tmp_path / "my photos", {"Siamese": 12, "Caf\u00e9 au lait": 8})
+    fill(photos, {"Cafe\u0301 au lait": 4}, start=60)
+    names = ('a, "b"\n\t.jpg', "-rf.jpg", "猫 Nr. 3.JPG", "x" * 240 + ".jpg")
+    for i, name in enumerate(names):
+        (photos / "Siamese" / name).write_bytes(jpeg(9000 + i))
+    Path(os.fsdecode(os.fsencode(photos / "Siamese") + b"/\xff.jpg")).write_bytes(jpeg(9100))
+    (photos / "docs").mkdir()
+    (photos / "docs" / "about.txt").write_text("a folder without photos is no breed")
+    dataset = prepare(DataSettings(photos=str(photos), data_dir=str(tmp_path / "out"), run_dir=str(tmp_path / "run")))
+    images = {sample.image for part in ("train", "val", "test") for sample in dataset.part(part)}
+    assert len(images) == 28 and {f"Siamese/{name}" for name in names} <= images
+    assert dataset.breeds == ("Caf\u00e9 au lait", "Siamese") and dataset.card["unknown_breeds"] == ["Caf\u00e9 au lait"]
+    assert dataset.card["left_out"] == {"bad name": 1, "no photo ending": 1}
+    assert read_audit(tmp_path / "run" / "audit.csv")[-1].image == "docs/about.txt"
+    assert check(tmp_path / "out" / "vlm").problems == ()
 
 
 @pytest.fixture(scope="module")

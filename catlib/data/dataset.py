@@ -60,7 +60,12 @@ def load_dataset(vlm_dir: Path) -> Dataset:
 
 @contextmanager
 def writing(vlm_dir: Path) -> Iterator[None]:
-    """Hold the folder for one writer; a second run waits its turn. The lock goes with the process that holds it."""
+    """Hold the folder for one writer; a second run waits its turn. The lock goes with the process that holds it.
+
+    Raises InputError where the folder holds samples of another origin, CatlibError where it cannot be written.
+    """
+    if (vlm_dir / "train.jsonl").is_file() and not (vlm_dir / DATASET_CARD).is_file():
+        raise InputError(f"{vlm_dir}: holds a train.jsonl that catlib has not written and would replace; give another folder")
     try:
         vlm_dir.mkdir(parents=True, exist_ok=True)
         handle = os.open(vlm_dir / ".lock", os.O_RDWR | os.O_CREAT, 0o644)

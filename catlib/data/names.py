@@ -1,6 +1,7 @@
 """Breed names as photos bring them, mapped to the names of the list of 67, and every decision reported."""
 
 import difflib
+import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -78,7 +79,7 @@ def _match(wanted: Sequence[str], present: Sequence[str], option: str) -> list[s
 
 
 def _plain(name: str) -> str:
-    return " ".join(name.replace("_", " ").split())
+    return " ".join(unicodedata.normalize("NFC", name).replace("_", " ").split())  # macOS writes é as e and an accent
 
 
 def _fold(name: str) -> str:

@@ -12,7 +12,6 @@ from catlib.data.audit import Finding, audit, write_audit
 from catlib.data.conversations import answer_for, question_for
 from catlib.data.dataset import PARTS, Dataset, load_dataset, read_card, read_groups, write_dataset, writing
 from catlib.data.duplicates import group_photos, judge_copies
-from catlib.data.files import NO_BREED
 from catlib.data.names import Names, priority_of, restrict, understand
 from catlib.data.records import Sample, make_sample
 from catlib.data.sources import Source, read_source
@@ -88,7 +87,7 @@ def _photos(settings: DataSettings) -> Source:
 
 def _judge(source: Source, settings: DataSettings) -> _Judged:
     """Names and breeds, then every file opened, then copies and near-duplicates."""
-    names = understand((f.source_name for f in source.findings if f.verdict != NO_BREED), settings.unknown_breeds)
+    names = understand((f.source_name for f in source.findings if f.kept), settings.unknown_breeds)
     wanted = restrict(names.breeds, settings)
     if len(wanted) == 1:
         raise InputError(
@@ -96,7 +95,7 @@ def _judge(source: Source, settings: DataSettings) -> _Judged:
             "that holds one folder for each breed (it may lie a level deeper), or name more in breeds="
         )
     named = [replace(finding, breed=names.breed_of.get(finding.source_name, "")) for finding in source.findings]
-    findings = audit(source.root, [f for f in named if f.breed in wanted or f.verdict == NO_BREED], settings.min_side)
+    findings = audit(source.root, [f for f in named if f.breed in wanted or not f.breed], settings.min_side)
     return _Judged(source, names, group_photos(judge_copies(findings), settings.near_duplicate_bits))
 
 

@@ -8,9 +8,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from catlib.data.audit import Finding
+from catlib.data.dataset import read_card
 from catlib.data.files import NO_BREED, files, finding, has_folders, is_photo
-from catlib.data.records import Sample
-from catlib.data.source_jsonl import is_jsonl, read_jsonl_source
+from catlib.data.records import DATASET_CARD, Sample, image_root_of
+from catlib.data.source_jsonl import is_jsonl, jsonl_folder, read_jsonl_source
 from catlib.data.source_petfinder import read_petfinder
 from catlib.errors import InputError
 
@@ -57,7 +58,7 @@ def read_source(photos: Path, source: str) -> Source:
 
 def detect(photos: Path) -> str:
     """The layout of a folder, from the files that only this layout has."""
-    if is_jsonl(photos):
+    if is_jsonl(photos) and not _holds_its_split(photos):
         return "llava-jsonl"
     if (photos / "annotations" / "list.txt").is_file():
         return "oxford-pets"
@@ -66,6 +67,14 @@ def detect(photos: Path) -> str:
     if (photos / "images").is_dir() and has_folders(photos / "images"):
         return "petfinder"
     return "folders"
+
+
+def _holds_its_split(photos: Path) -> bool:
+    """Whether `photos`/vlm is the split that catlib has made from the photos in `photos`; the photos may have changed since."""
+    card = photos / "vlm" / DATASET_CARD
+    if jsonl_folder(photos) != card.parent or not card.is_file():
+        return False
+    return image_root_of(card.parent / "train.jsonl") == photos.resolve() and read_card(card.parent).get("source") != "llava-jsonl"
 
 
 def _oxford(photos: Path) -> Source:
