@@ -63,5 +63,11 @@ def table(rows: Sequence[Mapping[str, str]]) -> str:
     if not rows:
         return ""
     head = "".join(f"<th>{escape(key)}</th>" for key in rows[0])
-    body = "".join("<tr>" + "".join(f"<td>{escape(str(v))}</td>" for v in row.values()) + "</tr>" for row in rows)
+    body = "".join("<tr>" + "".join(map(_cell, map(str, row.values()))) + "</tr>" for row in rows)
     return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+
+
+def _cell(text: str) -> str:
+    """A cell; a figure and its interval stay on one line."""
+    kind = ' class="figure"' if "[" in text else ""
+    return f"<td{kind}>{escape(text)}</td>"
