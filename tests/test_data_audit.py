@@ -5,11 +5,13 @@ import os
 import struct
 import zlib
 
+import numpy as np
 import pytest
 from photo_makers import fill, jpeg, picture
 from PIL import Image
 
-from catlib.data.audit import KEPT, MAX_BYTES, read_audit
+from catlib.data.audit import KEPT, MAX_BYTES, Finding, audit, read_audit
+from catlib.data.images import open_image
 from catlib.data.prepare import prepare
 from catlib.errors import InputError
 from catlib.settings import DataSettings
@@ -73,17 +75,35 @@ def test_broken_files_of_every_kind_are_told_apart_and_the_good_ones_kept(tmp_pa
         (photos / "Bengal" / name).write_bytes(data)
     before = {path: path.read_bytes() for path in photos.rglob("*.*")}
     dataset = prepare(settings(tmp_path))
-    audit = {finding.image: finding for finding in read_audit(tmp_path / "run" / "audit.csv")}
+    table = {finding.image: finding for finding in read_audit(tmp_path / "run" / "audit.csv")}
     for name, (_, verdict, remark) in files.items():
-        finding = audit[f"Bengal/{name}"]
+        finding = table[f"Bengal/{name}"]
         assert finding.verdict == verdict, f"{name}: {finding.verdict} ({finding.detail})"
         assert remark in finding.remarks, name
-    assert audit["Bengal/turned0.jpg"].width == 64, "size after rotation"
-    assert len(audit) == 104
+    assert table["Bengal/turned0.jpg"].width == 64, "size after rotation"
+    assert len(table) == 104
     kept = {sample.image for part in ("train", "val", "test") for sample in dataset.part(part)}
     good = {f"{breed}/{i:03d}.jpg" for breed in ("Bengal", "Manx") for i in range(20)}
     assert good | {f"Bengal/{name}" for name, file in files.items() if file[1] == KEPT} == kept
     assert {path: path.read_bytes() for path in photos.rglob("*.*")} == before, "the audit changed a file"
+
+
+def test_every_mode_opens_as_the_same_upright_rgb(tmp_path):
+    grey = np.tile(np.linspace(0, 255, 64, dtype=np.uint8), (48, 1))
+    wide = grey.astype(np.uint16) * 257
+    files = {"16.png": Image.fromarray(wide), "32.tif": Image.fromarray(wide.astype(np.int32)), "8.png": Image.fromarray(grey),
+             "f.tif": Image.fromarray(grey / np.float32(255)), "la.png": Image.fromarray(grey).convert("LA"),
+             "p.gif": Image.fromarray(grey), "cmyk.tif": Image.fromarray(grey).convert("RGB").convert("CMYK")}  # fmt: skip
+    for name, image in files.items():
+        image.save(tmp_path / name)
+        opened = open_image(tmp_path / name)
+        assert opened.mode == "RGB" and np.abs(np.asarray(opened)[..., 0].astype(int) - grey).max() <= 2, name
+    hashes = {f.phash for f in audit(tmp_path, [Finding(name, "cat") for name in files], 32)}
+    assert len(hashes) == 1 and hashes != {""}
+    turned = Image.Exif()
+    turned[274] = 6  # to be turned clockwise by a quarter
+    Image.fromarray(grey).save(tmp_path / "turned.png", exif=turned)
+    assert (np.asarray(open_image(tmp_path / "turned.png"))[..., 0] == np.rot90(grey, -1)).all()
 
 
 def test_copies_and_the_same_photo_under_two_breeds(tmp_path):
@@ -91,10 +111,10 @@ def test_copies_and_the_same_photo_under_two_breeds(tmp_path):
     (photos / "Bengal" / "zcopy.jpg").write_bytes((photos / "Bengal" / "000.jpg").read_bytes())
     (photos / "Manx" / "foreign.jpg").write_bytes((photos / "Bengal" / "001.jpg").read_bytes())
     prepare(settings(tmp_path))
-    audit = {finding.image: finding for finding in read_audit(tmp_path / "run" / "audit.csv")}
-    assert audit["Bengal/000.jpg"].kept and audit["Bengal/zcopy.jpg"].verdict == "duplicate"
-    assert "Bengal/000.jpg" in audit["Bengal/zcopy.jpg"].detail
-    assert audit["Bengal/001.jpg"].verdict == audit["Manx/foreign.jpg"].verdict == "two breeds"
+    table = {finding.image: finding for finding in read_audit(tmp_path / "run" / "audit.csv")}
+    assert table["Bengal/000.jpg"].kept and table["Bengal/zcopy.jpg"].verdict == "duplicate"
+    assert "Bengal/000.jpg" in table["Bengal/zcopy.jpg"].detail
+    assert table["Bengal/001.jpg"].verdict == table["Manx/foreign.jpg"].verdict == "two breeds"
 
 
 def test_saved_again_is_one_group_and_a_pair_under_two_breeds_is_remarked(tmp_path):
@@ -102,11 +122,11 @@ def test_saved_again_is_one_group_and_a_pair_under_two_breeds_is_remarked(tmp_pa
     (photos / "Bengal" / "again.jpg").write_bytes(encoded(Image.open(photos / "Bengal" / "000.jpg"), "JPEG", quality=40))
     (photos / "Manx" / "again.jpg").write_bytes(encoded(Image.open(photos / "Bengal" / "001.jpg"), "JPEG", quality=40))
     prepare(settings(tmp_path))
-    audit = {finding.image: finding for finding in read_audit(tmp_path / "run" / "audit.csv")}
-    same, foreign = audit["Bengal/again.jpg"], audit["Manx/again.jpg"]
-    assert same.kept and (same.group, same.part) == (audit["Bengal/000.jpg"].group, audit["Bengal/000.jpg"].part)
-    assert foreign.part == audit["Bengal/001.jpg"].part and "under another breed (Bengal / Manx)" in foreign.remarks
-    assert len({finding.group for finding in audit.values()}) == 24
+    table = {finding.image: finding for finding in read_audit(tmp_path / "run" / "audit.csv")}
+    same, foreign = table["Bengal/again.jpg"], table["Manx/again.jpg"]
+    assert same.kept and (same.group, same.part) == (table["Bengal/000.jpg"].group, table["Bengal/000.jpg"].part)
+    assert foreign.part == table["Bengal/001.jpg"].part and "under another breed (Bengal / Manx)" in foreign.remarks
+    assert len({finding.group for finding in table.values()}) == 24
 
 
 def test_photos_outside_the_breed_folders_pipes_and_files_beyond_memory_are_named_not_opened(tmp_path):
@@ -117,10 +137,10 @@ def test_photos_outside_the_breed_folders_pipes_and_files_beyond_memory_are_name
     with (photos / "Bengal" / "film.jpg").open("wb") as film:
         film.truncate(MAX_BYTES + 1)
     prepare(settings(tmp_path))
-    audit = {finding.image: finding for finding in read_audit(tmp_path / "run" / "audit.csv")}
-    assert audit["stray.jpg"].verdict == "no breed" and "README.txt" not in audit
-    assert audit["Bengal/pipe.jpg"].verdict == "unreadable" and audit["Bengal/film.jpg"].verdict == "too large"
-    assert sum(finding.kept for finding in audit.values()) == 16
+    table = {finding.image: finding for finding in read_audit(tmp_path / "run" / "audit.csv")}
+    assert table["stray.jpg"].verdict == "no breed" and "README.txt" not in table
+    assert table["Bengal/pipe.jpg"].verdict == "unreadable" and table["Bengal/film.jpg"].verdict == "too large"
+    assert sum(finding.kept for finding in table.values()) == 16
 
 
 def test_links_inside_are_followed_and_links_that_leave_are_left_out(tmp_path):
@@ -134,12 +154,12 @@ def test_links_inside_are_followed_and_links_that_leave_are_left_out(tmp_path):
     (photos / ".hidden" / "x.jpg").write_bytes(jpeg(99_001))
     (photos / "Manx" / "in.jpg").symlink_to(photos / ".hidden" / "x.jpg")
     prepare(settings(tmp_path))
-    audit = {finding.image: finding for finding in read_audit(tmp_path / "run" / "audit.csv")}
-    assert audit["Bengal/out.jpg"].verdict == "outside the root"
-    assert audit["Bengal/gone.jpg"].verdict == "missing"
-    assert audit["Bengal/circle.jpg"].verdict in ("unreadable", "outside the root", "missing")
-    assert audit["Manx/in.jpg"].kept
-    assert len(audit) == 20, "the loop was walked, or a hidden file was taken"
+    table = {finding.image: finding for finding in read_audit(tmp_path / "run" / "audit.csv")}
+    assert table["Bengal/out.jpg"].verdict == "outside the root"
+    assert table["Bengal/gone.jpg"].verdict == "missing"
+    assert table["Bengal/circle.jpg"].verdict in ("unreadable", "outside the root", "missing")
+    assert table["Manx/in.jpg"].kept
+    assert len(table) == 20, "the loop was walked, or a hidden file was taken"
 
 
 @pytest.mark.parametrize("kind", ["missing", "empty", "one photo", "text only", "no folders"])

@@ -15,7 +15,7 @@ from pathlib import Path
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from catlib.data.hashing import perceptual_hash
-from catlib.data.images import MAX_PIXELS
+from catlib.data.images import MAX_PIXELS, to_8_bits
 from catlib.data.records import write_atomically
 from catlib.errors import CatlibError, InputError
 from catlib.progress import track
@@ -152,7 +152,7 @@ def _remarks(image: Image.Image, turn: object) -> list[str]:
 
 def _grey(image: Image.Image) -> Image.Image:
     """Upright greyscale, transparency on white: the same picture that `images.open_image` gives."""
-    image = ImageOps.exif_transpose(image)
+    image = to_8_bits(ImageOps.exif_transpose(image))
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)

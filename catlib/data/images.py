@@ -4,6 +4,7 @@ import warnings
 from pathlib import Path
 from typing import BinaryIO
 
+import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from catlib.errors import InputError
@@ -55,8 +56,22 @@ def open_image(path: Path | BinaryIO, max_pixels: int = MAX_PIXELS) -> Image.Ima
 
 def to_rgb(image: Image.Image) -> Image.Image:
     """The image as RGB, transparency flattened onto white."""
+    image = to_8_bits(image)
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")
         return Image.alpha_composite(white, image).convert("RGB")
     return image.convert("RGB")
+
+
+def to_8_bits(image: Image.Image) -> Image.Image:
+    """Greyscale of more than 8 bits as mode L; others as they are. Pillow's own conversion cuts at 255: the photo would be white.
+
+    16 bits are divided by 257; 32-bit and floating-point values have no fixed white and are stretched from least to greatest.
+    """
+    if image.mode.startswith("I;16"):
+        return Image.fromarray((np.asarray(image).astype(np.uint16) / 257).round().astype(np.uint8))
+    if image.mode in ("I", "F"):
+        values = np.nan_to_num(np.asarray(image, dtype=np.float64))
+        return Image.fromarray(((values - values.min()) / max(np.ptp(values), 1e-12) * 255).round().astype(np.uint8))
+    return image
