@@ -157,11 +157,33 @@ class ComparisonSettings(Settings):
     accuracy_first: bool = option(False, "accuracy outranks latency: a missed latency budget does not decide")
 
 
+@dataclass(frozen=True)
+class ServingSettings(Settings):
+    """The tuned model in use: step by step, and the engines that can run it (notebook 05)."""
+
+    base_model: str = option("llava-hf/llava-1.5-7b-hf", "hub name or folder of the base model; demo: the tiny one")
+    checkpoint: str = option("outputs/vlm_checkpoints/llava-cat-breeds", "adapter to evaluate")
+    test_data: str = option("data/vlm/test.jsonl", "test samples")
+    prompt: str = option("What breed is the cat in this photo?", "the question that is put to the model")
+    clip_model: str = option("openai/clip-vit-large-patch14-336", "hub name or folder; demo: the tiny one; empty: no CLIP")
+    clip_prompts: str = option("ensemble", "prompts for zero-shot CLIP", choices=("ensemble", "plain", "traits"))
+    device: str = option("auto", "auto: the GPU where there is one", choices=("auto", "cpu", "cuda", "mps"))
+    serving_photos: int = option(32, "test photos that each engine is asked about, drawn evenly over breeds")
+    serving_precisions: str = option(
+        "bfloat16,4-bit", "weights of the model in this process, each an engine (float32, bfloat16, 4-bit); the first is the reference"
+    )
+    serving_concurrency: str = option("1,4,16", "numbers of requests that are under way at the same time")
+    vllm_url: str = option("", "a vLLM server with the tuned model: http://HOST:PORT/v1#MODEL; empty: not measured")
+    llamacpp_url: str = option("", "a llama.cpp server with the tuned model: http://HOST:PORT/v1; empty: not measured")
+    latency_budget_ms: float = option(150.0, "longest median time for one photo, milliseconds")
+
+
 NOTEBOOK_SETTINGS: dict[str, type[Settings]] = {
     "01_data_inspection": DataSettings,
     "02_training": TrainSettings,
     "03_evaluation": EvaluationSettings,
     "04_clip_comparison": ComparisonSettings,
+    "05_serving": ServingSettings,
 }
 
 

@@ -4,6 +4,7 @@ import io
 import json
 from pathlib import Path
 
+import pytest
 import torch
 
 from catlib.settings import TrainSettings
@@ -14,6 +15,15 @@ from tiny_encoders import photo
 from tiny_models import BREEDS, QUESTION, save_llava
 
 BROKEN = b"\xff\xd8\xff\xe0 this is no JPEG"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """Threads of tiny models wait for each other on a busy machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 def save_tuned(folder: Path) -> Path:

@@ -89,7 +89,7 @@ def test_story(notebook):
 
 SMALL = {
     "demo_photos": 12, "epochs": 1, "bootstrap": 200, "batch_size": 8, "watch_photos": 8, "max_test_photos": 40,
-    "data_dir": "data/demo", "num_workers": 0,
+    "data_dir": "data/demo", "num_workers": 0, "serving_photos": 4, "serving_concurrency": "1,2",
 }  # fmt: skip
 
 
@@ -138,6 +138,7 @@ def test_chain_figures_stand_in_the_pages(chain):
         ("02_training", ["alidation loss", "parameters"]),
         ("03_evaluation", ["priority", "macro-F1"]),
         ("04_clip_comparison", ["CLIP", "ecommend"]),
+        ("05_serving", ["image tokens", "transformers, float32", "not measured: no URL given", "budget"]),
     ],
 )
 def test_chain_pages_say_what_they_are_for(chain, name, words):

@@ -20,18 +20,9 @@ from catlib.serving.tuned import choose_precision, open_checkpoint
 from catlib.serving.worker import Busy, Worker
 from catlib.vlm.decoding import generate_free
 from catlib.vlm.models import load_vlm
-from serving_cases import BROKEN, jpeg, save_tuned
+from serving_cases import BROKEN, jpeg, one_thread, save_tuned  # noqa: F401
 from tiny_encoders import photo
 from tiny_models import BREEDS, QUESTION
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Threads of tiny models wait for each other on a busy machine."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

@@ -14,6 +14,7 @@ from papermill.execute import remove_error_markers
 from pygments.formatters import HtmlFormatter
 
 TEMPLATE = Path(__file__).with_name("template")
+WIDGET = "application/vnd.jupyter.widget-view+json"
 # No page may fetch or execute anything: it opens offline, and a name in the data cannot smuggle in a script.
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 
@@ -33,6 +34,8 @@ def page(title: str, nav: str, body: str, footer: str = "") -> str:
 def notebook_body(path: Path, changed: int) -> str:
     """The cells of an executed notebook as HTML; `changed`, its time of change, tells versions apart in the cache."""
     notebook = remove_error_markers(nbformat.read(path, as_version=4))
+    for output in (output for cell in notebook.cells for output in cell.get("outputs", [])):
+        output.get("data", {}).pop(WIDGET, None)  # a page without scripts shows what stands in for a widget
     exporter = HTMLExporter(template_name=TEMPLATE.name, extra_template_basedirs=[str(TEMPLATE.parent)])
     exporter.log.setLevel(logging.ERROR)  # it warns of every figure that has no alternative text
     return exporter.from_notebook_node(notebook)[0]

@@ -53,6 +53,11 @@ class VLMService:
         """Whether there is a model to ask."""
         return self._vlm is not None
 
+    @property
+    def model(self) -> torch.nn.Module | None:
+        """The loaded model, to be looked at, not run: it belongs to the service's thread."""
+        return None if self._vlm is None else self._vlm.model
+
     async def load_finetuned_model(
         self, checkpoint_path: str | Path, device: str = "auto", precision: str = "auto", base_model: str = ""
     ) -> None:
@@ -64,6 +69,11 @@ class VLMService:
         """
         tuned = await asyncio.to_thread(open_checkpoint, Path(checkpoint_path).expanduser(), base_model)
         await asyncio.wrap_future(self._worker.run(lambda: self._load(tuned, device, precision)))
+
+    def load(self, checkpoint_path: str | Path, device: str = "auto", precision: str = "auto", base_model: str = "") -> None:
+        """`load_finetuned_model` for code without an event loop."""
+        tuned = open_checkpoint(Path(checkpoint_path).expanduser(), base_model)
+        self._worker.run(lambda: self._load(tuned, device, precision)).result()
 
     def predict_finetuned(self, image: Photo, prompt: str | None = None) -> BreedAnswer:
         """Answer about one photo, waiting for the turn; inside an event loop use `predict_finetuned_async`.

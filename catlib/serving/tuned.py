@@ -1,19 +1,22 @@
 """What a checkpoint folder holds, adapter or merged model, and the precision in which it fits what is there."""
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from catlib.breeds import BREEDS
+from catlib.classifiers.vlm import VLMClassifier
 from catlib.errors import InputError
-from catlib.settings import EvaluationSettings
+from catlib.settings import EvaluationSettings, ServingSettings, split_list
 from catlib.vlm.checkpoint import CONFIG, base_of, read_training
 from catlib.vlm.models import VLM, empty_model, load_config, load_vlm, pick_device, pick_dtype
 
 log = logging.getLogger(__name__)
 PRECISIONS = ("auto", "bfloat16", "float32", "4-bit")
+BLOCK = 64  # weights of NF4 that share a scale
 ROOM = 1.2  # what answering needs on top of the weights: cache, activations, the tower's pixels
 
 
@@ -59,9 +62,25 @@ def load_tuned(tuned: Tuned, device: str = "auto", precision: str = "auto") -> V
         free = torch.cuda.mem_get_info(where)[0] if where.type == "cuda" else None
         count = sum(p.numel() for p in empty_model(load_config(tuned.base)).parameters()) if free is not None else 0
         precision = choose_precision(pick_dtype("auto", where), count, free)
+    if precision == "4-bit" and where.type == "cpu":
+        _check_widths(tuned.base)
     log.info("loading %s%s in %s on %s", tuned.base, f" with {tuned.adapter}" if tuned.adapter else "", precision, where)
     dtype = "auto" if precision == "4-bit" else precision
     return load_vlm(tuned.base, adapter=tuned.adapter, device=str(where), dtype=dtype, quantize=precision == "4-bit")
+
+
+def _check_widths(base: str) -> None:
+    """Raise InputError where bitsandbytes could load the model in 4-bit and not compute with it on the CPU."""
+    text = load_config(base).get_text_config()
+    widths = {name: getattr(text, name, 0) or 0 for name in ("hidden_size", "intermediate_size")}
+    if odd := [f"{name} {width}" for name, width in widths.items() if width % BLOCK]:
+        raise InputError(f"4-bit on a CPU needs layers whose width is a multiple of {BLOCK}; {Path(base).name} has {', '.join(odd)}")
+
+
+def load_classifier(tuned: Tuned, breeds: Sequence[str], settings: ServingSettings) -> VLMClassifier:
+    """The tuned model as the classifier that scores every breed, in the first of `serving_precisions`."""
+    precision = split_list(settings.serving_precisions)[0]
+    return VLMClassifier(load_tuned(tuned, settings.device, precision), breeds, settings.prompt)
 
 
 def choose_precision(best: torch.dtype, parameters: int, free: int | None) -> str:

@@ -1,0 +1,153 @@
+"""Photos tried by hand: the likeliest breeds, the breed's traits and CLIP's opinion beside them, as a widget or a figure."""
+
+import base64
+import io
+import textwrap
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.figure import Figure
+from PIL.Image import Image
+
+from catlib.breeds import describe, find
+from catlib.classifiers.base import Classifier
+from catlib.classifiers.vlm import VLMClassifier
+from catlib.errors import CatlibError
+from catlib.evaluation.style import BLUE, ORANGE, WIDTH, styled
+from catlib.serving.service import Photo, read_photo
+from catlib.serving.steps import draw_bars
+from catlib.vlm.decoding import generate_free
+
+if TYPE_CHECKING:
+    import ipywidgets
+
+PIXELS = 480  # photos are shown at this size at most
+
+
+@dataclass(frozen=True)
+class Opinion:
+    """What two models make of a photo: breeds with probabilities, the likeliest first; `clip` is empty without CLIP."""
+
+    photo: Image
+    answer: str
+    breed: str | None  # read off the answer
+    vlm: tuple[tuple[str, float], ...]
+    clip: tuple[tuple[str, float], ...]
+
+    @property
+    def traits(self) -> str:
+        """The standard of the breed that the answer names, else of the likeliest: what to look for in the photo."""
+        breed = self.breed or self.vlm[0][0]
+        return f"{breed}: {describe(breed)}" if find(breed) else f"{breed} is not in the list of known breeds"
+
+
+def form_opinion(image: Photo, vlm: VLMClassifier, clip: Classifier | None = None) -> Opinion:
+    """Ask both models about a photo. `vlm` decodes by `score`. Raises InputError when the photo cannot be read."""
+    photo = read_photo(image)
+    answer = generate_free(vlm.vlm, [photo], vlm.prompt)[0]
+    return Opinion(photo, answer, vlm.parser.parse(answer), _ranked(vlm, photo), _ranked(clip, photo) if clip else ())
+
+
+@styled
+def opinion_figure(opinion: Opinion, most: int = 5) -> Figure:
+    """Photo, the VLM's likeliest breeds and CLIP's as bars, below them the answer and the traits."""
+    panels = ["photo", "vlm", *(["clip"] if opinion.clip else [])]
+    figure, axes = plt.subplot_mosaic(
+        [panels, ["words"] * len(panels)], figsize=(WIDTH, 4.2), height_ratios=(3.2, 1),
+        width_ratios=(1, 1.05, 1.05)[: len(panels)],
+    )  # fmt: skip
+    photo = opinion.photo.copy()
+    photo.thumbnail((PIXELS, PIXELS))
+    axes["photo"].imshow(photo)
+    axes["photo"].set_axis_off()
+    draw_bars(axes["vlm"], opinion.vlm[:most])
+    axes["vlm"].set_title("the tuned VLM")
+    if opinion.clip:
+        draw_bars(axes["clip"], opinion.clip[:most], hue=ORANGE)
+        axes["clip"].set_title("zero-shot CLIP")
+    words = [f"The VLM says: “{opinion.answer}”", f"What to look for. {opinion.traits}."]
+    text = "\n".join(textwrap.fill(line, 132, max_lines=3, placeholder=" …") for line in words)
+    axes["words"].text(0, 1, text, va="top", color=BLUE if opinion.breed else ORANGE, linespacing=1.4)
+    axes["words"].set_axis_off()
+    return figure
+
+
+def breed_widget(
+    vlm: VLMClassifier, clip: Classifier | None = None, photos: Sequence[Path] = ()
+) -> "PhotoWidget | Figure | None":
+    """A panel to pick a photo, from a file or among `photos`, and see what both models make of it.
+
+    The first of `photos` is looked at to begin with. Where ipywidgets is not installed, the figure of that photo (None
+    without one). The panel shows itself as that figure wherever widgets do not live: in a report page, for example.
+    """
+    first = opinion_figure(form_opinion(photos[0], vlm, clip)) if photos else None
+    try:
+        import ipywidgets  # noqa: F401
+    except ImportError:
+        return first
+    return PhotoWidget(vlm, clip, photos, first)
+
+
+class PhotoWidget:
+    """The panel; `box` is the ipywidgets container, `opinion` the last one that was formed by hand."""
+
+    def __init__(
+        self, vlm: VLMClassifier, clip: Classifier | None, photos: Sequence[Path], first: Figure | None
+    ) -> None:
+        import ipywidgets
+
+        self.vlm, self.clip = vlm, clip
+        self.opinion: Opinion | None = None
+        self.upload = ipywidgets.FileUpload(accept="image/*", multiple=False, description="Photo …")
+        options = [(f"{path.parent.name}/{path.name}", path) for path in photos]
+        self.examples = ipywidgets.Dropdown(options=options, description="or one of:", layout={"width": "24em"})
+        self.status = ipywidgets.HTML()
+        self.shown = png(first) if first else None
+        self.picture = ipywidgets.Image(value=self.shown or b"", format="png", layout={"max_width": "100%"})
+        self.upload.observe(self._uploaded, "value")
+        self.examples.observe(self._chosen, "value")
+        bar = ipywidgets.HBox([self.upload, *([self.examples] if photos else []), self.status])
+        self.box: ipywidgets.VBox = ipywidgets.VBox([bar, self.picture])
+
+    def look(self, image: Photo) -> None:
+        """Form an opinion of a photo and show it; of one that cannot be read, say why and leave the last one."""
+        self.status.value = "looking …"
+        try:
+            self.opinion = form_opinion(image, self.vlm, self.clip)
+        except CatlibError as error:
+            self.status.value = f"<b>{escape(str(error))}</b>"
+            return
+        self.picture.value = self.shown = png(opinion_figure(self.opinion))
+        self.status.value = ""
+
+    def _uploaded(self, change: dict[str, Any]) -> None:
+        if change["new"]:
+            self.look(bytes(change["new"][-1]["content"]))
+
+    def _chosen(self, change: dict[str, Any]) -> None:
+        if change["new"] is not None:
+            self.look(change["new"])
+
+    def _repr_mimebundle_(self, **options: Any) -> dict[str, Any]:
+        """The widget for front ends that know widgets, and the picture for all others."""
+        bundle = dict(self.box._repr_mimebundle_(**options) or {})
+        if self.shown:
+            bundle["image/png"] = base64.b64encode(self.shown).decode("ascii")
+        return bundle
+
+
+def png(figure: Figure) -> bytes:
+    """The figure as a PNG file's content."""
+    stream = io.BytesIO()
+    figure.savefig(stream, format="png", dpi=100)
+    return stream.getvalue()
+
+
+def _ranked(classifier: Classifier, photo: Image) -> tuple[tuple[str, float], ...]:
+    log_probs = classifier.classify([photo]).log_probs[0]
+    return tuple((classifier.breeds[i], float(np.exp(log_probs[i]))) for i in np.argsort(-log_probs))

@@ -1,0 +1,166 @@
+"""One photo step by step, loads and memory, the table of engines and the choice that follows from it."""
+
+import json
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from catlib.classifiers.vlm import VLMClassifier
+from catlib.errors import InputError
+from catlib.evaluation.metrics_file import write_metrics
+from catlib.serving.bench import Engine, measure_engines, open_serving
+from catlib.serving.choice import choice, engine_rows, engines_figure, notes_sentence
+from catlib.serving.latency import Load, MemoryMeter, measure_load, server_memory_mb
+from catlib.serving.steps import PARTS, prompt_words, steps_figure, steps_sentence, walk_through, written_rows
+from catlib.settings import ServingSettings
+from catlib.vlm.decoding import generate_free
+from catlib.vlm.models import load_vlm
+from serving_cases import one_thread, save_tuned  # noqa: F401
+from tiny_encoders import SIZE, clip
+from tiny_models import BREEDS, QUESTION, write_dataset
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory):
+    """A folder with a tuned model, a CLIP and data whose test photos are its validation photos."""
+    folder = tmp_path_factory.mktemp("bench")
+    save_tuned(folder)
+    clip(folder / "clip")
+    data = write_dataset(folder / "data", train=4, val=6)
+    (data / "test.jsonl").write_text((data / "val.jsonl").read_text())
+    return folder
+
+
+@pytest.fixture
+def settings(project, tmp_path):
+    return ServingSettings(
+        run_dir=str(tmp_path / "run"), base_model=str(project / "base"), checkpoint=str(project / "tuned"),
+        test_data=str(project / "data/vlm/test.jsonl"), prompt=QUESTION, clip_model=str(project / "clip"), device="cpu",
+        serving_photos=3, serving_precisions="float32,4-bit", serving_concurrency="3",
+    )  # fmt: skip
+
+
+def test_steps_are_those_of_generation_and_scoring(project, settings):
+    bench = open_serving(settings)
+    vlm = load_vlm("", adapter=project / "tuned", dtype="float32", device="cpu")
+    classifier = VLMClassifier(vlm, BREEDS, QUESTION)
+    steps = walk_through(classifier, bench.photos[0], "Manx")
+    assert steps.answer == generate_free(vlm, [steps.photo], QUESTION)[0]
+    assert steps.image_tokens == 16 and steps.grid == 4 and steps.seen.size == (SIZE, SIZE)
+    batch = classifier.classify([steps.photo])
+    assert steps.scores[0][0] == batch.predicted[0] and sum(p for _, p in steps.scores) == pytest.approx(1)
+    assert [p for _, p in steps.scores] == sorted((p for _, p in steps.scores), reverse=True)
+    assert all(0 < p <= 1 for _, p in steps.written) and len(written_rows(steps)) == len(steps.written) <= 50
+    assert len(steps.milliseconds) == len(PARTS) and all(ms > 0 for ms in steps.milliseconds)
+    assert "[16 image tokens]" in prompt_words(steps) and QUESTION in prompt_words(steps)
+    assert "no breed of the list" in steps_sentence(steps) and "the photo shows Manx" in steps_sentence(steps)
+    axes = steps_figure(steps).axes
+    assert len(axes) == 4 and len(axes[3].patches) == len(PARTS)
+    named = steps_sentence(replace(steps, breed="Manx", answer="Manx"))
+    assert "“Manx”, read as **Manx** (the photo shows it)" in named
+
+
+def test_load_keeps_so_many_requests_under_way():
+    most, under_way, lock = 0, 0, threading.Lock()
+
+    def ask(photo):
+        nonlocal most, under_way
+        with lock:
+            under_way += 1
+            most = max(most, under_way)
+        time.sleep(0.02)
+        with lock:
+            under_way -= 1
+        return photo.name
+
+    photos = [Path(f"{i}.jpg") for i in range(12)]
+    alone, four = measure_load(ask, photos, 1), measure_load(ask, photos, 4)
+    assert most == 4 and alone.answers == four.answers == tuple(p.name for p in photos)
+    assert 20 <= alone.p50 <= alone.p95 and alone.photos_per_s < 50 < four.photos_per_s
+
+
+def test_memory_counts_at_least_the_weights():
+    meter = MemoryMeter(torch.device("cpu"))
+    layer = torch.nn.Linear(2000, 2000)
+    layer.weight.data.fill_(1.0)
+    assert meter.growth_mb(layer) >= 16
+    with subprocess.Popen(
+        [sys.executable, "-c", "import http.server as h; s = h.HTTPServer(('127.0.0.1', 0), None); print(s.server_port, flush=True);"
+         " x = bytearray(50_000_000); s.serve_forever()"], stdout=subprocess.PIPE, text=True,
+    ) as server:  # fmt: skip
+        port = int(server.stdout.readline())
+        deadline = time.monotonic() + 5
+        while (found := server_memory_mb(f"http://127.0.0.1:{port}/v1") or 0) < 50 and time.monotonic() < deadline:
+            time.sleep(0.05)
+        server.kill()
+    assert 50 < found < 500
+    assert server_memory_mb("http://example.org/v1") is None and server_memory_mb("http://127.0.0.1:1/v1") is None
+
+
+def test_engines_are_measured_or_say_why_not(settings):
+    bench = open_serving(settings)
+    assert bench.concurrency == (1, 3) and len(bench.photos) == 3 and "3 test photos" in bench.summary()
+    times = {"p50": 4.0, "p95": 5.0, "kind": "single photos"}
+    write_metrics(bench.run_dir, models={"clip-probe": {"latency_ms": times}})
+    engines = {e.name: e for e in measure_engines(bench, replace(settings, vllm_url="http://127.0.0.1:1/v1"))}
+    assert list(engines) == ["transformers, float32", "transformers, 4-bit", "vLLM", "llama.cpp", "CLIP, zero-shot", "CLIP, linear probe"]
+    first = engines["transformers, float32"]
+    assert first.same_answer == first.same_breed == first.under_load == 1 and first.memory_mb > 0
+    assert [load.concurrency for load in first.loads] == [1, 3] and len(first.alone.answers) == 3
+    assert "multiple of 64" in engines["transformers, 4-bit"].note and not engines["transformers, 4-bit"].loads
+    assert "does not answer" in engines["vLLM"].note and "no URL" in engines["llama.cpp"].note
+    assert engines["CLIP, zero-shot"].alone.p50 > 0 and engines["CLIP, linear probe"].alone.p50 == 4.0
+    written = json.loads((bench.run_dir / "serving.json").read_text())
+    assert [row["name"] for row in written] == list(engines) and written[0]["loads"][0]["p50"] == first.alone.p50
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"serving_concurrency": "1,x"}, "serving_concurrency"),
+        ({"serving_precisions": "int3"}, "serving_precisions"),
+        ({"serving_photos": 0}, "at least 1"),
+        ({"checkpoint": "/nowhere"}, "no such folder"),
+    ],
+)
+def test_wrong_settings_are_named(settings, change, words):
+    with pytest.raises(InputError, match=words):
+        open_serving(replace(settings, **change))
+
+
+def engine(name, p50, rate, kind="process", same=1.0, memory=1000.0, steady=1.0):
+    loads = (Load(1, p50, 2 * p50, 1000 / p50, ()), Load(8, 8 * p50, 9 * p50, rate, ()))
+    return Engine(name, kind, loads, memory, same, same, steady) if kind == "process" else Engine(name, kind, loads)
+
+
+def test_the_choice_follows_from_the_figures():
+    slow, quick = engine("slow", 200, 6), engine("quick", 100, 20, memory=4000)
+    light, wrong = engine("light", 120, 12, memory=900), engine("wrong", 10, 500, same=0.9)
+    clip = engine("CLIP", 5, 300, kind="clip")
+    missing = Engine("vLLM", "server", note="not measured: no URL given")
+    told = choice([slow, quick, light, wrong, clip, missing], 150)
+    assert told.startswith("- **Run it with quick**: 100 ms") and "20 photos/s with 8 under way, the most of 2 engines" in told
+    assert "light needs 900 MB in place of 4,000 MB, at 1.2 times the time" in told
+    assert "CLIP answers in 5.0 ms: the tuned VLM takes 20.0 times as long" in told
+    assert "wrong names another breed on 10% of the photos" in told and "Not measured: vLLM" in told
+    assert "the only engine" in choice([slow, quick, clip], 150)
+    over = choice([slow, quick, clip], 50)
+    assert "No measured engine keeps the budget of 50 ms" in over and "quick with 100 ms, 2.0 times the budget" in over
+    assert "change with shaky" in choice([engine("shaky", 10, 20, steady=0.9)], 150)
+
+
+def test_table_and_figure_show_every_engine():
+    engines = [engine("a", 200, 6), engine("CLIP", 5, 300, kind="clip"), Engine("vLLM", "server", note="not measured: no URL given")]
+    rows = engine_rows(engines, 150)
+    assert [row["engine"] for row in rows] == ["a", "CLIP", "vLLM"]
+    assert [row["within 150 ms"] for row in rows] == ["no", "yes", "-"]
+    assert rows[0]["photos/s, 8 at a time"] == "6.0" and rows[2]["p50, ms"] == "-" and rows[0]["same breed"] == "100%"
+    assert "vLLM: not measured: no URL given" in notes_sentence(engines) and "Agreement is with a" in notes_sentence(engines)
+    left, right = engines_figure(engines, 150).axes
+    assert [label.get_text() for label in left.get_yticklabels()] == ["CLIP", "a"] and len(right.lines) == 2
