@@ -1,0 +1,171 @@
+"""The service in a crowd: answers against sequential ones, bad photos, the event loop's longest pause, memory over time.
+
+    python benchmarks/service_load.py [--checkpoint DIR] [--requests 200] [--bad 10] [--long 2000] [--json]
+
+Without --checkpoint the model is the demo's tiny LLaVA. The photos are drawn cats. All requests come at once through an
+ASGI application (httpx, no network), as in docs/service.md; the event loop is watched by a task that wants to run every
+millisecond. The peer, in the same run: the plan's loop, one `generate` after the other, and the same loop called from a
+coroutine, as it is when the model is simply called in a request handler.
+"""
+
+import argparse
+import asyncio
+import gc
+import io
+import json
+import os
+import random
+import sys
+import time
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import httpx
+import psutil
+from fastapi import FastAPI, HTTPException, Request
+
+from catlib.breeds import BREEDS
+from catlib.data.demo import draw_breed
+from catlib.demo_models import ensure_demo_models
+from catlib.errors import InputError
+from catlib.serving.service import BreedAnswer, VLMService, read_photo
+from catlib.serving.tuned import load_tuned, open_checkpoint
+from catlib.vlm.decoding import generate_free
+
+
+@dataclass
+class Watch:
+    """Milliseconds by which the event loop was late to run a task that wants to run every millisecond."""
+
+    late: list[float] = field(default_factory=list)
+
+    async def run(self) -> None:
+        while True:
+            before = time.perf_counter()
+            await asyncio.sleep(0.001)
+            self.late.append(1000 * (time.perf_counter() - before) - 1)
+
+    @asynccontextmanager
+    async def watching(self):
+        task = asyncio.create_task(self.run())
+        try:
+            yield self
+        finally:
+            task.cancel()
+
+    @property
+    def longest(self) -> float:
+        return round(max(self.late), 1)
+
+
+def photos(count: int) -> list[bytes]:
+    """Drawn cats as JPEG files' contents."""
+    found = []
+    for number in range(count):
+        stream = io.BytesIO()
+        draw_breed(BREEDS[number % len(BREEDS)].name, "test", number, seed=5).save(stream, "JPEG", quality=92)
+        found.append(stream.getvalue())
+    return found
+
+
+def application(service: VLMService) -> FastAPI:
+    app = FastAPI()
+
+    @app.post("/breed")
+    async def breed(request: Request) -> BreedAnswer:
+        try:
+            return await service.predict_finetuned_async(await request.body())
+        except InputError as error:
+            raise HTTPException(422, str(error)) from None
+
+    return app
+
+
+async def send(app: FastAPI, bodies: list[bytes]) -> list[httpx.Response]:
+    transport = httpx.ASGITransport(app=app)
+    async with httpx.AsyncClient(transport=transport, base_url="http://cats", timeout=None) as client:
+        return await asyncio.gather(*(client.post("/breed", content=body) for body in bodies))
+
+
+async def measure(args: argparse.Namespace, checkpoint: Path) -> dict:
+    good = photos(args.requests - args.bad)
+    bad = [random.Random(n).randbytes(500) if n % 2 else good[n][: len(good[n]) // 3] for n in range(args.bad)]
+    tuned = open_checkpoint(checkpoint)
+    vlm = load_tuned(tuned, args.device, args.precision)
+    expected = [generate_free(vlm, [read_photo(body)], tuned.question)[0] for body in good[:4]]  # warms up
+    start = time.perf_counter()
+    expected = [generate_free(vlm, [read_photo(body)], tuned.question)[0] for body in good]
+    sequential = len(good) / (time.perf_counter() - start)
+    async with Watch().watching() as watch:
+        await asyncio.sleep(0.05)
+        for body in good[:5]:
+            generate_free(vlm, [read_photo(body)], tuned.question)
+            await asyncio.sleep(0)
+        await asyncio.sleep(0.05)
+    naive = watch.longest
+    del vlm
+
+    service = VLMService(max_batch=args.max_batch)
+    async with Watch().watching() as watch:
+        await service.load_finetuned_model(checkpoint, args.device, args.precision)
+    loading = watch.longest
+    app = application(service)
+    if not args.no_freeze:
+        gc.freeze()
+    await send(app, good[:8])
+    order = list(range(args.requests))
+    random.Random(1).shuffle(order)
+    bodies = good + bad
+    async with Watch().watching() as watch:
+        start = time.perf_counter()
+        responses = await send(app, [bodies[i] for i in order])
+        seconds = time.perf_counter() - start
+    by_number = dict(zip(order, responses, strict=True))
+    same = sum(
+        by_number[i].status_code == 200 and by_number[i].json()["answer"] == text for i, text in enumerate(expected)
+    )
+    refused = [by_number[i] for i in range(len(good), len(bodies)) if by_number[i].status_code == 422]
+    result = {
+        "requests": args.requests, "right": same, "of": len(good), "errors": len(refused), "bad": args.bad,
+        "different_answers": len(set(expected)), "error_example": refused[0].json()["detail"] if refused else None,
+        "loop_longest_ms": watch.longest, "loop_longest_while_loading_ms": loading, "loop_longest_naive_ms": naive,
+        "photos_per_s": round(len(good) / seconds, 1), "sequential_photos_per_s": round(sequential, 1),
+        "ratio": round(len(good) / seconds / sequential, 2),
+    }  # fmt: skip
+    process, resident = psutil.Process(), []
+    for first in range(0, args.long, args.requests):
+        await send(app, [bodies[i] for i in order[: args.long - first]])
+        resident.append(round(process.memory_info().rss / 1e6, 1))
+    service.close()
+    return result | {"long_requests": args.long, "resident_mb": resident}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--checkpoint", type=Path)
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--precision", default="float32")
+    parser.add_argument("--requests", type=int, default=200)
+    parser.add_argument("--bad", type=int, default=10)
+    parser.add_argument("--max-batch", type=int, default=8)
+    parser.add_argument("--long", type=int, default=2000, help="requests over which the memory is watched")
+    parser.add_argument("--no-freeze", action="store_true", help="leave out the documented gc.freeze() after loading")
+    parser.add_argument("--json", action="store_true")
+    args = parser.parse_args()
+    result = asyncio.run(measure(args, args.checkpoint or ensure_demo_models().llava))
+    if args.json:
+        print(json.dumps(result))
+        return 0
+    print(f"{result['right']} of {result['of']} answers equal the sequential ones ({result['different_answers']} different answers)")
+    print(f"{result['errors']} of {result['bad']} bad photos refused, for example: {result['error_example']}")
+    print(f"{result['photos_per_s']} photos/s, one after the other {result['sequential_photos_per_s']}: {result['ratio']}x")
+    print(f"longest pause of the event loop: {result['loop_longest_ms']} ms, while loading {result['loop_longest_while_loading_ms']} ms;")
+    print(f"  with the model called in the handler itself {result['loop_longest_naive_ms']} ms")
+    print(f"resident memory over {result['long_requests']} requests, MB: {', '.join(map(str, result['resident_mb']))}")
+    print(f"{os.cpu_count()} cores")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

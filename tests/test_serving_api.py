@@ -1,0 +1,48 @@
+"""The FastAPI application of docs/service.md, as it stands there, under concurrent requests."""
+
+import asyncio
+import gc
+import re
+from pathlib import Path
+
+import httpx
+import pytest
+
+from catlib.serving.service import VLMService
+from serving_cases import BROKEN, jpeg, one_thread, save_tuned  # noqa: F401
+
+pytest.importorskip("fastapi", reason="fastapi comes with the extra 'test'")
+DOCS = Path(__file__).resolve().parents[1] / "docs" / "service.md"
+
+
+def test_the_documented_application(tmp_path):
+    (block,) = re.findall(r"```python\n(.*?)```", DOCS.read_text(encoding="utf-8"), re.DOTALL)
+    checkpoint = save_tuned(tmp_path)
+    example = "outputs/vlm_checkpoints/llava-cat-breeds"
+    assert block.count(example) == 1
+    names: dict = {}
+    exec(block.replace(example, str(checkpoint)), names)
+    app, service = names["app"], names["service"]
+
+    async def crowd():
+        async with app.router.lifespan_context(app):  # what a server does on start and at the end
+            transport = httpx.ASGITransport(app=app)
+            async with httpx.AsyncClient(transport=transport, base_url="http://cats") as client:
+                bodies = [BROKEN if n % 8 == 3 else jpeg(n) for n in range(24)]
+                return await asyncio.gather(*(client.post("/breed", content=body) for body in bodies))
+
+    try:
+        responses = asyncio.run(crowd())
+    finally:
+        gc.unfreeze()  # what the application froze would stay so for the other tests
+    assert not service.is_loaded
+    alone = VLMService(max_batch=1)
+    alone.load(checkpoint)
+    for number, response in enumerate(responses):
+        if number % 8 == 3:
+            assert response.status_code == 422 and f"photo of {len(BROKEN)} bytes" in response.json()["detail"]
+        else:
+            expected = alone.predict_finetuned(jpeg(number))
+            assert response.status_code == 200
+            assert response.json() == {"answer": expected.answer, "breed": expected.breed}
+    alone.close()
