@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from catlib.classifiers.parsing import BreedParser
+from catlib.parsing import BreedParser
 from catlib.data.images import inside, open_image
 from catlib.data.prepare import load_dataset
 from catlib.data.records import Sample, read_samples, write_atomically

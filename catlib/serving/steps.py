@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from PIL.Image import Image
 
 from catlib.classifiers.explain import seen_photo
-from catlib.classifiers.parsing import BreedParser
+from catlib.parsing import BreedParser
 from catlib.classifiers.vlm import VLMClassifier
 from catlib.data.images import open_image
 from catlib.evaluation.style import BLUE, GREEN, GREY, INK, ORANGE, PINK, SKY, WIDTH, styled
