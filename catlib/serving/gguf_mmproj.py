@@ -12,6 +12,7 @@ from catlib.serving.export_layout import tower_type, weight_files
 
 CLIP = "clip_vision_model"
 PARTS = ("vision_tower.", "multi_modal_projector.")
+PROJECTOR = {"multi_modal_projector.linear_1": "mm.0", "multi_modal_projector.linear_2": "mm.2"}  # LLaVA's, by llama.cpp's count
 UNUSED = "post_layernorm"  # of the class token alone; LLaVA reads the layers below it
 
 
@@ -60,7 +61,9 @@ def write_clip_mmproj(folder: Path, out: Path, half: bool = True) -> None:
             for name in tensors.keys():
                 if not name.startswith(PARTS) or UNUSED in name or _layer_of(name) >= layers:
                     continue
-                target = names.get_name(name, try_suffixes=(".weight", ".bias"))
+                module, _, kind = name.rpartition(".")
+                known = PROJECTOR.get(module)
+                target = f"{known}.{kind}" if known else names.get_name(name, try_suffixes=(".weight", ".bias"))
                 if target is None:
                     raise InputError(f"{folder}: llama.cpp has no place for the tensor {name}")
                 data = tensors.get_tensor(name).float().numpy()

@@ -42,7 +42,9 @@ def write_sentencepiece(folder: Path) -> None:
     pieces = proto.ModelProto()
     pieces.trainer_spec.model_type = BPE
     pieces.trainer_spec.byte_fallback = True
+    pieces.normalizer_spec.name = "identity"
     pieces.normalizer_spec.add_dummy_prefix = False
+    pieces.normalizer_spec.remove_extra_whitespaces = False
     for i in range(len(by_id)):
         text = by_id[i]
         score = -float(ranks[text]) if text in ranks else -float(len(ranks))  # single letters are merged into nothing
