@@ -8,9 +8,10 @@ import zlib
 import numpy as np
 import pytest
 from photo_makers import fill, jpeg, picture
-from PIL import Image
+from PIL import Image, ImageOps
 
 from catlib.data.audit import KEPT, MAX_BYTES, Finding, audit, read_audit
+from catlib.data.duplicates import close_pairs
 from catlib.data.images import open_image
 from catlib.data.prepare import prepare
 from catlib.errors import InputError
@@ -120,12 +121,17 @@ def test_copies_and_the_same_photo_under_two_breeds(tmp_path):
 def test_saved_again_is_one_group_and_a_pair_under_two_breeds_is_remarked(tmp_path):
     photos = fill(tmp_path / "photos", {"Bengal": 12, "Manx": 12})
     (photos / "Bengal" / "again.jpg").write_bytes(encoded(Image.open(photos / "Bengal" / "000.jpg"), "JPEG", quality=40))
+    mirrored = ImageOps.mirror(Image.open(photos / "Manx" / "002.jpg"))
+    (photos / "Manx" / "mirrored.png").write_bytes(encoded(mirrored, "PNG"))
     (photos / "Manx" / "again.jpg").write_bytes(encoded(Image.open(photos / "Bengal" / "001.jpg"), "JPEG", quality=40))
     prepare(settings(tmp_path))
     table = {finding.image: finding for finding in read_audit(tmp_path / "run" / "audit.csv")}
     same, foreign = table["Bengal/again.jpg"], table["Manx/again.jpg"]
     assert same.kept and (same.group, same.part) == (table["Bengal/000.jpg"].group, table["Bengal/000.jpg"].part)
     assert foreign.part == table["Bengal/001.jpg"].part and "under another breed (Bengal / Manx)" in foreign.remarks
+    assert table["Manx/mirrored.png"].group == table["Manx/002.jpg"].group
+    pairs = {(a.image, b.image) for a, b, _ in close_pairs(table.values(), 6)}
+    assert pairs == {("Bengal/000.jpg", "Bengal/again.jpg"), ("Bengal/001.jpg", "Manx/again.jpg"), ("Manx/002.jpg", "Manx/mirrored.png")}
     assert len({finding.group for finding in table.values()}) == 24
 
 

@@ -6,9 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from photo_makers import picture
+from PIL import ImageOps
 
 from catlib.data.audit import Finding, audit
-from catlib.data.hashing import group_labels, near_pairs, perceptual_hash
+from catlib.data.hashing import group_labels, near_pairs, perceptual_hash, perceptual_hashes
 
 
 def exhaustive(hashes: np.ndarray, bits: int) -> set[tuple[int, int, int]]:
@@ -50,6 +51,17 @@ def test_the_hash_is_imagehash_phash():
     for number in range(40):
         photo = picture(number, (200, 150)).convert("L")
         assert f"{perceptual_hash(photo):016x}" == str(imagehash.phash(photo))
+
+
+def test_a_mirrored_copy_is_in_the_group_of_its_original():
+    photos = [picture(number, (320, 240)).convert("L") for number in range(20)]
+    for photo in photos:
+        plain, mirrored = perceptual_hashes(photo)
+        assert (perceptual_hash(ImageOps.mirror(photo)) ^ mirrored).bit_count() <= 1 and (plain ^ mirrored).bit_count() > 6
+    both = np.array([perceptual_hashes(p) for p in (*photos, *map(ImageOps.mirror, photos[:5]))], dtype=np.uint64)
+    labels = group_labels(both[:, 0], 6, both[:, 1]).tolist()
+    assert labels[20:] == labels[:5] and len(set(labels)) == 20
+    assert len(set(group_labels(both[:, 0], 6).tolist())) == 25
 
 
 def test_a_copy_is_near_and_a_flat_picture_has_no_hash():

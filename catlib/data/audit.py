@@ -14,7 +14,7 @@ from pathlib import Path
 
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from catlib.data.hashing import perceptual_hash
+from catlib.data.hashing import perceptual_hashes
 from catlib.data.images import MAX_PIXELS, to_8_bits
 from catlib.data.records import write_atomically
 from catlib.errors import CatlibError, InputError
@@ -47,6 +47,7 @@ class Finding:
     mode: str = ""
     sha256: str = ""
     phash: str = ""  # 16 hexadecimal digits; empty for a photo without contrast
+    mirrored: str = ""  # the same of the photo mirrored left to right
     source_name: str = ""  # the breed as the source names it
     official: str = ""  # the part that the source gives it: test, val, train, or empty
     animal: str = ""  # the cat's id, where the source has one: all photos of a cat stay in one part
@@ -119,7 +120,7 @@ def _decode(data: bytes, finding: Finding, min_side: int) -> Finding:
                 return replace(finding, verdict="too small", detail=f"{width} x {height}, smallest side wanted {min_side}")
             image.draft("L", (DRAFT, DRAFT))
             image.load()
-            value = perceptual_hash(_grey(image))
+            hashes = perceptual_hashes(_grey(image))
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         return replace(finding, verdict="too large", detail=str(error))
     except UnidentifiedImageError:
@@ -127,9 +128,9 @@ def _decode(data: bytes, finding: Finding, min_side: int) -> Finding:
     except (OSError, SyntaxError, ValueError, EOFError, struct.error, IndexError, MemoryError, KeyError, TypeError) as error:
         reason = "truncated" if "truncated" in str(error).lower() or isinstance(error, EOFError) else "broken"
         return replace(finding, verdict=reason, detail=str(error))
-    if value is None:
-        remarks.append("flat")
-    return replace(finding, remarks=", ".join(remarks), phash="" if value is None else f"{value:016x}")
+    if hashes is None:
+        return replace(finding, remarks=", ".join([*remarks, "flat"]))
+    return replace(finding, remarks=", ".join(remarks), phash=f"{hashes[0]:016x}", mirrored=f"{hashes[1]:016x}")
 
 
 def _remarks(image: Image.Image, turn: object) -> list[str]:

@@ -6,11 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from catlib.data.audit import Finding, audit
 from catlib.data.dataset import PARTS, Dataset, load_dataset, read_groups
-from catlib.data.hashing import group_labels
+from catlib.data.duplicates import labels_of
 from catlib.errors import InputError
 from catlib.settings import DataSettings
 
@@ -49,7 +47,7 @@ def check(vlm_dir: Path) -> Check:
     problems += _crossing(zip((f.sha256 for f in found), found, parts, strict=True), "the same bytes")
     problems += _crossing(zip((f.animal for f in found), found, parts, strict=True), "photos of the same cat")
     hashed = [(f, part) for f, part in zip(found, parts, strict=True) if f.phash]
-    labels = group_labels(np.array([int(f.phash, 16) for f, _ in hashed], dtype=np.uint64), bits).tolist()
+    labels = labels_of([f for f, _ in hashed], bits).tolist()
     problems += _crossing(
         ((label, f, part) for label, (f, part) in zip(labels, hashed, strict=True)), f"near-duplicates (at most {bits} bits)"
     )

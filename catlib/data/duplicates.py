@@ -45,7 +45,7 @@ def group_photos(findings: Sequence[Finding], bits: int) -> list[Finding]:
     """
     kept = [i for i, finding in enumerate(findings) if finding.kept]
     hashed = [i for i in kept if findings[i].phash]
-    labels = group_labels(np.array([int(findings[i].phash, 16) for i in hashed], dtype=np.uint64), bits)
+    labels = labels_of([findings[i] for i in hashed], bits)
     alike: dict[object, list[int]] = defaultdict(list)
     for i, label in zip(hashed, labels.tolist(), strict=True):
         alike[label].append(i)
@@ -56,6 +56,15 @@ def group_photos(findings: Sequence[Finding], bits: int) -> list[Finding]:
     for members in _joined(kept, alike.values()):
         _judge_group(judged, members)
     return judged
+
+
+def labels_of(hashed: Sequence[Finding], bits: int) -> np.ndarray:
+    """The number (n,) of each photo's group of near-duplicates, mirror images among them; all photos have their hashes."""
+    return group_labels(_numbers(f.phash for f in hashed), bits, _numbers(f.mirrored for f in hashed))
+
+
+def _numbers(hashes: Iterable[str]) -> np.ndarray:
+    return np.array([int(value, 16) for value in hashes], dtype=np.uint64)
 
 
 def _joined(photos: Sequence[int], alike: Iterable[Sequence[int]]) -> list[list[int]]:
@@ -79,8 +88,13 @@ def close_pairs(findings: Iterable[Finding], bits: int) -> list[tuple[Finding, F
         if finding.group and finding.phash and seen[finding.phash] < ALIKE:
             seen[finding.phash] += 1
             hashed.append(finding)
-    pairs, gaps = near_pairs(np.array([int(finding.phash, 16) for finding in hashed], dtype=np.uint64), bits)
-    found = [(hashed[a], hashed[b], int(gap)) for (a, b), gap in zip(pairs.tolist(), gaps, strict=True)]
+    n = len(hashed)
+    pairs, gaps = near_pairs(np.concatenate([_numbers(f.phash for f in hashed), _numbers(f.mirrored for f in hashed)]), bits)
+    closest: dict[tuple[int, int], int] = {}
+    for (a, b), gap in zip(np.sort(pairs % max(n, 1), axis=1).tolist(), gaps.tolist(), strict=True):
+        if a != b:  # a symmetrical photo is near its own mirror image
+            closest[a, b] = min(gap, closest.get((a, b), gap))
+    found = [(hashed[a], hashed[b], gap) for (a, b), gap in closest.items()]
     return sorted(found, key=lambda pair: (pair[2], pair[0].image, pair[1].image))
 
 

@@ -17,18 +17,26 @@ SIDE = 32  # pixels of the square that is transformed
 FLAT = 2.0  # grey levels: a photo with less contrast has no structure to compare, its hash would be noise
 _N = np.arange(SIDE)
 _DCT = np.cos(np.pi * np.arange(8)[:, None] * (2 * _N + 1) / (2 * SIDE))  # the 8 lowest frequencies of DCT-II
+_MIRROR = np.where(np.arange(8) % 2, -1, 1)
 
 
 def perceptual_hash(grey: Image.Image) -> int | None:
-    """The 64-bit pHash of a photo in mode L, None when it is flat.
+    """The 64-bit pHash of a photo in mode L, None when it is flat."""
+    both = perceptual_hashes(grey)
+    return both and both[0]
 
-    Signs of the 8 x 8 lowest DCT frequencies against their median (N. Krawetz, "Looks Like It", 2011).
+
+def perceptual_hashes(grey: Image.Image) -> tuple[int, int] | None:
+    """The 64-bit pHash of a photo in mode L and that of the photo mirrored left to right; None when it is flat.
+
+    Signs of the 8 x 8 lowest DCT frequencies against their median (N. Krawetz, "Looks Like It", 2011). Mirroring turns the sign
+    of the odd horizontal frequencies, so the second hash needs no second transform.
     """
     pixels = np.asarray(grey.resize((SIDE, SIDE), Image.Resampling.LANCZOS), dtype=np.float64)
     if pixels.std() < FLAT:
         return None
     low = _DCT @ pixels @ _DCT.T
-    return int.from_bytes(np.packbits(low > np.median(low)).tobytes(), "big")
+    return _signs(low), _signs(low * _MIRROR)
 
 
 def near_pairs(hashes: np.ndarray, bits: int) -> tuple[np.ndarray, np.ndarray]:
@@ -53,13 +61,19 @@ def near_pairs(hashes: np.ndarray, bits: int) -> tuple[np.ndarray, np.ndarray]:
     return pairs[order], gaps[order]
 
 
-def group_labels(hashes: np.ndarray, bits: int) -> np.ndarray:
-    """The group number (n,) of each photo: photos joined by a chain of near-duplicates are one group."""
-    distinct, which = np.unique(np.asarray(hashes, dtype=np.uint64), return_inverse=True)
-    pairs, _ = _close_values(distinct, bits)
-    n = len(distinct)
-    graph = coo_array((np.ones(len(pairs)), (pairs[:, 0], pairs[:, 1])), shape=(n, n))
-    return connected_components(graph, directed=False)[1][which]
+def group_labels(hashes: np.ndarray, bits: int, mirrored: np.ndarray | None = None) -> np.ndarray:
+    """The group number (n,) of each photo: photos joined by a chain of near-duplicates are one group.
+
+    With the hashes of the mirrored photos, (n,) too, a photo and its mirror image are near-duplicates as well.
+    """
+    n = len(hashes)
+    values = np.asarray(hashes if mirrored is None else np.concatenate([hashes, mirrored]), dtype=np.uint64)
+    distinct, which = np.unique(values, return_inverse=True)
+    edges, _ = _close_values(distinct, bits)
+    if mirrored is not None:
+        edges = np.concatenate([edges, np.stack([which[:n], which[n:]], 1)])
+    graph = coo_array((np.ones(len(edges)), (edges[:, 0], edges[:, 1])), shape=(len(distinct), len(distinct)))
+    return connected_components(graph, directed=False)[1][which[:n]]
 
 
 def _close_values(distinct: np.ndarray, bits: int) -> tuple[np.ndarray, np.ndarray]:
@@ -80,6 +94,10 @@ def _close_values(distinct: np.ndarray, bits: int) -> tuple[np.ndarray, np.ndarr
             found.append(np.sort(np.stack((order[near], order[near + step]), 1), axis=1))
     pairs = np.unique(np.concatenate(found), axis=0) if found else np.empty((0, 2), dtype=np.int64)
     return pairs, np.bitwise_count(distinct[pairs[:, 0]] ^ distinct[pairs[:, 1]]).astype(np.int64)
+
+
+def _signs(low: np.ndarray) -> int:
+    return int.from_bytes(np.packbits(low > np.median(low)).tobytes(), "big")
 
 
 def _within(photos: np.ndarray) -> np.ndarray:
