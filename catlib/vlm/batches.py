@@ -16,6 +16,7 @@ from catlib.vlm.models import VLM
 from catlib.vlm.prompting import answer_tokens, prompt_text
 
 IGNORED = -100  # torch's ignore_index: no loss here
+KINDS = "mm_token_type_ids"  # 1 where a photo's token stands; Qwen-VL works out its positions from them
 
 
 def messages(question: str, answer: str | None = None) -> list[dict[str, Any]]:
@@ -91,6 +92,8 @@ class Collator:
         for i, (row, n) in enumerate(zip(rows, answers, strict=True)):
             ids[i, : len(row)], mask[i, : len(row)] = torch.tensor(row), 1
             labels[i, len(row) - n : len(row)] = ids[i, len(row) - n : len(row)]
+        if pixels is not None and KINDS in self.processor.model_input_names:
+            pixels[KINDS] = (ids == self.image_token).long()
         return Batch(tuple(s.id for s in samples), ids, mask, labels, features, pixels)
 
     def answer_ids(self, sample: Sample) -> list[int]:

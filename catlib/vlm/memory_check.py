@@ -23,7 +23,8 @@ log = logging.getLogger(__name__)
 
 
 def check_fits(settings: TrainSettings, ref: str, samples: Iterable[tuple[Sample, Path]]) -> Estimate | None:
-    """The estimate of a run on (sample, photo's path); None where the device's memory cannot be told (Apple's GPU).
+    """The estimate of a run on (sample, photo's path); None where the device's memory cannot be told (Apple's GPU), or the model's
+    need cannot: a Qwen-VL's photos have as many tokens as their shape asks for.
 
     Raises InputError when the device has less memory, naming what would fit; with `force` it only warns.
     """
@@ -32,6 +33,9 @@ def check_fits(settings: TrainSettings, ref: str, samples: Iterable[tuple[Sample
     if free is None:
         return None
     dtype, config, pairs = pick_dtype(settings.dtype, device), model_config(ref), list(samples)
+    if not hasattr(config.vision_config, "image_size"):
+        log.info("no estimate of the memory that a %s needs: its configuration does not tell the size of a photo", config.model_type)
+        return None
     shape = longest(load_processor(ref), config, pairs)
     footprint = Footprint.of(settings, config, shape, dtype, breeds=len({sample.breed for sample, _ in pairs}))
     need = footprint.at(settings.batch_size)

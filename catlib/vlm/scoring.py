@@ -132,16 +132,18 @@ class LabelScorer:
             real[i, : len(label) - 1] = 1
         cache = copy.deepcopy(cache)
         cache.batch_repeat_interleave(len(labels))
-        extra = {}
-        if self._plain_positions:
-            start = mask.sum(-1).repeat_interleave(len(labels))
-            extra["position_ids"] = start[:, None] + torch.arange(longest, device=device)
+        start = mask.sum(-1, keepdim=True).repeat_interleave(len(labels), dim=0)
+        positions = start + torch.arange(longest, device=device)
+        if not self._plain_positions:  # after a photo the text goes on from the photo's longest side, the same on all three axes
+            shift = self.vlm.base.model.rope_deltas
+            positions = positions if shift is None else positions + shift.repeat_interleave(len(labels), dim=0).to(device)
+            positions = positions.expand(3, -1, -1)
         output = self.vlm.base(
             input_ids=tokens.repeat(rows, 1),
             attention_mask=torch.cat([mask.repeat_interleave(len(labels), dim=0), real.repeat(rows, 1)], dim=1),
             past_key_values=cache,
+            position_ids=positions,
             use_cache=True,
-            **extra,
         )
         following = torch.tensor([label[1:] + [0] * (longest + 1 - len(label)) for label in labels], device=device)
         chosen = output.logits.float().log_softmax(-1).gather(-1, following.repeat(rows, 1)[..., None])[..., 0]

@@ -1,0 +1,48 @@
+"""Other families through the auto classes: they train on the answer alone, without cached features, save, load and score."""
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from tiny_families import save_idefics3, save_qwen2_vl
+from tiny_models import BREEDS, QUESTION, settings, write_dataset
+
+from catlib.data.images import open_image
+from catlib.vlm.batches import messages
+from catlib.vlm.models import load_vlm
+from catlib.vlm.prompting import answer_tokens
+from catlib.vlm.scoring import LabelScorer
+from catlib.vlm.trainer import train
+
+
+@pytest.mark.parametrize("save", [save_idefics3, save_qwen2_vl])
+def test_it_trains_on_the_language_model_saves_loads_and_scores(save, tmp_path, monkeypatch):
+    monkeypatch.setenv("CATLIB_ROOT", str(tmp_path))
+    model, data = save(tmp_path / "model"), write_dataset(tmp_path / "data")
+    result = train(settings(model, data, tmp_path / "out", epochs=4, lr=5e-2, train_projector="lora"))
+    losses = [row["val_loss"] for row in result.history if row["kind"] == "epoch"]
+    assert losses[-1] < losses[0] - 1
+    assert all(0 <= row["accuracy"] <= 1 for row in result.history if row["kind"] == "epoch")
+    weights = load_file(result.checkpoint / "adapter_model.safetensors")
+    assert all(weights[name].abs().max() > 0 for name in weights)
+    assert not [n for n in weights if ("vision_model." in n or ".visual." in n) and "merger" not in n]
+    images = [open_image(path) for path in sorted((tmp_path / "data" / "photos").iterdir())[:3]]
+    tuned = load_vlm("", adapter=result.checkpoint, device="cpu", dtype="float32")
+    scores = LabelScorer(tuned, BREEDS, QUESTION).score(images)
+    assert np.allclose(scores, plain_scores(tuned, images), atol=1e-3)
+    untuned = load_vlm(str(model), device="cpu", dtype="float32")
+    assert scores.mean() > LabelScorer(untuned, BREEDS, QUESTION).score(images).mean() + 1
+
+
+def plain_scores(vlm, images):
+    """The same log-likelihoods by one forward pass for each photo and breed, the processor's own inputs unaltered."""
+    scores = np.zeros((len(images), len(BREEDS)))
+    for i, image in enumerate(images):
+        for j, breed in enumerate(BREEDS):
+            text = vlm.processor.apply_chat_template(messages(QUESTION, breed))
+            inputs = vlm.processor(images=[image], text=text, return_tensors="pt")
+            end = answer_tokens(vlm.processor, QUESTION, breed)
+            with torch.no_grad():
+                logits = vlm.base(**inputs).logits[0, -len(end) - 1 : -1].log_softmax(-1)
+            scores[i, j] = float(logits[range(len(end)), end].sum())
+    return scores
