@@ -1,7 +1,7 @@
 """What a checkpoint folder holds, adapter or merged model, and the precision in which it fits what is there."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,12 +22,16 @@ ROOM = 1.2  # what answering needs on top of the weights: cache, activations, th
 
 @dataclass(frozen=True)
 class Tuned:
-    """A checkpoint on disk: `base` and `adapter`, or a merged model (`adapter` None); what training asked and taught."""
+    """A checkpoint on disk: `base` and `adapter`, or a merged model (`adapter` None); what training asked and taught.
+
+    `spelled`: the answers that training taught for breeds where they are more than the name.
+    """
 
     base: str
     adapter: Path | None
     breeds: tuple[str, ...]
     question: str
+    spelled: Mapping[str, str]
 
 
 def open_checkpoint(folder: Path, base_model: str = "") -> Tuned:
@@ -44,10 +48,10 @@ def open_checkpoint(folder: Path, base_model: str = "") -> Tuned:
     breeds = tuple(training.get("breeds") or (breed.name for breed in BREEDS))
     question = training.get("question") or EvaluationSettings.prompt
     if (folder / "config.json").is_file() and not (folder / CONFIG).is_file():
-        return Tuned(str(folder), None, breeds, question)
+        return Tuned(str(folder), None, breeds, question, training.get("spelled") or {})
     base = resolve_model(base_model or training.get("base_model") or base_of(folder), "llava")
     base_of(folder)  # refuses a folder without weights before anything is loaded
-    return Tuned(base, folder, breeds, question)
+    return Tuned(base, folder, breeds, question, training.get("spelled") or {})
 
 
 def load_tuned(tuned: Tuned, device: str = "auto", precision: str = "auto") -> VLM:
@@ -80,7 +84,7 @@ def _check_widths(base: str) -> None:
 def load_classifier(tuned: Tuned, breeds: Sequence[str], settings: ServingSettings) -> VLMClassifier:
     """The tuned model as the classifier that scores every breed, in the first of `serving_precisions`."""
     precision = split_list(settings.serving_precisions)[0]
-    return VLMClassifier(load_tuned(tuned, settings.device, precision), breeds, settings.prompt)
+    return VLMClassifier(load_tuned(tuned, settings.device, precision), breeds, settings.prompt, spelled=tuned.spelled)
 
 
 def choose_precision(best: torch.dtype, parameters: int, free: int | None) -> str:
