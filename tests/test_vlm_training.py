@@ -4,7 +4,6 @@ import json
 import logging
 import math
 import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -20,7 +19,6 @@ from catlib.data.records import read_samples
 from catlib.errors import CatlibError, InputError
 from catlib.vlm.batches import Collator
 from catlib.vlm.checkpoint import load_adapter
-from catlib.vlm.history import read_history
 from catlib.vlm.loss import AnswerLoss
 from catlib.vlm.models import load_vlm
 from catlib.vlm.order import epoch_order, steps_of
@@ -294,20 +292,3 @@ def test_order_is_a_function_of_seed_and_epoch_and_balance_draws_rare_breeds_mor
     seen = sum(uneven[i].breed == "Manx" for e in range(40) for i in epoch_order(uneven, 0, e, "uniform"))
     assert seen / (40 * len(uneven)) == pytest.approx(0.25, abs=0.05)
     assert [len(step) for step in steps_of(list(range(10)), 4)] == [4, 4, 2]
-
-
-def test_two_processes_train_like_one(place, tmp_path):
-    histories = []
-    for world in (1, 2):
-        out = tmp_path / str(world)
-        chosen = options(place, out, lora_dropout=0.0, watch_photos=0, gradient_accumulation=4 // world)
-        arguments = [f"--{name}={value}" for name, value in vars(chosen).items() if not isinstance(value, bool)]
-        launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(world), "--master_port", "29577"]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "CATLIB_ROOT": str(place)}
-        done = subprocess.run(
-            [*launch, "-m", "catlib.cli", "train", *arguments], env=environment, capture_output=True, text=True, timeout=120
-        )
-        assert done.returncode == 0, done.stderr[-3000:]
-        histories.append(read_history(out / "history.jsonl"))
-    one, two = ([row.get("loss", row.get("val_loss")) for row in history] for history in histories)
-    assert two == pytest.approx(one, rel=1e-3)

@@ -15,7 +15,8 @@ def add_parser(subparsers: Any, common: argparse.ArgumentParser) -> None:
     """The options of `catlib train`: every training setting, and the plan's --model_name."""
     parser = subparsers.add_parser(
         "train", parents=[common], help="fine-tune a model", description=__doc__,
-        epilog="on several GPUs: accelerate launch --config_file configs/accelerate/ddp.yaml -m catlib.cli train …",
+        epilog="on several GPUs: accelerate launch --config_file configs/accelerate/ddp.yaml --num_processes N -m catlib.cli train … "
+        "(docs/memory-and-gpus.md)",
     )  # fmt: skip
     parser.add_argument("--profile", metavar="NAME", help="take the settings of notebooks/profiles/NAME.yaml, or of a file")
     parser.add_argument("--model_name", "--model-name", metavar="REF", help="the plan's name of --base_model")

@@ -21,6 +21,7 @@ from catlib.vlm.fused import fuse
 from catlib.vlm.lora import add_lora
 from catlib.vlm.memory_check import check_fits
 from catlib.vlm.models import VLM, load_vlm
+from catlib.vlm.team import Team
 
 log = logging.getLogger(__name__)
 FEATURE_CACHE = "outputs/cache/features"
@@ -76,8 +77,8 @@ def load_data(settings: TrainSettings) -> TrainingData:
     return TrainingData(train, val, roots[0], roots[1], breeds, priority, digests)
 
 
-def set_up(settings: TrainSettings, main_process: bool = True) -> Run:
-    """Load data and model, attach what is trained, and make the feature cache ready."""
+def set_up(settings: TrainSettings, team: Team) -> Run:
+    """Load data and model, attach what is trained, and make the feature cache ready, each process with a share of the photos."""
     from catlib.demo_models import resolve_model  # it builds on this room
 
     data = load_data(settings)
@@ -85,12 +86,12 @@ def set_up(settings: TrainSettings, main_process: bool = True) -> Run:
     check_fits(settings, ref, [(s, inside(root, s.image)) for root, part in data.parts for s in part])
     vlm = load_vlm(ref, device=settings.device, dtype=settings.dtype, quantize=settings.mode == "qlora")
     add_lora(vlm, settings)
-    if not {"ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED"} & os.environ.keys():  # those move weights about between passes
-        log.info("%d layers use gradients written by hand", fuse(vlm.model))
+    log.info("%d layers use gradients written by hand", fuse(vlm.model))
     if settings.gradient_checkpointing:
         vlm.base.gradient_checkpointing_enable({"use_reentrant": False})
     augment = Augment(settings.seed) if settings.augment else None
-    features = _features(settings, vlm, data)
+    features = _features(settings, vlm, data, team)
+    team.shard(vlm)
     if augment is not None:
         log.info("augmentation is on: every photo goes through the vision tower each time, the feature cache is not used")
     collate = Collator(vlm, data.image_root, None if augment else features, augment)
@@ -98,18 +99,19 @@ def set_up(settings: TrainSettings, main_process: bool = True) -> Run:
     return Run(settings, data, vlm, collate, val_collate, resolve(settings.output_dir))
 
 
-def _features(settings: TrainSettings, vlm: VLM, data: TrainingData) -> FrozenFeatures | None:
+def _features(settings: TrainSettings, vlm: VLM, data: TrainingData, team: Team) -> FrozenFeatures | None:
     if not settings.cache_features:
         return None
     if not can_cache(vlm):
         log.info("%s: features cannot be cached for this architecture", type(vlm.base).__name__)
         return None
-    cache = FrozenFeatures(vlm, resolve(FEATURE_CACHE), settings.cache_limit_gb)
+    cache = FrozenFeatures(vlm, resolve(FEATURE_CACHE), settings.cache_limit_gb / team.size)
     parts: list[tuple[Sequence[Sample], Path]] = [(data.val, data.val_root)]
     if not settings.augment:
         parts.append((data.train, data.image_root))
     photos = [(inside(root, s.image), s.metadata["sha256"]) for samples, root in parts for s in samples]
-    cache.fill(photos, settings.num_workers)
+    cache.fill(photos[team.rank :: team.size], settings.num_workers)
+    team.wait()
     return cache
 
 

@@ -4,13 +4,11 @@ import logging
 import math
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 from transformers import get_scheduler
 
 from catlib.data.conversations import spelled_answers
@@ -27,6 +25,7 @@ from catlib.vlm.model_card import model_card
 from catlib.vlm.order import epoch_order, steps_of
 from catlib.vlm.run import Run, set_up
 from catlib.vlm.state import load_state, random_state, save_state, set_random_state
+from catlib.vlm.team import Team
 from catlib.vlm.validation import Watch, validation_loss, watched_part
 
 log = logging.getLogger(__name__)
@@ -70,10 +69,10 @@ class Trainer:
 
     def __init__(self, settings: TrainSettings) -> None:
         self.settings = settings
-        self.accelerator = Accelerator(cpu=settings.device == "cpu", mixed_precision="no")
-        self.main = self.accelerator.is_main_process
+        self.team = Team(settings)
+        self.main = self.team.main
         torch.manual_seed(settings.seed)  # before LoRA's matrices are drawn
-        self.run: Run = set_up(settings, self.main)
+        self.run: Run = set_up(settings, self.team)
         self.vlm = self.run.vlm
         self.micro_batch = settings.batch_size
         self.progress = Progress()
@@ -91,14 +90,12 @@ class Trainer:
         groups = [group for group in groups if group["params"]]
         self.trained = named
         self.optimizer = torch.optim.AdamW(groups, weight_decay=s.weight_decay, fused=self.vlm.base.device.type != "mps")
-        world = self.accelerator.num_processes
-        self.effective_batch = s.batch_size * s.gradient_accumulation * world
+        self.effective_batch = s.batch_size * s.gradient_accumulation  # whatever the number of processes: they share it
         self.steps_an_epoch = math.ceil(len(run.data.train) / self.effective_batch)
         total = self.steps_an_epoch * s.epochs
         warm_up = math.ceil(s.warmup_ratio * total)
         kind = "constant_with_warmup" if s.lr_schedule == "constant" else s.lr_schedule
         self.schedule = get_scheduler(kind, self.optimizer, warm_up, total)
-        self.module = self.accelerator.prepare_model(self.loss) if world > 1 else self.loss
         self.run.folder.mkdir(parents=True, exist_ok=True)
         self.history = History(run.folder, s, self.main)
         watched = watched_part(run.data.val, s.watch_photos, s.seed)
@@ -164,6 +161,8 @@ class Trainer:
         """One optimizer step: (summed loss, supervised tokens, gradient norm before clipping)."""
         summed, tokens = self._within_memory(lambda: self._gradients(samples))
         parameters = [parameter for _, parameter in self.trained]
+        self.team.sum_gradients(parameters)
+        summed, tokens = self.team.sum(summed, tokens)
         norm = float(torch.nn.utils.clip_grad_norm_(parameters, self.settings.max_grad_norm))
         if not math.isfinite(norm):
             raise CatlibError(f"step {self.progress.step + 1}: the gradient is not finite, in the samples {_ids(samples)}")
@@ -173,25 +172,20 @@ class Trainer:
         return summed, tokens, norm
 
     def _gradients(self, samples: list[Sample]) -> tuple[float, int]:
-        """Forward and backward over a step's samples in micro-batches; each process takes every n-th of them.
+        """Forward and backward over a step's samples in micro-batches, of which each process takes its share.
 
         The gradient is that of the mean over all supervised tokens of the step, however it is cut up.
         """
-        rank, world = self.accelerator.process_index, self.accelerator.num_processes
         self.optimizer.zero_grad(set_to_none=True)
-        chunks = [samples[i : i + self.micro_batch] for i in range(0, len(samples), self.micro_batch)]
-        own = chunks[rank::world]
-        rounds = math.ceil(len(chunks) / world)
+        self.team.draw_apart(self.progress.step)
         step_tokens = self._count_tokens(samples)
         summed, tokens = 0.0, 0
-        for turn in range(rounds):
-            # A process without a chunk of its own in the last round repeats one with weight 0: all must meet in backward.
-            chunk, weight = (own[turn], 1.0) if turn < len(own) else (chunks[0], 0.0)
-            batch = self.run.collate(chunk).to(self.vlm.base.device)
-            sync = nullcontext() if turn == rounds - 1 else self.accelerator.no_sync(self.module)
-            with sync:
+        for share, weight in self.team.turns(self.team.cut(samples, self.settings.batch_size)):
+            for i in range(0, len(share), self.micro_batch):
+                chunk = share[i : i + self.micro_batch]
+                batch = self.run.collate(chunk).to(self.vlm.base.device)
                 with self._autocast():
-                    loss, n = self.module(batch)
+                    loss, n = self.loss(batch)
                 value = float(loss.detach())
                 # Three times the loss of guessing among all tokens: no longer bad luck but a broken run.
                 if not math.isfinite(value) or value / n > 3 * math.log(self.vlm.base.config.get_text_config().vocab_size):
@@ -199,11 +193,8 @@ class Trainer:
                         f"step {self.progress.step + 1}: loss {value / n:.3g} in the samples {_ids(chunk)}; training stopped. "
                         "Lower lr, or look at these photos and answers"
                     )
-                (loss * (weight * world / step_tokens)).backward()
-            summed, tokens = summed + weight * value, tokens + int(weight) * n
-        if world > 1:
-            both = self.accelerator.reduce(torch.tensor([summed, float(tokens)], device=self.vlm.base.device))
-            return float(both[0]), int(both[1])
+                (loss * (weight / step_tokens)).backward()
+                summed, tokens = summed + weight * value, tokens + int(weight) * n
         return summed, tokens
 
     def _count_tokens(self, samples: list[Sample]) -> int:
@@ -227,7 +218,7 @@ class Trainer:
 
     def _step_down(self, error: Exception) -> None:
         """Halve the micro-batch after running out of memory; the effective batch stays. Weights were not touched yet."""
-        if self.micro_batch == 1 or self.accelerator.num_processes > 1:
+        if self.micro_batch == 1 or self.team.sharded:
             raise CatlibError(
                 f"out of memory at a micro-batch of {self.micro_batch}: set gradient_checkpointing, mode qlora, or a smaller "
                 f"batch_size ({str(error).splitlines()[0]})"
@@ -246,10 +237,11 @@ class Trainer:
         start = time.perf_counter()
         self.vlm.model.eval()
         with self._autocast():
-            figures = {"epoch": p.epoch, "val_loss": self._within_memory(
-                lambda: validation_loss(self.loss, self.run.val_collate, self.run.data.val, self.micro_batch))}  # fmt: skip
+            figures: dict[str, Any] = {"epoch": p.epoch, "val_loss": self._within_memory(
+                lambda: validation_loss(self.loss, self.run.val_collate, self.run.data.val, self.micro_batch, self.team))}  # fmt: skip
             if (watch := self.watch) is not None:
                 figures |= self._within_memory(lambda: watch.measure(self.micro_batch))
+        figures = self.team.from_main(figures)
         self.vlm.model.train()
         value = [figures["val_loss"]]
         if s.watch == "priority_f1":  # a few rare photos often tie: the loss decides between equals

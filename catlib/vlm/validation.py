@@ -14,16 +14,21 @@ from catlib.vlm.batches import Collator
 from catlib.vlm.loss import AnswerLoss
 from catlib.vlm.models import VLM
 from catlib.vlm.scoring import LabelScorer
+from catlib.vlm.team import Team
 
 
 @torch.no_grad()
-def validation_loss(loss: AnswerLoss, collate: Collator, samples: Sequence[Sample], batch_size: int) -> float:
-    """Mean cross entropy of the answers' tokens, in nats."""
+def validation_loss(
+    loss: AnswerLoss, collate: Collator, samples: Sequence[Sample], batch_size: int, team: Team | None = None
+) -> float:
+    """Mean cross entropy of the answers' tokens, in nats; a team's processes share the samples."""
     device = collate.vlm.base.device
-    total, tokens = 0.0, 0
-    for i in range(0, len(samples), batch_size):
-        summed, n = loss(collate(samples[i : i + batch_size]).to(device))
-        total, tokens = total + float(summed), tokens + n
+    batches = [samples[i : i + batch_size] for i in range(0, len(samples), batch_size)]
+    total = tokens = 0.0
+    for batch, weight in team.turns(batches) if team else [(batch, 1.0) for batch in batches]:
+        summed, n = loss(collate(batch).to(device))
+        total, tokens = total + weight * float(summed), tokens + weight * n
+    total, tokens = team.sum(total, tokens) if team else (total, tokens)
     return total / tokens
 
 

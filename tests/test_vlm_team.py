@@ -1,0 +1,103 @@
+"""Several processes train like one: launched by accelerate with the configurations that are shipped, on a CPU over gloo."""
+
+import math
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+from tiny_models import save_llava, settings, write_dataset
+
+from catlib.errors import InputError
+from catlib.vlm.history import read_history
+from catlib.vlm.team import Team
+from catlib.vlm.trainer import train
+
+ROOT = Path(__file__).resolve().parents[1]
+CONFIGS = ROOT / "configs" / "accelerate"
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    """The folder of model and data, and a run of one process in it."""
+    place = tmp_path_factory.mktemp("team")
+    save_llava(place / "model")
+    write_dataset(place / "data", train=14)  # the last step of an epoch is smaller than the others
+    os.environ["CATLIB_ROOT"] = str(place)
+    result = train(chosen(place, "alone"))
+    assert result.history[-1]["val_loss"] < result.history[0]["loss"]
+    return place
+
+
+def chosen(place, out, **more):
+    return settings(place / "model", place / "data" / "vlm", place / out, lora_dropout=0.0, save_steps=1, **more)
+
+
+def curve(folder):
+    return [row.get("loss", row.get("val_loss")) for row in read_history(folder / "history.jsonl")]
+
+
+def launch(place, config, out):
+    values = vars(chosen(place, out)).items()
+    arguments = [f"--{name}={value}" for name, value in values if not isinstance(value, bool)]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(CONFIGS / config), "--main_process_port", str(port)]
+    return subprocess.run(
+        [*command, "-m", "catlib.cli", "train", *arguments], capture_output=True, text=True, timeout=300,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "CATLIB_ROOT": str(place / f"root-{out}")},
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("config", ["ddp.yaml", "fsdp.yaml"])
+def test_two_processes_train_like_one_at_the_same_effective_batch(alone, config):
+    out = config.removesuffix(".yaml")
+    done = launch(alone, config, out)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert ("lie in 2 pieces" in done.stderr) == (config == "fsdp.yaml")
+    one, two = curve(alone / "alone"), curve(alone / out)
+    assert len(one) == 10 and two == pytest.approx(one, rel=1e-4)
+    ours, theirs = (load_file(alone / folder / "last" / "adapter_model.safetensors") for folder in ("alone", out))
+    assert ours.keys() == theirs.keys()
+    assert all(torch.allclose(ours[name], theirs[name], atol=1e-5) for name in ours)
+
+
+def test_processes_share_a_step_and_its_photos_are_seen_once():
+    team = object.__new__(Team)
+    team.size, team.sharded = 3, False
+    photos = list(range(8))
+    seen = []
+    for team.rank in range(3):
+        seen += [photo for batch, weight in team.turns(team.cut(photos, 4)) for photo in batch if weight]
+    assert sorted(seen) == photos
+    assert [len(batch) for batch in team.cut(photos, 4)] == [3, 3, 2]  # batches of 4 would leave one without any
+    assert [len(batch) for batch in team.cut(photos, 2)] == [2, 2, 2, 2]
+    team.sharded = True
+    turns = []
+    for team.rank in range(3):
+        turns.append(team.turns(team.cut(photos, 2)))
+    assert [len(own) for own in turns] == [math.ceil(4 / 3)] * 3
+    assert sum(weight for own in turns for _, weight in own) == 4
+
+
+def test_what_a_launch_cannot_do_is_said(alone, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    with pytest.raises(InputError, match="DeepSpeed"):
+        Team(chosen(alone, "refused"))
+    monkeypatch.delenv("ACCELERATE_USE_DEEPSPEED")
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(InputError, match="4-bit"):
+        Team(chosen(alone, "refused", mode="qlora"))
+
+
+def test_configurations_name_the_command_that_uses_them():
+    for path in CONFIGS.glob("*.yaml"):
+        text = path.read_text(encoding="utf-8")
+        assert f"accelerate launch --config_file configs/accelerate/{path.name}" in text
+        assert yaml.safe_load(text)["num_machines"] == 1
