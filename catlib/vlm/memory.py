@@ -90,10 +90,10 @@ class Footprint:
     @classmethod
     def of(
         cls, settings: TrainSettings, config: Any | None = None, shape: Shape | None = None,
-        dtype: torch.dtype | None = None, breeds: int = BREEDS,
+        dtype: torch.dtype | None = None, breeds: int = BREEDS, photos: int | None = None,
     ) -> "Footprint":  # fmt: skip
         """Raises InputError when the model is not known or not supported. `dtype` of the base: bfloat16 by default, unless the
-        settings say float32.
+        settings say float32. `photos`: of training and validation together, where there are few.
         """
         config = config or model_config(settings.base_model)
         dtype = dtype or (torch.float32 if settings.dtype == "float32" else torch.bfloat16)
@@ -109,7 +109,7 @@ class Footprint:
         cached = settings.cache_features and not settings.augment and config.model_type == "llava"
         return cls(
             settings, shape, breeds, dtype.itemsize, trainable, parameters, weights, trace_step(config, settings, dtype, shape),
-            (trace_tower(config, dtype, 1, shape.image_tokens), photos_at_once(config) if cached else 0), config.get_text_config(),
+            (trace_tower(config, dtype, 1, shape.image_tokens), min(photos_at_once(config), photos or 16) if cached else 0), config.get_text_config(),
             config.vision_config.hidden_size,
         )  # fmt: skip
 

@@ -37,7 +37,8 @@ def check_fits(settings: TrainSettings, ref: str, samples: Iterable[tuple[Sample
         log.info("no estimate of the memory that a %s needs: its configuration does not tell the size of a photo", config.model_type)
         return None
     shape = longest(load_processor(ref), config, pairs)
-    footprint = Footprint.of(settings, config, shape, dtype, breeds=len({sample.breed for sample, _ in pairs}))
+    breeds = len({sample.breed for sample, _ in pairs})
+    footprint = Footprint.of(settings, config, shape, dtype, breeds, photos=len(pairs))
     need = footprint.at(settings.batch_size)
     log.info("estimated peak memory %.2f GB of %.1f GB free", need.peak / GB, free / GB)
     if need.peak <= free:
