@@ -4,14 +4,12 @@ import json
 import logging
 import math
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from catlib.data.records import write_atomically
-from catlib.errors import MissingExtra
-from catlib.paths import resolve
 from catlib.settings import TrainSettings
+from catlib.vlm.trackers import Tracker, open_tracker
 
 log = logging.getLogger(__name__)
 FILE = "history.jsonl"
@@ -23,11 +21,13 @@ class History:
     def __init__(self, folder: Path, settings: TrainSettings, active: bool = True) -> None:
         self.path = folder / FILE
         self.active = active  # only the main process writes
-        self._send = _tracker(settings) if active else None
+        self._settings = settings
+        self._tracker: Tracker | None = None
 
     def rewind(self, step: int) -> None:
-        """Keep the lines up to optimizer step `step`."""
+        """Keep the lines up to optimizer step `step`, and open the tracker there."""
         if self.active:
+            self._tracker = open_tracker(self._settings, self.path.parent, step)
             kept = [row for row in read_history(self.path) if row["step"] <= step] if step else []
             write_atomically(self.path, "".join(json.dumps(row) + "\n" for row in kept))
 
@@ -39,8 +39,14 @@ class History:
         with self.path.open("a", encoding="utf-8") as stream:
             stream.write(json.dumps(row) + "\n")
         log.info("%s", " ".join([f"step {step}", *(f"{k} {_short(v)}" for k, v in figures.items())]))
-        if self._send is not None:
-            self._send({k: v for k, v in figures.items() if isinstance(v, int | float) and math.isfinite(v)}, step)
+        if self._tracker is not None:
+            self._tracker.send(figures, step)
+
+    def close(self, status: str) -> None:
+        """Tell the tracker how the run ended: FINISHED, FAILED or KILLED."""
+        if self._tracker is not None:
+            self._tracker.close(status)
+            self._tracker = None
 
 
 def read_history(path: Path) -> list[dict[str, Any]]:
@@ -51,36 +57,6 @@ def read_history(path: Path) -> list[dict[str, Any]]:
             if line.endswith("\n"):
                 rows.append(json.loads(line))
     return rows
-
-
-def _tracker(settings: TrainSettings) -> Any:
-    """A function (figures, step) that sends to MLflow or TensorBoard, or None."""
-    if settings.tracker == "mlflow":
-        try:
-            import mlflow
-        except ImportError:
-            raise MissingExtra("mlflow", "mlflow", "tracker mlflow") from None
-        store = resolve("outputs/mlflow.db")
-        store.parent.mkdir(parents=True, exist_ok=True)
-        mlflow.set_tracking_uri(f"sqlite:///{store}")
-        mlflow.set_experiment("catlib")
-        mlflow.start_run(run_name=Path(settings.output_dir).name)
-        mlflow.log_params(asdict(settings))
-        return lambda figures, step: mlflow.log_metrics(figures, step=step)
-    if settings.tracker == "tensorboard":
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError:
-            raise MissingExtra("tensorboard", "tensorboard", "tracker tensorboard") from None
-        writer = SummaryWriter(resolve("outputs/tensorboard") / Path(settings.output_dir).name)
-
-        def send(figures: Mapping[str, float], step: int) -> None:
-            for key, value in figures.items():
-                writer.add_scalar(key, value, step)
-            writer.flush()
-
-        return send
-    return None
 
 
 def _finite(value: Any) -> Any:

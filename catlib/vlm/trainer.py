@@ -26,6 +26,7 @@ from catlib.vlm.order import epoch_order, steps_of
 from catlib.vlm.run import Run, set_up
 from catlib.vlm.state import load_state, random_state, save_state, set_random_state
 from catlib.vlm.team import Team
+from catlib.vlm.trackers import check_tracker
 from catlib.vlm.validation import Watch, validation_loss, watched_part
 
 log = logging.getLogger(__name__)
@@ -68,6 +69,7 @@ class Trainer:
     """One run. `train(settings)` below is the way in; the class only holds what the steps share."""
 
     def __init__(self, settings: TrainSettings) -> None:
+        check_tracker(settings.tracker)
         self.settings = settings
         self.team = Team(settings)
         self.main = self.team.main
@@ -122,7 +124,12 @@ class Trainer:
             log.warning("interrupted after step %d; saving where training stands", p.step)
             self._save_state()
             self._save_adapter("last", {"interrupted": True})
+            self.history.close("KILLED")
             raise
+        except BaseException:
+            self.history.close("FAILED")
+            raise
+        self.history.close("FINISHED")
         history = read_history(self.history.path)
         return TrainResult(self.run.folder, history, p.best)
 
