@@ -113,7 +113,7 @@ def test_figures_are_drawn_with_their_photos_and_marks(case):
     assert len(inspection_plots.widths_figure(dataset).axes[0].collections) >= 2
     pairs = close_pairs(findings, 6)
     assert any("Siamese" in text.get_text() for axes in inspection_plots.pairs_figure(pairs, dataset.image_root).axes for text in axes.texts)
-    assert inspection_plots.pairs_figure([], dataset.image_root).texts[0].get_text() == "nothing to show"
+    assert inspection_plots.pairs_figure([], dataset.image_root).axes[0].texts[0].get_text() == "nothing to show"
     assert len(inspection_plots.worst_figure(inspection.worst_files(findings), dataset.image_root).axes) == 4
 
 

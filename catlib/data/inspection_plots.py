@@ -93,7 +93,8 @@ def pairs_figure(pairs: Sequence[Pair], image_root: Path, most: int = 12) -> Fig
     captions = []
     for a, b, bits in chosen:
         breeds = a.breed if a.breed == b.breed else f"{a.breed} / {b.breed}"
-        parts = a.part if a.part == b.part else f"{a.part} / {b.part}"
+        places = [finding.part or "left out" for finding in (a, b)]
+        parts = places[0] if places[0] == places[1] else " / ".join(places)
         text = f"{breeds}, {parts}, {bits} bit{'' if bits == 1 else 's'}\n{_name(a)}  |  {_name(b)}"
         captions.append((text, INK if a.breed == b.breed else RED))
     strips = [_strip([inside(image_root, a.image), inside(image_root, b.image)], 2) for a, b, _ in chosen]
@@ -155,8 +156,9 @@ def _strip(paths: Sequence[Path], columns: int) -> Image.Image:
 def _panels(strips: Sequence[Image.Image], captions: Sequence[tuple[str, str]], columns: int, shape: float) -> Figure:
     """Strips in a grid with a caption below each; `shape` is the height of a strip beside its width."""
     if not strips:
-        figure = plt.figure(figsize=(WIDTH, 0.6))
-        figure.text(0.02, 0.5, "nothing to show", va="center", color=GREY)
+        figure, axes = plt.subplots(figsize=(WIDTH, 0.6))  # without axes, a notebook shows no figure at all
+        axes.set_axis_off()
+        axes.text(0.0, 0.5, "nothing to show", va="center", color=GREY)
         return figure
     count = -(-len(strips) // columns)
     height = count * (WIDTH / columns * shape + 0.55)
