@@ -11,8 +11,8 @@ from catlib.paths import resolve
 if TYPE_CHECKING:
     from catlib.serving.engines import Command
 
-EPILOG = """The command that is run is printed first; what follows -- is added to it. catlib predict --endpoint URL and catlib
-evaluate measure the served model. Exit codes: 0 stopped by Ctrl-C or SIGTERM, 1 the engine failed, 2 wrong input."""
+EPILOG = """The command that is run is printed first; what follows -- is added to it. The served model is asked by catlib predict
+--model endpoint:URL#NAME. Exit codes: 0 stopped by Ctrl-C or SIGTERM, 1 the engine failed, 2 wrong input."""
 
 
 def add_parser(subparsers: Any, common: argparse.ArgumentParser) -> None:
@@ -47,7 +47,11 @@ def run(args: argparse.Namespace) -> int:
         return 0
     try:
         with termination_as_interrupt(), running(command, args.timeout) as engine:
-            print(f"answers after {engine.start_s:.1f} s at {command.url}/v1, model {command.model}; Ctrl-C stops it", flush=True)
+            print(
+                f"answers after {engine.start_s:.1f} s at {command.url}/v1, model {command.model}; Ctrl-C stops it\n"
+                f"ask it: catlib predict --checkpoint DIR --model 'endpoint:{command.url}/v1#{command.model}' PHOTO",
+                flush=True,
+            )
             engine.wait()
     except KeyboardInterrupt:
         print("catlib: the engine is stopped", file=sys.stderr)
