@@ -59,8 +59,16 @@ def group_photos(findings: Sequence[Finding], bits: int) -> list[Finding]:
 
 
 def labels_of(hashed: Sequence[Finding], bits: int) -> np.ndarray:
-    """The number (n,) of each photo's group of near-duplicates, mirror images among them; all photos have their hashes."""
-    return group_labels(_numbers(f.phash for f in hashed), bits, _numbers(f.mirrored for f in hashed))
+    """The number (n,) of each photo's group of near-duplicates, mirror images among them; all photos have their hashes.
+
+    Of a mirror image half as many bits are asked: twice the comparisons would else find twice the chance likenesses, and a
+    mirrored copy is within 2 bits.
+    """
+    plain = _numbers(f.phash for f in hashed)
+    near, mirrored = group_labels(plain, bits), group_labels(plain, bits // 2, _numbers(f.mirrored for f in hashed))
+    n = len(hashed)
+    graph = coo_array((np.ones(n), (near, n + mirrored)), shape=(2 * n, 2 * n))
+    return connected_components(graph, directed=False)[1][near]
 
 
 def _numbers(hashes: Iterable[str]) -> np.ndarray:
@@ -88,12 +96,13 @@ def close_pairs(findings: Iterable[Finding], bits: int) -> list[tuple[Finding, F
         if finding.group and finding.phash and seen[finding.phash] < ALIKE:
             seen[finding.phash] += 1
             hashed.append(finding)
-    n = len(hashed)
-    pairs, gaps = near_pairs(np.concatenate([_numbers(f.phash for f in hashed), _numbers(f.mirrored for f in hashed)]), bits)
+    plain, mirrored = _numbers(f.phash for f in hashed), _numbers(f.mirrored for f in hashed)
     closest: dict[tuple[int, int], int] = {}
-    for (a, b), gap in zip(np.sort(pairs % max(n, 1), axis=1).tolist(), gaps.tolist(), strict=True):
-        if a != b:  # a symmetrical photo is near its own mirror image
-            closest[a, b] = min(gap, closest.get((a, b), gap))
+    for values, most in ((plain, bits), (np.concatenate([plain, mirrored]), bits // 2)):
+        pairs, gaps = near_pairs(values, most)
+        for (a, b), gap in zip(np.sort(pairs % max(len(hashed), 1), axis=1).tolist(), gaps.tolist(), strict=True):
+            if a != b:  # a symmetrical photo is near its own mirror image
+                closest[a, b] = min(gap, closest.get((a, b), gap))
     found = [(hashed[a], hashed[b], gap) for (a, b), gap in closest.items()]
     return sorted(found, key=lambda pair: (pair[2], pair[0].image, pair[1].image))
 
