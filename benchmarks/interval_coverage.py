@@ -1,6 +1,6 @@
 """How often do the 95 % intervals of catlib.evaluation hold the truth? A simulation over kinds of test sets.
 
-    python benchmarks/interval_coverage.py [--sets 1000] [--resamples 600] [--plain] [--json]
+    python benchmarks/interval_coverage.py [--sets 1000] [--resamples 600] [--only answers|scores] [--plain]
 
 Each scenario fixes the photos of each breed and draws models (a true confusion matrix) at random; from each, test
 sets are drawn and their intervals computed with catlib itself. The truth is the figure that the model would have on
@@ -162,14 +162,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sets", type=int, default=1000, help="simulated test sets a scenario")
     parser.add_argument("--resamples", type=int, default=600, help="bootstrap resamples a test set")
+    parser.add_argument("--only", choices=("answers", "scores"), help="leave the other kind of scenarios out")
     parser.add_argument("--plain", action="store_true", help="measure the textbook percentile bootstrap instead")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
     if args.plain:
         plain_percentiles()
     result = {}
-    work = [(name, measure, scenario) for name, scenario in SCENARIOS.items()]
-    work += [(name, measure_scored, scenario) for name, scenario in SCORED.items()]
+    answers = [(name, measure, scenario) for name, scenario in SCENARIOS.items()]
+    scores = [(name, measure_scored, scenario) for name, scenario in SCORED.items()]
+    work = {"answers": answers, "scores": scores}.get(args.only, answers + scores)
     for name, run, scenario in work:
         start = time.perf_counter()
         result[name] = run(scenario, args.sets, args.resamples)
