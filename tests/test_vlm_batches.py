@@ -70,6 +70,7 @@ def test_padding_stands_on_the_right_and_is_masked(vlm, data, samples):
     assert short < batch.input_ids.shape[1]
     assert (batch.labels[0, short:] == IGNORED).all()
     assert batch.attention_mask[0, :short].all()
+    assert int(batch.attention_mask.sum(1).max()) == batch.input_ids.shape[1]  # as long as the longest, and no longer
 
 
 def test_a_long_text_is_not_truncated(vlm, data):

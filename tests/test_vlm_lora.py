@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from peft import LoraConfig
 from tiny_models import save_llava
 
 from catlib.errors import InputError
@@ -35,6 +36,9 @@ def test_matching_by_last_name_would_hit_the_tower():
     ours = lora_module_names(model, targets)
     assert len([n for n in naive if "vision_tower" in n]) * 2 == 144  # the plan's mistake
     assert set(naive) - set(ours) == {n for n in naive if "vision_tower" in n}
+    model.requires_grad_(False)
+    theirs = peft_model(model, LoraConfig(r=32, lora_alpha=64, target_modules=targets))
+    assert count_parameters(theirs)[0] == 84_672_512
 
 
 @pytest.fixture(scope="module")
@@ -85,6 +89,18 @@ def test_modes_train_what_they_say(folder, more, trained):
     changed = [n for n, p in vlm.model.named_parameters() if not torch.equal(p, before[n])]
     parts = {part for part in ("vision_tower", "projector", "language_model") if any(part in n for n in changed)}
     assert parts == trained
+
+
+def test_a_bf16_base_trains_float32_adapters_and_fp16_is_refused(folder):
+    torch.manual_seed(0)
+    vlm = load_vlm(str(folder), device="cpu", dtype="bfloat16")
+    add_lora(vlm, TrainSettings(lora_r=4, train_projector="full"))
+    dtypes = {parameter.requires_grad: set() for parameter in vlm.model.parameters()}
+    for parameter in vlm.model.parameters():
+        dtypes[parameter.requires_grad].add(parameter.dtype)
+    assert dtypes == {True: {torch.float32}, False: {torch.bfloat16}}
+    with pytest.raises(InputError, match="dtype must be one of auto, bfloat16, float32"):
+        TrainSettings.build({"dtype": "float16"})
 
 
 def test_an_unknown_target_is_refused_with_the_layers_there_are(folder):

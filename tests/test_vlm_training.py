@@ -277,6 +277,71 @@ def test_out_of_memory_halves_the_batch_and_keeps_the_effective_one(place, tmp_p
     assert losses[1] == pytest.approx(losses[0], rel=1e-4)
 
 
+def test_an_exploding_loss_and_a_gradient_that_is_no_number_name_their_samples(place, tmp_path, monkeypatch):
+    from catlib.vlm.loss import AnswerLoss
+
+    plain = AnswerLoss.forward
+
+    def exploding(self, batch):
+        loss, n = plain(self, batch)
+        return (loss * 1000 if "train-7" in batch.sample_ids else loss), n
+
+    def torn(self, batch):
+        loss, n = plain(self, batch)
+        return (loss + (loss - loss.detach()).sqrt() if "train-7" in batch.sample_ids else loss), n  # sqrt(0): infinite slope
+
+    for forward, message in ((exploding, r"loss [\d.e+]+ in the samples .*train-7"), (torn, r"gradient is not finite.*train-7")):
+        monkeypatch.setattr(AnswerLoss, "forward", forward)
+        with pytest.raises(CatlibError, match=message):
+            train(options(place, tmp_path / "out", resume=False))
+
+
+def test_the_best_epoch_lies_in_the_folder_and_the_last_one_beside_it(place, tmp_path, monkeypatch):
+    from catlib.vlm import trainer
+
+    measured, plain, states = iter([3.0, 1.0, 2.0]), Trainer._end_of_epoch, []
+
+    def noting(self):
+        plain(self)
+        states.append({name: parameter.detach().clone() for name, parameter in self.trained})
+
+    monkeypatch.setattr(trainer, "validation_loss", lambda *_: next(measured))
+    monkeypatch.setattr(Trainer, "_end_of_epoch", noting)
+    result = train(options(place, tmp_path / "out", epochs=3, watch_photos=0, train_projector="none"))
+    assert result.best["val_loss"] == 1.0 and result.best["epoch"] == 2
+    for folder, epoch in ((result.checkpoint, 1), (result.checkpoint / "last", 2)):
+        kept = load_file(folder / "adapter_model.safetensors")
+        expected = {name.replace(".default", ""): tensor for name, tensor in states[epoch].items()}
+        assert kept.keys() == expected.keys()
+        assert all(torch.equal(kept[name], expected[name]) for name in kept)
+        load_vlm("", adapter=folder, device="cpu", dtype="float32")
+
+
+def test_a_disk_that_fills_while_the_state_is_written_leaves_the_state_before_it(place, tmp_path, monkeypatch):
+    from catlib.vlm import state
+
+    more = {"epochs": 3, "watch_photos": 0, "save_steps": 1, "lora_dropout": 0.1}
+    whole = train(options(place, tmp_path / "whole", **more))
+    plain, calls = torch.save, []
+
+    def filling(value, stream):
+        calls.append(1)
+        if len(calls) == 5:
+            stream.write(b"half of it")
+            raise RuntimeError("PytorchStreamWriter failed writing file: No space left on device")
+        plain(value, stream)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(state.torch, "save", lambda value, to: filling(value, to) if hasattr(to, "write") else plain(value, to))
+        with pytest.raises(CatlibError, match=r"state.pt.*No space left"):
+            train(options(place, tmp_path / "cut", **more))
+    assert [path.name for path in (tmp_path / "cut" / "state").iterdir()] == ["state.pt"]
+    cut = train(options(place, tmp_path / "cut", **more))
+    assert [row.get("loss") for row in cut.history] == [row.get("loss") for row in whole.history]
+    weights = [load_file(tmp_path / out / "last" / "adapter_model.safetensors") for out in ("whole", "cut")]
+    assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
+
+
 def test_early_stopping(place, tmp_path):
     result = train(options(place, tmp_path / "out", lr=1e-12, epochs=5, early_stopping=1, watch="priority_f1"))
     assert len([row for row in result.history if row["kind"] == "epoch"]) == 2
