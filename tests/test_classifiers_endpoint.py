@@ -181,3 +181,8 @@ def test_predict_from_the_command_line(tmp_path, samples, capsys):
     assert main([*command, "--bootstrap", "100", "--json"]) == 0
     accuracy = json.loads(capsys.readouterr().out)["models"]["labelled"]["accuracy"]["value"]
     assert accuracy == np.mean([row["predicted"] == "Manx" for row in rows])
+    (tmp_path / "again.jsonl").write_text(labelled.read_text())
+    (tmp_path / "again.meta.json").write_text((tmp_path / "served.meta.json").read_text())
+    command = ["compare", str(labelled), str(tmp_path / "again.jsonl"), "--priority", "Manx", "--bootstrap", "100", "--json"]
+    assert main(command) == 0
+    assert json.loads(capsys.readouterr().out)["agreement"] == 1

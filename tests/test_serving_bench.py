@@ -23,7 +23,8 @@ from catlib.vlm.decoding import generate_free
 from catlib.vlm.models import load_vlm
 from serving_cases import one_thread, save_tuned  # noqa: F401
 from tiny_encoders import SIZE, clip
-from tiny_models import BREEDS, QUESTION, write_dataset
+from tiny_families import save_idefics3, save_qwen2_vl
+from tiny_models import BREEDS, QUESTION, save_pixtral, write_dataset
 
 
 @pytest.fixture(scope="module")
@@ -64,6 +65,14 @@ def test_steps_are_those_of_generation_and_scoring(project, settings):
     assert len(axes) == 4 and len(axes[3].patches) == len(PARTS)
     named = steps_sentence(replace(steps, breed="Manx", answer="Manx"))
     assert "“Manx”, read as **Manx** (the photo shows it)" in named
+
+
+@pytest.mark.parametrize("save", [save_pixtral, save_idefics3, save_qwen2_vl])
+def test_steps_of_other_families(project, save, tmp_path):
+    vlm = load_vlm(str(save(tmp_path / "model")), dtype="float32", device="cpu")
+    steps = walk_through(VLMClassifier(vlm, BREEDS, QUESTION), project / "data/photos/000.jpg")
+    assert steps.answer == generate_free(vlm, [steps.photo], QUESTION)[0]
+    assert steps.image_tokens > 0 and all(ms > 0 for ms in steps.milliseconds) and "the photo shows" not in steps_sentence(steps)
 
 
 def test_load_keeps_so_many_requests_under_way():

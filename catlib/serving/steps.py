@@ -19,7 +19,7 @@ from catlib.data.images import open_image
 from catlib.evaluation.style import BLUE, GREEN, GREY, INK, ORANGE, PINK, SKY, WIDTH, styled
 from catlib.evaluation.tables import Rows, number
 from catlib.vlm.batches import image_token_of
-from catlib.vlm.decoding import MAX_NEW_TOKENS
+from catlib.vlm.decoding import greedy_options
 from catlib.vlm.prompting import inference_inputs
 
 if TYPE_CHECKING:
@@ -82,39 +82,35 @@ def walk_through(classifier: VLMClassifier, path: Path, truth: str | None = None
 
 def _generate(vlm: "VLM", photo: Image, question: str) -> tuple[list[tuple[int, float]], list[float], dict]:
     """Greedy tokens with their probabilities, the milliseconds of PARTS[1:], and the inputs."""
-    marks: dict[str, float] = {}
+    marks: dict[str, float] = {}  # of the first pass through each part
+    parts = {"tower": vlm.anatomy.tower, "projector": vlm.anatomy.projector, "reader": vlm.anatomy.language_model}
     handles = []
-    for name, path in (("tower", vlm.anatomy.tower), ("projector", vlm.anatomy.projector)):
+    for name, path in parts.items():
         module = vlm.base.get_submodule(path)
-        handles.append(module.register_forward_pre_hook(lambda *_, n=name: marks.update({f"{n} begins": _now(vlm)})))
-        handles.append(module.register_forward_hook(lambda *_, n=name: marks.update({f"{n} ends": _now(vlm)})))
+        handles.append(module.register_forward_pre_hook(lambda *_, n=name: _mark(marks, f"{n} begins", vlm)))
+        handles.append(module.register_forward_hook(lambda *_, n=name: _mark(marks, f"{n} ends", vlm)))
     start = _now(vlm)
     inputs = inference_inputs(vlm, [photo], [question])
     ready = _now(vlm)
     try:
-        output = vlm.base(**inputs, use_cache=True, logits_to_keep=1)
+        output = vlm.base.generate(**inputs, **greedy_options(vlm), return_dict_in_generate=True, output_logits=True)
     finally:
         for handle in handles:
             handle.remove()
-    read = _now(vlm)
-    found: list[tuple[int, float]] = []
-    end, length = vlm.processor.tokenizer.eos_token_id, inputs["input_ids"].shape[1]
-    while True:
-        probabilities = output.logits[0, -1].float().softmax(-1)
-        token = int(probabilities.argmax())
-        found.append((token, float(probabilities[token])))
-        if token == end or len(found) == MAX_NEW_TOKENS:
-            break
-        mask = torch.ones(1, length + len(found), dtype=torch.long, device=inputs["input_ids"].device)
-        output = vlm.base(
-            input_ids=inputs["input_ids"].new_tensor([[token]]), attention_mask=mask,
-            past_key_values=output.past_key_values, use_cache=True,
-        )  # fmt: skip
     written = _now(vlm)
-    tower = marks["tower ends"] - marks["tower begins"]
-    projector = marks["projector ends"] - marks["projector begins"]
+    tokens = output.sequences[0, inputs["input_ids"].shape[1] :].tolist()
+    chances = [float(step[0].float().softmax(-1)[token]) for step, token in zip(output.logits, tokens, strict=True)]
+    tower, projector = (marks[f"{part} ends"] - marks[f"{part} begins"] for part in ("tower", "projector"))
+    if vlm.anatomy.projector.startswith(f"{vlm.anatomy.tower}."):  # Qwen-VL's is a part of its tower
+        tower -= projector
+    read = marks["reader ends"]
     seconds = [ready - start, tower, projector, read - ready - tower - projector, written - read]
-    return found, [1000 * s for s in seconds], inputs
+    return list(zip(tokens, chances, strict=True)), [1000 * s for s in seconds], inputs
+
+
+def _mark(marks: dict[str, float], name: str, vlm: "VLM") -> None:
+    if name not in marks:
+        marks[name] = _now(vlm)
 
 
 def _now(vlm: "VLM") -> float:

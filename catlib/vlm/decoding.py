@@ -20,7 +20,7 @@ def generate_free(
 ) -> list[str]:
     """Greedy answers, one a photo. Only new tokens are decoded: nothing of the prompt can be taken for an answer."""
     inputs = inference_inputs(vlm, images, [question] * len(images))
-    output = vlm.base.generate(**inputs, **_greedy(vlm, max_new_tokens))
+    output = vlm.base.generate(**inputs, **greedy_options(vlm, max_new_tokens))
     new = output[:, inputs["input_ids"].shape[1] :]
     return [text.strip() for text in vlm.processor.tokenizer.batch_decode(new, skip_special_tokens=True)]
 
@@ -48,12 +48,12 @@ def generate_constrained(
         return allowed.get(tuple(tokens[length:].tolist()), [end])  # a finished row goes on with end tokens
 
     longest = max(map(len, labels))
-    output = vlm.base.generate(**inputs, prefix_allowed_tokens_fn=allow, **_greedy(vlm, longest))
+    output = vlm.base.generate(**inputs, prefix_allowed_tokens_fn=allow, **greedy_options(vlm, longest))
     rows = [tuple(row) for row in output[:, length:].tolist()]
     return [next(labels[row[:n]] for n in range(1, longest + 1) if row[:n] in labels) for row in rows]
 
 
-def _greedy(vlm: "VLM", max_new_tokens: int) -> dict[str, int | bool | float | None]:
+def greedy_options(vlm: "VLM", max_new_tokens: int = MAX_NEW_TOKENS) -> dict[str, int | bool | float | None]:
     """Options that switch sampling off, whatever the checkpoint's generation_config.json proposes."""
     tokenizer = vlm.processor.tokenizer
     end = tokenizer.eos_token_id
