@@ -245,11 +245,14 @@ def test_folders_that_cannot_be_read_or_written_are_named(tmp_path, capsys):
     [
         (["nowhere"], "nowhere"), (["check"], "one folder"), (["fetch", "dogs"], "oxford-pets"),
         (["photos", "--val-share", "much"], "val_share"), (["photos", "--priority-breeds", "Korat"], "Korat"),
-        (["photos", "--breeds", "Korat"], "Korat"), (["photos", "--breeds", "Manx"], "takes two"), ([".", "--source", "folders"], "takes two"),
+        (["photos", "--breeds", "Korat"], "Korat"), (["photos", "--breeds", "Manx"], "takes two"), ([".", "--source", "folders"], "takes two"), (["texts"], "Manx/a.jpg (not an image)"),
     ],
 )  # fmt: skip
 def test_wrong_input_is_one_paragraph_and_exit_code_2(tmp_path, capsys, monkeypatch, words, culprit):
     fill(tmp_path / "photos", {"Bengal": 8, "Manx": 8})
+    for breed in ("Bengal", "Manx"):
+        (tmp_path / "texts" / breed).mkdir(parents=True)
+        (tmp_path / "texts" / breed / "a.jpg").write_text("hello")
     monkeypatch.chdir(tmp_path)
     assert main(["data", *words, "--out", str(tmp_path / "d" / "vlm")]) == 2
     said = capsys.readouterr().err

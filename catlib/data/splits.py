@@ -64,7 +64,9 @@ def split(
         if finding.kept:
             members[finding.group].append(finding)
     if not members:
-        raise InputError("no usable photo is left")
+        named = "; ".join(f"{finding.image} ({finding.verdict})" for finding in findings[:3])
+        more = f" and {len(findings) - 3} more" if len(findings) > 3 else ""
+        raise InputError(f"no usable photo is left: {named}{more}")
     fixed, free = {}, defaultdict(list)
     for name, photos in sorted(members.items()):
         breed = min(Counter(photo.breed for photo in photos).items(), key=lambda item: (-item[1], item[0]))[0]
