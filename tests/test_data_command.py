@@ -250,7 +250,7 @@ def test_folders_that_cannot_be_read_or_written_are_named(tmp_path, capsys):
 )  # fmt: skip
 def test_wrong_input_is_one_paragraph_and_exit_code_2(tmp_path, capsys, monkeypatch, words, culprit):
     fill(tmp_path / "photos", {"Bengal": 8, "Manx": 8})
-    for breed in ("Bengal", "Manx"):
+    for breed in ("Bengal", "Manx") if "texts" in words else ():
         (tmp_path / "texts" / breed).mkdir(parents=True)
         (tmp_path / "texts" / breed / "a.jpg").write_text("hello")
     monkeypatch.chdir(tmp_path)
