@@ -75,12 +75,14 @@ def choose_photos(given: Sequence[Path], training: Mapping[str, Any], count: int
         raise InputError(f"at least one photo is needed to verify an export, found {count}")
     if given:
         return Photos(tuple(p.name for p in given), tuple(open_image(p) for p in given), "given")
+    named, samples = training.get("settings", {}).get("val_data", ""), []
     try:
-        path = resolve(str(training.get("settings", {}).get("val_data", "")))
+        path = resolve(named)
         root = image_root_of(path)
         samples = read_samples(path, root)
-    except (InputError, OSError):
-        samples = []
+    except (InputError, OSError) as error:
+        if named:
+            log.info("the training's validation photos cannot be read, drawn cats take their place: %s", error)
     if samples:
         chosen = [samples[i * len(samples) // count] for i in range(count)] if len(samples) > count else samples
         images = tuple(open_image(inside(root, s.image)) for s in chosen)
