@@ -53,17 +53,19 @@ def timed(speak: Callable[[Image], Spoken], photos: Photos) -> tuple[list[Spoken
 
 
 def row(name: str, reference: Sequence[Spoken], run: "Run", photos: Photos) -> Row:
-    """A line of the table; what differs is printed at once."""
+    """A line of the table, printed at once as well, with what differs: a run that is cut off has not been for nothing."""
     parity = compare_spoken(reference, run.answers, photos.names)
     p50, p95 = np.percentile(run.times[1:], [50, 95])
     for line in parity.differing[:5]:
         print(f"  {name}: {line}", flush=True)
     if len(parity.differing) > 5:
         print(f"  {name}: and {len(parity.differing) - 5} more", flush=True)
-    return {
+    line = {
         "engine": name, "same": f"{parity.same}/{parity.photos}", "nats": f"{parity.largest_difference:.1e}" if parity.same else "–",
         "first ms": f"{run.times[0]:.0f}", "p50 ms": f"{p50:.0f}", "p95 ms": f"{p95:.0f}", **run.figures,
     }  # fmt: skip
+    print("  " + ", ".join(f"{key} {value}" if key != "engine" else value for key, value in line.items()), flush=True)
+    return line
 
 
 def memory_mb(pid: int) -> float:

@@ -173,6 +173,39 @@ def test_wrong_input_exits_with_2(tmp_path, llama_server, capsys, arguments, wor
     assert words in capsys.readouterr().err
 
 
+def test_a_faulty_engine_that_the_export_met_is_told_of(llama_server, capsys):
+    facts = {"with_class_token_defect": {"same": 8}, "engine": "llama-server", "verified": {"same": 5, "photos": 8}}
+    (llama_server / "export.json").write_text(json.dumps(facts))
+    assert main(["serve", "--engine", "llama.cpp", "--model", str(llama_server), "--print"]) == 0
+    assert "right answer for 5 of 8 photos" in capsys.readouterr().err
+
+
+def test_llama_cpps_server_comes_from_a_package_without_a_command_line_too(tmp_path, llama_server, monkeypatch):
+    monkeypatch.delenv("CATLIB_LLAMA_SERVER")
+    package = tmp_path / "site" / "xllamacpp.py"
+    package.parent.mkdir()
+    package.write_text(
+        "class CommonParams:\n"
+        "    def __init__(self): self.model, self.mmproj, self.cpuparams = (type('P', (), {})() for _ in range(3))\n"
+        "class Server:\n"
+        "    def __init__(self, p):\n"
+        "        print(p.model.path, p.mmproj.path, p.model_alias, p.hostnames, p.port, p.n_ctx, p.use_jinja, flush=True)\n"
+    )
+    monkeypatch.syspath_prepend(str(package.parent))
+    monkeypatch.setattr(engines.importlib.util, "find_spec", lambda name: name == "xllamacpp" or None)
+    line = llama_command(llama_server, Where(port=8125), context=512)
+    assert line.arguments[:2] == (sys.executable, str(engines.NATIVE))
+    process = subprocess.Popen(
+        line.arguments, env=os.environ | {"PYTHONPATH": str(package.parent)}, stdout=subprocess.PIPE, text=True
+    )
+    said = process.stdout.readline().strip()
+    stop_it = time.monotonic()
+    process.terminate()
+    assert process.wait(5) == 0 and time.monotonic() - stop_it < 5
+    folder = f"{llama_server}/"
+    assert said == f"{folder}model-f16.gguf {folder}mmproj-f16.gguf {{'cats'}} ['127.0.0.1'] 8125 512 True"
+
+
 def test_print_only_prints(llama_server, capsys, notes):
     assert main(["serve", "--engine", "llama.cpp", "--model", str(llama_server), "--print", "--context", "512", "--", "-t", "2"]) == 0
     line = capsys.readouterr().out.strip()

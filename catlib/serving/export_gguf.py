@@ -146,7 +146,7 @@ def verify(
     engine's answers are explained by neither.
     """
     try:
-        program = find_llama_server(binary)
+        program = shlex.join(find_llama_server(binary))
     except MissingExtra as error:
         log.warning("NOT verified: %s", error)
         return "", None, None
@@ -155,7 +155,7 @@ def verify(
     def here() -> list[Spoken]:
         return speak_all(lambda image: speak_here(vlm, image, source.question), shown.images)
 
-    command = llama_command(folder, Where(port=free_port()), binary=program)
+    command = llama_command(folder, Where(port=free_port()), binary=binary)
     output = Path(tempfile.mkstemp(suffix=".log")[1])
     log.info("verifying with %s", program)
     with running(command, 600, output):
