@@ -11,7 +11,8 @@ validates on a few photos and saves its checkpoint and state after each epoch; t
   uncached    the same with every photo through the tower each time; one epoch, to compare the losses of the first steps
   trl         `trl.SFTTrainer` on prompt-completion conversations, so that its loss is that of the answer alone
   plan        the plan's loop, repaired just enough to run: bf16 for fp16, no truncation, padding to the longest. Its labels are
-              the input ids, its LoRA matches layers by last name (in the vision tower too), logits for all positions
+              the input ids, its LoRA matches layers by last name (in the vision tower too), logits for all positions; one epoch,
+              as it caches nothing that would make the others faster
 
 Prints a line for each and then all as JSON: photos a second over all epochs, peak resident memory (GB of 10^9 bytes, of the
 training process alone), the losses of the first steps.
@@ -37,6 +38,7 @@ from catlib.data.records import Sample, image_root_of, read_samples
 from catlib.settings import DataSettings, TrainSettings
 from catlib.vlm.measure import Meter
 
+ONE_EPOCH = ("uncached", "plan")
 FIRST = 6  # steps whose losses are compared
 
 
@@ -119,7 +121,7 @@ def run_plan(work: Path, epochs: int, workers: int = 2) -> list[float]:
     from peft import get_peft_model
     from transformers import Trainer, TrainingArguments
 
-    chosen, samples, root = settings(work, epochs), *training_samples(work)
+    chosen, samples, root = settings(work, 1), *training_samples(work)
     model, processor, config = lora_model(chosen, plans_targets=True)
     model = get_peft_model(model, config)
     for parameter in model.parameters():
@@ -159,7 +161,7 @@ def padded(rows: list[dict[str, torch.Tensor]], pad: int) -> dict[str, torch.Ten
 
 
 CONTENDERS: dict[str, Callable[[Path, int], list[float]]] = {
-    "catlib": run_catlib, "uncached": run_uncached, "trl": run_trl, "plan": run_plan,
+    "catlib": run_catlib, "trl": run_trl, "uncached": run_uncached, "plan": run_plan,
 }  # fmt: skip
 
 
@@ -176,7 +178,7 @@ def run_one(name: str, work: Path, epochs: int) -> dict[str, Any]:
     start = time.perf_counter()
     losses = CONTENDERS[name](work, epochs)
     seconds = time.perf_counter() - start
-    photos = len(training_samples(work)[0]) * (1 if name == "uncached" else epochs)
+    photos = len(training_samples(work)[0]) * (1 if name in ONE_EPOCH else epochs)
     return {
         "photos_per_s": round(photos / seconds, 3), "seconds": round(seconds, 1), "steps": len(losses),
         "peak_gb": round(Meter(torch.device("cpu")).peak_gb(), 2), "first_losses": [round(x, 4) for x in losses[:FIRST]],

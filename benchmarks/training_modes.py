@@ -1,0 +1,129 @@
+"""The modes projector, lora and qlora side by side on real photos: accuracy, F1 of the priority breeds, time, memory.
+
+    CATLIB_SMALL_LLAVA=DIR CATLIB_PHOTOS=DIR python benchmarks/training_modes.py --priority "Birman,Bombay,Egyptian Mau"
+
+Every mode trains on the same photos with the settings of notebooks/profiles/photos.yaml, in a process of its own and with a
+feature cache of its own, and then names the breeds of the same test photos by label likelihood. `base` is the untuned model.
+Time is that of `catlib.vlm.trainer.train`, loading and validation included; memory is the peak resident set of that process.
+Prints a Markdown table; --keep FOLDER keeps checkpoints and predictions.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from contextlib import nullcontext
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from catlib.settings import DataSettings, TrainSettings, read_profile
+from catlib.vlm.measure import Meter
+
+PROFILE = Path(__file__).resolve().parents[1] / "notebooks" / "profiles" / "photos.yaml"
+MODES = ("base", "projector", "lora", "qlora")
+
+
+def run_one(mode: str, work: Path, epochs: int, test_photos: int, priority: str) -> dict[str, Any]:
+    """Train in one mode and evaluate; `base` only evaluates."""
+    from catlib.classifiers.base import predict
+    from catlib.classifiers.vlm import VLMClassifier
+    from catlib.data.records import image_root_of, read_samples
+    from catlib.evaluation.metrics import evaluate
+    from catlib.evaluation.runs import evenly
+    from catlib.settings import split_list
+    from catlib.vlm.models import load_vlm
+    from catlib.vlm.trainer import train
+
+    data, model, row = work / "vlm", os.environ["CATLIB_SMALL_LLAVA"], {"mode": mode, "seconds": 0.0, "peak_gb": 0.0}
+    if mode != "base":
+        profile = read_profile(PROFILE)
+        known = {field.name for field in fields(TrainSettings)}
+        values = {key: value for key, value in profile.items() if key in known} | {
+            "base_model": model, "train_data": str(data / "train.jsonl"), "val_data": str(data / "val.jsonl"),
+            "output_dir": str(work / mode), "mode": mode, "epochs": epochs, "priority_breeds": priority, "resume": False,
+            "watch_photos": 0,
+        }  # fmt: skip
+        start = time.perf_counter()
+        result = train(TrainSettings.build(values))
+        row |= {"seconds": time.perf_counter() - start, "peak_gb": Meter(torch.device("cpu")).peak_gb()}
+        row["val_loss"] = result.best["val_loss"]
+    breeds = sorted({sample.breed for sample in read_samples(data / "train.jsonl")})
+    samples = read_samples(data / "test.jsonl")
+    samples = evenly(samples, test_photos, 0) if test_photos else samples
+    dtype = read_profile(PROFILE)["dtype"]
+    vlm = load_vlm(model, adapter=None if mode == "base" else work / mode, dtype=dtype, quantize=mode == "qlora")
+    predictions = predict(VLMClassifier(vlm, breeds, samples[0].question), samples, image_root_of(data / "test.jsonl"),
+                          work / "predictions" / f"{mode}.jsonl")  # fmt: skip
+    metrics = evaluate(predictions, split_list(priority), bootstrap=1000)
+    return row | {key: metrics[key] for key in ("accuracy", "macro_f1", "priority_macro_f1")} | {"test_photos": len(samples)}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--photos-per-breed", type=int, default=0, help="training photos of each breed; 0: all")
+    parser.add_argument("--val-photos", type=int, default=0, help="validation photos in all; 0: all")
+    parser.add_argument("--test-photos", type=int, default=0, help="test photos, drawn evenly over the breeds; 0: all")
+    parser.add_argument("--epochs", type=int, default=3)
+    parser.add_argument("--modes", default=",".join(MODES))
+    parser.add_argument("--priority", default="", help="breeds reported apart, comma separated")
+    parser.add_argument("--keep", type=Path, help="folder for checkpoints and predictions")
+    parser.add_argument("--one", help=argparse.SUPPRESS)  # this mode in this process
+    args = parser.parse_args()
+    if args.one:
+        print(json.dumps(run_one(args.one, args.keep, args.epochs, args.test_photos, args.priority)))
+        return 0
+    missing = [name for name in ("CATLIB_SMALL_LLAVA", "CATLIB_PHOTOS") if not os.environ.get(name)]
+    if missing:
+        print(f"skipped: set {' and '.join(missing)} (a LLaVA folder, a folder of photos)")
+        return 0
+    with nullcontext(str(args.keep)) if args.keep else tempfile.TemporaryDirectory() as folder:
+        work = Path(folder).absolute()
+        trained_on = write_data(work, args.photos_per_breed, args.val_photos)
+        print(f"{trained_on} training photos, {args.epochs} epochs, {torch.get_num_threads()} threads", flush=True)
+        print("| mode | accuracy | macro-F1, priority breeds | macro-F1, all | validation loss | training | peak memory |")
+        print("| --- | --- | --- | --- | --- | --- | --- |", flush=True)
+        for mode in args.modes.split(","):
+            options = [f"--keep={work}", f"--epochs={args.epochs}", f"--test-photos={args.test_photos}", f"--priority={args.priority}"]
+            environment = {**os.environ, "CATLIB_ROOT": str(work / "cache" / mode)}
+            done = subprocess.run(
+                [sys.executable, __file__, "--one", mode, *options], env=environment, stdout=subprocess.PIPE, text=True, check=True
+            )
+            row = json.loads(done.stdout.splitlines()[-1])
+            cells = [interval(row[key]) for key in ("accuracy", "priority_macro_f1", "macro_f1")]
+            cost = [f"{row['val_loss']:.3f}", f"{row['seconds']:.0f} s", f"{row['peak_gb']:.2f} GB"] if "val_loss" in row else ["–"] * 3
+            print("| " + " | ".join([mode, *cells, *cost]) + " |", flush=True)
+    return 0
+
+
+def interval(figure: dict[str, Any] | None) -> str:
+    """A figure in per cent with its 95 % interval."""
+    if figure is None:
+        return "–"
+    low, high = figure["ci95"]
+    return f"{figure['value']:.0%} ({low:.0%}–{high:.0%})"
+
+
+def write_data(work: Path, photos_per_breed: int, val_photos: int) -> int:
+    """The split in work/vlm, with at most so many photos; returns how many are trained on."""
+    from catlib.data.prepare import prepare
+    from catlib.data.records import read_samples, write_samples
+    from catlib.evaluation.runs import evenly
+
+    chosen = DataSettings(
+        photos=os.environ["CATLIB_PHOTOS"], data_dir=str(work), run_dir=str(work / "run"), photos_per_breed=photos_per_breed
+    )
+    dataset = prepare(chosen)
+    if val_photos:
+        path = work / "vlm" / "val.jsonl"
+        write_samples(path, evenly(read_samples(path), val_photos, 0))
+    return len(dataset.train)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
