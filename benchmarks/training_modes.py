@@ -89,14 +89,17 @@ def main() -> int:
         print("| mode | accuracy | macro-F1, priority breeds | macro-F1, all | validation loss | training | peak memory |")
         print("| --- | --- | --- | --- | --- | --- | --- |", flush=True)
         for mode in args.modes.split(","):
-            options = [f"--keep={work}", f"--epochs={args.epochs}", f"--test-photos={args.test_photos}", f"--priority={args.priority}"]
+            options = [f"--keep={work}", f"--epochs={args.epochs}", f"--test-photos={args.test_photos}"]
+            options.append(f"--priority={args.priority}")
             environment = {**os.environ, "CATLIB_ROOT": str(work / "cache" / mode)}
             done = subprocess.run(
                 [sys.executable, __file__, "--one", mode, *options], env=environment, stdout=subprocess.PIPE, text=True, check=True
             )
             row = json.loads(done.stdout.splitlines()[-1])
             cells = [interval(row[key]) for key in ("accuracy", "priority_macro_f1", "macro_f1")]
-            cost = [f"{row['val_loss']:.3f}", f"{row['seconds']:.0f} s", f"{row['peak_gb']:.2f} GB"] if "val_loss" in row else ["–"] * 3
+            cost = ["–"] * 3
+            if "val_loss" in row:
+                cost = [f"{row['val_loss']:.3f}", f"{row['seconds']:.0f} s", f"{row['peak_gb']:.2f} GB"]
             print("| " + " | ".join([mode, *cells, *cost]) + " |", flush=True)
     return 0
 
