@@ -133,7 +133,8 @@ def measure(kind: str, model: Path, work: Path, mode: str, checkpointing: bool) 
 
 def in_own_process(case: dict[str, Any]) -> dict[str, Any]:
     done = subprocess.run(
-        [sys.executable, "-W", "ignore", __file__, "--case", json.dumps(case)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-W", "ignore", __file__, "--case", json.dumps(case)], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        text=True, start_new_session=True,
     )
     if done.returncode:
         raise SystemExit(f"{case} failed:\n{done.stderr[-3000:]}")
