@@ -16,7 +16,7 @@ from tiny_models import save_llava, settings, write_dataset
 from catlib.errors import InputError
 from catlib.vlm.history import read_history
 from catlib.vlm.team import Team
-from catlib.vlm.trainer import train
+from catlib.vlm.trainer import Trainer, train
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = ROOT / "configs" / "accelerate"
@@ -42,6 +42,20 @@ def curve(folder):
     return [row.get("loss", row.get("val_loss")) for row in read_history(folder / "history.jsonl")]
 
 
+def stop_after(place, out, step):
+    """A run of one process that is interrupted after an optimizer step."""
+    trainer = Trainer(chosen(place, out))
+    plain = trainer._step
+
+    def watched(samples):
+        trainer.interrupt.wanted = trainer.progress.step + 1 == step
+        return plain(samples)
+
+    trainer._step = watched
+    with pytest.raises(KeyboardInterrupt):
+        trainer.fit()
+
+
 def launch(place, config, out):
     values = vars(chosen(place, out)).items()
     arguments = [f"--{name}={value}" for name, value in values if not isinstance(value, bool)]
@@ -58,9 +72,13 @@ def launch(place, config, out):
 @pytest.mark.parametrize("config", ["ddp.yaml", "fsdp.yaml"])
 def test_two_processes_train_like_one_at_the_same_effective_batch(alone, config):
     out = config.removesuffix(".yaml")
+    if config == "ddp.yaml":
+        stop_after(alone, out, 3)  # one process begins, two go on
     done = launch(alone, config, out)
     assert done.returncode == 0, done.stderr[-3000:]
     assert ("lie in 2 pieces" in done.stderr) == (config == "fsdp.yaml")
+    assert ("resumed after step 3 of 8" in done.stderr) == (config == "ddp.yaml")
+    assert done.stdout.count("checkpoint: ") == 1
     one, two = curve(alone / "alone"), curve(alone / out)
     assert len(one) == 10 and two == pytest.approx(one, rel=1e-4)
     ours, theirs = (load_file(alone / folder / "last" / "adapter_model.safetensors") for folder in ("alone", out))

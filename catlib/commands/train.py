@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import sys
 from dataclasses import fields
 from typing import Any
@@ -16,7 +17,7 @@ def add_parser(subparsers: Any, common: argparse.ArgumentParser) -> None:
     parser = subparsers.add_parser(
         "train", parents=[common], help="fine-tune a model", description=__doc__,
         epilog="on several GPUs: accelerate launch --config_file configs/accelerate/ddp.yaml --num_processes N -m catlib.cli train … "
-        "(docs/memory-and-gpus.md)",
+
     )  # fmt: skip
     parser.add_argument("--profile", metavar="NAME", help="take the settings of notebooks/profiles/NAME.yaml, or of a file")
     parser.add_argument("--model_name", "--model-name", metavar="REF", help="the plan's name of --base_model")
@@ -32,6 +33,8 @@ def run(args: argparse.Namespace) -> int:
     from catlib.vlm.trainer import train
 
     result = train(settings)
+    if os.environ.get("RANK", "0") != "0":
+        return 0  # one process of a team speaks for all
     figures = {key: value for key, value in result.best.items() if isinstance(value, int | float)}
     if args.json:
         json.dump({"checkpoint": str(result.checkpoint), "best": figures}, sys.stdout)
