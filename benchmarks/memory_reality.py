@@ -8,8 +8,8 @@ their true widths with its whole vision tower, random weights, 576 image tokens.
 gradient checkpointing, through `catlib.vlm.trainer` from loading to the last checkpoint, closed-set validation included.
 
 Measured: the largest resident set of the process (VmHWM, reset through /proc/self/clear_refs) less what was resident after
-imports and one training run of a tiny model, which loads what is loaded late. The tiny model itself is smaller than such noise:
-for it, what torch's CPU allocator handed out at most (torch.profiler) plus the weights. Linux only.
+imports and one training run of a tiny model, which loads what is loaded late. With --allocator, and for the tiny model, which is
+smaller than such noise: what torch's CPU allocator handed out at most (torch.profiler) plus the weights. Linux only.
 """
 
 import argparse
@@ -74,7 +74,7 @@ def allocator_peak(work: Any) -> int:
     return peak
 
 
-def measure(kind: str, model: Path, work: Path, mode: str, checkpointing: bool) -> dict[str, Any]:
+def measure(kind: str, model: Path, work: Path, mode: str, checkpointing: bool, allocator: bool = False) -> dict[str, Any]:
     """One case, in this process: estimate and measured peak in bytes, and where the peak was."""
     import torch
     from tiny_models import save_llava, save_wide_llava, write_dataset
@@ -117,7 +117,7 @@ def measure(kind: str, model: Path, work: Path, mode: str, checkpointing: bool) 
     trainer = Trainer(chosen)
     set_up_peak = resident("VmHWM") - before
     timed(trainer)
-    if kind == "tiny":
+    if allocator or kind == "tiny":
         held = {t.untyped_storage()._cdata: t.untyped_storage().nbytes() for m in (trainer.vlm.model,) for t in [*m.parameters(), *m.buffers()]}
         measured = float(sum(held.values()) + allocator_peak(trainer.fit))
     else:
@@ -155,6 +155,7 @@ def main() -> int:
     parser.add_argument("--only", default="tiny,small,slice", help="models, comma separated")
     parser.add_argument("--modes", default="lora,qlora")
     parser.add_argument("--full-7b", action="store_true", help="one optimizer step of the whole LLaVA-1.5-7B in NF4 instead")
+    parser.add_argument("--allocator", action="store_true", help="measure what torch's allocator handed out, for all models")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures, bytes")
     parser.add_argument("--case", help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -174,6 +175,7 @@ def main() -> int:
                         path = model[mode] if isinstance(model, dict) else model
                         rows.append(in_own_process({
                             "kind": kind, "model": str(path), "work": work, "mode": mode, "checkpointing": checkpointing,
+                            "allocator": args.allocator,
                         }))  # fmt: skip
                     show(rows[-1])
     if args.json:
