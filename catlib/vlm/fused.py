@@ -6,6 +6,7 @@ Sennrich 2019, arXiv 1910.07467; the recomputation in backward follows Chen et a
 """
 
 import math
+from collections.abc import Sequence
 from types import MethodType
 from typing import Any
 
@@ -15,6 +16,7 @@ from peft.tuners.lora.bnb import Linear4bit as LoraLinear4bit
 from torch.nn.functional import linear, silu
 
 NORMS = ("LlamaRMSNorm", "MistralRMSNorm", "Qwen2RMSNorm")
+SIBLINGS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))  # layers of one module that read the same input
 GATED_MLPS = ("LlamaMLP", "MistralMLP", "Qwen2MLP")
 
 
@@ -24,6 +26,13 @@ def fuse(model: torch.nn.Module) -> int:
     Left alone are DoRA, several adapters at once, biases trained with LoRA, and norms and MLPs of other classes.
     """
     count = 0
+    for module in model.modules():
+        for names in SIBLINGS:
+            members = [getattr(module, name, None) for name in names]
+            if all(isinstance(m, LoraLinear | LoraLinear4bit) and _plain(m) for m in members):
+                shared = Siblings(members)
+                for member in members:
+                    object.__setattr__(member, "siblings", shared)  # no submodule: the members know each other by it
     for module in model.modules():
         kind = type(module).__name__
         if isinstance(module, LoraLinear | LoraLinear4bit) and _plain(module):
@@ -39,40 +48,53 @@ def fuse(model: torch.nn.Module) -> int:
 
 
 class LoraFunction(torch.autograd.Function):
-    """y = x W' + bias + scale · dropout(x) A' B'. Keeps x and the (tokens, r) product; dropout is drawn again."""
+    """y = x W' + bias + scale · dropout(x) A' B' for layers that read the same x, which share one draw of dropout.
+
+    Arguments after p: A and B of each layer in turn. Keeps x and the (tokens, r) products; dropout is drawn again in backward.
+    """
 
     @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, layer: Any, a: torch.Tensor, b: torch.Tensor, scale: float, p: float) -> torch.Tensor:
+    def forward(
+        ctx: Any, x: torch.Tensor, layers: tuple[Any, ...], scales: tuple[float, ...], p: float, *factors: torch.Tensor
+    ) -> tuple[torch.Tensor, ...]:
+        ctx.layers, ctx.scales, ctx.p = layers, tuple(scale / (1 - p) for scale in scales), p
+        ctx.seed = int(torch.randint(2**62, (1,))) if p else 0
         with torch.autocast(x.device.type, enabled=False):
-            weight, bias = _weight(layer)
-            flat = x.reshape(-1, x.shape[-1]).to(weight.dtype)
-            y = linear(flat, weight, bias)
-            seed = int(torch.randint(2**62, (1,))) if p else 0
-            kept = _zero(flat.clone(), _dropped(flat, p, seed)) if p else flat
-            low = kept @ a.to(flat.dtype).T
-            y.addmm_(low, (scale / (1 - p) * b).to(flat.dtype).T)
-        ctx.save_for_backward(flat, low, a, b)
-        ctx.layer, ctx.scale, ctx.p, ctx.seed, ctx.shape, ctx.dtype = layer, scale / (1 - p), p, seed, x.shape, x.dtype
-        return y.view(*x.shape[:-1], -1)
+            weights = [_weight(layer) for layer in layers]
+            flat = x.reshape(-1, x.shape[-1]).to(weights[0][0].dtype)
+            kept = _zero(flat.clone(), _dropped(flat, p, ctx.seed)) if p else flat
+            low = kept @ _stacked(factors, flat.dtype).T
+            outputs = []
+            for (weight, bias), part, b, scale in zip(weights, _parts(low, factors), factors[1::2], ctx.scales, strict=True):
+                y = linear(flat, weight, bias)
+                outputs.append(y.addmm_(part, (scale * b).to(flat.dtype).T).view(*x.shape[:-1], -1))
+        ctx.save_for_backward(flat, low, *factors)
+        ctx.shape, ctx.dtype = x.shape, x.dtype
+        return tuple(outputs)
 
     @staticmethod
-    def backward(ctx: Any, dy: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        flat, low, a, b = ctx.saved_tensors
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        flat, low, *factors = ctx.saved_tensors
+        gradients = [dy.reshape(-1, dy.shape[-1]).to(flat.dtype) for dy in gradients]
         dropped = _dropped(flat, ctx.p, ctx.seed) if ctx.p else None
-        dy = dy.reshape(-1, dy.shape[-1]).to(flat.dtype)
-        dlow = dy @ (ctx.scale * b).to(flat.dtype)
+        pieces = [dy @ (scale * b).to(flat.dtype) for dy, b, scale in zip(gradients, factors[1::2], ctx.scales, strict=True)]
+        dlow = torch.cat(pieces, dim=1) if len(pieces) > 1 else pieces[0]
         da = dlow.T @ (flat if dropped is None else _zero(flat.clone(), dropped))
-        db = (dy.T @ low) * ctx.scale
+        of_factors: list[torch.Tensor] = []
+        lows = _parts(low, factors)
+        for dy, part, a, b, da_part, scale in zip(
+            gradients, lows, factors[::2], factors[1::2], da.split([a.shape[0] for a in factors[::2]]), ctx.scales, strict=True
+        ):
+            of_factors += [da_part.to(a.dtype), ((dy.T @ part) * scale).to(b.dtype)]
         dx = None
         if ctx.needs_input_grad[0]:
-            dx = dy @ _weight(ctx.layer)[0]
-            low_rank = a.to(flat.dtype)
-            if dropped is None:
-                dx.addmm_(dlow, low_rank)
-            else:
-                dx += _zero(dlow @ low_rank, dropped)
+            dx = dlow @ _stacked(factors, flat.dtype)
+            if dropped is not None:
+                _zero(dx, dropped)
+            for dy, layer in zip(gradients, ctx.layers, strict=True):
+                dx.addmm_(dy, _weight(layer)[0])
             dx = dx.view(ctx.shape).to(ctx.dtype)
-        return dx, None, da.to(a.dtype), db.to(b.dtype), None, None
+        return dx, None, None, None, *of_factors
 
 
 class NormFunction(torch.autograd.Function):
@@ -120,14 +142,60 @@ def _plain(module: Any) -> bool:
     )
 
 
+class Siblings:
+    """LoRA layers that are called one after the other with the same input: the first call computes for all of them."""
+
+    def __init__(self, members: list[Any]) -> None:
+        self.members = members
+        self.clear()
+
+    def clear(self) -> None:
+        self.x: torch.Tensor | None = None
+        self.waiting: dict[int, torch.Tensor] = {}
+
+    def forward(self, module: Any, x: torch.Tensor) -> torch.Tensor:
+        if self.x is not x or id(module) not in self.waiting:
+            outputs = _joint_forward(self.members, x)
+            self.x, self.waiting = x, {id(m): y for m, y in zip(self.members, outputs, strict=True)}
+        y = self.waiting.pop(id(module))
+        if not self.waiting:
+            self.clear()
+        return y
+
+
 def _lora_forward(module: Any, x: torch.Tensor) -> torch.Tensor:
-    (name,) = module.lora_A
     if module.disable_adapters or module.merged:
         return type(module).forward(module, x)
-    dropout = module.lora_dropout[name]
-    p = dropout.p if module.training and isinstance(dropout, torch.nn.Dropout) else 0.0
-    a, b = module.lora_A[name].weight, module.lora_B[name].weight
-    return LoraFunction.apply(x, module.get_base_layer(), a, b, module.scaling[name], p)
+    siblings = getattr(module, "siblings", None)
+    if siblings is not None and len({_probability(m) for m in siblings.members}) == 1:
+        return siblings.forward(module, x)
+    return _joint_forward([module], x)[0]
+
+
+def _joint_forward(modules: list[Any], x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    layers, scales, factors = [], [], []
+    for module in modules:
+        (name,) = module.lora_A
+        layers.append(module.get_base_layer())
+        scales.append(module.scaling[name])
+        factors += [module.lora_A[name].weight, module.lora_B[name].weight]
+    return LoraFunction.apply(x, tuple(layers), tuple(scales), _probability(modules[0]), *factors)
+
+
+def _probability(module: Any) -> float:
+    """The probability with which an entry of the layer's input is dropped, as things are now."""
+    (dropout,) = module.lora_dropout.values()
+    return dropout.p if module.training and isinstance(dropout, torch.nn.Dropout) else 0.0
+
+
+def _stacked(factors: Sequence[torch.Tensor], dtype: torch.dtype) -> torch.Tensor:
+    """The A matrices, one below the other."""
+    return torch.cat(factors[::2]).to(dtype) if len(factors) > 2 else factors[0].to(dtype)
+
+
+def _parts(low: torch.Tensor, factors: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
+    """Each layer's columns of the (tokens, sum of ranks) product."""
+    return low.split([a.shape[0] for a in factors[::2]], dim=1)
 
 
 def _norm_forward(module: Any, x: torch.Tensor) -> torch.Tensor:
