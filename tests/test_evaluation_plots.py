@@ -141,6 +141,8 @@ def test_explanations_say_how_concentrated_the_evidence_is():
     said = explanations_sentence([row])
     assert "80% for the 1 right answer." in said and "by 2.00 nats" in said and "by 0.25" in said
     assert said.endswith("in 1 of 1 photos: the maps mark what the model uses.")
+    row.fall, row.random_fall = 0.03, -0.001
+    assert "by 0.00 when" in explanations_sentence([row]) and explanations_sentence([row]).endswith("this sure.")
     row.random_fall = 3.0
     assert explanations_sentence([row]).endswith("in 0 of 1 photos: the maps cannot be trusted.")
     assert explanations_sentence([]) == "No photo was explained."

@@ -150,8 +150,12 @@ def _words(row: Explanation) -> str:
     parts = [f'in its own words: "{row.answer}"', f"the breed's standard: {_standard(row.predicted)}"]
     if row.breed and not _right(row):
         parts.append(f"standard of {row.breed}: {_standard(row.breed)}")
-    parts.append(f"hiding the strongest tenth: {-row.fall:+.2f} nats; a random tenth: {-row.random_fall:+.2f}")
+    parts.append(f"hiding the strongest tenth: {_signed(-row.fall)} nats; a random tenth: {_signed(-row.random_fall)}")
     return "\n".join(textwrap.fill(part, 68, max_lines=4, placeholder=" …") for part in parts)
+
+
+def _signed(value: float) -> str:
+    return f"{round(value, 2) + 0.0:+.2f}"  # adding 0.0 makes of -0.0 a plain 0
 
 
 def _standard(name: str) -> str:
