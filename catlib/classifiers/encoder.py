@@ -123,7 +123,8 @@ class TowerEncoder(FeatureExtractor):
     """The VLM's frozen vision tower: what the language model is given to look at, before the projector.
 
     `mean`: the mean of the vectors that the projector reads; `cls`: the class token of the same layer, where LLaVA's
-    tower has one (the projector never sees it, but it is the tower's own summary of a photo).
+    tower has one (the projector never sees it, but it is the tower's own summary of a photo); `cls+mean`: both, as in
+    DINOv2's linear evaluation (Oquab et al. 2023, arXiv 2304.07193).
     """
 
     kind = "tower"
@@ -133,7 +134,7 @@ class TowerEncoder(FeatureExtractor):
         self.vlm, self.name = vlm, f"tower of {vlm.name}"
         self.tower = vlm.base.get_submodule(vlm.anatomy.tower)
         self.has_cls = getattr(vlm.base.config, "vision_feature_select_strategy", None) == "default"
-        self.poolings = ("cls", "mean") if self.has_cls else ("mean",)
+        self.poolings = ("cls", "mean", "cls+mean") if self.has_cls else ("mean",)
 
     @torch.inference_mode()
     def compute(self, images: Sequence[Image]) -> dict[str, np.ndarray]:
@@ -149,7 +150,8 @@ class TowerEncoder(FeatureExtractor):
         layers = self.vlm.base.config.vision_feature_layer
         layers = [layers] if isinstance(layers, int) else layers
         hidden = torch.cat([output.hidden_states[layer] for layer in layers], dim=-1).float()
-        return {"cls": hidden[:, 0].cpu().numpy(), "mean": hidden[:, 1:].mean(1).cpu().numpy()}
+        cls, mean = hidden[:, 0].cpu().numpy(), hidden[:, 1:].mean(1).cpu().numpy()
+        return {"cls": cls, "mean": mean, "cls+mean": np.concatenate([cls, mean], axis=1)}
 
     def _projector_inputs(self, images: Sequence[Image]) -> list[torch.Tensor]:
         """(tokens, width) for each photo, all its tiles together."""

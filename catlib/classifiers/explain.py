@@ -25,16 +25,19 @@ ANSWER_TOKENS = 120  # reasons are longer than the 50 tokens that a name needs
 
 @dataclass(frozen=True)
 class Explanation:
-    """A row of the panel. `seen`: the photo as the model saw it, cropped; `heat`: (h, w), nats, for `predicted`.
+    """A row of the panel. `seen`: the photo as the model saw it, cropped; `heat`: (h, w), nats.
 
-    `fall`: what hiding the tenth of the patches that the map marks as strongest takes off the log-likelihood of
-    `predicted`, in nats; `random_fall`: the mean of as many patches drawn at random. A map that is true has the larger.
+    The map explains the lead of `predicted` over `rival`, the breed that came second: the log-likelihood of a sure
+    answer alone hardly moves whatever is hidden. `fall`: what hiding the tenth of the patches that the map marks as
+    strongest takes off that lead, in nats; `random_fall`: the mean of as many patches drawn at random. A map that is
+    true has the larger.
     """
 
     seen: Image.Image
     heat: np.ndarray
     breed: str | None
     predicted: str
+    rival: str
     probability: float
     answer: str
     fall: float
@@ -53,7 +56,7 @@ def explain(vlm: "VLM", image: Image.Image, question: str, breed: Label, method:
 def explain_prediction(
     classifier: VLMClassifier, image: Image.Image, breed: str | None, method: str = "gradient"
 ) -> Explanation:
-    """Classify a photo, ask for the answer in words, and attribute the score of the predicted breed.
+    """Classify a photo, ask for the answer in words, and attribute the lead of the predicted breed over the next.
 
     `breed`: the true one, None when it is not known. The classifier decodes by `score`.
     """
@@ -61,11 +64,14 @@ def explain_prediction(
     predicted = batch.predicted[0]
     probability = float(np.exp(batch.log_probs[0].max()))
     answer = generate_free(classifier.vlm, [image], classifier.prompt, ANSWER_TOKENS)[0]
-    label = classifier.scorer.tokens(predicted)
-    heat = explain(classifier.vlm, image, classifier.prompt, label, method)
-    fall, random_fall = falls_when_hidden(classifier.vlm, image, classifier.prompt, label, heat)
+    rival = classifier.breeds[int(np.argsort(-batch.log_probs[0], kind="stable")[1])]
+    labels = [classifier.scorer.tokens(name) for name in (predicted, rival)]
+    own, other = (explain(classifier.vlm, image, classifier.prompt, label, method) for label in labels)
+    heat = own - other  # both methods are linear in the score, so that this explains the difference of the two scores
+    falls = [falls_when_hidden(classifier.vlm, image, classifier.prompt, label, heat) for label in labels]
+    fall, random_fall = (falls[0][i] - falls[1][i] for i in (0, 1))
     seen = seen_photo(classifier.vlm, image)
-    return Explanation(seen, heat, breed, predicted, probability, answer, fall, random_fall)
+    return Explanation(seen, heat, breed, predicted, rival, probability, answer, fall, random_fall)
 
 
 def falls_when_hidden(
@@ -129,7 +135,7 @@ def explanation_figure(rows: Sequence[Explanation]) -> Figure:
         heat = np.array(Image.fromarray(row.heat.astype(np.float32)).resize(row.seen.size, Image.Resampling.BICUBIC))
         strength = np.clip(np.abs(heat) / limit, 0, 1)
         middle.imshow(heat, cmap="RdBu_r", vmin=-limit, vmax=limit, alpha=0.85 * strength)
-        middle.set_title(f"for {breed_label(row.predicted, False)}", fontsize=10.5, loc="center")
+        middle.set_title(f"against {breed_label(row.rival, False)}", fontsize=10.5, loc="center")
         right.set_title(_verdict(row), fontsize=10.5, color=INK if row.breed is None else BLUE if _right(row) else RED)
         right.text(0, 0.99, _words(row), va="top", fontsize=10, linespacing=1.4, transform=right.transAxes)
         for axis in (left, middle, right):
@@ -151,7 +157,7 @@ def _words(row: Explanation) -> str:
     if row.breed and not _right(row):
         parts.append(f"standard of {row.breed}: {_standard(row.breed)}")
     parts.append(f"hiding the strongest tenth: {_signed(-row.fall)} nats; a random tenth: {_signed(-row.random_fall)}")
-    return "\n".join(textwrap.fill(part, 68, max_lines=4, placeholder=" …") for part in parts)
+    return "\n".join(textwrap.fill(part, 68, max_lines=5, placeholder=" …") for part in parts)
 
 
 def _signed(value: float) -> str:

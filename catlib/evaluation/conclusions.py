@@ -99,8 +99,8 @@ def explanations_sentence(rows: Sequence["Explanation"]) -> str:
         judged += ", though no tenth of a photo decides much where the model is this sure"
     return (
         f"Of all evidence for the breed, the strongest tenth of the patches holds {' and '.join(parts)}. Put to the test by "
-        f"hiding that tenth, the breed's log-likelihood falls by {fall:.2f} nats on average, and by {round(other, 2) + 0.0:.2f} when as many "
-        f"random patches are hidden; it falls further in {passed} of {len(rows)} photos: {judged}."
+        f"hiding that tenth, the breed's lead over the next falls by {fall:.2f} nats on average, and by {round(other, 2) + 0.0:.2f} when "
+        f"as many random patches are hidden; it falls further in {passed} of {len(rows)} photos: {judged}."
     )
 
 

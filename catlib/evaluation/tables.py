@@ -20,8 +20,7 @@ def model_rows(models: Mapping[str, Mapping[str, Any]]) -> Rows:
             "top 3": share(m["top3_accuracy"]),
             "ECE": share(m["ece"]),
             "no breed": "-" if m["invalid_rate"] is None else f"{m['invalid_rate']['value']:.1%}",
-            "ms, p50": number(m["latency_ms"]["p50"]),
-            "ms, p95": number(m["latency_ms"]["p95"]),
+            "ms p50 / p95": f"{number(m['latency_ms']['p50'])} / {number(m['latency_ms']['p95'])}",
             "photos/s": number(m.get("photos_per_second")),
         }
         for name, m in ((name, models[name]) for name in ordered(list(models)))
@@ -98,7 +97,7 @@ def markdown_table(rows: Rows) -> str:
 
 def _unbroken(cell: str) -> str:
     """A figure and its interval stay on one line."""
-    return cell.replace(" ", "\u00a0") if "[" in cell else cell
+    return cell.replace(" ", "\u00a0") if "[" in cell or " / " in cell else cell
 
 
 def share(figure: Mapping[str, Any] | None) -> str:

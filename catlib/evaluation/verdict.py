@@ -11,7 +11,7 @@ from catlib.evaluation.reasons import Facts, beside_the_probe, plain_facts, unde
 
 RECOMMENDATIONS = {
     "adopt": "Adopt the tuned VLM.",
-    "keep-clip": "Keep the cheaper model; the tuned VLM is not worth it.",
+    "keep-clip": "Keep the cheaper model.",
     "combine": "Use both: neither model alone is the better choice.",
     "inconclusive": "Undecided: these photos cannot tell.",
 }
@@ -118,7 +118,7 @@ def _decide(facts: Facts, met: Mapping[str, Met]) -> tuple[str, str]:
         return "keep-clip", (
             f"The tuned VLM needs {facts.candidate['latency_ms']['p50']:.0f} ms for a photo, over the budget of "
             f"{targets.latency_ms:g} ms: "
-            "whatever its accuracy, it cannot be used within that budget."
+            f"whatever its accuracy, it cannot be used within that budget{_where(facts.candidate)}."
         )
     if worse:
         return (
@@ -164,6 +164,11 @@ def _decide(facts: Facts, met: Mapping[str, Met]) -> tuple[str, str]:
             "collect photos of these breeds before paying for a VLM."
         )
     return "inconclusive", undecided_in_words(facts, gain_met == UNDECIDED, rare_met == UNDECIDED)
+
+
+def _where(model: Mapping[str, Any]) -> str:
+    """The kind of hardware that a time was measured on, where it is known."""
+    return f" on this hardware ({model['device']})" if model.get("device") else ""
 
 
 def surely_worse(versus: Mapping[str, Any]) -> bool:
