@@ -1,5 +1,6 @@
 """One photo to its answer, step by step: what the model sees, what it is given, what it weighs, what it says, and the time."""
 
+import html
 import textwrap
 import time
 from dataclasses import dataclass
@@ -191,7 +192,7 @@ def prompt_words(steps: Steps) -> str:
 def written_rows(steps: Steps) -> Rows:
     """The answer's tokens in order with the probability that each had."""
     return [
-        {"token": str(i), "text": "`" + repr(text).replace("`", "'") + "`", "probability": f"{probability:.1%}"}
+        {"token": str(i), "text": f"<code>{html.escape(repr(text)).replace('|', '&#124;')}</code>", "probability": f"{probability:.1%}"}
         for i, (text, probability) in enumerate(steps.written, start=1)
     ]
 
