@@ -14,11 +14,11 @@ from matplotlib.figure import Figure
 from PIL.Image import Image
 
 from catlib.classifiers.explain import seen_photo
-from catlib.parsing import BreedParser
 from catlib.classifiers.vlm import VLMClassifier
 from catlib.data.images import open_image
 from catlib.evaluation.style import BLUE, GREEN, GREY, INK, ORANGE, PINK, SKY, WIDTH, styled
 from catlib.evaluation.tables import Rows, number
+from catlib.parsing import BreedParser
 from catlib.vlm.batches import image_token_of
 from catlib.vlm.decoding import greedy_options
 from catlib.vlm.prompting import inference_inputs
