@@ -9,18 +9,16 @@ Prints the largest difference of each in nats; exit code 1 when one exceeds 1e-4
 """
 
 import argparse
-import os
 import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import torch
+from scoring_speed import real_input
 
 from catlib.breeds import BREEDS
-from catlib.data.images import open_image
 from catlib.vlm import scoring
-from catlib.vlm.models import VLM, load_vlm
+from catlib.vlm.models import VLM
 from catlib.vlm.prompting import answer_tokens, inference_inputs
 from catlib.vlm.scoring import LabelScorer
 
@@ -53,13 +51,9 @@ def main() -> int:
     parser.add_argument("--plain", type=int, default=1, help="photos that plain passes are made for (slow)")
     parser.add_argument("--labels", type=int, default=len(BREEDS))
     args = parser.parse_args()
-    missing = [name for name in ("CATLIB_SMALL_LLAVA", "CATLIB_PHOTOS") if not os.environ.get(name)]
-    if missing:
-        print(f"skipped: set {' and '.join(missing)} (a LLaVA folder, a folder of photos)")
+    if (real := real_input(args.photos, "float32")) is None:
         return 0
-    files = sorted(Path(os.environ["CATLIB_PHOTOS"]).expanduser().rglob("*.jpg"))
-    images = [open_image(file) for file in files[:: len(files) // args.photos][: args.photos]]
-    vlm = load_vlm(os.environ["CATLIB_SMALL_LLAVA"], dtype="float32")
+    vlm, images = real
     breeds = [breed.name for breed in BREEDS][: args.labels]
     questions = [QUESTIONS[i % len(QUESTIONS)] for i in range(len(images))]
     scorer = LabelScorer(vlm, breeds, QUESTIONS[0])

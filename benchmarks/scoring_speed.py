@@ -114,6 +114,17 @@ def batches(work: Callable[[list], None], size: int) -> Callable[[list], None]:
     return lambda items: [work(items[first : first + size]) for first in range(0, len(items), size)]
 
 
+def real_input(photos: int, dtype: str) -> tuple[VLM, list[Image.Image]] | None:
+    """The LLaVA and so many photos, spread over the folder, that the environment names; None, and said so, without them."""
+    missing = [name for name in ("CATLIB_SMALL_LLAVA", "CATLIB_PHOTOS") if not os.environ.get(name)]
+    if missing:
+        print(f"skipped: set {' and '.join(missing)} (a LLaVA folder, a folder of photos)")
+        return None
+    files = sorted(Path(os.environ["CATLIB_PHOTOS"]).expanduser().rglob("*.jpg"))
+    images = [open_image(file) for file in files[:: max(1, len(files) // photos)][:photos]]
+    return load_vlm(os.environ["CATLIB_SMALL_LLAVA"], dtype=dtype), images
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--photos", type=int, default=8)
@@ -123,13 +134,9 @@ def main() -> int:
     parser.add_argument("--dtype", default="float32", choices=("auto", "float32", "bfloat16"))
     parser.add_argument("--png", type=Path, help="cost against the number of breeds, as a curve")
     args = parser.parse_args()
-    missing = [name for name in ("CATLIB_SMALL_LLAVA", "CATLIB_PHOTOS") if not os.environ.get(name)]
-    if missing:
-        print(f"skipped: set {' and '.join(missing)} (a LLaVA folder, a folder of photos)")
+    if (real := real_input(args.photos, args.dtype)) is None:
         return 0
-    files = sorted(Path(os.environ["CATLIB_PHOTOS"]).expanduser().rglob("*.jpg"))
-    images = [open_image(file) for file in files[:: max(1, len(files) // args.photos)][: args.photos]]
-    vlm = load_vlm(os.environ["CATLIB_SMALL_LLAVA"], dtype=args.dtype)
+    vlm, images = real
     everything = [breed.name for breed in BREEDS]
     figures: dict[str, float] = {}
     curve: dict[int, float] = {}
