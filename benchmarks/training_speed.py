@@ -34,10 +34,12 @@ from typing import Any
 
 import torch
 
-from catlib.data.images import inside, open_image
-from catlib.data.records import Sample, image_root_of, read_samples
-from catlib.settings import DataSettings, TrainSettings
-from catlib.vlm.measure import Meter
+ENVIRONMENT = dict(os.environ)  # before catlib asks OpenMP's threads not to spin, which TRL would have to live with, too
+
+from catlib.data.images import inside, open_image  # noqa: E402
+from catlib.data.records import Sample, image_root_of, read_samples  # noqa: E402
+from catlib.settings import DataSettings, TrainSettings  # noqa: E402
+from catlib.vlm.measure import Meter  # noqa: E402
 
 ONE_EPOCH = ("uncached", "plan")
 FIRST = 6  # steps whose losses are compared
@@ -232,7 +234,7 @@ def main() -> int:
         print(f"{'contender':<10} {'photos/s':>9} {'a CPU s':>8} {'peak GB':>8}  first losses", flush=True)
         for name in args.contenders.split(","):
             command = [sys.executable, __file__, "--one", name, "--work", folder, "--epochs", str(args.epochs)]
-            environment = {**os.environ, "CATLIB_ROOT": str(work / name)}  # its own, empty, feature cache
+            environment = {**ENVIRONMENT, "CATLIB_ROOT": str(work / name)}  # its own, empty, feature cache
             if args.threads:
                 environment["OMP_NUM_THREADS"] = str(args.threads)
             done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)

@@ -19,6 +19,7 @@ from catlib.data.records import read_samples
 from catlib.errors import CatlibError, InputError
 from catlib.vlm.batches import Collator
 from catlib.vlm.checkpoint import load_adapter
+from catlib.vlm.lanes import Lanes
 from catlib.vlm.loss import AnswerLoss
 from catlib.vlm.models import load_vlm
 from catlib.vlm.order import epoch_order, steps_of
@@ -258,15 +259,18 @@ def test_a_loss_that_is_no_number_stops_and_names_the_samples(place, tmp_path, m
         train(options(place, tmp_path / "out"))
 
 
-def test_out_of_memory_halves_the_batch_and_keeps_the_effective_one(place, tmp_path, monkeypatch, caplog):
+@pytest.mark.parametrize("lanes", (1, 2))
+def test_out_of_memory_halves_the_batch_and_keeps_the_effective_one(place, tmp_path, monkeypatch, caplog, lanes):
     from catlib.vlm.loss import AnswerLoss
+
+    monkeypatch.setattr("catlib.vlm.passes.lanes_for", lambda *_: Lanes(lanes))
 
     more = {"batch_size": 4, "gradient_accumulation": 1, "lora_dropout": 0.0, "epochs": 1, "watch_photos": 0}
     expected = train(options(place, tmp_path / "plain", **more))
     plain = AnswerLoss.forward
 
     def narrow(self, batch):
-        if len(batch.sample_ids) > 2:
+        if len(batch.sample_ids) > 2 // lanes:
             raise torch.OutOfMemoryError("CUDA out of memory")
         return plain(self, batch)
 

@@ -6,7 +6,9 @@ Sennrich 2019, arXiv 1910.07467; the recomputation in backward follows Chen et a
 """
 
 import math
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from types import MethodType
 from typing import Any
 
@@ -47,6 +49,28 @@ def fuse(model: torch.nn.Module) -> int:
     return count
 
 
+def is_fused(module: torch.nn.Module) -> bool:
+    """Whether `fuse` has replaced the module's forward method."""
+    return "forward" in vars(module) and getattr(module.forward, "__func__", None) in (_lora_forward, _norm_forward, _mlp_forward)
+
+
+class _Thread(threading.local):
+    generator: torch.Generator | None = None  # None: torch's global one
+
+
+_thread = _Thread()
+
+
+@contextmanager
+def drawing_from(generator: torch.Generator) -> Iterator[None]:
+    """Dropout of the fused layers draws from this generator, in this thread."""
+    _thread.generator = generator
+    try:
+        yield
+    finally:
+        _thread.generator = None
+
+
 class LoraFunction(torch.autograd.Function):
     """y = x W' + bias + scale · dropout(x) A' B' for layers that read the same x, which share one draw of dropout.
 
@@ -58,7 +82,7 @@ class LoraFunction(torch.autograd.Function):
         ctx: Any, x: torch.Tensor, layers: tuple[Any, ...], scales: tuple[float, ...], p: float, *factors: torch.Tensor
     ) -> tuple[torch.Tensor, ...]:
         ctx.layers, ctx.scales, ctx.p = layers, tuple(scale / (1 - p) for scale in scales), p
-        ctx.seed = int(torch.randint(2**62, (1,))) if p else 0
+        ctx.seed = int(torch.randint(2**62, (1,), generator=_thread.generator)) if p else 0
         with torch.autocast(x.device.type, enabled=False):
             weights = [_weight(layer) for layer in layers]
             flat = x.reshape(-1, x.shape[-1]).to(weights[0][0].dtype)
@@ -142,8 +166,11 @@ def _plain(module: Any) -> bool:
     )
 
 
-class Siblings:
-    """LoRA layers that are called one after the other with the same input: the first call computes for all of them."""
+class Siblings(threading.local):
+    """LoRA layers that are called one after the other with the same input: the first call computes for all of them.
+
+    Each thread has its own inputs and outputs.
+    """
 
     def __init__(self, members: list[Any]) -> None:
         self.members = members

@@ -3,7 +3,6 @@
 import logging
 import math
 import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,12 +16,12 @@ from catlib.errors import CatlibError
 from catlib.settings import TrainSettings
 from catlib.vlm.batches import check_batch
 from catlib.vlm.checkpoint import fingerprint, save_checkpoint
-from catlib.vlm.interrupts import AfterThisStep
 from catlib.vlm.history import History, read_history
-from catlib.vlm.loss import AnswerLoss
+from catlib.vlm.interrupts import AfterThisStep
 from catlib.vlm.measure import Meter
 from catlib.vlm.model_card import model_card
 from catlib.vlm.order import epoch_order, steps_of
+from catlib.vlm.passes import Passes, names
 from catlib.vlm.run import Run, set_up
 from catlib.vlm.state import load_state, random_state, save_state, set_random_state
 from catlib.vlm.team import Team
@@ -33,8 +32,6 @@ log = logging.getLogger(__name__)
 SAME_RUN = ("epochs", "batch_size", "gradient_accumulation", "seed", "lr", "projector_lr", "lr_schedule", "warmup_ratio",
             "mode", "train_projector", "lora_r", "lora_alpha", "lora_dropout", "lora_targets", "balance", "base_model",
             "use_rslora", "use_dora", "weight_decay", "max_grad_norm", "dtype", "augment", "cache_features")  # fmt: skip
-
-OUT_OF_MEMORY = ("out of memory", "not enough memory", "can't allocate memory")  # CUDA's and the CPU allocator's words
 
 
 @dataclass(frozen=True)
@@ -76,7 +73,6 @@ class Trainer:
         torch.manual_seed(settings.seed)  # before LoRA's matrices are drawn
         self.run: Run = set_up(settings, self.team)
         self.vlm = self.run.vlm
-        self.micro_batch = settings.batch_size
         self.progress = Progress()
         self.interrupt = AfterThisStep()
         self.meter = Meter(self.vlm.base.device)
@@ -84,13 +80,13 @@ class Trainer:
 
     def _prepare(self) -> None:
         s, run = self.settings, self.run
-        self.loss = AnswerLoss(self.vlm)
         named = [(n, p) for n, p in self.vlm.model.named_parameters() if p.requires_grad]
         projector = [p for n, p in named if f"{self.vlm.anatomy.projector}." in n and "lora_" not in n]
         rest = [p for n, p in named if not any(p is q for q in projector)]
         groups = [{"params": rest, "lr": s.lr}, {"params": projector, "lr": s.projector_lr}]
         groups = [group for group in groups if group["params"]]
         self.trained = named
+        self.passes = Passes(run, self.team, [parameter for _, parameter in named])
         self.optimizer = torch.optim.AdamW(groups, weight_decay=s.weight_decay, fused=self.vlm.base.device.type != "mps")
         self.effective_batch = s.batch_size * s.gradient_accumulation  # whatever the number of processes: they share it
         self.steps_an_epoch = math.ceil(len(run.data.train) / self.effective_batch)
@@ -115,7 +111,7 @@ class Trainer:
         """Train to the end, from where an interrupted run of the same settings stopped."""
         self._resume()
         s, p = self.settings, self.progress
-        check_batch(self.vlm, self.run.collate(self.run.data.train[: self.micro_batch]))
+        check_batch(self.vlm, self.run.collate(self.run.data.train[: s.batch_size]))
         try:
             with self.interrupt:
                 while p.epoch < s.epochs and not p.stopped:
@@ -166,76 +162,18 @@ class Trainer:
 
     def _step(self, samples: list[Sample]) -> tuple[float, int, float]:
         """One optimizer step: (summed loss, supervised tokens, gradient norm before clipping)."""
-        summed, tokens = self._within_memory(lambda: self._gradients(samples))
         parameters = [parameter for _, parameter in self.trained]
+        self.optimizer.zero_grad(set_to_none=True)
+        summed, tokens = self.passes.add_gradients(samples, self.progress.step)
         self.team.sum_gradients(parameters)
         summed, tokens = self.team.sum(summed, tokens)
         norm = float(torch.nn.utils.clip_grad_norm_(parameters, self.settings.max_grad_norm))
         if not math.isfinite(norm):
-            raise CatlibError(f"step {self.progress.step + 1}: the gradient is not finite, in the samples {_ids(samples)}")
+            raise CatlibError(f"step {self.progress.step + 1}: the gradient is not finite, in the samples {names(samples)}")
         self.optimizer.step()
         self.schedule.step()
         self.optimizer.zero_grad(set_to_none=True)
         return summed, tokens, norm
-
-    def _gradients(self, samples: list[Sample]) -> tuple[float, int]:
-        """Forward and backward over a step's samples in micro-batches, of which each process takes its share.
-
-        The gradient is that of the mean over all supervised tokens of the step, however it is cut up.
-        """
-        self.optimizer.zero_grad(set_to_none=True)
-        self.team.draw_apart(self.progress.step)
-        step_tokens = self._count_tokens(samples)
-        summed, tokens = 0.0, 0
-        for share, weight in self.team.turns(self.team.cut(samples, self.settings.batch_size)):
-            for i in range(0, len(share), self.micro_batch):
-                chunk = share[i : i + self.micro_batch]
-                batch = self.run.collate(chunk).to(self.vlm.base.device)
-                with self._autocast():
-                    loss, n = self.loss(batch)
-                value = float(loss.detach())
-                # Three times the loss of guessing among all tokens: no longer bad luck but a broken run.
-                if not math.isfinite(value) or value / n > 3 * math.log(self.vlm.base.config.get_text_config().vocab_size):
-                    raise CatlibError(
-                        f"step {self.progress.step + 1}: loss {value / n:.3g} in the samples {_ids(chunk)}; training stopped. "
-                        "Lower lr, or look at these photos and answers"
-                    )
-                (loss * (weight / step_tokens)).backward()
-                summed, tokens = summed + weight * value, tokens + int(weight) * n
-        return summed, tokens
-
-    def _count_tokens(self, samples: list[Sample]) -> int:
-        return sum(len(self.run.collate.answer_ids(s)) for s in samples)
-
-    def _autocast(self) -> Any:
-        """bf16 arithmetic over a bf16 base with float32 adapters; plain float32 otherwise."""
-        device = self.vlm.base.device.type
-        low = self.vlm.base.get_input_embeddings().weight.dtype is torch.bfloat16
-        return torch.autocast(device, dtype=torch.bfloat16, enabled=low)
-
-    def _within_memory(self, work: Callable[[], Any]) -> Any:
-        """`work()`, again with half the micro-batch whenever the device runs out of memory."""
-        while True:
-            try:
-                return work()
-            except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-                if not _out_of_memory(error):
-                    raise
-                self._step_down(error)
-
-    def _step_down(self, error: Exception) -> None:
-        """Halve the micro-batch after running out of memory; the effective batch stays. Weights were not touched yet."""
-        if self.micro_batch == 1 or self.team.sharded:
-            raise CatlibError(
-                f"out of memory at a micro-batch of {self.micro_batch}: set gradient_checkpointing, mode qlora, or a smaller "
-                f"batch_size ({str(error).splitlines()[0]})"
-            ) from error
-        self.micro_batch = max(1, self.micro_batch // 2)
-        self.optimizer.zero_grad(set_to_none=True)
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
-        log.warning("out of memory: going on with micro-batches of %d, the effective batch stays %d",
-                    self.micro_batch, self.effective_batch)  # fmt: skip
 
     # --- after an epoch ---
 
@@ -243,11 +181,12 @@ class Trainer:
         s, p = self.settings, self.progress
         start = time.perf_counter()
         self.vlm.model.eval()
-        with self._autocast():
-            figures: dict[str, Any] = {"epoch": p.epoch, "val_loss": self._within_memory(
-                lambda: validation_loss(self.loss, self.run.val_collate, self.run.data.val, self.micro_batch, self.team))}  # fmt: skip
+        passes = self.passes
+        with passes.autocast():
+            figures: dict[str, Any] = {"epoch": p.epoch, "val_loss": passes.within_memory(lambda: validation_loss(
+                passes.loss, self.run.val_collate, self.run.data.val, passes.micro_batch, self.team, passes.lanes))}  # fmt: skip
             if (watch := self.watch) is not None:
-                figures |= self._within_memory(lambda: watch.measure(self.micro_batch))
+                figures |= passes.within_memory(lambda: watch.measure(passes.micro_batch))
         figures = self.team.from_main(figures)
         self.vlm.model.train()
         value = [figures["val_loss"]]
@@ -280,7 +219,7 @@ class Trainer:
             "breeds": list(data.breeds), "priority_breeds": list(data.priority), "question": data.val[0].question,
             "spelled": spelled_answers(data.val),
             "base_fingerprint": fingerprint(self.vlm), "data": data.digests, "figures": figures,
-            "micro_batch": self.micro_batch,
+            "micro_batch": self.passes.micro_batch,
         }  # fmt: skip
         card = model_card(self.vlm, self.settings, data, figures)
         save_checkpoint(self.vlm, self.run.folder / part, facts, card)
@@ -330,12 +269,3 @@ def train(settings: TrainSettings) -> TrainResult:
     Raises InputError for wrong data or models before anything is computed, CatlibError when training cannot go on.
     """
     return Trainer(settings).fit()
-
-
-def _ids(samples: list[Sample]) -> str:
-    return ", ".join(sample.id for sample in samples)
-
-
-def _out_of_memory(error: Exception) -> bool:
-    words = str(error).lower()
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(sign in words for sign in OUT_OF_MEMORY)

@@ -11,6 +11,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from catlib.data.images import inside, open_image
 from catlib.data.records import Sample
 from catlib.vlm.batches import Collator
+from catlib.vlm.lanes import Lanes
 from catlib.vlm.loss import AnswerLoss
 from catlib.vlm.models import VLM
 from catlib.vlm.scoring import LabelScorer
@@ -19,15 +20,17 @@ from catlib.vlm.team import Team
 
 @torch.no_grad()
 def validation_loss(
-    loss: AnswerLoss, collate: Collator, samples: Sequence[Sample], batch_size: int, team: Team | None = None
-) -> float:
-    """Mean cross entropy of the answers' tokens, in nats; a team's processes share the samples."""
+    loss: AnswerLoss, collate: Collator, samples: Sequence[Sample], batch_size: int, team: Team | None = None,
+    lanes: Lanes | None = None,
+) -> float:  # fmt: skip
+    """Mean cross entropy of the answers' tokens, in nats; a team's processes share the samples, lanes each batch."""
+    lanes = lanes or Lanes(1)
     device = collate.vlm.base.device
     batches = [samples[i : i + batch_size] for i in range(0, len(samples), batch_size)]
     total = tokens = 0.0
     for batch, weight in team.turns(batches) if team else [(batch, 1.0) for batch in batches]:
-        summed, n = loss(collate(batch).to(device))
-        total, tokens = total + weight * float(summed), tokens + weight * n
+        for summed, n in lanes.run(loss, [collate(part).to(device) for part in lanes.cut(batch)]):
+            total, tokens = total + weight * float(summed), tokens + weight * n
     total, tokens = team.sum(total, tokens) if team else (total, tokens)
     return total / tokens
 

@@ -1,0 +1,86 @@
+"""A batch worked through by several threads side by side, each with its share of the samples and of the cores.
+
+On a CPU the many small operations of a training step do not fill two cores: each ends with a wait of all threads for the slowest,
+long when another process takes a core. Threads that go through the whole step apart wait for each other once.
+"""
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
+from typing import TypeVar
+
+import torch
+
+from catlib.settings import TrainSettings
+from catlib.vlm.features import can_cache
+from catlib.vlm.fused import drawing_from, is_fused
+from catlib.vlm.models import VLM
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+class Lanes:
+    """`count` threads that share torch's; one lane is the caller's own thread."""
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+        self._pool: ThreadPoolExecutor | None = None
+
+    def cut(self, items: Sequence[T]) -> list[Sequence[T]]:
+        """The items in order, in as many parts as there are lanes for; sizes differ by one at most."""
+        lanes = max(1, min(self.count, len(items)))
+        edges = [len(items) * i // lanes for i in range(lanes + 1)]
+        return [items[start:end] for start, end in zip(edges, edges[1:], strict=False)]
+
+    def run(self, work: Callable[[T], R], parts: Sequence[T]) -> list[R]:
+        """`work` on each part, all at the same time, and the results in order. Raises the first part's error when all have ended.
+
+        The threads are in the caller's gradient mode and autocast. Dropout draws from a generator for each part, seeded by torch's
+        global one, so that which thread is faster changes nothing.
+        """
+        if len(parts) == 1:
+            return [work(parts[0])]
+        seed = int(torch.randint(2**62, (1,))) if torch.is_grad_enabled() else 0
+        gradients, low, dtype = torch.is_grad_enabled(), torch.is_autocast_enabled("cpu"), torch.get_autocast_dtype("cpu")
+
+        def in_lane(part: T, number: int) -> R:
+            generator = torch.Generator().manual_seed(seed + number)
+            with torch.set_grad_enabled(gradients), torch.autocast("cpu", dtype, enabled=low), drawing_from(generator):
+                return work(part)
+
+        futures = [self._threads().submit(in_lane, part, i) for i, part in enumerate(parts)]
+        wait(futures)
+        return [future.result() for future in futures]
+
+    def _threads(self) -> ThreadPoolExecutor:
+        if self._pool is None:
+            mine = torch.get_num_threads()
+            share = max(1, mine // self.count)
+            self._pool = ThreadPoolExecutor(self.count, "lane", initializer=torch.set_num_threads, initargs=(share,))
+            wait([self._pool.submit(torch.get_num_threads) for _ in range(self.count)])
+            torch.set_num_threads(mine)  # the number is each thread's own, but the last one set is that of threads to come
+        return self._pool
+
+
+def lanes_for(vlm: VLM, settings: TrainSettings, sharded: bool = False) -> Lanes:
+    """As many lanes as there are samples in a batch and threads for them; one where threads would get in each other's way.
+
+    So on a GPU, with 4-bit weights (each lane would expand them), with gradient checkpointing and with any dropout but that of the
+    fused layers (both depend on the one global random state), and with sharded weights.
+    """
+    apart = (
+        vlm.base.device.type == "cpu"
+        and not sharded
+        and settings.mode != "qlora"
+        and not settings.gradient_checkpointing
+        and can_cache(vlm)
+        and not _draws_elsewhere(vlm.model)
+    )
+    return Lanes(min(torch.get_num_threads(), settings.batch_size) if apart else 1)
+
+
+def _draws_elsewhere(model: torch.nn.Module) -> bool:
+    """Whether a forward pass in training draws random numbers outside the fused layers."""
+    fused = {id(part) for module in model.modules() if is_fused(module) for part in module.modules()}
+    dropouts = [m for m in model.modules() if isinstance(m, torch.nn.Dropout) and m.p > 0 and id(m) not in fused]
+    return bool(dropouts) or any(getattr(m, "attention_dropout", 0) for m in model.modules())
