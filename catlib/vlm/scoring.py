@@ -98,8 +98,10 @@ class LabelScorer:
         mask = inputs["attention_mask"]
         if self._plain_positions:
             inputs = {**inputs, "position_ids": (mask.cumsum(-1) - 1).clamp(min=0)}
-        output = self.vlm.base(**inputs, use_cache=True, logits_to_keep=1)
-        return output.logits[:, -1].float().log_softmax(-1), output.past_key_values, mask
+        # Not the model's own logits_to_keep=1: on a CPU its slice is multiplied as a batch, with a copy of the output layer a photo.
+        output = self.vlm.base.model(**inputs, use_cache=True)
+        logits = self.vlm.base.get_output_embeddings()(output.last_hidden_state[:, -1])
+        return logits.float().log_softmax(-1), output.past_key_values, mask
 
     def _tree(self, labels: list[list[int]], first: torch.Tensor, cache: Any, mask: torch.Tensor) -> torch.Tensor:
         trie = build_trie([label[:-1] for label in labels])
