@@ -100,7 +100,7 @@ class TrainSettings(Settings):
     cache_limit_gb: float = option(20.0, "largest size of the feature cache, GB")
     augment: bool = option(False, "light random crops, flips and colour changes; switches the feature cache off")
     balance: str = option("none", "how often rare breeds are drawn", choices=("none", "sqrt", "uniform"))
-    num_workers: int = option(4, "threads that decode photos while the tower works")
+    num_workers: int = option(4, "threads that decode photos while the model works")
     log_steps: int = option(10, "optimizer steps between two log lines")
     save_steps: int = option(0, "optimizer steps between two checkpoints; 0: one an epoch")
     early_stopping: int = option(0, "stop after so many epochs without a better watched value; 0: never")

@@ -5,6 +5,7 @@ import logging
 import math
 import os
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -279,6 +280,21 @@ def test_out_of_memory_halves_the_batch_and_keeps_the_effective_one(place, tmp_p
     assert "micro-batches of 2" in caplog.text
     losses = [[row.get("loss") for row in r.history if row["kind"] == "step"] for r in (expected, result)]
     assert losses[1] == pytest.approx(losses[0], rel=1e-4)
+
+
+def test_photos_made_ready_ahead_train_to_the_same_weights(place, tmp_path, monkeypatch):
+    ready = []
+    plain = Collator._photo
+    monkeypatch.setattr(Collator, "_photo", lambda self, s: ready.append(threading.current_thread().name[:6]) or plain(self, s))
+    weights = []
+    for workers in (0, 2):
+        ready.clear()
+        more = {"augment": True, "balance": "uniform", "epochs": 2, "watch_photos": 0, "num_workers": workers}
+        result = train(options(place, tmp_path / str(workers), **more))
+        weights.append(load_file(result.checkpoint / "last" / "adapter_model.safetensors"))
+        ahead = ready.count("photos") / len(ready)
+        assert ahead > 0.7 if workers else ahead == 0  # not the batch that is checked first, nor a photo drawn twice in a row
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
 
 
 def test_an_exploding_loss_and_a_gradient_that_is_no_number_name_their_samples(place, tmp_path, monkeypatch):

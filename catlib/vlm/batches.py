@@ -1,6 +1,8 @@
 """From samples to training tensors: the chat template's own text, only the answer and its end token supervised."""
 
+import threading
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -46,7 +48,7 @@ class Batch:
 
     def to(self, device: torch.device) -> "Batch":
         def move(value: torch.Tensor) -> torch.Tensor:
-            return value.to(device, non_blocking=True)
+            return (value.pin_memory() if device.type == "cuda" else value).to(device, non_blocking=True)
 
         return replace(
             self,
@@ -60,18 +62,29 @@ class Collator:
     """Samples to a batch. Nothing is ever truncated: one LLaVA-1.5 photo alone is 576 tokens.
 
     With `features` a photo is read from the cache, and goes through the frozen tower only when it is not there. `augment`
-    changes (image, sample id) to an image.
+    changes (image, sample id) to an image. `workers` threads make photos ready that are announced by `prefetch`.
     """
 
     def __init__(
         self, vlm: VLM, image_root: Path, features: FrozenFeatures | None = None,
-        augment: Callable[[Image, str], Image] | None = None,
+        augment: Callable[[Image, str], Image] | None = None, workers: int = 0,
     ) -> None:  # fmt: skip
         self.vlm, self.image_root, self.features, self.augment = vlm, image_root, features, augment
         self.processor, self.image_token = vlm.processor, image_token_of(vlm.base.config)
         pad = vlm.processor.tokenizer.pad_token_id
         self.pad = 0 if pad is None else pad
         self._texts: dict[tuple[str, str], tuple[list[int], list[int]]] = {}
+        self._workers = ThreadPoolExecutor(workers, "photos") if workers else None
+        self._coming: dict[str, Future[tuple[list[int], dict[str, torch.Tensor]]]] = {}
+        self._reading = threading.Lock()  # a tokenizer serves one thread at a time
+
+    def prefetch(self, samples: Sequence[Sample]) -> None:
+        """Begin to decode, change and resize the photos of samples that will be asked for next; not where features are cached."""
+        if self._workers is None or (self.features is not None and self.augment is None):
+            return
+        for sample in samples:
+            if sample.id not in self._coming:  # a photo drawn twice is made ready for its first turn
+                self._coming[sample.id] = self._workers.submit(self._photo, sample)
 
     def __call__(self, samples: Sequence[Sample]) -> Batch:
         """A batch of samples. Raises CatlibError or InputError naming what is wrong with a photo or the template."""
@@ -80,7 +93,9 @@ class Collator:
             blocks = [one.block.tolist() for one in found]
             features, pixels = torch.cat([one.vectors for one in found]), None
         else:
-            photos = [self._photo(sample) for sample in samples]
+            photos = [
+                self._coming.pop(sample.id).result() if sample.id in self._coming else self._photo(sample) for sample in samples
+            ]
             blocks, features, pixels = [block for block, _ in photos], None, _join([inputs for _, inputs in photos])
         rows, answers = [], []
         for sample, block in zip(samples, blocks, strict=True):
@@ -113,8 +128,9 @@ class Collator:
         """(prompt with one placeholder for the photo, answer with end token)."""
         key = (question, answer)
         if key not in self._texts:
-            prompt = self.processor.tokenizer(prompt_text(self.processor, question))["input_ids"]
-            answer_ids = answer_tokens(self.processor, question, answer)
+            with self._reading:
+                prompt = self.processor.tokenizer(prompt_text(self.processor, question))["input_ids"]
+                answer_ids = answer_tokens(self.processor, question, answer)
             if len(answer_ids) < 2:
                 raise CatlibError(f"the answer {answer!r} has no token of its own: nothing would be learned from it")
             if prompt.count(self.image_token) != 1:
@@ -136,10 +152,11 @@ class Collator:
         image = open_image(inside(self.image_root, sample.image))
         if self.augment is not None:
             image = self.augment(image, sample.id)
-        text = prompt_text(self.processor, sample.question)
-        encoded = dict(self.processor(images=[image], text=text, return_tensors="pt"))
+        with self._reading:
+            text = prompt_text(self.processor, sample.question)
+            encoded = dict(self.processor(images=[image], text=text, return_tensors="pt"))
+            plain = self.processor.tokenizer(text)["input_ids"]
         ids = encoded.pop("input_ids")[0].tolist()
-        plain = self.processor.tokenizer(text)["input_ids"]
         first = plain.index(self.image_token) if self.image_token in plain else 0
         block = ids[first : first + len(ids) - len(plain) + 1]
         if plain[:first] + block + plain[first + 1 :] != ids or self.image_token not in block:

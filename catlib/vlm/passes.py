@@ -40,6 +40,11 @@ class Passes:
         """
         return self.within_memory(lambda: self._add_gradients(samples, step))
 
+    def prefetch(self, samples: Sequence[Sample]) -> None:
+        """Have this process's share of a coming step's photos made ready."""
+        for share, _ in self.team.turns(self.team.cut(samples, self.batch_size)) if samples else []:
+            self.collate.prefetch(share)
+
     def autocast(self) -> Any:
         """bf16 arithmetic over a bf16 base with float32 adapters; plain float32 otherwise."""
         low = self.vlm.base.get_input_embeddings().weight.dtype is torch.bfloat16

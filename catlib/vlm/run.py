@@ -94,7 +94,7 @@ def set_up(settings: TrainSettings, team: Team) -> Run:
     team.shard(vlm)
     if augment is not None:
         log.info("augmentation is on: every photo goes through the vision tower each time, the feature cache is not used")
-    collate = Collator(vlm, data.image_root, None if augment else features, augment)
+    collate = Collator(vlm, data.image_root, None if augment else features, augment, settings.num_workers)
     val_collate = Collator(vlm, data.val_root, features)
     return Run(settings, data, vlm, collate, val_collate, resolve(settings.output_dir))
 

@@ -135,7 +135,9 @@ class Trainer:
             self.run.collate.augment.start_epoch(p.epoch)
         steps = steps_of(epoch_order(samples, s.seed, p.epoch, s.balance), self.effective_batch)
         seen, since = 0, time.perf_counter()
-        for indices in steps[p.step_in_epoch :]:
+        for number, indices in enumerate(steps[p.step_in_epoch :], start=p.step_in_epoch + 1):
+            for soon in (indices, *steps[number : number + 1]):
+                self.passes.prefetch([samples[i] for i in soon])
             summed, tokens, norm = self._step([samples[i] for i in indices])
             p.step, p.step_in_epoch = p.step + 1, p.step_in_epoch + 1
             p.window.append((summed, tokens))
