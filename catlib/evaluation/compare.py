@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 from scipy.stats import binomtest, false_discovery_control
+from threadpoolctl import threadpool_limits
 
 from catlib.data.records import PredictionSet
 from catlib.errors import InputError
@@ -87,6 +88,7 @@ def mcnemar(only_a: int, only_b: int) -> float:
     return 1.0 if only_a + only_b == 0 else float(binomtest(only_a, only_a + only_b).pvalue)
 
 
+@threadpool_limits.wrap(limits=1, user_api="blas")  # as metrics.evaluate_outcomes
 def paired_gains(a: Outcomes, b: Outcomes, priority: Sequence[str], *, bootstrap: int, seed: int) -> dict[str, Any]:
     """Accuracy (all, and outside the priority breeds), macro-F1 and priority macro-F1 of a minus b, in points, each
     {"value", "ci95"}; the same photos are

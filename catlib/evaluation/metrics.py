@@ -7,6 +7,7 @@ import numpy as np
 from scipy.special import logsumexp
 from scipy.stats import chi2
 from sklearn.metrics import accuracy_score, precision_recall_fscore_support
+from threadpoolctl import threadpool_limits
 
 from catlib.data.records import PredictionSet
 from catlib.evaluation.bootstrap import (
@@ -37,6 +38,7 @@ def evaluate(
     return evaluate_outcomes(outcomes(predictions), priority, bootstrap=bootstrap, seed=seed)
 
 
+@threadpool_limits.wrap(limits=1, user_api="blas")  # thousands of small products, at which several threads only wait for each other
 def evaluate_outcomes(
     o: Outcomes, priority: Sequence[str] = (), *, bootstrap: int = 2000, seed: int = 0
 ) -> dict[str, Any]:
