@@ -7,8 +7,9 @@ Models: the tests' tiny LLaVA; the small LLaVA in CATLIB_SMALL_LLAVA (left out w
 their true widths with its whole vision tower, random weights, 576 image tokens. Each in LoRA and QLoRA, with and without
 gradient checkpointing, through `catlib.vlm.trainer` from loading to the last checkpoint, closed-set validation included.
 
-Measured: the largest resident set of the process (VmHWM, reset through /proc/self/clear_refs) less what was resident after
-imports and one training run of a tiny model, which loads what is loaded late. With --allocator, and for the tiny model, which is
+Measured: the most anonymous memory that is resident (RssAnon, every 5 ms) less what was so after imports and one training run of a
+tiny model, which loads what is loaded late; plus the weights that are read from the mapped file in place. Pages of a mapped file that
+no tensor uses any more are not counted: the system takes them back when it needs them. With --allocator, and for the tiny model, which is
 smaller than such noise: what torch's CPU allocator handed out at most (torch.profiler) plus the weights. Linux only.
 """
 
@@ -21,6 +22,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -35,6 +37,35 @@ def resident(field: str) -> float:
     """A line of /proc/self/status in bytes: VmRSS, or VmHWM, the largest it was."""
     lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines() if ":" in line)
     return 1024.0 * int(lines[field].split()[0])
+
+
+class AnonymousPeak:
+    """The most anonymous memory that was resident since it was made, sampled by a thread."""
+
+    def __init__(self) -> None:
+        self.start = self.most = resident("RssAnon")
+        self.running = True
+        self.thread = threading.Thread(target=self._sample, daemon=True)
+        self.thread.start()
+
+    def _sample(self) -> None:
+        while self.running:
+            self.most = max(self.most, resident("RssAnon"))
+            time.sleep(0.005)
+
+    def stop(self) -> float:
+        """Bytes above the start."""
+        self.running = False
+        self.thread.join()
+        return self.most - self.start
+
+
+def mapped_weights(model: Any) -> int:
+    """Bytes of the tensors that lie in a mapped weights file."""
+    lines = [line.split() for line in Path("/proc/self/maps").read_text(encoding="utf-8").splitlines() if line.endswith(".safetensors")]
+    ranges = [tuple(int(end, 16) for end in line[0].split("-")) for line in lines]
+    storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in [*model.parameters(), *model.buffers()]}
+    return sum(size for at, size in storages.items() if any(low <= at < high for low, high in ranges))
 
 
 def start_measuring() -> float:
@@ -114,17 +145,19 @@ def measure(kind: str, model: Path, work: Path, mode: str, checkpointing: bool, 
         trainer._step = one
 
     before, since = start_measuring(), time.perf_counter()
+    anonymous = AnonymousPeak()
     trainer = Trainer(chosen)
     set_up_peak = resident("VmHWM") - before
     timed(trainer)
-    if allocator or kind == "tiny":
+    if tensors := allocator or kind == "tiny":
         held = {t.untyped_storage()._cdata: t.untyped_storage().nbytes() for m in (trainer.vlm.model,) for t in [*m.parameters(), *m.buffers()]}
         measured = float(sum(held.values()) + allocator_peak(trainer.fit))
     else:
         trainer.fit()
-        measured = max(resident("VmHWM"), set_up_peak + before, times.get("step_peak", 0.0)) - before
+        measured = anonymous.stop() + mapped_weights(trainer.vlm.model)
     return {
-        "model": kind, "mode": mode, "gradient_checkpointing": checkpointing, "batch": BATCH[kind], "estimate": need.peak,
+        "model": kind, "mode": mode, "gradient_checkpointing": checkpointing, "batch": BATCH[kind],
+        "estimate": need.peak - (need.heap if tensors else 0),
         "phase": worst(need), "phases": need.phases, "measured": measured, "set_up": set_up_peak, "threads": torch.get_num_threads(),
         "seconds": time.perf_counter() - since, "step_seconds": times["step_seconds"],
         "step_peak": times["step_peak"] - before if kind == "full" else None, "parts": need.as_dict(),

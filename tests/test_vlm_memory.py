@@ -2,10 +2,11 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
-from tiny_models import save_llava, settings, write_dataset
+from tiny_models import save_llava, save_wide_llava, settings, write_dataset
 
 from catlib.cli import main
 from catlib.settings import TrainSettings
@@ -106,7 +107,7 @@ def test_a_run_that_cannot_fit_is_refused_with_what_would_fit(tmp_path, monkeypa
     monkeypatch.setenv("CATLIB_ROOT", str(tmp_path))
     chosen = settings(model, data, tmp_path / "out", epochs=1, watch_photos=0, batch_size=16)
     need = memory_check.check_fits(chosen, str(model), pairs(data))
-    monkeypatch.setattr(memory_check, "device_memory", lambda device: need.peak / 2.0)
+    monkeypatch.setattr(memory_check, "device_memory", lambda device: need.heap + (need.peak - need.heap) / 2.0)
     with pytest.raises(memory_check.InputError, match=r"What fits: batch_size [248]; mode lora without"):
         memory_check.check_fits(chosen, str(model), pairs(data))
     assert memory_check.check_fits(replace(chosen, force=True), str(model), pairs(data)).peak == need.peak
@@ -114,6 +115,26 @@ def test_a_run_that_cannot_fit_is_refused_with_what_would_fit(tmp_path, monkeypa
     assert main(["train", *options]) == 2
     assert "--force" in (error := capsys.readouterr().err) and "GB free" in error
     assert not (tmp_path / "out").exists()
+
+
+def test_on_a_cpu_the_estimate_holds_the_heap_that_is_not_given_back(tmp_path, monkeypatch):
+    from catlib.vlm.memory import CPU_HEAP
+    from catlib.vlm.memory_check import check_fits
+
+    model, data = save_llava(tmp_path / "model"), write_dataset(tmp_path / "data")
+    chosen = settings(model, data, tmp_path / "out", watch_photos=0)
+    need = check_fits(chosen, str(model), pairs(data))
+    assert need.heap == CPU_HEAP and min(need.phases.values()) > CPU_HEAP
+    assert estimate(chosen).heap == 0, "of a GPU"
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").is_file(), reason="needs Linux's list of mapped files")
+def test_a_4bit_model_does_not_keep_the_weights_file_resident(tmp_path):
+    from catlib.vlm.models import load_vlm
+
+    vlm = load_vlm(str(save_wide_llava(tmp_path / "wide")), device="cpu", quantize=True)
+    assert "4bit" in " ".join(type(m).__name__ for m in vlm.model.modules())
+    assert str(tmp_path) not in Path("/proc/self/maps").read_text()
 
 
 def pairs(data):

@@ -60,6 +60,16 @@ def test_scores_equal_plain_forward_passes(mode, attention):
     assert np.ptp(expected, axis=0).max() > 0.1  # the photos do make a difference
 
 
+def test_the_output_layer_is_not_copied_for_each_photo(vlm):
+    shapes = []
+    handle = vlm.base.get_output_embeddings().register_forward_pre_hook(lambda _, given: shapes.append(given[0].shape))
+    try:
+        LabelScorer(vlm, LABELS, QUESTION).score([photo(0), photo(1), photo(2)])
+    finally:
+        handle.remove()
+    assert len(shapes[0]) == 2 and shapes[0][0] == 3, "one row a photo: slices of three dimensions are multiplied with copies"
+
+
 def test_sliding_window_falls_back_to_padding_and_stays_right():
     vlm = llava(text="mistral")
     scorer = LabelScorer(vlm, LABELS, QUESTION)

@@ -29,6 +29,7 @@ NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)  # 4 bits, an 8-bit scale for 64 weigh
 TEXT_TOKENS, ANSWER_TOKENS = 40, 8  # question with answer, and the answer; the breeds' names have 2 to 13 tokens
 BREEDS, NODES = 67, 5  # names that validation scores, and tokens of each that no other name shares
 SLACK = 1.05  # the allocator's rounding and fragments
+CPU_HEAP = 250_000_000  # bytes that the C library's heap keeps beside what tensors use (docs/memory-and-gpus.md, measured)
 GB = 1e9
 
 
@@ -50,6 +51,7 @@ class Estimate:
     transient: int  # alive for a moment: one layer's recomputation, its gradients, its expanded 4-bit weight
     tower: int  # the tower at work: once before training, or in each step where its features are not cached
     watching: int  # validation: the prompts' key-value cache and the logits of all breeds' names
+    heap: int = 0  # on a CPU: freed memory that is not given back
 
     @property
     def phases(self) -> dict[str, int]:
@@ -58,9 +60,9 @@ class Estimate:
         trained = self.gradients + self.optimizer
         step = trained + self.activations + self.logits + self.features + self.transient
         return {
-            "training step": int(SLACK * (held + step)),
-            "vision tower": int(SLACK * (held + self.tower)),
-            "validation": int(SLACK * (held + self.optimizer + self.watching)),
+            "training step": int(SLACK * (held + step)) + self.heap,
+            "vision tower": int(SLACK * (held + self.tower)) + self.heap,
+            "validation": int(SLACK * (held + self.optimizer + self.watching)) + self.heap,
         }
 
     @property
@@ -86,11 +88,12 @@ class Footprint:
     tower: tuple[int, int]  # (bytes for each photo, photos at once or 0 for the batch)
     text: Any
     vision_width: int
+    heap: int = 0
 
     @classmethod
     def of(
         cls, settings: TrainSettings, config: Any | None = None, shape: Shape | None = None,
-        dtype: torch.dtype | None = None, breeds: int = BREEDS, photos: int | None = None,
+        dtype: torch.dtype | None = None, breeds: int = BREEDS, photos: int | None = None, cpu: bool = False,
     ) -> "Footprint":  # fmt: skip
         """Raises InputError when the model is not known or not supported. `dtype` of the base: bfloat16 by default, unless the
         settings say float32. `photos`: of training and validation together, where there are few.
@@ -110,7 +113,7 @@ class Footprint:
         return cls(
             settings, shape, breeds, dtype.itemsize, trainable, parameters, weights, trace_step(config, settings, dtype, shape),
             (trace_tower(config, dtype, 1, shape.image_tokens), min(photos_at_once(config), photos or 16) if cached else 0), config.get_text_config(),
-            config.vision_config.hidden_size,
+            config.vision_config.hidden_size, CPU_HEAP if cpu else 0,
         )  # fmt: skip
 
     def at(self, batch: int) -> Estimate:
@@ -129,6 +132,7 @@ class Footprint:
             optimizer=8 * self.trainable, activations=activations, logits=self.step.logits.at(batch),
             features=batch * self.shape.image_tokens * self.vision_width * self.size,
             transient=self.step.transient.at(batch) + dropped, tower=each * (photos or batch), watching=self._watching(batch),
+            heap=self.heap,
         )  # fmt: skip
 
     def _watching(self, batch: int) -> int:
@@ -152,12 +156,14 @@ def largest_batch(footprint: Footprint, vram: float) -> int:
     return max((batch for batch in (1, 2, 4, 8, 16, 32, 64) if footprint.at(batch).peak <= vram), default=0)
 
 
-def ways_to_fit(settings: TrainSettings, vram: float, config: Any, shape: Shape | None = None, dtype: torch.dtype | None = None) -> list[dict[str, Any]]:
+def ways_to_fit(
+    settings: TrainSettings, vram: float, config: Any, shape: Shape | None = None, dtype: torch.dtype | None = None, cpu: bool = False
+) -> list[dict[str, Any]]:
     """LoRA and QLoRA, each with and without gradient checkpointing, and the peak and the largest batch of each in `vram` bytes."""
     ways = []
     for mode in ("lora", "qlora"):
         for checkpointing in (False, True):
-            footprint = Footprint.of(replace(settings, mode=mode, gradient_checkpointing=checkpointing), config, shape, dtype)
+            footprint = Footprint.of(replace(settings, mode=mode, gradient_checkpointing=checkpointing), config, shape, dtype, cpu=cpu)
             ways.append({
                 "mode": mode, "gradient_checkpointing": checkpointing, "peak": footprint.at(settings.batch_size).peak,
                 "largest_batch": largest_batch(footprint, vram),

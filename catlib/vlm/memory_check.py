@@ -38,13 +38,13 @@ def check_fits(settings: TrainSettings, ref: str, samples: Iterable[tuple[Sample
         return None
     shape = longest(load_processor(ref), config, pairs)
     breeds = len({sample.breed for sample, _ in pairs})
-    footprint = Footprint.of(settings, config, shape, dtype, breeds, photos=len(pairs))
+    footprint = Footprint.of(settings, config, shape, dtype, breeds, photos=len(pairs), cpu=device.type == "cpu")
     need = footprint.at(settings.batch_size)
     log.info("estimated peak memory %.2f GB of %.1f GB free", need.peak / GB, free / GB)
     if need.peak <= free:
         return need
     batch = largest_batch(footprint, free)
-    ways = [way for way in ways_to_fit(settings, free, config, shape, dtype) if way["largest_batch"]]
+    ways = [way for way in ways_to_fit(settings, free, config, shape, dtype, device.type == "cpu") if way["largest_batch"]]
     fits = [f"batch_size {batch}"] if batch else []
     fits += [
         f"mode {way['mode']} with{'' if way['gradient_checkpointing'] else 'out'} gradient_checkpointing at batch_size {way['largest_batch']}"

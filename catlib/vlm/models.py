@@ -119,7 +119,16 @@ def load_base(ref: str, device: torch.device, dtype: torch.dtype, quantize: bool
     except (OSError, ValueError, KeyError) as error:
         raise InputError(f"base model {ref!r} cannot be loaded: {_first_line(error)}") from None
     model.requires_grad_(False)
+    if quantize and device.type == "cpu":
+        _let_go_of_the_file(model)
     return model.eval()
+
+
+def _let_go_of_the_file(model: torch.nn.Module) -> None:
+    """Copy what was not quantized: as views of the mapped weights file it would keep all of the unquantized file resident."""
+    for parameter in model.parameters():
+        if parameter.dtype.is_floating_point:
+            parameter.data = parameter.data.clone()
 
 
 def quantization(skipped: list[str]) -> BitsAndBytesConfig:
