@@ -16,6 +16,7 @@ import json
 import time
 
 import numpy as np
+from scipy import stats
 
 from catlib.evaluation import bootstrap, compare, metrics
 from catlib.evaluation.metrics import log_softmax
@@ -38,6 +39,7 @@ SCORED = {
     "20 breeds, 7 rare with 5, too sure": ([5] * 7 + list(range(10, 36, 2)), 2.0, 1.6),
     "67 breeds, 5 photos each, too sure": ([5] * 67, 2.5, 1.5),
 }
+AT_THE_EDGE = ((35, 0.02), (35, 0.93))  # photos and share: single shares as large as the rare breeds' in two of the scenarios
 TRUTH_PHOTOS = 100_000  # behind the true figures of the scored scenarios
 SINGLE = ("accuracy", "macro_f1", "weighted_f1", "priority_macro_f1")
 PAIRED = ("accuracy", "macro_f1", "priority_macro_f1")
@@ -157,6 +159,15 @@ def plain_percentiles() -> None:
     metrics.PSEUDO_SINGLE = compare.PSEUDO_PAIRED = 0.0
 
 
+def exact_coverage(photos: int, share: float) -> tuple[float, float]:
+    """How often Wilson's and Clopper and Pearson's interval of one share hold it, in per cent: sums over the binomial distribution."""
+    counts = np.arange(photos + 1)
+    weights = stats.binom.pmf(counts, photos, share)
+    wilson = [low <= share <= high for low, high in (bootstrap.wilson(int(k), photos) for k in counts)]
+    exact = [stats.binomtest(int(k), photos).proportion_ci(0.95, "exact") for k in counts]
+    return 100 * float(weights @ wilson), 100 * float(weights @ [e.low <= share <= e.high for e in exact])
+
+
 def main() -> None:
     """Print a line a scenario: coverage in per cent (mean width in points) of each figure."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -178,6 +189,11 @@ def main() -> None:
         if not args.json:
             cells = "  ".join(f"{key} {v['coverage']:.1f} ({v['width']:.0f})" for key, v in result[name].items())
             print(f"{name}: {cells}  [{time.perf_counter() - start:.0f} s]", flush=True)
+    for photos, share in AT_THE_EDGE:
+        wilson, exact = exact_coverage(photos, share)
+        result[f"one share of {share:.0%}, {photos} photos"] = edge = {"Wilson": wilson, "Clopper-Pearson": exact}
+        if not args.json:
+            print(f"one share of {share:.0%} of {photos} photos, exactly:", "  ".join(f"{k} {v:.1f}" for k, v in edge.items()))
     if args.json:
         print(json.dumps(result, indent=1))
 
