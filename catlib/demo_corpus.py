@@ -31,6 +31,8 @@ QUESTIONS = (
     "What breed is the cat in this photo?", "Which breed is this cat?", "What breed of cat is this?",
     "Name the breed of the cat.",
 )  # fmt: skip
+MEASURES = ("fur", "crimp", "wrinkles", "white", "ear_size", "ear_round", "ear_spread", "ear_bend", "tufts", "tail", "fluff",
+            "width", "legs", "wedge", "cheek", "flat")  # fmt: skip
 REPEAT = "Repeat the name of this breed: {}"
 LOOKS = (
     ("What color is the cat?", lambda look: look.color),
@@ -70,6 +72,15 @@ class Corpus:
             numbers = {value: i for i, value in enumerate(sorted(set(column) - {None}))}
             columns.append([numbers.get(value, -100) for value in column])
         return torch.tensor(columns).T
+
+    def measures(self) -> torch.Tensor:
+        """Sizes, shapes and colours of the cats in standard deviations from their mean, (n, measures)."""
+        rows = [
+            [*(getattr(look, name) for name in MEASURES), *look.base, *look.dark, *look.eyes[0], *look.eyes[1], look.ringed]
+            for look in self.looks
+        ]
+        values = torch.tensor(rows, dtype=torch.float32)
+        return (values - values.mean(0)) / (values.std(0) + 1e-6)
 
     def question(self, i: int, rng: np.random.Generator) -> tuple[str, str]:
         """A question about cat i and its answer; or a name to repeat, as a language model can write every breed's."""
@@ -126,14 +137,16 @@ def texts() -> list[str]:
 
 
 def augment(pixels: torch.Tensor, side: int, rng: np.random.Generator) -> torch.Tensor:
-    """A batch of uint8 pictures as floats from -1 to 1 (n, 3, side, side), cropped, mirrored and lit at random."""
-    crop = int(rng.integers(int(0.8 * SIDE), SIDE + 1))
-    top, left = rng.integers(0, SIDE - crop + 1, 2)
-    batch = pixels[:, :, top : top + crop, left : left + crop].float()
-    batch = torch.nn.functional.interpolate(batch, (side, side), mode="bilinear", antialias=True, align_corners=False)
-    if rng.random() < 0.5:
-        batch = batch.flip(3)
-    gain = torch.from_numpy(rng.normal(1, 0.06, (len(batch), 3, 1, 1)).astype(np.float32))
+    """A batch of uint8 pictures as floats from -1 to 1 (n, 3, side, side), each cropped, mirrored and lit at random."""
+    n = len(pixels)
+    scale = rng.uniform(0.78, 1.02, n)
+    shift = rng.uniform(-1, 1, (2, n)) * np.abs(1 - scale)
+    mirrored = np.where(rng.random(n) < 0.5, -1, 1)
+    nothing = np.zeros(n)
+    maps = np.stack([scale * mirrored, nothing, shift[0], nothing, scale, shift[1]], 1).reshape(n, 2, 3)
+    grid = torch.nn.functional.affine_grid(torch.from_numpy(maps.astype(np.float32)), [n, 3, side, side], align_corners=False)
+    batch = torch.nn.functional.grid_sample(pixels.float(), grid, padding_mode="reflection", align_corners=False)
+    gain = torch.from_numpy(rng.normal(1, 0.06, (n, 3, 1, 1)).astype(np.float32))
     return (batch * gain).clamp(0, 255) / 127.5 - 1
 
 

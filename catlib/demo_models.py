@@ -11,6 +11,7 @@ import logging
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from catlib.errors import CatlibError, InputError
 from catlib.paths import resolve
@@ -20,7 +21,7 @@ SHIPPED = Path(__file__).parent / "assets" / "demo-models"
 KINDS = ("llava", "clip")
 DEMO = "demo"  # the model name that stands for the shipped ones
 SEED = 7
-PICTURES, CLIP_EPOCHS, LLAVA_EPOCHS = 9000, 12, 8
+PICTURES, CLIP_EPOCHS, LLAVA_EPOCHS = 28160, 14, 5
 
 
 @dataclass(frozen=True)
@@ -94,13 +95,23 @@ def _build(out: Path, pictures: int, clip_epochs: int, llava_epochs: int, seed: 
     corpus = draw_corpus(pictures, seed)
     clip, clip_processor = make_clip(texts())
     train_clip(clip, clip_processor, corpus, clip_epochs, seed)
-    llava, llava_processor = make_llava(clip, texts())
+    _save(clip, clip_processor, made.clip)
+    torch.manual_seed(seed + 1)
+    llava, llava_processor = make_llava(set_dtype(clip, torch.float32), texts())  # LLaVA learns on the tower as it was saved
     train_llava(llava, llava_processor, corpus, llava_epochs, seed)
-    for folder, model, processor in ((made.clip, clip, clip_processor), (made.llava, llava, llava_processor)):
-        set_dtype(model, torch.bfloat16).save_pretrained(folder)
-        processor.save_pretrained(folder)
+    _save(llava, llava_processor, made.llava)
     log.info("demo models in %s after %.0f s, %.1f MB", out, time.perf_counter() - start, size_mb(out))
     return made
+
+
+def _save(model: Any, processor: Any, folder: Path) -> None:
+    """In bfloat16, which the model is left in."""
+    import torch
+
+    from catlib.demo_architecture import set_dtype
+
+    set_dtype(model, torch.bfloat16).save_pretrained(folder)
+    processor.save_pretrained(folder)
 
 
 def size_mb(folder: Path) -> float:

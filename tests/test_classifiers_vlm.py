@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 
 from catlib.classifiers.base import predict
 from catlib.classifiers.prior import choose_strength, fit_prior
@@ -92,8 +93,25 @@ def test_what_settles_a_breed_is_read_off_the_answers_of_the_data():
     assert spelled_answers(samples) == {"Manx": "Manx.", "Persian": "This is a Persian cat"}
 
 
+def test_predictions_of_a_model_trained_again_in_the_same_folder_are_not_taken_over(tmp_path):
+    samples, out = write_photos(tmp_path / "photos", BREEDS), tmp_path / "vlm-tuned.jsonl"
+    calls, made = [], []
+    for change in (0.0, 0.0, 1.0):
+        vlm = llava()
+        with torch.no_grad():
+            vlm.base.model.language_model.layers[0].mlp.down_proj.weight.add_(change)
+        classifier = VLMClassifier(vlm, BREEDS, QUESTION)
+        plain = classifier.classify
+        classifier.classify = lambda images, ids=None, plain=plain: calls.append(len(images)) or plain(images, ids)
+        made.append(predict(classifier, samples, tmp_path / "photos", out).predictions)
+        calls.append("next")
+    assert calls.count("next") == 3 and calls[-3] == "next" != calls[-2], "the second takes over, the third predicts anew"
+    assert made[0] == made[1] != made[2]
+
+
 def test_sidecar(vlm):
     meta = VLMClassifier(vlm, BREEDS, QUESTION, name="vlm-tuned").describe()
+    assert len(meta.pop("weights")) == 16
     assert meta == {
         "base_model": "tiny",
         "adapter": None,

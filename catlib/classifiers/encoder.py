@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from PIL.Image import Image
 
+from catlib.classifiers.weights import weights_digest
 from catlib.errors import InputError
 from catlib.vlm.features import can_cache, compute_features
 from catlib.vlm.models import pick_device
@@ -116,7 +117,8 @@ class ClipEncoder(FeatureExtractor):
 
     def describe(self) -> dict[str, Any]:
         dtype = str(self.model.dtype).removeprefix("torch.")
-        return {"base_model": self.name, "adapter": None, "device": self.model.device.type, "dtype": dtype}
+        weights = weights_digest(self.model)
+        return {"base_model": self.name, "adapter": None, "weights": weights, "device": self.model.device.type, "dtype": dtype}
 
 
 class TowerEncoder(FeatureExtractor):
@@ -169,7 +171,10 @@ class TowerEncoder(FeatureExtractor):
     def describe(self) -> dict[str, Any]:
         parameter = next(self.tower.parameters())
         dtype = str(parameter.dtype).removeprefix("torch.")
-        return {"base_model": str(self.vlm.name), "adapter": None, "device": parameter.device.type, "dtype": dtype}
+        return {
+            "base_model": str(self.vlm.name), "adapter": None, "weights": weights_digest(self.tower), "device": parameter.device.type,
+            "dtype": dtype,
+        }  # fmt: skip
 
 
 def _tensor(output: Any) -> torch.Tensor:

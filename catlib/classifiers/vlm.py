@@ -7,6 +7,7 @@ import numpy as np
 from PIL.Image import Image
 
 from catlib.classifiers.base import Batch, Classifier, log_softmax
+from catlib.classifiers.weights import weights_digest
 from catlib.parsing import BreedParser
 from catlib.errors import InputError
 from catlib.vlm.decoding import generate_constrained, generate_free
@@ -50,6 +51,7 @@ class VLMClassifier(Classifier):
         self.parser = BreedParser(self.breeds)
         self.scorer = LabelScorer(vlm, self.breeds, prompt, spelled=self.spelled) if decoding == "score" else None
         self._prior: np.ndarray | None = None
+        self._weights = weights_digest(vlm.model)
 
     def classify(self, images: Sequence[Image], ids: Sequence[str] | None = None) -> Batch:
         if self.decoding == "score":
@@ -83,6 +85,7 @@ class VLMClassifier(Classifier):
         description = {
             "base_model": str(self.vlm.name),
             "adapter": str(self.vlm.adapter) if self.vlm.adapter else None,
+            "weights": self._weights,
             "prompt": self.prompt,
             "decoding": self.decoding,
             "device": str(parameter.device.type),

@@ -40,8 +40,8 @@ SHARES: Mapping[str, float] = {
     "Domestic Short Hair": 1.0, "Maine Coon": 0.85, "Siamese": 0.8, "Persian": 0.7, "Calico": 0.65,
     "American Shorthair": 0.6,
     "Ragdoll": 0.5, "Russian Blue": 0.45, "Bengal": 0.4, "Abyssinian": 0.35, "Manx": 0.3, "Sphynx - Hairless Cat": 0.25,
-    "Oriental Short Hair": 0.22, "Oriental Long Hair": 0.12, "Chinchilla": 0.12, "Cymric": 0.11, "Burmilla": 0.11,
-    "York Chocolate": 0.1, "American Wirehair": 0.1, "Canadian Hairless": 0.1,
+    "Oriental Short Hair": 0.22, "Oriental Long Hair": 0.19, "Chinchilla": 0.19, "Cymric": 0.18, "Burmilla": 0.18,
+    "York Chocolate": 0.16, "American Wirehair": 0.16, "Canadian Hairless": 0.16,
 }  # fmt: skip
 
 
