@@ -51,7 +51,6 @@ class VLMClassifier(Classifier):
         self.parser = BreedParser(self.breeds)
         self.scorer = LabelScorer(vlm, self.breeds, prompt, spelled=self.spelled) if decoding == "score" else None
         self._prior: np.ndarray | None = None
-        self._weights = weights_digest(vlm.model)
 
     def classify(self, images: Sequence[Image], ids: Sequence[str] | None = None) -> Batch:
         if self.decoding == "score":
@@ -85,7 +84,7 @@ class VLMClassifier(Classifier):
         description = {
             "base_model": str(self.vlm.name),
             "adapter": str(self.vlm.adapter) if self.vlm.adapter else None,
-            "weights": self._weights,
+            "weights": weights_digest(self.vlm.model),
             "prompt": self.prompt,
             "decoding": self.decoding,
             "device": str(parameter.device.type),

@@ -6,6 +6,7 @@ long when another process takes a core. Threads that go through the whole step a
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
+from itertools import pairwise
 from typing import TypeVar
 
 import torch
@@ -30,7 +31,7 @@ class Lanes:
         """The items in order, in as many parts as there are lanes for; sizes differ by one at most."""
         lanes = max(1, min(self.count, len(items)))
         edges = [len(items) * i // lanes for i in range(lanes + 1)]
-        return [items[start:end] for start, end in zip(edges, edges[1:], strict=False)]
+        return [items[start:end] for start, end in pairwise(edges)]
 
     def run(self, work: Callable[[T], R], parts: Sequence[T]) -> list[R]:
         """`work` on each part, all at the same time, and the results in order. Raises the first part's error when all have ended.

@@ -26,7 +26,7 @@ class Passes:
     def __init__(self, run: Run, team: Team, parameters: Sequence[torch.nn.Parameter]) -> None:
         self.collate, self.vlm, self.team, self.parameters = run.collate, run.vlm, team, parameters
         self.batch_size = self.micro_batch = run.settings.batch_size
-        self.effective_batch = self.batch_size * run.settings.gradient_accumulation
+        self.effective_batch = self.batch_size * run.settings.gradient_accumulation  # whatever the number of processes: they share it
         self.loss = AnswerLoss(run.vlm)
         self.lanes = lanes_for(run.vlm, run.settings, team.sharded)
         # Three times the loss of guessing among all tokens: no longer bad luck but a broken run.
@@ -119,11 +119,6 @@ class Passes:
     def _forget(self) -> None:
         for parameter in self.parameters:
             parameter.grad = None
-
-
-def names(samples: Sequence[Sample]) -> str:
-    """The samples' ids, for messages."""
-    return ", ".join(sample.id for sample in samples)
 
 
 def _out_of_memory(error: Exception) -> bool:

@@ -21,7 +21,7 @@ from catlib.vlm.interrupts import AfterThisStep
 from catlib.vlm.measure import Meter
 from catlib.vlm.model_card import model_card
 from catlib.vlm.order import epoch_order, steps_of
-from catlib.vlm.passes import Passes, names
+from catlib.vlm.passes import Passes
 from catlib.vlm.run import Run, set_up
 from catlib.vlm.state import load_state, random_state, save_state, set_random_state
 from catlib.vlm.team import Team
@@ -88,9 +88,8 @@ class Trainer:
         self.trained = named
         self.passes = Passes(run, self.team, [parameter for _, parameter in named])
         self.optimizer = torch.optim.AdamW(groups, weight_decay=s.weight_decay, fused=self.vlm.base.device.type != "mps")
-        self.effective_batch = s.batch_size * s.gradient_accumulation  # whatever the number of processes: they share it
-        self.steps_an_epoch = math.ceil(len(run.data.train) / self.effective_batch)
-        total = self.steps_an_epoch * s.epochs
+        steps_an_epoch = math.ceil(len(run.data.train) / self.passes.effective_batch)
+        total = steps_an_epoch * s.epochs
         warm_up = math.ceil(s.warmup_ratio * total)
         kind = "constant_with_warmup" if s.lr_schedule == "constant" else s.lr_schedule
         self.schedule = get_scheduler(kind, self.optimizer, warm_up, total)
@@ -133,7 +132,7 @@ class Trainer:
         s, p, samples = self.settings, self.progress, self.run.data.train
         if self.run.collate.augment is not None:
             self.run.collate.augment.start_epoch(p.epoch)
-        steps = steps_of(epoch_order(samples, s.seed, p.epoch, s.balance), self.effective_batch)
+        steps = steps_of(epoch_order(samples, s.seed, p.epoch, s.balance), self.passes.effective_batch)
         seen, since = 0, time.perf_counter()
         for number, indices in enumerate(steps[p.step_in_epoch :], start=p.step_in_epoch + 1):
             for soon in (indices, *steps[number : number + 1]):
@@ -164,14 +163,14 @@ class Trainer:
 
     def _step(self, samples: list[Sample]) -> tuple[float, int, float]:
         """One optimizer step: (summed loss, supervised tokens, gradient norm before clipping)."""
-        parameters = [parameter for _, parameter in self.trained]
-        self.optimizer.zero_grad(set_to_none=True)
+        parameters = self.passes.parameters
         summed, tokens = self.passes.add_gradients(samples, self.progress.step)
         self.team.sum_gradients(parameters)
         summed, tokens = self.team.sum(summed, tokens)
         norm = float(torch.nn.utils.clip_grad_norm_(parameters, self.settings.max_grad_norm))
         if not math.isfinite(norm):
-            raise CatlibError(f"step {self.progress.step + 1}: the gradient is not finite, in the samples {names(samples)}")
+            ids = ", ".join(sample.id for sample in samples)
+            raise CatlibError(f"step {self.progress.step + 1}: the gradient is not finite, in the samples {ids}")
         self.optimizer.step()
         self.schedule.step()
         self.optimizer.zero_grad(set_to_none=True)
