@@ -33,7 +33,9 @@ def make_photos(folder: Path, n: int) -> Path:
         if not path.exists():
             copy = i % NEAR == 1
             rng = np.random.default_rng(i - copy)
-            field = Image.fromarray(rng.integers(0, 256, (9, 12, 3), dtype=np.uint8)).resize((256, 192), Image.Resampling.BICUBIC)
+            field = Image.fromarray(rng.integers(0, 256, (9, 12, 3), dtype=np.uint8)).resize(
+                (256, 192), Image.Resampling.BICUBIC
+            )
             field.save(path, quality=60 if copy else 85)
     return folder
 
@@ -50,9 +52,13 @@ def measure(photos: Path, work: Path) -> dict[str, float]:
     peak = sum(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)) / 1024
     seen = dataset.card["files_seen"]
     return {
-        "photos": seen, "seconds": round(seconds, 2), "photos_per_s": round(seen / seconds, 1), "cpu_seconds": round(cpu, 2),
-        "photos_per_cpu_s": round(seen / cpu, 1), "peak_mb": round(peak),
-    }  # fmt: skip
+        "photos": seen,
+        "seconds": round(seconds, 2),
+        "photos_per_s": round(seen / seconds, 1),
+        "cpu_seconds": round(cpu, 2),
+        "photos_per_cpu_s": round(seen / cpu, 1),
+        "peak_mb": round(peak),
+    }
 
 
 def _slope(rows: list[dict[str, float]], key: str) -> float:

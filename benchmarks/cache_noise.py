@@ -79,11 +79,17 @@ def main() -> int:
         print("float32:", " ".join(f"{x:.3f}" for x in exact))
         vlm = model(work, "bfloat16")
         ways: list[tuple[str, FrozenFeatures | None, int]] = [(f"no cache, {n} at a time", None, n) for n in (4, 2, 1)]
-        ways += [(f"cache filled {n} at a time, {m} at a time", filled(vlm, root, samples, n), m) for n in (16, 4, 1) for m in (4, 2)]
+        ways += [
+            (f"cache filled {n} at a time, {m} at a time", filled(vlm, root, samples, n), m)
+            for n in (16, 4, 1)
+            for m in (4, 2)
+        ]
         print(f"{'bf16':<42} {'rms %':>6} {'most %':>7}")
         for name, cache, rows in ways:
             apart = 100 * (losses(vlm, root, samples, cache, rows) / exact - 1)
-            print(f"{name:<42} {float(apart.square().mean().sqrt()):>6.2f} {float(apart.abs().max()):>7.2f}", flush=True)
+            print(
+                f"{name:<42} {float(apart.square().mean().sqrt()):>6.2f} {float(apart.abs().max()):>7.2f}", flush=True
+            )
     return 0
 
 

@@ -61,9 +61,14 @@ def row(name: str, reference: Sequence[Spoken], run: "Run", photos: Photos) -> R
     if len(parity.differing) > 5:
         print(f"  {name}: and {len(parity.differing) - 5} more", flush=True)
     line = {
-        "engine": name, "same": f"{parity.same}/{parity.photos}", "nats": f"{parity.largest_difference:.1e}" if parity.same else "–",
-        "first ms": f"{run.times[0]:.0f}", "p50 ms": f"{p50:.0f}", "p95 ms": f"{p95:.0f}", **run.figures,
-    }  # fmt: skip
+        "engine": name,
+        "same": f"{parity.same}/{parity.photos}",
+        "nats": f"{parity.largest_difference:.1e}" if parity.same else "–",
+        "first ms": f"{run.times[0]:.0f}",
+        "p50 ms": f"{p50:.0f}",
+        "p95 ms": f"{p95:.0f}",
+        **run.figures,
+    }
     print("  " + ", ".join(f"{key} {value}" if key != "engine" else value for key, value in line.items()), flush=True)
     return line
 
@@ -148,7 +153,9 @@ def measure(checkpoint: Path, photos: Photos, work: Path, servers: dict[str, str
     with class_token_last(plain):
         defect = in_process(plain, source, photos).answers
     for name, binary in servers.items():
-        run = try_engine(f"llama.cpp f16, {name}", lambda binary=binary: llama_command(gguf, Where(port=free_port()), binary=binary))
+        run = try_engine(
+            f"llama.cpp f16, {name}", lambda binary=binary: llama_command(gguf, Where(port=free_port()), binary=binary)
+        )
         if run is not None:
             rows.append(row("  against transformers with its class-token defect", defect, run, photos))
     return rows
@@ -159,7 +166,9 @@ def main() -> int:
     parser.add_argument("checkpoints", nargs="+", type=Path)
     parser.add_argument("--photos", type=int, default=120)
     parser.add_argument("--url", default="", help="measure this server only")
-    parser.add_argument("--crop", type=int, default=-1, help="side that photos are cropped to for --url (default: as the model's)")
+    parser.add_argument(
+        "--crop", type=int, default=-1, help="side that photos are cropped to for --url (default: as the model's)"
+    )
     parser.add_argument("--server", action="append", default=[], metavar="NAME=PATH", help="one more llama-server")
     args = parser.parse_args()
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
@@ -176,7 +185,10 @@ def main() -> int:
                 reference = in_process(vlm, source, photos)
                 crop = crop_side(source.checkpoint) if args.crop < 0 else args.crop
                 there = ask_all(args.url, source, crop, photos)
-                rows = [row("transformers", reference.answers, reference, photos), row(args.url, reference.answers, there, photos)]
+                rows = [
+                    row("transformers", reference.answers, reference, photos),
+                    row(args.url, reference.answers, there, photos),
+                ]
             else:
                 rows = measure(source.checkpoint, photos, Path(work), servers)
         columns = list(dict.fromkeys(key for line in rows for key in line))

@@ -39,7 +39,10 @@ SCORED = {
     "20 breeds, 7 rare with 5, too sure": ([5] * 7 + list(range(10, 36, 2)), 2.0, 1.6),
     "67 breeds, 5 photos each, too sure": ([5] * 67, 2.5, 1.5),
 }
-AT_THE_EDGE = ((35, 0.02), (35, 0.93))  # photos and share: single shares as large as the rare breeds' in two of the scenarios
+AT_THE_EDGE = (
+    (35, 0.02),
+    (35, 0.93),
+)  # photos and share: single shares as large as the rare breeds' in two of the scenarios
 TRUTH_PHOTOS = 100_000  # behind the true figures of the scored scenarios
 SINGLE = ("accuracy", "macro_f1", "weighted_f1", "priority_macro_f1")
 PAIRED = ("accuracy", "macro_f1", "priority_macro_f1")
@@ -193,7 +196,10 @@ def main() -> None:
         wilson, exact = exact_coverage(photos, share)
         result[f"one share of {share:.0%}, {photos} photos"] = edge = {"Wilson": wilson, "Clopper-Pearson": exact}
         if not args.json:
-            print(f"one share of {share:.0%} of {photos} photos, exactly:", "  ".join(f"{k} {v:.1f}" for k, v in edge.items()))
+            print(
+                f"one share of {share:.0%} of {photos} photos, exactly:",
+                "  ".join(f"{k} {v:.1f}" for k, v in edge.items()),
+            )
     if args.json:
         print(json.dumps(result, indent=1))
 

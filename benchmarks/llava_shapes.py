@@ -32,9 +32,13 @@ def processor_of_7b() -> LlavaProcessor:
     """336 pixels, patches of 14: 576 image tokens."""
     side = {"height": 336, "width": 336}
     return LlavaProcessor(
-        CLIPImageProcessor(size={"shortest_edge": 336}, crop_size=side), tokenizer(), patch_size=14,
-        vision_feature_select_strategy="default", num_additional_image_tokens=1, chat_template=TEMPLATE,
-    )  # fmt: skip
+        CLIPImageProcessor(size={"shortest_edge": 336}, crop_size=side),
+        tokenizer(),
+        patch_size=14,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+        chat_template=TEMPLATE,
+    )
 
 
 def save_slice(folder: Path, layers: int = 2) -> Path:
@@ -71,7 +75,9 @@ def build_7b_in_nf4(name: str) -> VLM:
             else:
                 drawn.normal_(std=0.02, generator=generator)
             if isinstance(module, bnb.nn.Linear4bit):
-                weight = bnb.nn.Params4bit(drawn, requires_grad=False, quant_type="nf4", compress_statistics=True, module=module)
+                weight = bnb.nn.Params4bit(
+                    drawn, requires_grad=False, quant_type="nf4", compress_statistics=True, module=module
+                )
                 module.weight = weight.to("cpu")
             else:
                 module._parameters[key] = torch.nn.Parameter(drawn, requires_grad=False)
@@ -85,7 +91,11 @@ def _fill_buffers(model: torch.nn.Module, config: Any) -> None:
     """Positions and rotary frequencies, which are computed and not drawn: taken from a model of one layer each."""
     small = config.__class__(**{**config.to_dict()})
     small.text_config.num_hidden_layers, small.vision_config.num_hidden_layers = 1, 2
-    small.text_config.hidden_size, small.text_config.intermediate_size, small.text_config.num_attention_heads = 128, 8, 1
+    small.text_config.hidden_size, small.text_config.intermediate_size, small.text_config.num_attention_heads = (
+        128,
+        8,
+        1,
+    )
     real = LlavaForConditionalGeneration(small)
     values = dict(real.named_buffers())
     for name, buffer in list(model.named_buffers()):

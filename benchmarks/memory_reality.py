@@ -35,7 +35,9 @@ DTYPE = {"tiny": "float32", "small": "bfloat16", "slice": "bfloat16", "full": "b
 
 def resident(field: str) -> float:
     """A line of /proc/self/status in bytes: VmRSS, or VmHWM, the largest it was."""
-    lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines() if ":" in line)
+    lines = dict(
+        line.split(":", 1) for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines() if ":" in line
+    )
     return 1024.0 * int(lines[field].split()[0])
 
 
@@ -62,9 +64,15 @@ class AnonymousPeak:
 
 def mapped_weights(model: Any) -> int:
     """Bytes of the tensors that lie in a mapped weights file."""
-    lines = [line.split() for line in Path("/proc/self/maps").read_text(encoding="utf-8").splitlines() if line.endswith(".safetensors")]
+    lines = [
+        line.split()
+        for line in Path("/proc/self/maps").read_text(encoding="utf-8").splitlines()
+        if line.endswith(".safetensors")
+    ]
     ranges = [tuple(int(end, 16) for end in line[0].split("-")) for line in lines]
-    storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in [*model.parameters(), *model.buffers()]}
+    storages = {
+        t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in [*model.parameters(), *model.buffers()]
+    }
     return sum(size for at, size in storages.items() if any(low <= at < high for low, high in ranges))
 
 
@@ -83,10 +91,23 @@ def run_settings(kind: str, model: Path, data: Path, out: Path, mode: str, check
     full = kind == "full"
     rank = 4 if kind == "tiny" else 32 if full else 16
     return settings(
-        model, data, out, mode=mode, gradient_checkpointing=checkpointing, batch_size=BATCH[kind], dtype=DTYPE[kind],
-        lora_r=rank, lora_alpha=2 * rank, lora_dropout=0.05, gradient_accumulation=1 if full else 2, epochs=1,
-        watch_photos=0 if full else 4, train_projector="none" if full else "full", force=True, lr=2e-4,
-    )  # fmt: skip
+        model,
+        data,
+        out,
+        mode=mode,
+        gradient_checkpointing=checkpointing,
+        batch_size=BATCH[kind],
+        dtype=DTYPE[kind],
+        lora_r=rank,
+        lora_alpha=2 * rank,
+        lora_dropout=0.05,
+        gradient_accumulation=1 if full else 2,
+        epochs=1,
+        watch_photos=0 if full else 4,
+        train_projector="none" if full else "full",
+        force=True,
+        lr=2e-4,
+    )
 
 
 def allocator_peak(work: Any) -> int:
@@ -105,7 +126,9 @@ def allocator_peak(work: Any) -> int:
     return peak
 
 
-def measure(kind: str, model: Path, work: Path, mode: str, checkpointing: bool, allocator: bool = False) -> dict[str, Any]:
+def measure(
+    kind: str, model: Path, work: Path, mode: str, checkpointing: bool, allocator: bool = False
+) -> dict[str, Any]:
     """One case, in this process: estimate and measured peak in bytes, and where the peak was."""
     import torch
     from tiny_models import save_llava, save_wide_llava, write_dataset
@@ -150,24 +173,40 @@ def measure(kind: str, model: Path, work: Path, mode: str, checkpointing: bool, 
     set_up_peak = resident("VmHWM") - before
     timed(trainer)
     if tensors := allocator or kind == "tiny":
-        held = {t.untyped_storage()._cdata: t.untyped_storage().nbytes() for m in (trainer.vlm.model,) for t in [*m.parameters(), *m.buffers()]}
+        held = {
+            t.untyped_storage()._cdata: t.untyped_storage().nbytes()
+            for m in (trainer.vlm.model,)
+            for t in [*m.parameters(), *m.buffers()]
+        }
         measured = float(sum(held.values()) + allocator_peak(trainer.fit))
     else:
         trainer.fit()
         measured = anonymous.stop() + mapped_weights(trainer.vlm.model)
     return {
-        "model": kind, "mode": mode, "gradient_checkpointing": checkpointing, "batch": BATCH[kind],
+        "model": kind,
+        "mode": mode,
+        "gradient_checkpointing": checkpointing,
+        "batch": BATCH[kind],
         "estimate": need.peak - (need.heap if tensors else 0),
-        "phase": worst(need), "phases": need.phases, "measured": measured, "set_up": set_up_peak, "threads": torch.get_num_threads(),
-        "seconds": time.perf_counter() - since, "step_seconds": times["step_seconds"],
-        "step_peak": times["step_peak"] - before if kind == "full" else None, "parts": need.as_dict(),
-    }  # fmt: skip
+        "phase": worst(need),
+        "phases": need.phases,
+        "measured": measured,
+        "set_up": set_up_peak,
+        "threads": torch.get_num_threads(),
+        "seconds": time.perf_counter() - since,
+        "step_seconds": times["step_seconds"],
+        "step_peak": times["step_peak"] - before if kind == "full" else None,
+        "parts": need.as_dict(),
+    }
 
 
 def in_own_process(case: dict[str, Any]) -> dict[str, Any]:
     done = subprocess.run(
-        [sys.executable, "-W", "ignore", __file__, "--case", json.dumps(case)], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        text=True, start_new_session=True,
+        [sys.executable, "-W", "ignore", __file__, "--case", json.dumps(case)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
     )
     if done.returncode:
         raise SystemExit(f"{case} failed:\n{done.stderr[-3000:]}")
@@ -179,25 +218,36 @@ def show(row: dict[str, Any]) -> None:
     checkpointing = "yes" if row["gradient_checkpointing"] else "no"
     print(
         f"| {row['model']} | {row['mode']} | {checkpointing} | {row['batch']} | {row['estimate'] / 1e9:.4g} | {row['measured'] / 1e9:.4g} "
-        f"| {ratio:.2f} | {row['phase']} | {row['step_seconds']:.1f} |", flush=True,
-    )  # fmt: skip
+        f"| {ratio:.2f} | {row['phase']} | {row['step_seconds']:.1f} |",
+        flush=True,
+    )
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default="tiny,small,slice", help="models, comma separated")
     parser.add_argument("--modes", default="lora,qlora")
-    parser.add_argument("--full-7b", action="store_true", help="one optimizer step of the whole LLaVA-1.5-7B in NF4 instead")
-    parser.add_argument("--allocator", action="store_true", help="measure what torch's allocator handed out, for all models")
+    parser.add_argument(
+        "--full-7b", action="store_true", help="one optimizer step of the whole LLaVA-1.5-7B in NF4 instead"
+    )
+    parser.add_argument(
+        "--allocator", action="store_true", help="measure what torch's allocator handed out, for all models"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures, bytes")
     parser.add_argument("--case", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.case:
         logging.basicConfig(level=logging.INFO)
-        print(json.dumps(measure(**{k: Path(v) if k in ("model", "work") else v for k, v in json.loads(args.case).items()})))
+        print(
+            json.dumps(
+                measure(**{k: Path(v) if k in ("model", "work") else v for k, v in json.loads(args.case).items()})
+            )
+        )
         return 0
     rows = []
-    print("| model | mode | checkpointing | batch | estimate GB | measured GB | estimate / measured | peak expected in | s a step |")
+    print(
+        "| model | mode | checkpointing | batch | estimate GB | measured GB | estimate / measured | peak expected in | s a step |"
+    )
     print("| --- | --- | --- | --- | --- | --- | --- | --- | --- |")
     with tempfile.TemporaryDirectory() as folder:
         models = built(Path(folder), ["full"] if args.full_7b else args.only.split(","))
@@ -206,10 +256,18 @@ def main() -> int:
                 for checkpointing in (True,) if args.full_7b else (False, True):
                     with tempfile.TemporaryDirectory() as work:
                         path = model[mode] if isinstance(model, dict) else model
-                        rows.append(in_own_process({
-                            "kind": kind, "model": str(path), "work": work, "mode": mode, "checkpointing": checkpointing,
-                            "allocator": args.allocator,
-                        }))  # fmt: skip
+                        rows.append(
+                            in_own_process(
+                                {
+                                    "kind": kind,
+                                    "model": str(path),
+                                    "work": work,
+                                    "mode": mode,
+                                    "checkpointing": checkpointing,
+                                    "allocator": args.allocator,
+                                }
+                            )
+                        )
                     show(rows[-1])
     if args.json:
         args.json.write_text(json.dumps(rows, indent=1), encoding="utf-8")

@@ -36,9 +36,12 @@ CHANGES: dict[str, Callable[[Image.Image], Image.Image]] = {
     "half the size": lambda p: p.resize((p.width // 2, p.height // 2)),
     "30 % brighter": lambda p: ImageEnhance.Brightness(p).enhance(1.3),
     "greyscale": lambda p: p.convert("L").convert("RGB"),
-    "2 % cut off": crop(0.02), "5 % cut off": crop(0.05), "10 % cut off": crop(0.10),
-    "mirrored": ImageOps.mirror, "mirrored, 2 % cut off": lambda p: crop(0.02)(ImageOps.mirror(p)),
-}  # fmt: skip
+    "2 % cut off": crop(0.02),
+    "5 % cut off": crop(0.05),
+    "10 % cut off": crop(0.10),
+    "mirrored": ImageOps.mirror,
+    "mirrored, 2 % cut off": lambda p: crop(0.02)(ImageOps.mirror(p)),
+}
 
 
 def _saved(photo: Image.Image, quality: int) -> Image.Image:

@@ -57,7 +57,9 @@ def main() -> int:
     breeds = [breed.name for breed in BREEDS][: args.labels]
     questions = [QUESTIONS[i % len(QUESTIONS)] for i in range(len(images))]
     scorer = LabelScorer(vlm, breeds, QUESTIONS[0])
-    print(f"{len(breeds)} labels of {scorer.counts.min()} to {scorer.counts.max()} tokens, {len(images)} photos, way: {scorer.mode}")
+    print(
+        f"{len(breeds)} labels of {scorer.counts.min()} to {scorer.counts.max()} tokens, {len(images)} photos, way: {scorer.mode}"
+    )
     whole = scorer.score(images, questions)
     worst = {}
     start = time.perf_counter()

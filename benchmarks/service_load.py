@@ -142,12 +142,20 @@ async def measure(args: argparse.Namespace, checkpoint: Path) -> dict:
     )
     refused = [by_number[i] for i in range(len(good), len(bodies)) if by_number[i].status_code == 422]
     result = {
-        "requests": args.requests, "right": same, "of": len(good), "errors": len(refused), "bad": args.bad,
-        "different_answers": len(set(expected)), "error_example": refused[0].json()["detail"] if refused else None,
-        "loop_longest_ms": pauses, "loop_longest_while_loading_ms": loading, "loop_longest_naive_ms": naive,
-        "photos_per_s": round(len(good) / seconds, 1), "sequential_photos_per_s": round(sequential, 1),
+        "requests": args.requests,
+        "right": same,
+        "of": len(good),
+        "errors": len(refused),
+        "bad": args.bad,
+        "different_answers": len(set(expected)),
+        "error_example": refused[0].json()["detail"] if refused else None,
+        "loop_longest_ms": pauses,
+        "loop_longest_while_loading_ms": loading,
+        "loop_longest_naive_ms": naive,
+        "photos_per_s": round(len(good) / seconds, 1),
+        "sequential_photos_per_s": round(sequential, 1),
         "ratio": round(len(good) / seconds / sequential, 2),
-    }  # fmt: skip
+    }
     process, resident = psutil.Process(), []
     for first in range(0, args.long, args.requests):
         await send(app, [bodies[i] for i in order[: args.long - first]])
@@ -172,13 +180,20 @@ def main() -> int:
     if args.json:
         print(json.dumps(result))
         return 0
-    print(f"{result['right']} of {result['of']} answers equal the sequential ones ({result['different_answers']} different answers)")
+    print(
+        f"{result['right']} of {result['of']} answers equal the sequential ones ({result['different_answers']} different answers)"
+    )
     print(f"{result['errors']} of {result['bad']} bad photos refused, for example: {result['error_example']}")
-    print(f"{result['photos_per_s']} photos/s, one after the other {result['sequential_photos_per_s']}: {result['ratio']}x")
+    print(
+        f"{result['photos_per_s']} photos/s, one after the other {result['sequential_photos_per_s']}: {result['ratio']}x"
+    )
     pauses = result["loop_longest_ms"]
     print(f"longest pause of the event loop: {pauses['service_alone']} ms for the service's calls alone, ", end="")
     print(f"{pauses['with_http']} ms through HTTP ({pauses['http_alone']} ms of an empty handler's requests), ", end="")
-    print(f"{result['loop_longest_while_loading_ms']} ms while loading, {result['loop_longest_naive_ms']} ms with the model ", end="")
+    print(
+        f"{result['loop_longest_while_loading_ms']} ms while loading, {result['loop_longest_naive_ms']} ms with the model ",
+        end="",
+    )
     print("called in the handler itself")
     print(f"resident memory over {result['long_requests']} requests, MB: {', '.join(map(str, result['resident_mb']))}")
     print(f"{os.cpu_count()} cores")

@@ -45,10 +45,16 @@ def run_one(mode: str, work: Path, epochs: int, test_photos: int, priority: str)
         profile = read_profile(PROFILE)
         known = {field.name for field in fields(TrainSettings)}
         values = {key: value for key, value in profile.items() if key in known} | {
-            "base_model": model, "train_data": str(data / "train.jsonl"), "val_data": str(data / "val.jsonl"),
-            "output_dir": str(work / mode), "mode": mode, "epochs": epochs, "priority_breeds": priority, "resume": False,
+            "base_model": model,
+            "train_data": str(data / "train.jsonl"),
+            "val_data": str(data / "val.jsonl"),
+            "output_dir": str(work / mode),
+            "mode": mode,
+            "epochs": epochs,
+            "priority_breeds": priority,
+            "resume": False,
             "watch_photos": 0,
-        }  # fmt: skip
+        }
         start = time.perf_counter()
         result = train(TrainSettings.build(values))
         row |= {"seconds": time.perf_counter() - start, "peak_gb": Meter(torch.device("cpu")).peak_gb()}
@@ -58,10 +64,18 @@ def run_one(mode: str, work: Path, epochs: int, test_photos: int, priority: str)
     samples = evenly(samples, test_photos, 0) if test_photos else samples
     dtype = read_profile(PROFILE)["dtype"]
     vlm = load_vlm(model, adapter=None if mode == "base" else work / mode, dtype=dtype, quantize=mode == "qlora")
-    predictions = predict(VLMClassifier(vlm, breeds, samples[0].question), samples, image_root_of(data / "test.jsonl"),
-                          work / "predictions" / f"{mode}.jsonl")  # fmt: skip
+    predictions = predict(
+        VLMClassifier(vlm, breeds, samples[0].question),
+        samples,
+        image_root_of(data / "test.jsonl"),
+        work / "predictions" / f"{mode}.jsonl",
+    )
     metrics = evaluate(predictions, split_list(priority), bootstrap=1000)
-    return row | {key: metrics[key] for key in ("accuracy", "macro_f1", "priority_macro_f1")} | {"test_photos": len(samples)}
+    return (
+        row
+        | {key: metrics[key] for key in ("accuracy", "macro_f1", "priority_macro_f1")}
+        | {"test_photos": len(samples)}
+    )
 
 
 def main() -> int:
@@ -86,14 +100,20 @@ def main() -> int:
         work = Path(folder).absolute()
         trained_on = write_data(work, args.photos_per_breed, args.val_photos)
         print(f"{trained_on} training photos, {args.epochs} epochs, {torch.get_num_threads()} threads", flush=True)
-        print("| mode | accuracy | macro-F1, priority breeds | macro-F1, all | validation loss | training | peak memory |")
+        print(
+            "| mode | accuracy | macro-F1, priority breeds | macro-F1, all | validation loss | training | peak memory |"
+        )
         print("| --- | --- | --- | --- | --- | --- | --- |", flush=True)
         for mode in args.modes.split(","):
             options = [f"--keep={work}", f"--epochs={args.epochs}", f"--test-photos={args.test_photos}"]
             options.append(f"--priority={args.priority}")
             environment = {**os.environ, "CATLIB_ROOT": str(work / "cache" / mode)}
             done = subprocess.run(
-                [sys.executable, __file__, "--one", mode, *options], env=environment, stdout=subprocess.PIPE, text=True, check=True
+                [sys.executable, __file__, "--one", mode, *options],
+                env=environment,
+                stdout=subprocess.PIPE,
+                text=True,
+                check=True,
             )
             row = json.loads(done.stdout.splitlines()[-1])
             cells = [interval(row[key]) for key in ("accuracy", "priority_macro_f1", "macro_f1")]
@@ -119,7 +139,10 @@ def write_data(work: Path, photos_per_breed: int, val_photos: int) -> int:
     from catlib.evaluation.runs import evenly
 
     chosen = DataSettings(
-        photos=os.environ["CATLIB_PHOTOS"], data_dir=str(work), run_dir=str(work / "run"), photos_per_breed=photos_per_breed
+        photos=os.environ["CATLIB_PHOTOS"],
+        data_dir=str(work),
+        run_dir=str(work / "run"),
+        photos_per_breed=photos_per_breed,
     )
     dataset = prepare(chosen)
     if val_photos:

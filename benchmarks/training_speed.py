@@ -34,7 +34,9 @@ from typing import Any
 
 import torch
 
-ENVIRONMENT = dict(os.environ)  # before catlib asks OpenMP's threads not to spin, which TRL would have to live with, too
+ENVIRONMENT = dict(
+    os.environ
+)  # before catlib asks OpenMP's threads not to spin, which TRL would have to live with, too
 
 from catlib.data.images import inside, open_image  # noqa: E402
 from catlib.data.records import Sample, image_root_of, read_samples  # noqa: E402
@@ -48,12 +50,29 @@ FIRST = 6  # steps whose losses are compared
 def settings(work: Path, epochs: int, **more: Any) -> TrainSettings:
     """The settings that all contenders share."""
     values = {
-        "base_model": os.environ["CATLIB_SMALL_LLAVA"], "train_data": str(work / "vlm/train.jsonl"),
-        "val_data": str(work / "vlm/val.jsonl"), "output_dir": str(work / "out"), "epochs": epochs, "batch_size": 4,
-        "gradient_accumulation": 1, "lora_r": 16, "lora_alpha": 32, "lora_dropout": 0.05, "train_projector": "full", "lr": 3e-4,
-        "projector_lr": 3e-4, "lr_schedule": "constant", "warmup_ratio": 0.0, "weight_decay": 0.0, "dtype": "bfloat16",
-        "device": "cpu", "log_steps": 1, "watch_photos": 0, "num_workers": 2, "resume": False,
-    }  # fmt: skip
+        "base_model": os.environ["CATLIB_SMALL_LLAVA"],
+        "train_data": str(work / "vlm/train.jsonl"),
+        "val_data": str(work / "vlm/val.jsonl"),
+        "output_dir": str(work / "out"),
+        "epochs": epochs,
+        "batch_size": 4,
+        "gradient_accumulation": 1,
+        "lora_r": 16,
+        "lora_alpha": 32,
+        "lora_dropout": 0.05,
+        "train_projector": "full",
+        "lr": 3e-4,
+        "projector_lr": 3e-4,
+        "lr_schedule": "constant",
+        "warmup_ratio": 0.0,
+        "weight_decay": 0.0,
+        "dtype": "bfloat16",
+        "device": "cpu",
+        "log_steps": 1,
+        "watch_photos": 0,
+        "num_workers": 2,
+        "resume": False,
+    }
     return TrainSettings.build({**values, **more})
 
 
@@ -80,21 +99,39 @@ def lora_model(chosen: TrainSettings, plans_targets: bool = False) -> tuple[Any,
     config = lora_config(model, chosen)
     if plans_targets:
         config = LoraConfig(
-            r=chosen.lora_r, lora_alpha=chosen.lora_alpha, lora_dropout=chosen.lora_dropout, task_type="CAUSAL_LM",
-            target_modules=split_list(chosen.lora_targets), modules_to_save=config.modules_to_save,
-        )  # fmt: skip
+            r=chosen.lora_r,
+            lora_alpha=chosen.lora_alpha,
+            lora_dropout=chosen.lora_dropout,
+            task_type="CAUSAL_LM",
+            target_modules=split_list(chosen.lora_targets),
+            modules_to_save=config.modules_to_save,
+        )
     return model, AutoProcessor.from_pretrained(chosen.base_model), config
 
 
 def trainer_arguments(chosen: TrainSettings, workers: int) -> dict[str, Any]:
     """transformers' names for the shared settings."""
     return {
-        "output_dir": chosen.output_dir, "num_train_epochs": chosen.epochs, "learning_rate": chosen.lr,
-        "per_device_train_batch_size": chosen.batch_size, "gradient_accumulation_steps": 1, "lr_scheduler_type": "constant",
-        "weight_decay": 0.0, "max_grad_norm": chosen.max_grad_norm, "bf16": True, "use_cpu": True, "gradient_checkpointing": False,
-        "logging_steps": 1, "save_strategy": "no", "report_to": "none", "seed": chosen.seed, "disable_tqdm": True,
-        "dataloader_num_workers": workers, "dataloader_persistent_workers": workers > 0, "dataloader_pin_memory": False,
-    }  # fmt: skip
+        "output_dir": chosen.output_dir,
+        "num_train_epochs": chosen.epochs,
+        "learning_rate": chosen.lr,
+        "per_device_train_batch_size": chosen.batch_size,
+        "gradient_accumulation_steps": 1,
+        "lr_scheduler_type": "constant",
+        "weight_decay": 0.0,
+        "max_grad_norm": chosen.max_grad_norm,
+        "bf16": True,
+        "use_cpu": True,
+        "gradient_checkpointing": False,
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "report_to": "none",
+        "seed": chosen.seed,
+        "disable_tqdm": True,
+        "dataloader_num_workers": workers,
+        "dataloader_persistent_workers": workers > 0,
+        "dataloader_pin_memory": False,
+    }
 
 
 def run_trl(work: Path, epochs: int, workers: int = 2) -> list[float]:
@@ -161,12 +198,19 @@ def padded(rows: list[dict[str, torch.Tensor]], pad: int) -> dict[str, torch.Ten
         name: torch.nn.utils.rnn.pad_sequence([row[name] for row in rows], batch_first=True, padding_value=value)
         for name, value in fill.items()
     }
-    return {**batch, "pixel_values": torch.stack([row["pixel_values"] for row in rows]), "labels": batch["input_ids"].clone()}
+    return {
+        **batch,
+        "pixel_values": torch.stack([row["pixel_values"] for row in rows]),
+        "labels": batch["input_ids"].clone(),
+    }
 
 
 CONTENDERS: dict[str, Callable[[Path, int], list[float]]] = {
-    "catlib": run_catlib, "trl": run_trl, "uncached": run_uncached, "plan": run_plan,
-}  # fmt: skip
+    "catlib": run_catlib,
+    "trl": run_trl,
+    "uncached": run_uncached,
+    "plan": run_plan,
+}
 
 
 def training_samples(work: Path) -> tuple[list[Sample], Path]:
@@ -184,11 +228,14 @@ def run_one(name: str, work: Path, epochs: int) -> dict[str, Any]:
     seconds, busy = time.perf_counter() - start, sum(os.times()[:4]) - before
     photos = len(training_samples(work)[0]) * (1 if name in ONE_EPOCH else epochs)
     return {
-        "photos_per_s": round(photos / seconds, 3), "photos_per_cpu_s": round(photos / busy, 3), "seconds": round(seconds, 1),
+        "photos_per_s": round(photos / seconds, 3),
+        "photos_per_cpu_s": round(photos / busy, 3),
+        "seconds": round(seconds, 1),
         "steps": len(losses),
-        "peak_gb": round(Meter(torch.device("cpu")).peak_gb(), 2), "first_losses": [round(x, 4) for x in losses[:FIRST]],
+        "peak_gb": round(Meter(torch.device("cpu")).peak_gb(), 2),
+        "first_losses": [round(x, 4) for x in losses[:FIRST]],
         "last_losses_mean": round(sum(losses[-10:]) / len(losses[-10:]), 4),
-    }  # fmt: skip
+    }
 
 
 def write_data(work: Path, photos_per_breed: int) -> int:
@@ -196,7 +243,10 @@ def write_data(work: Path, photos_per_breed: int) -> int:
     from catlib.data.prepare import prepare
 
     chosen = DataSettings(
-        photos=os.environ["CATLIB_PHOTOS"], data_dir=str(work), run_dir=str(work / "run"), photos_per_breed=photos_per_breed
+        photos=os.environ["CATLIB_PHOTOS"],
+        data_dir=str(work),
+        run_dir=str(work / "run"),
+        photos_per_breed=photos_per_breed,
     )
     dataset = prepare(chosen)
     by_breed: dict[str, list[str]] = defaultdict(list)
@@ -244,7 +294,9 @@ def main() -> int:
     for name in ("trl", "plan"):
         if {name, "catlib"} <= figures.keys():
             ours, theirs = figures["catlib"], figures[name]
-            speed, work_done, memory = (ours[key] / theirs[key] for key in ("photos_per_s", "photos_per_cpu_s", "peak_gb"))
+            speed, work_done, memory = (
+                ours[key] / theirs[key] for key in ("photos_per_s", "photos_per_cpu_s", "peak_gb")
+            )
             print(
                 f"catlib against {name}: {speed:.2f} times the photos a second, {work_done:.2f} times those of a second of "
                 f"processor time, at {memory:.2f} of the peak memory"

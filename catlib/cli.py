@@ -15,7 +15,9 @@ log = logging.getLogger("catlib")
 
 def build_parser() -> argparse.ArgumentParser:
     """The whole command line; each module in `catlib.commands` adds its own subcommand."""
-    parser = argparse.ArgumentParser(prog="catlib", description="Fine-tune a VLM to name cat breeds; compare it with CLIP.")
+    parser = argparse.ArgumentParser(
+        prog="catlib", description="Fine-tune a VLM to name cat breeds; compare it with CLIP."
+    )
     parser.add_argument("--version", action="version", version=f"catlib {__version__}")
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument("--debug", action="store_true", help="show the traceback of a failure")

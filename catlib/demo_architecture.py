@@ -47,12 +47,25 @@ def make_clip(texts: Iterable[str]) -> tuple[CLIPModel, CLIPProcessor]:
         "eos_token_id": tokenizer.eos_token_id,
         "pad_token_id": tokenizer.pad_token_id,
     }
-    text = {"vocab_size": len(tokenizer), "hidden_size": 128, "intermediate_size": 384, "num_hidden_layers": 2,
-            "num_attention_heads": 4,
-            "max_position_embeddings": 77, "projection_dim": 128, **ends}  # fmt: skip
-    vision = {"hidden_size": 128, "intermediate_size": 384, "num_hidden_layers": 5, "num_attention_heads": 4,
-              "image_size": SIDE,
-              "patch_size": PATCH, "projection_dim": 128}  # fmt: skip
+    text = {
+        "vocab_size": len(tokenizer),
+        "hidden_size": 128,
+        "intermediate_size": 384,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "max_position_embeddings": 77,
+        "projection_dim": 128,
+        **ends,
+    }
+    vision = {
+        "hidden_size": 128,
+        "intermediate_size": 384,
+        "num_hidden_layers": 5,
+        "num_attention_heads": 4,
+        "image_size": SIDE,
+        "patch_size": PATCH,
+        "projection_dim": 128,
+    }
     model = CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=128))
     return model, CLIPProcessor(image_processor=_image_processor(), tokenizer=tokenizer)
 
@@ -66,9 +79,16 @@ def make_llava(clip: CLIPModel, texts: Iterable[str]) -> tuple[LlavaForCondition
         "pad_token_id": tokenizer.pad_token_id,
     }
     decoder = LlamaConfig(
-        vocab_size=len(tokenizer), hidden_size=160, intermediate_size=448, num_hidden_layers=3, num_attention_heads=5,
-        num_key_value_heads=5, max_position_embeddings=512, tie_word_embeddings=True, **ends,
-    )  # fmt: skip
+        vocab_size=len(tokenizer),
+        hidden_size=160,
+        intermediate_size=448,
+        num_hidden_layers=3,
+        num_attention_heads=5,
+        num_key_value_heads=5,
+        max_position_embeddings=512,
+        tie_word_embeddings=True,
+        **ends,
+    )
     config = LlavaConfig(
         vision_config=clip.config.vision_config,
         text_config=decoder,
@@ -86,10 +106,14 @@ def make_llava(clip: CLIPModel, texts: Iterable[str]) -> tuple[LlavaForCondition
     for key, value in ends.items():
         setattr(model.generation_config, key, value)
     processor = LlavaProcessor(
-        image_processor=_image_processor(), tokenizer=tokenizer, patch_size=PATCH,
+        image_processor=_image_processor(),
+        tokenizer=tokenizer,
+        patch_size=PATCH,
         vision_feature_select_strategy="default",
-        num_additional_image_tokens=1, image_token=IMAGE_TOKEN, chat_template=CHAT_TEMPLATE,
-    )  # fmt: skip
+        num_additional_image_tokens=1,
+        image_token=IMAGE_TOKEN,
+        chat_template=CHAT_TEMPLATE,
+    )
     return model, processor
 
 

@@ -76,7 +76,14 @@ class Corpus:
     def measures(self) -> torch.Tensor:
         """Sizes, shapes and colours of the cats in standard deviations from their mean, (n, measures)."""
         rows = [
-            [*(getattr(look, name) for name in MEASURES), *look.base, *look.dark, *look.eyes[0], *look.eyes[1], look.ringed]
+            [
+                *(getattr(look, name) for name in MEASURES),
+                *look.base,
+                *look.dark,
+                *look.eyes[0],
+                *look.eyes[1],
+                look.ringed,
+            ]
             for look in self.looks
         ]
         values = torch.tensor(rows, dtype=torch.float32)
@@ -144,7 +151,9 @@ def augment(pixels: torch.Tensor, side: int, rng: np.random.Generator) -> torch.
     mirrored = np.where(rng.random(n) < 0.5, -1, 1)
     nothing = np.zeros(n)
     maps = np.stack([scale * mirrored, nothing, shift[0], nothing, scale, shift[1]], 1).reshape(n, 2, 3)
-    grid = torch.nn.functional.affine_grid(torch.from_numpy(maps.astype(np.float32)), [n, 3, side, side], align_corners=False)
+    grid = torch.nn.functional.affine_grid(
+        torch.from_numpy(maps.astype(np.float32)), [n, 3, side, side], align_corners=False
+    )
     batch = torch.nn.functional.grid_sample(pixels.float(), grid, padding_mode="reflection", align_corners=False)
     gain = torch.from_numpy(rng.normal(1, 0.06, (n, 3, 1, 1)).astype(np.float32))
     return (batch * gain).clamp(0, 255) / 127.5 - 1

@@ -97,7 +97,9 @@ def _build(out: Path, pictures: int, clip_epochs: int, llava_epochs: int, seed: 
     train_clip(clip, clip_processor, corpus, clip_epochs, seed)
     _save(clip, clip_processor, made.clip)
     torch.manual_seed(seed + 1)
-    llava, llava_processor = make_llava(set_dtype(clip, torch.float32), texts())  # LLaVA learns on the tower as it was saved
+    llava, llava_processor = make_llava(
+        set_dtype(clip, torch.float32), texts()
+    )  # LLaVA learns on the tower as it was saved
     train_llava(llava, llava_processor, corpus, llava_epochs, seed)
     _save(llava, llava_processor, made.llava)
     log.info("demo models in %s after %.0f s, %.1f MB", out, time.perf_counter() - start, size_mb(out))

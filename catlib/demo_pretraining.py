@@ -49,7 +49,9 @@ def train_clip(
         target = same / same.sum(1, keepdim=True)
         contrast = (cross_entropy(out.logits_per_image, target) + cross_entropy(out.logits_per_text, target)) / 2
         patches = out.vision_model_output.hidden_states[-2][:, 1:].mean(1)
-        looks = look_loss(of_embedding(out.image_embeds * HEAD_SCALE), rows) + 0.5 * look_loss(of_patches(patches), rows)
+        looks = look_loss(of_embedding(out.image_embeds * HEAD_SCALE), rows) + 0.5 * look_loss(
+            of_patches(patches), rows
+        )
         return contrast + looks
 
     heads = [*of_embedding.parameters(), *of_patches.parameters()]
@@ -92,9 +94,15 @@ def train_llava(
 
 
 def _fit(
-    model: torch.nn.Module, heads: list[torch.nn.Parameter], loss_of: Loss, size: int, epochs: int,
-    seed: tuple[int, int], lr: float, what: str,
-) -> None:  # fmt: skip
+    model: torch.nn.Module,
+    heads: list[torch.nn.Parameter],
+    loss_of: Loss,
+    size: int,
+    epochs: int,
+    seed: tuple[int, int],
+    lr: float,
+    what: str,
+) -> None:
     """`epochs` passes with a short warm-up and a cosine to zero.
 
     Muon (Jordan et al. 2024) for the layers' matrices, which learn twice as fast by it, AdamW for all else.
@@ -102,7 +110,9 @@ def _fit(
     rng = np.random.default_rng(seed)
     steps = epochs * (size // BATCH)
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    matrices = [p for name, p in named if p.ndim == 2 and not any(word in name for word in ("embed", "projection", "lm_head"))]
+    matrices = [
+        p for name, p in named if p.ndim == 2 and not any(word in name for word in ("embed", "projection", "lm_head"))
+    ]
     chosen = {id(p) for p in matrices}
     rest = [p for _, p in named if id(p) not in chosen] + heads
     decayed, plain = [p for p in rest if p.ndim > 1], [p for p in rest if p.ndim < 2]

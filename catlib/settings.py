@@ -59,7 +59,9 @@ class DataSettings(Settings):
         "refuse", "a breed with too few different photos to be split", choices=("refuse", "leave-out")
     )
     keep_split: bool = option(True, "photos keep the part that an earlier split in the same folder gave them")
-    near_duplicate_bits: int = option(6, "photos whose 64-bit perceptual hashes differ in at most so many bits are one group")
+    near_duplicate_bits: int = option(
+        6, "photos whose 64-bit perceptual hashes differ in at most so many bits are one group"
+    )
     min_side: int = option(32, "smallest side of a usable photo, pixels")
     photos_per_breed: int = option(0, "at most so many training photos of each breed; 0: all")
     answer_style: str = option("label", "what the model learns to answer", choices=("label", "label+traits"))
@@ -73,9 +75,13 @@ class TrainSettings(Settings):
     base_model: str = option("llava-hf/llava-1.5-7b-hf", "hub name or folder of the base model; demo: the tiny one")
     train_data: str = option("data/vlm/train.jsonl", "training samples, LLaVA conversations")
     val_data: str = option("data/vlm/val.jsonl", "validation samples")
-    output_dir: str = option("outputs/vlm_checkpoints/llava-cat-breeds", "checkpoint folder: adapter, processor, model card")
+    output_dir: str = option(
+        "outputs/vlm_checkpoints/llava-cat-breeds", "checkpoint folder: adapter, processor, model card"
+    )
     mode: str = option("lora", "what is trained, and how the base is loaded", choices=("projector", "lora", "qlora"))
-    train_projector: str = option("none", "the projector between tower and language model", choices=("none", "full", "lora"))
+    train_projector: str = option(
+        "none", "the projector between tower and language model", choices=("none", "full", "lora")
+    )
     lora_r: int = option(32, "rank of the LoRA matrices")
     lora_alpha: int = option(64, "LoRA scale; the update is multiplied by alpha / r")
     lora_dropout: float = option(0.05, "dropout before the LoRA matrices")
@@ -118,11 +124,15 @@ class EvaluationSettings(Settings):
     base_model: str = option("llava-hf/llava-1.5-7b-hf", "hub name or folder of the base model; demo: the tiny one")
     checkpoint: str = option("outputs/vlm_checkpoints/llava-cat-breeds", "adapter to evaluate")
     test_data: str = option("data/vlm/test.jsonl", "test samples")
-    val_data: str = option("data/vlm/val.jsonl", "validation samples: temperature and prior correction are fitted on them")
+    val_data: str = option(
+        "data/vlm/val.jsonl", "validation samples: temperature and prior correction are fitted on them"
+    )
     prompt: str = option("What breed is the cat in this photo?", "the question that is put to the model")
     decoding: str = option("score", "how a breed is read off the model", choices=("score", "constrained", "free"))
     score_norm: str = option("sum", "label log-likelihood: summed, or the mean of its tokens", choices=("sum", "mean"))
-    prior_correction: bool = option(False, "subtract the scores of the prompt without a photo; strength fitted on validation")
+    prior_correction: bool = option(
+        False, "subtract the scores of the prompt without a photo; strength fitted on validation"
+    )
     evaluate_base: bool = option(True, "measure the untuned base model as well")
     eval_batch_size: int = option(16, "photos in one forward pass")
     max_test_photos: int = option(0, "at most so many test photos, drawn evenly over breeds; 0: all")
@@ -136,7 +146,9 @@ class EvaluationSettings(Settings):
 class ComparisonSettings(Settings):
     """CLIP, the linear probes, the paired comparison and the verdict (notebook 04, `catlib compare`)."""
 
-    clip_model: str = option("openai/clip-vit-large-patch14-336", "hub name or folder; demo: the tiny one; empty: no CLIP")
+    clip_model: str = option(
+        "openai/clip-vit-large-patch14-336", "hub name or folder; demo: the tiny one; empty: no CLIP"
+    )
     clip_prompts: str = option("ensemble", "prompts for zero-shot CLIP", choices=("ensemble", "plain", "traits"))
     probe: bool = option(True, "train linear probes on frozen features of CLIP and of the VLM's own tower")
     base_model: str = option("llava-hf/llava-1.5-7b-hf", "hub name or folder of the base model; demo: the tiny one")
@@ -165,12 +177,15 @@ class ServingSettings(Settings):
     checkpoint: str = option("outputs/vlm_checkpoints/llava-cat-breeds", "adapter to evaluate")
     test_data: str = option("data/vlm/test.jsonl", "test samples")
     prompt: str = option("What breed is the cat in this photo?", "the question that is put to the model")
-    clip_model: str = option("openai/clip-vit-large-patch14-336", "hub name or folder; demo: the tiny one; empty: no CLIP")
+    clip_model: str = option(
+        "openai/clip-vit-large-patch14-336", "hub name or folder; demo: the tiny one; empty: no CLIP"
+    )
     clip_prompts: str = option("ensemble", "prompts for zero-shot CLIP", choices=("ensemble", "plain", "traits"))
     device: str = option("auto", "auto: the GPU where there is one", choices=("auto", "cpu", "cuda", "mps"))
     serving_photos: int = option(32, "test photos that each engine is asked about, drawn evenly over breeds")
     serving_precisions: str = option(
-        "bfloat16,4-bit", "weights of the model in this process, each an engine (float32, bfloat16, 4-bit); the first is the reference"
+        "bfloat16,4-bit",
+        "weights of the model in this process, each an engine (float32, bfloat16, 4-bit); the first is the reference",
     )
     serving_concurrency: str = option("1,4,16", "numbers of requests that are under way at the same time")
     vllm_url: str = option("", "a vLLM server with the tuned model: http://HOST:PORT/v1#MODEL; empty: not measured")
@@ -245,7 +260,9 @@ def check_value(option_field: Any, value: Any, where: str) -> Any:
         value = float(value)
     if type(value) is not kind:
         name = {str: "a text", int: "a whole number", float: "a number", bool: "true or false"}[kind]
-        raise InputError(f"{where}: {option_field.name} must be {name}, found {value!r} ({option_field.metadata['help']})")
+        raise InputError(
+            f"{where}: {option_field.name} must be {name}, found {value!r} ({option_field.metadata['help']})"
+        )
     if choices and value not in choices:
         raise InputError(f"{where}: {option_field.name} must be one of {', '.join(choices)}; found {value!r}")
     return value

@@ -64,7 +64,11 @@ class Handler(BaseHTTPRequestHandler):
             self.reply(400, {"error": {"message": "the image is too small"}})
             return
         facts = {key: value for key, value in body.items() if key != "messages"}
-        facts |= {"pixels": hashlib.sha256(image.tobytes()).hexdigest(), "size": image.size, "question": question["text"]}
+        facts |= {
+            "pixels": hashlib.sha256(image.tobytes()).hexdigest(),
+            "size": image.size,
+            "question": question["text"],
+        }
         facts["key"] = self.headers.get("Authorization")
         with Handler.lock, open(args.log, "a", encoding="utf-8") as log:
             log.write(json.dumps(facts) + "\n")

@@ -158,14 +158,22 @@ def test_a_cropped_photo_is_what_the_processor_sees(tmp_path, seed):
 
 
 def test_predict_from_the_command_line(tmp_path, samples, capsys):
-    processor = {"image_processor": {"do_center_crop": True, "crop_size": {"height": 20, "width": 20}, "size": {"shortest_edge": 20}}}
+    processor = {
+        "image_processor": {
+            "do_center_crop": True,
+            "crop_size": {"height": 20, "width": 20},
+            "size": {"shortest_edge": 20},
+        }
+    }
     (tmp_path / "checkpoint").mkdir()
     (tmp_path / "checkpoint" / "processor_config.json").write_text(json.dumps(processor))
     record = {"breeds": list(BREEDS), "question": "Which?"}
     (tmp_path / "checkpoint" / "training.json").write_text(json.dumps(record))
     with served(tmp_path / "log") as (url, _):
         command = ["predict", "--model", f"endpoint:{url}", "--concurrency", "3", str(tmp_path / "photos")]
-        assert main([*command, "--checkpoint", str(tmp_path / "checkpoint"), "--out", str(tmp_path / "served.jsonl")]) == 0
+        assert (
+            main([*command, "--checkpoint", str(tmp_path / "checkpoint"), "--out", str(tmp_path / "served.jsonl")]) == 0
+        )
         assert {(f["question"], tuple(f["size"])) for f in asked(tmp_path / "log")} == {("Which?", (20, 20))}
         assert main([*command, "--breeds", ",".join(BREEDS), "--prompt", "What?"]) == 0
         rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
@@ -183,6 +191,15 @@ def test_predict_from_the_command_line(tmp_path, samples, capsys):
     assert accuracy == np.mean([row["predicted"] == "Manx" for row in rows])
     (tmp_path / "again.jsonl").write_text(labelled.read_text())
     (tmp_path / "again.meta.json").write_text((tmp_path / "served.meta.json").read_text())
-    command = ["compare", str(labelled), str(tmp_path / "again.jsonl"), "--priority", "Manx", "--bootstrap", "100", "--json"]
+    command = [
+        "compare",
+        str(labelled),
+        str(tmp_path / "again.jsonl"),
+        "--priority",
+        "Manx",
+        "--bootstrap",
+        "100",
+        "--json",
+    ]
     assert main(command) == 0
     assert json.loads(capsys.readouterr().out)["agreement"] == 1

@@ -152,9 +152,12 @@ def test_examples_are_right_wrong_and_priority():
         return Prediction(id, id, breed, predicted, (best, -9.0, -9.0))
 
     rows = (
-        row("a", "Manx", "Manx", -0.1), row("b", "Manx", "Manx", -0.5), row("c", "Persian", "Manx", -0.2),
-        row("d", "Siamese", "Siamese", -0.3), row("e", "Manx", None, -0.1),
-    )  # fmt: skip
+        row("a", "Manx", "Manx", -0.1),
+        row("b", "Manx", "Manx", -0.5),
+        row("c", "Persian", "Manx", -0.2),
+        row("d", "Siamese", "Siamese", -0.3),
+        row("e", "Manx", None, -0.1),
+    )
     assert [p.id for p in pick_examples(PredictionSet("m", rows), ["Siamese"], each=1)] == ["a", "c", "d"]
 
 
@@ -163,7 +166,11 @@ def test_examples_show_other_breeds_first_and_a_rare_breed_that_is_right():
         return Prediction(id, id, breed, predicted, (best, -9.0, -9.0))
 
     rows = (
-        row("a", "Manx", "Manx", -0.1), row("b", "Manx", "Manx", -0.2), row("c", "Persian", "Persian", -0.9),
-        row("d", "Siamese", "Manx", -0.1), row("e", "Siamese", "Siamese", -0.8), row("f", "Siamese", "Persian", -0.3),
-    )  # fmt: skip
+        row("a", "Manx", "Manx", -0.1),
+        row("b", "Manx", "Manx", -0.2),
+        row("c", "Persian", "Persian", -0.9),
+        row("d", "Siamese", "Manx", -0.1),
+        row("e", "Siamese", "Siamese", -0.8),
+        row("f", "Siamese", "Persian", -0.3),
+    )
     assert [p.id for p in pick_examples(PredictionSet("m", rows), ["Siamese"], each=2)] == ["a", "c", "e", "d"]

@@ -123,7 +123,9 @@ def test_a_checkpoint_knows_its_base_its_breeds_and_its_question(models, photos,
 @pytest.mark.parametrize("kind", ["clip", "tower"])
 def test_a_saved_probe_predicts_as_the_fitted_one(models, photos, tmp_path, capsys, kind):
     samples = write_photos(tmp_path / "train", BREEDS.split(",") * 3)
-    encoder = ClipEncoder.load(str(models[0])) if kind == "clip" else TowerEncoder(load_vlm(str(models[1]), dtype="float32"))
+    encoder = (
+        ClipEncoder.load(str(models[0])) if kind == "clip" else TowerEncoder(load_vlm(str(models[1]), dtype="float32"))
+    )
     probe = LinearProbe.fit(encoder, BREEDS.split(","), samples, tmp_path / "train", f"{kind}-probe")
     probe.save(tmp_path / "probe.npz")
     command = ["predict", "--model", f"probe:{tmp_path / 'probe.npz'}", "--dtype", "float32"]

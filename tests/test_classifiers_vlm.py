@@ -86,10 +86,14 @@ def test_what_settles_a_breed_is_read_off_the_answers_of_the_data():
         return make_sample("x", "x.jpg", "Breed?", answer, breed=breed, source="s", sha256="0", split="val")
 
     samples = [
-        sample("Manx", "Manx. It shows in the photo as a cat. Look."), sample("Manx", "Manx. It is a cat."),
-        sample("Siamese", "Siamese"), sample("Persian", "This is a Persian cat"),
-        sample("Bengal", "Bengal."), sample("Bengal", "a Bengal"), sample("Birman", "no idea"),
-    ]  # fmt: skip
+        sample("Manx", "Manx. It shows in the photo as a cat. Look."),
+        sample("Manx", "Manx. It is a cat."),
+        sample("Siamese", "Siamese"),
+        sample("Persian", "This is a Persian cat"),
+        sample("Bengal", "Bengal."),
+        sample("Bengal", "a Bengal"),
+        sample("Birman", "no idea"),
+    ]
     assert spelled_answers(samples) == {"Manx": "Manx.", "Persian": "This is a Persian cat"}
 
 
@@ -105,7 +109,9 @@ def test_predictions_of_a_model_trained_again_in_the_same_folder_are_not_taken_o
         classifier.classify = lambda images, ids=None, plain=plain: calls.append(len(images)) or plain(images, ids)
         made.append(predict(classifier, samples, tmp_path / "photos", out).predictions)
         calls.append("next")
-    assert calls.count("next") == 3 and calls[-3] == "next" != calls[-2], "the second takes over, the third predicts anew"
+    assert calls.count("next") == 3 and calls[-3] == "next" != calls[-2], (
+        "the second takes over, the third predicts anew"
+    )
     assert made[0] == made[1] != made[2]
 
 

@@ -92,9 +92,15 @@ def test_broken_files_of_every_kind_are_told_apart_and_the_good_ones_kept(tmp_pa
 def test_every_mode_opens_as_the_same_upright_rgb(tmp_path):
     grey = np.tile(np.linspace(0, 255, 64, dtype=np.uint8), (48, 1))
     wide = grey.astype(np.uint16) * 257
-    files = {"16.png": Image.fromarray(wide), "32.tif": Image.fromarray(wide.astype(np.int32)), "8.png": Image.fromarray(grey),
-             "f.tif": Image.fromarray(grey / np.float32(255)), "la.png": Image.fromarray(grey).convert("LA"),
-             "p.gif": Image.fromarray(grey), "cmyk.tif": Image.fromarray(grey).convert("RGB").convert("CMYK")}  # fmt: skip
+    files = {
+        "16.png": Image.fromarray(wide),
+        "32.tif": Image.fromarray(wide.astype(np.int32)),
+        "8.png": Image.fromarray(grey),
+        "f.tif": Image.fromarray(grey / np.float32(255)),
+        "la.png": Image.fromarray(grey).convert("LA"),
+        "p.gif": Image.fromarray(grey),
+        "cmyk.tif": Image.fromarray(grey).convert("RGB").convert("CMYK"),
+    }
     for name, image in files.items():
         image.save(tmp_path / name)
         opened = open_image(tmp_path / name)
@@ -120,7 +126,9 @@ def test_copies_and_the_same_photo_under_two_breeds(tmp_path):
 
 def test_saved_again_is_one_group_and_a_pair_under_two_breeds_is_remarked(tmp_path):
     photos = fill(tmp_path / "photos", {"Bengal": 12, "Manx": 12})
-    (photos / "Bengal" / "again.jpg").write_bytes(encoded(Image.open(photos / "Bengal" / "000.jpg"), "JPEG", quality=40))
+    (photos / "Bengal" / "again.jpg").write_bytes(
+        encoded(Image.open(photos / "Bengal" / "000.jpg"), "JPEG", quality=40)
+    )
     mirrored = ImageOps.mirror(Image.open(photos / "Manx" / "002.jpg"))
     (photos / "Manx" / "mirrored.png").write_bytes(encoded(mirrored, "PNG"))
     (photos / "Manx" / "again.jpg").write_bytes(encoded(Image.open(photos / "Bengal" / "001.jpg"), "JPEG", quality=40))
@@ -131,7 +139,11 @@ def test_saved_again_is_one_group_and_a_pair_under_two_breeds_is_remarked(tmp_pa
     assert foreign.part == table["Bengal/001.jpg"].part and "under another breed (Bengal / Manx)" in foreign.remarks
     assert table["Manx/mirrored.png"].group == table["Manx/002.jpg"].group
     pairs = {(a.image, b.image) for a, b, _ in close_pairs(table.values(), 6)}
-    assert pairs == {("Bengal/000.jpg", "Bengal/again.jpg"), ("Bengal/001.jpg", "Manx/again.jpg"), ("Manx/002.jpg", "Manx/mirrored.png")}
+    assert pairs == {
+        ("Bengal/000.jpg", "Bengal/again.jpg"),
+        ("Bengal/001.jpg", "Manx/again.jpg"),
+        ("Manx/002.jpg", "Manx/mirrored.png"),
+    }
     assert len({finding.group for finding in table.values()}) == 24
 
 

@@ -44,8 +44,12 @@ def oxford(root, present: int = 12):
     (root / "images" / "beagle_1.jpg").write_bytes(jpeg(999))
     lines = [f"{stem} 1 1 1" for stem in stems]
     (root / "annotations" / "list.txt").write_text("#Image\n" + "\n".join([*lines, "beagle_1 5 2 1"]) + "\n")
-    (root / "annotations" / "trainval.txt").write_text("\n".join(x for x in lines if int(x.split()[0].rsplit("_", 1)[1]) <= 8))
-    (root / "annotations" / "test.txt").write_text("\n".join(x for x in lines if int(x.split()[0].rsplit("_", 1)[1]) > 8))
+    (root / "annotations" / "trainval.txt").write_text(
+        "\n".join(x for x in lines if int(x.split()[0].rsplit("_", 1)[1]) <= 8)
+    )
+    (root / "annotations" / "test.txt").write_text(
+        "\n".join(x for x in lines if int(x.split()[0].rsplit("_", 1)[1]) > 8)
+    )
     return root
 
 
@@ -54,7 +58,9 @@ def test_oxford_layout_packed_or_not(tmp_path):
     plain = prepare(settings(tmp_path))
     assert plain.card["source"] == "oxford-pets" and plain.breeds == ("Bengal", "British Shorthair")
     assert plain.card["missing"]["count"] == 4 and "Bengal_13" in plain.card["missing"]["images"]
-    assert {s.image for s in plain.test} == {f"images/{b}_{i}.jpg" for b in ("Bengal", "British_Shorthair") for i in range(9, 13)}
+    assert {s.image for s in plain.test} == {
+        f"images/{b}_{i}.jpg" for b in ("Bengal", "British_Shorthair") for i in range(9, 13)
+    }
     packed = tmp_path / "packed"
     packed.mkdir()
     for name in ("images", "annotations"):
@@ -70,7 +76,9 @@ def test_oxford_layout_packed_or_not(tmp_path):
     os.truncate(packed / "images.tar.gz", 2000)
     with pytest.raises(InputError, match="cannot be unpacked"):
         prepare(settings(tmp_path, photos=str(packed), data_dir=str(tmp_path / "other")))
-    assert (tmp_path / "other" / "photos" / "images" / "Bengal_2.jpg").is_file(), "a broken archive cost the unpacked photos"
+    assert (tmp_path / "other" / "photos" / "images" / "Bengal_2.jpg").is_file(), (
+        "a broken archive cost the unpacked photos"
+    )
 
 
 def test_what_cats_csv_says_goes_into_the_samples_and_one_cat_stays_in_one_part(tmp_path):
@@ -114,7 +122,9 @@ def test_petfinder_and_part_folders(tmp_path):
     (root / "data" / "cats.csv").write_text("id,breed\n000,Sphynx - Hairless Cat\n")
     pet = prepare(settings(tmp_path, photos=str(root)))
     assert pet.card["source"] == "petfinder"
-    assert pet.breeds == ("Müsli Katze 猫", "Sphynx - Hairless Cat") and pet.card["unknown_breeds"] == ["Müsli Katze 猫"]
+    assert pet.breeds == ("Müsli Katze 猫", "Sphynx - Hairless Cat") and pet.card["unknown_breeds"] == [
+        "Müsli Katze 猫"
+    ]
     with pytest.raises(InputError, match="Müsli"):
         prepare(settings(tmp_path, photos=str(root), unknown_breeds="refuse"))
     parts = tmp_path / "parts"
@@ -130,7 +140,9 @@ def test_jsonl_is_used_as_it_is_and_wrong_lines_are_named(tmp_path):
     first = prepare(settings(tmp_path))
     again = prepare(settings(tmp_path, photos=str(tmp_path / "data" / "vlm"), data_dir=str(tmp_path / "d2")))
     for part in ("train", "val", "test"):
-        assert [(s.id, s.conversations) for s in again.part(part)] == [(s.id, s.conversations) for s in first.part(part)]
+        assert [(s.id, s.conversations) for s in again.part(part)] == [
+            (s.id, s.conversations) for s in first.part(part)
+        ]
     row = json.loads((tmp_path / "data" / "vlm" / "train.jsonl").read_text().splitlines()[0])
     for line, culprit in (("{no json", "not JSON"), (json.dumps(row | {"image": "../../etc/passwd"}), "etc/passwd")):
         bad = tmp_path / "photos" / "train.jsonl"
@@ -148,13 +160,19 @@ def test_a_missing_breed_is_read_from_the_answer(tmp_path):
         lines = []
         for breed in ("Bengal", "Manx"):
             for i in numbers:
-                turns = [{"from": "human", "value": "<image>\nBreed?"}, {"from": "gpt", "value": says[i % 4].format(breed)}]
+                turns = [
+                    {"from": "human", "value": "<image>\nBreed?"},
+                    {"from": "gpt", "value": says[i % 4].format(breed)},
+                ]
                 lines.append({"id": f"{breed}{i}", "image": f"images/{breed}/{i:03d}.jpg", "conversations": turns})
         (tmp_path / "vlm" / f"{part}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     dataset = prepare(settings(tmp_path, photos=str(tmp_path / "vlm")))
     assert [len(dataset.part(part)) for part in ("train", "val", "test")] == [16, 4, 4]
     assert all(sample.image.split("/")[1] == sample.breed for sample in dataset.train)
-    for change, culprit in (({"id": "Manx0"}, "Manx0"), ({"conversations": [turns[0], turns[1] | {"value": "A cat"}]}, "'breed'")):
+    for change, culprit in (
+        ({"id": "Manx0"}, "Manx0"),
+        ({"conversations": [turns[0], turns[1] | {"value": "A cat"}]}, "'breed'"),
+    ):
         (tmp_path / "vlm" / "val.jsonl").write_text(json.dumps(lines[0] | change) + "\n")
         with pytest.raises(InputError, match=f"val.jsonl:1.*{culprit}"):
             prepare(settings(tmp_path, photos=str(tmp_path / "vlm")))
@@ -167,7 +185,9 @@ def test_the_same_settings_give_the_same_bytes_and_added_photos_move_none(tmp_pa
     prepare(settings(tmp_path))
     prepare(settings(tmp_path, data_dir=str(tmp_path / "fresh")))
     for folder in ("data", "fresh"):
-        assert {name: (tmp_path / folder / "vlm" / name).read_bytes() for name in NAMES[:3]} == {n: before[n] for n in NAMES[:3]}
+        assert {name: (tmp_path / folder / "vlm" / name).read_bytes() for name in NAMES[:3]} == {
+            n: before[n] for n in NAMES[:3]
+        }
     assert (tmp_path / "data" / "vlm" / "dataset.json").read_bytes() == before["dataset.json"]
     fill(photos, {"Bengal": 15, "Manx": 4}, start=400)
     later = prepare(settings(tmp_path))
@@ -184,7 +204,9 @@ def test_a_split_beside_its_photos_is_made_anew_and_foreign_samples_are_not_repl
     assert {name: (out / name).read_bytes() for name in NAMES} == before
     fill(photos, {"Bengal": 3}, start=300)
     dataset = prepare(settings(tmp_path), out)
-    assert dataset.card["source"] == "folders" and dataset.card["files_seen"] == 27, "the old split was taken for the source"
+    assert dataset.card["source"] == "folders" and dataset.card["files_seen"] == 27, (
+        "the old split was taken for the source"
+    )
     assert dataset.card["unknown_breeds"] == []
     (out / "dataset.json").unlink()
     capsys.readouterr()
@@ -201,7 +223,9 @@ def test_check_proves_the_split_and_finds_a_leak(tmp_path, capsys):
     assert main(["data", "check", str(out), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["ok"] is True
     dataset = load_dataset(out)
-    (tmp_path / "photos" / dataset.test[0].image).write_bytes((tmp_path / "photos" / dataset.train[0].image).read_bytes())
+    (tmp_path / "photos" / dataset.test[0].image).write_bytes(
+        (tmp_path / "photos" / dataset.train[0].image).read_bytes()
+    )
     assert main(["data", "check", str(out)]) == 1
     report = capsys.readouterr().out
     assert dataset.test[0].image in report and "same bytes in train and test" in report
@@ -213,8 +237,19 @@ def test_check_proves_the_split_and_finds_a_leak(tmp_path, capsys):
 
 def test_two_runs_at_once_leave_one_split(tmp_path):
     fill(tmp_path / "photos", {"Bengal": 30, "Manx": 30})
-    command = [sys.executable, "-m", "catlib.cli", "data", str(tmp_path / "photos"), "--out", str(tmp_path / "d" / "vlm")]
-    runs = [subprocess.Popen([*command, "--seed", str(seed)], stderr=subprocess.PIPE, stdout=subprocess.PIPE) for seed in (1, 2, 3)]
+    command = [
+        sys.executable,
+        "-m",
+        "catlib.cli",
+        "data",
+        str(tmp_path / "photos"),
+        "--out",
+        str(tmp_path / "d" / "vlm"),
+    ]
+    runs = [
+        subprocess.Popen([*command, "--seed", str(seed)], stderr=subprocess.PIPE, stdout=subprocess.PIPE)
+        for seed in (1, 2, 3)
+    ]
     for run in runs:
         assert run.wait() == 0, run.stderr.read().decode()
         run.stdout.close(), run.stderr.close()
@@ -243,11 +278,17 @@ def test_folders_that_cannot_be_read_or_written_are_named(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("words", "culprit"),
     [
-        (["nowhere"], "nowhere"), (["check"], "one folder"), (["fetch", "dogs"], "oxford-pets"),
-        (["photos", "--val-share", "much"], "val_share"), (["photos", "--priority-breeds", "Korat"], "Korat"),
-        (["photos", "--breeds", "Korat"], "Korat"), (["photos", "--breeds", "Manx"], "takes two"), ([".", "--source", "folders"], "takes two"), (["texts"], "Manx/a.jpg (not an image)"),
+        (["nowhere"], "nowhere"),
+        (["check"], "one folder"),
+        (["fetch", "dogs"], "oxford-pets"),
+        (["photos", "--val-share", "much"], "val_share"),
+        (["photos", "--priority-breeds", "Korat"], "Korat"),
+        (["photos", "--breeds", "Korat"], "Korat"),
+        (["photos", "--breeds", "Manx"], "takes two"),
+        ([".", "--source", "folders"], "takes two"),
+        (["texts"], "Manx/a.jpg (not an image)"),
     ],
-)  # fmt: skip
+)
 def test_wrong_input_is_one_paragraph_and_exit_code_2(tmp_path, capsys, monkeypatch, words, culprit):
     fill(tmp_path / "photos", {"Bengal": 8, "Manx": 8})
     for breed in ("Bengal", "Manx") if "texts" in words else ():
@@ -334,7 +375,10 @@ def test_the_fields_are_those_that_llava_reads(tmp_path):
         assert {"id", "image", "conversations"} <= row.keys() and (dataset.image_root / row["image"]).is_file()
         assert [set(turn) for turn in row["conversations"]] == [{"from", "value"}] * 2
         assert [turn["from"] for turn in row["conversations"]] == ["human", "gpt"]
-        assert row["conversations"][0]["value"].startswith("<image>\n") and "<image>" not in row["conversations"][1]["value"]
+        assert (
+            row["conversations"][0]["value"].startswith("<image>\n")
+            and "<image>" not in row["conversations"][1]["value"]
+        )
 
 
 def test_the_jsonl_loads_unchanged_in_trl(tmp_path, monkeypatch):
@@ -362,7 +406,9 @@ def test_the_jsonl_loads_unchanged_in_trl(tmp_path, monkeypatch):
 def test_conversations_and_weights(tmp_path):
     fill(tmp_path / "photos", {"Bengal": 40, "Manx": 10})
     dataset = prepare(settings(tmp_path))
-    assert {s.question for s in dataset.train} == set(PARAPHRASES) and {s.question for s in dataset.test} == {PARAPHRASES[0]}
+    assert {s.question for s in dataset.train} == set(PARAPHRASES) and {s.question for s in dataset.test} == {
+        PARAPHRASES[0]
+    }
     assert set(dataset.train[0].__dataclass_fields__) >= {"id", "image", "conversations"}
     for mode, ratio in (("none", 1.0), ("uniform", 0.0), ("sqrt", 0.5)):
         weights = balance_weights(dataset.train, mode)
@@ -371,4 +417,8 @@ def test_conversations_and_weights(tmp_path):
         drawn = weights[breeds == "Bengal"].sum() / weights[breeds == "Manx"].sum()
         assert np.isclose(drawn, (n["Bengal"] / n["Manx"]) ** ratio) and np.isclose(weights.mean(), 1)
     reasons = answer_for("Bengal", "label+traits")
-    assert reasons.startswith("Bengal. ") and len(reasons) > 40 and answer_for("Nobody's Cat", "label+traits") == "Nobody's Cat"
+    assert (
+        reasons.startswith("Bengal. ")
+        and len(reasons) > 40
+        and answer_for("Nobody's Cat", "label+traits") == "Nobody's Cat"
+    )

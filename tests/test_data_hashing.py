@@ -57,7 +57,9 @@ def test_a_mirrored_copy_is_in_the_group_of_its_original():
     photos = [picture(number, (320, 240)).convert("L") for number in range(20)]
     for photo in photos:
         plain, mirrored = perceptual_hashes(photo)
-        assert (perceptual_hash(ImageOps.mirror(photo)) ^ mirrored).bit_count() <= 1 and (plain ^ mirrored).bit_count() > 6
+        assert (perceptual_hash(ImageOps.mirror(photo)) ^ mirrored).bit_count() <= 1 and (
+            plain ^ mirrored
+        ).bit_count() > 6
     both = np.array([perceptual_hashes(p) for p in (*photos, *map(ImageOps.mirror, photos[:5]))], dtype=np.uint64)
     labels = group_labels(both[:, 0], 6, both[:, 1]).tolist()
     assert labels[20:] == labels[:5] and len(set(labels)) == 20

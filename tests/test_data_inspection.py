@@ -27,7 +27,9 @@ def case(tmp_path_factory):
         (root / "photos" / breed).mkdir(parents=True)
         for i in range(n):
             seed = 1000 * len(breed) + i
-            picture(seed, (288, 72) if (breed, i) == ("Burmilla", 0) else (96, 72)).save(root / "photos" / breed / f"{i:03d}.jpg")
+            picture(seed, (288, 72) if (breed, i) == ("Burmilla", 0) else (96, 72)).save(
+                root / "photos" / breed / f"{i:03d}.jpg"
+            )
     picture(7003).save(root / "photos" / "siamese" / "copy.jpg", quality=50)
     (root / "photos" / "siamese" / "notes.jpg").write_text("no photo")
     settings = DataSettings(photos=str(root / "photos"), data_dir=str(root / "out"), run_dir=str(root / "run"))
@@ -79,8 +81,12 @@ def test_near_duplicates_are_shown_and_the_conclusion_counts(case):
     dataset, findings, checked = case
     pairs = close_pairs(findings, 6)
     assert [(a.image, b.image) for a, b, _ in pairs] == [("siamese/003.jpg", "siamese/copy.jpg")]
-    assert "2 photos are alike (hashes at most 6 bits apart): 1 group" in inspection_pairs.pairs_sentence(pairs, findings, checked)
-    crowd = [replace(findings[0], image=f"{i}.jpg") for i in range(5000)]  # a placeholder saved again and again: 12 million pairs
+    assert "2 photos are alike (hashes at most 6 bits apart): 1 group" in inspection_pairs.pairs_sentence(
+        pairs, findings, checked
+    )
+    crowd = [
+        replace(findings[0], image=f"{i}.jpg") for i in range(5000)
+    ]  # a placeholder saved again and again: 12 million pairs
     assert len(close_pairs(crowd, 6)) == ALIKE * (ALIKE - 1) // 2
     text = inspection.conclusion(dataset, findings, checked)
     assert "can be trusted" in text and "51 photos" in text
@@ -101,7 +107,9 @@ def test_of_many_pairs_each_group_has_its_turn_and_pairs_beyond_the_limit_are_fo
 
 def test_a_failed_check_is_the_first_word_of_the_conclusion(case):
     dataset, findings, checked = case
-    failed = Check(checked.photos, checked.groups, checked.bits, checked.counts, ("the same bytes in train and test: a, b",))
+    failed = Check(
+        checked.photos, checked.groups, checked.bits, checked.counts, ("the same bytes in train and test: a, b",)
+    )
     assert "cannot be trusted" in inspection.conclusion(dataset, findings, failed).splitlines()[0]
 
 
@@ -112,7 +120,11 @@ def test_figures_are_drawn_with_their_photos_and_marks(case):
     assert len(inspection_plots.sizes_figure(findings).axes) == 2
     assert len(inspection_plots.widths_figure(dataset).axes[0].collections) >= 2
     pairs = close_pairs(findings, 6)
-    assert any("Siamese" in text.get_text() for axes in inspection_plots.pairs_figure(pairs, dataset.image_root).axes for text in axes.texts)
+    assert any(
+        "Siamese" in text.get_text()
+        for axes in inspection_plots.pairs_figure(pairs, dataset.image_root).axes
+        for text in axes.texts
+    )
     assert inspection_plots.pairs_figure([], dataset.image_root).axes[0].texts[0].get_text() == "nothing to show"
     assert len(inspection_plots.worst_figure(inspection.worst_files(findings), dataset.image_root).axes) == 4
 

@@ -62,7 +62,9 @@ def test_odd_names_survive_to_the_jsonl(tmp_path):
     dataset = prepare(DataSettings(photos=str(photos), data_dir=str(tmp_path / "out"), run_dir=str(tmp_path / "run")))
     images = {sample.image for part in ("train", "val", "test") for sample in dataset.part(part)}
     assert len(images) == 28 and {f"Siamese/{name}" for name in names} <= images
-    assert dataset.breeds == ("Caf\u00e9 au lait", "Siamese") and dataset.card["unknown_breeds"] == ["Caf\u00e9 au lait"]
+    assert dataset.breeds == ("Caf\u00e9 au lait", "Siamese") and dataset.card["unknown_breeds"] == [
+        "Caf\u00e9 au lait"
+    ]
     assert dataset.card["left_out"] == {"bad name": 1, "no photo ending": 1}
     assert read_audit(tmp_path / "run" / "audit.csv")[-1].image == "docs/about.txt"
     assert check(tmp_path / "out" / "vlm").problems == ()
@@ -77,7 +79,11 @@ def real(tmp_path_factory):
     made = {}
     for seed in (0, 1, 2):
         settings = DataSettings(
-            photos=folder, data_dir=str(out / str(seed)), run_dir=str(out / str(seed)), seed=seed, priority_breeds=PRIORITY
+            photos=folder,
+            data_dir=str(out / str(seed)),
+            run_dir=str(out / str(seed)),
+            seed=seed,
+            priority_breeds=PRIORITY,
         )
         made[seed] = prepare(settings)
     return out, made

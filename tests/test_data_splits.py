@@ -15,7 +15,8 @@ def photos(breed: str, count: int, start: int = 0, group_of: int = 1, **more: st
     """Audited photos, `group_of` near-duplicates in each group."""
     sha = [hashlib.sha256(f"{breed} {start + i}".encode()).hexdigest() for i in range(count)]
     return [
-        Finding(f"{breed}/{start + i}.jpg", breed, sha256=sha[i], group=sha[i - i % group_of][:16], **more) for i in range(count)
+        Finding(f"{breed}/{start + i}.jpg", breed, sha256=sha[i], group=sha[i - i % group_of][:16], **more)
+        for i in range(count)
     ]
 
 
@@ -103,7 +104,9 @@ def test_the_limit_of_training_photos_leaves_test_and_validation_alone():
     assert [f.part for f in limited] == [f.part for f in free]
 
 
-@pytest.mark.parametrize("wrong", [{"val_share": 0.0}, {"test_share": 0.9}, {"min_val": -1}, {"near_duplicate_bits": 40}])
+@pytest.mark.parametrize(
+    "wrong", [{"val_share": 0.0}, {"test_share": 0.9}, {"min_val": -1}, {"near_duplicate_bits": 40}]
+)
 def test_shares_out_of_range_are_named(wrong):
     from catlib.data.splits import check_shares
 

@@ -117,11 +117,16 @@ def test_traits_show_in_the_drawing():
 def coarse_colours(stream, number, grid):
     """Mean colours of the cells of a grid x grid raster, for `number` pictures of every breed."""
     cell = 32 // grid
-    return np.array([
-        np.asarray(draw_breed(name, stream, i, seed=1, size=32), float)
-        .reshape(grid, cell, grid, cell, 3).mean((1, 3)).ravel()
-        for name in SHARES for i in range(number)
-    ])  # fmt: skip
+    return np.array(
+        [
+            np.asarray(draw_breed(name, stream, i, seed=1, size=32), float)
+            .reshape(grid, cell, grid, cell, 3)
+            .mean((1, 3))
+            .ravel()
+            for name in SHARES
+            for i in range(number)
+        ]
+    )
 
 
 @pytest.mark.parametrize(("grid", "bound"), [(1, 0.15), (4, 0.28)])

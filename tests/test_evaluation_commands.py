@@ -17,9 +17,7 @@ def files(tmp_path):
         "val_tuned": scored_set("vlm-tuned", val, 0.8, seed=3, prefix="val"),
         "val_clip": scored_set("clip-zero-shot", val, 0.5, seed=4, prefix="val"),
     }
-    return {
-        key: str(write_set(s, tmp_path / ("val" if key.startswith("val") else "test"))) for key, s in made.items()
-    }
+    return {key: str(write_set(s, tmp_path / ("val" if key.startswith("val") else "test"))) for key, s in made.items()}
 
 
 def test_evaluate_writes_and_prints(files, tmp_path, capsys):

@@ -107,8 +107,7 @@ def noisy(name, true, seed):
 def test_combining_two_models_with_independent_errors_gains():
     true, val = truth(60), truth(40)
     a, b, val_a, val_b = (
-        noisy(name, rows, seed)
-        for seed, (name, rows) in enumerate([("a", true), ("b", true), ("a", val), ("b", val)])
+        noisy(name, rows, seed) for seed, (name, rows) in enumerate([("a", true), ("b", true), ("a", val), ("b", val)])
     )
     mixed = compare(a, b, RARE, val_a=val_a, val_b=val_b, bootstrap=500)["combination"]
     assert 0.3 < mixed["weight_a"] < 0.7

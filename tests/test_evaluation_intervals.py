@@ -128,9 +128,7 @@ def test_paired_intervals_cover_the_true_gain():
         if i % 25 == 0:
             rates = [rates_with(rng.uniform(0.3, 0.9, size=len(BREEDS)), rng) for _ in range(2)]
             known = 100 * np.subtract(*[true_figures(r, support, rare) for r in rates])
-        c = compare(
-            *(draw_set(n, true, r, rng) for n, r in zip("ab", rates, strict=True)), RARE, bootstrap=400, seed=i
-        )
+        c = compare(*(draw_set(n, true, r, rng) for n, r in zip("ab", rates, strict=True)), RARE, bootstrap=400, seed=i)
         ends = [c["ci95"], c["macro_f1_gain_points"]["ci95"], c["priority_f1_gain_points"]["ci95"]]
         hits[i] = [low <= gain <= high for (low, high), gain in zip(ends, known, strict=True)]
     coverage = 100 * hits.mean(axis=0)

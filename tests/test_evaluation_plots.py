@@ -22,9 +22,7 @@ MANY = tuple(f"Breed number {i}" for i in range(67))
 
 def draw(figure, sentence):
     """Draw as a report would; a warning (a glyph missing, a layout that collapses) fails the test."""
-    assert (
-        isinstance(figure, Figure) and figure.number not in plt.get_fignums() if hasattr(figure, "number") else True
-    )
+    assert isinstance(figure, Figure) and figure.number not in plt.get_fignums() if hasattr(figure, "number") else True
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         figure.canvas.draw()
@@ -66,9 +64,7 @@ def test_every_figure_draws(breeds, tmp_path):
     draw(plots_photos.mistakes_figure(o, tmp_path, rare), plots_photos.mistakes_sentence(o))
     draw(plots_photos.disagreement_figure(versus, tmp_path, rare), plots_photos.disagreement_sentence(versus))
     runs = [(x, {"models": models}) for x in (5, 10, 20)]
-    draw(
-        plots.learning_curve_figure(runs, "photos_per_breed"), plots.learning_curve_sentence(runs, "photos_per_breed")
-    )
+    draw(plots.learning_curve_figure(runs, "photos_per_breed"), plots.learning_curve_sentence(runs, "photos_per_breed"))
 
 
 def test_sentences_say_what_was_planted():
@@ -84,9 +80,7 @@ def test_sentences_say_what_was_planted():
 
 def test_learning_curve_says_whether_more_data_still_helps():
     def run(value):
-        return {
-            "models": {"vlm-tuned": {"priority_macro_f1": {"value": value, "ci95": [value - 0.05, value + 0.05]}}}
-        }
+        return {"models": {"vlm-tuned": {"priority_macro_f1": {"value": value, "ci95": [value - 0.05, value + 0.05]}}}}
 
     rising = plots.learning_curve_sentence([(20, run(0.6)), (5, run(0.2)), (10, run(0.4))], "photos_per_breed")
     assert "from 20.0%" in rising and "60.0%" in rising and rising.endswith("still rising.")
@@ -114,7 +108,9 @@ def test_priority_breeds_are_marked_and_photos_counted():
 
 def test_no_model_is_called_best_where_all_have_nothing():
     true = ["Bengal"] * 10 + ["Manx"] * 5
-    models = {n: evaluate(make_set(n, true, ["Bengal"] * 15), ["Manx"], bootstrap=100) for n in ("vlm-tuned", "vlm-base")}
+    models = {
+        n: evaluate(make_set(n, true, ["Bengal"] * 15), ["Manx"], bootstrap=100) for n in ("vlm-tuned", "vlm-base")
+    }
     assert plots.overview_sentence(models).endswith("of the priority breeds no model has a single photo right.")
 
 

@@ -88,9 +88,17 @@ def test_story(notebook):
 
 
 SMALL = {
-    "demo_photos": 12, "epochs": 1, "bootstrap": 200, "batch_size": 8, "watch_photos": 8, "max_test_photos": 40,
-    "data_dir": "data/demo", "num_workers": 0, "serving_photos": 4, "serving_concurrency": "1,2",
-}  # fmt: skip
+    "demo_photos": 12,
+    "epochs": 1,
+    "bootstrap": 200,
+    "batch_size": 8,
+    "watch_photos": 8,
+    "max_test_photos": 40,
+    "data_dir": "data/demo",
+    "num_workers": 0,
+    "serving_photos": 4,
+    "serving_concurrency": "1,2",
+}
 
 
 @pytest.fixture(scope="module")

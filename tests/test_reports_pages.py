@@ -21,10 +21,16 @@ def figure(value):
 
 def model(accuracy, priority):
     return {
-        "n": 40, "accuracy": figure(accuracy), "macro_f1": figure(accuracy), "priority_macro_f1": figure(priority),
-        "top3_accuracy": None, "ece": None, "invalid_rate": None, "per_breed": {},
+        "n": 40,
+        "accuracy": figure(accuracy),
+        "macro_f1": figure(accuracy),
+        "priority_macro_f1": figure(priority),
+        "top3_accuracy": None,
+        "ece": None,
+        "invalid_rate": None,
+        "per_breed": {},
         "latency_ms": {"p50": 12.0, "p95": 20.0},
-    }  # fmt: skip
+    }
 
 
 @pytest.fixture
@@ -43,10 +49,15 @@ def run(tmp_path, monkeypatch):
     nbformat.write(new_notebook(cells=cells), run_dir / "01_first.ipynb")
     entry = {"title": "First <b>", "status": "done", "page": True, "duration_s": 8000.0, "parameters": {"seed": NASTY}}
     state = {
-        "run": "a run", "profile": "small", "status": "done", "pid": os.getpid(),
-        "started": "2026-01-02T03:04:05+00:00", "commit": "abc123", "versions": {"torch": "1.2.3"},
+        "run": "a run",
+        "profile": "small",
+        "status": "done",
+        "pid": os.getpid(),
+        "started": "2026-01-02T03:04:05+00:00",
+        "commit": "abc123",
+        "versions": {"torch": "1.2.3"},
         "stages": {"01_first": entry, "02_second": {"title": "Second", "status": "not run", "page": False}},
-    }  # fmt: skip
+    }
     return run_dir, state
 
 
@@ -87,8 +98,9 @@ def test_navigation_links_what_exists(run, tmp_path):
 def test_figures_and_recommendation_in_both_indexes(run, tmp_path):
     metrics = {
         "models": {"vlm-tuned": model(0.9, 0.625), "clip-zero-shot": model(0.3, 0.1)},
-        "recommendation": "adopt", "reasons": ["it gains <much>"],
-    }  # fmt: skip
+        "recommendation": "adopt",
+        "reasons": ["it gains <much>"],
+    }
     write_run(*run, metrics)
     overview = (tmp_path / "reports" / "a run" / "index.html").read_text()
     assert "62.5 [52.5, 72.5]" in overview and "<b>adopt</b>" in overview and "it gains &lt;much&gt;" in overview
@@ -136,11 +148,13 @@ def test_members_of_a_sweep_do_not_share_what_differs(monkeypatch, tmp_path):
     name, parameters = sweep.member("demo", found, {"seed": 1}, "photos_per_breed", 5)
     assert name == "demo-photos_per_breed=5"
     assert parameters == {
-        "seed": 1, "photos_per_breed": 5,
-        "data_dir": "data/x-photos_per_breed=5", "output_dir": "models/x-photos_per_breed=5",
+        "seed": 1,
+        "photos_per_breed": 5,
+        "data_dir": "data/x-photos_per_breed=5",
+        "output_dir": "models/x-photos_per_breed=5",
         "train_data": "data/x-photos_per_breed=5/vlm/train.jsonl",
         "val_data": "data/x-photos_per_breed=5/vlm/val.jsonl",
         "test_data": "data/x-photos_per_breed=5/vlm/test.jsonl",
-    }  # fmt: skip
+    }
     _, parameters = sweep.member("demo", found, {}, "lora_r", 8)
     assert "data_dir" not in parameters  # the same data for every rank

@@ -41,10 +41,17 @@ def project(tmp_path_factory):
 @pytest.fixture
 def settings(project, tmp_path):
     return ServingSettings(
-        run_dir=str(tmp_path / "run"), base_model=str(project / "base"), checkpoint=str(project / "tuned"),
-        test_data=str(project / "data/vlm/test.jsonl"), prompt=QUESTION, clip_model=str(project / "clip"), device="cpu",
-        serving_photos=3, serving_precisions="float32,4-bit", serving_concurrency="3",
-    )  # fmt: skip
+        run_dir=str(tmp_path / "run"),
+        base_model=str(project / "base"),
+        checkpoint=str(project / "tuned"),
+        test_data=str(project / "data/vlm/test.jsonl"),
+        prompt=QUESTION,
+        clip_model=str(project / "clip"),
+        device="cpu",
+        serving_photos=3,
+        serving_precisions="float32,4-bit",
+        serving_concurrency="3",
+    )
 
 
 def test_steps_are_those_of_generation_and_scoring(project, settings):
@@ -72,7 +79,11 @@ def test_steps_of_other_families(project, save, tmp_path):
     vlm = load_vlm(str(save(tmp_path / "model")), dtype="float32", device="cpu")
     steps = walk_through(VLMClassifier(vlm, BREEDS, QUESTION), project / "data/photos/000.jpg")
     assert steps.answer == generate_free(vlm, [steps.photo], QUESTION)[0]
-    assert steps.image_tokens > 0 and all(ms > 0 for ms in steps.milliseconds) and "the photo shows" not in steps_sentence(steps)
+    assert (
+        steps.image_tokens > 0
+        and all(ms > 0 for ms in steps.milliseconds)
+        and "the photo shows" not in steps_sentence(steps)
+    )
 
 
 def test_load_keeps_so_many_requests_under_way():
@@ -100,9 +111,15 @@ def test_memory_counts_at_least_the_weights():
     layer.weight.data.fill_(1.0)
     assert meter.growth_mb(layer) >= 16
     with subprocess.Popen(
-        [sys.executable, "-c", "import http.server as h; s = h.HTTPServer(('127.0.0.1', 0), None); print(s.server_port, flush=True);"
-         " x = bytearray(50_000_000); s.serve_forever()"], stdout=subprocess.PIPE, text=True,
-    ) as server:  # fmt: skip
+        [
+            sys.executable,
+            "-c",
+            "import http.server as h; s = h.HTTPServer(('127.0.0.1', 0), None); print(s.server_port, flush=True);"
+            " x = bytearray(50_000_000); s.serve_forever()",
+        ],
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as server:
         port = int(server.stdout.readline())
         deadline = time.monotonic() + 5
         while (found := server_memory_mb(f"http://127.0.0.1:{port}/v1") or 0) < 50 and time.monotonic() < deadline:
@@ -118,7 +135,14 @@ def test_engines_are_measured_or_say_why_not(settings):
     times = {"p50": 4.0, "p95": 5.0, "kind": "single photos"}
     write_metrics(bench.run_dir, models={"clip-probe": {"latency_ms": times}})
     engines = {e.name: e for e in measure_engines(bench, replace(settings, vllm_url="http://127.0.0.1:1/v1"))}
-    assert list(engines) == ["transformers, float32", "transformers, 4-bit", "vLLM", "llama.cpp", "CLIP, zero-shot", "CLIP, linear probe"]
+    assert list(engines) == [
+        "transformers, float32",
+        "transformers, 4-bit",
+        "vLLM",
+        "llama.cpp",
+        "CLIP, zero-shot",
+        "CLIP, linear probe",
+    ]
     first = engines["transformers, float32"]
     assert first.same_answer == first.same_breed == first.under_load == 1 and first.memory_mb > 0
     assert [load.concurrency for load in first.loads] == [1, 3] and len(first.alone.answers) == 3
@@ -154,7 +178,10 @@ def test_the_choice_follows_from_the_figures():
     clip = engine("CLIP", 5, 300, kind="clip")
     missing = Engine("vLLM", "server", note="not measured: no URL given")
     told = choice([slow, quick, light, wrong, clip, missing], 150)
-    assert told.startswith("- **Run it with quick**: 100 ms") and "20 photos/s with 8 under way, the most of 2 engines" in told
+    assert (
+        told.startswith("- **Run it with quick**: 100 ms")
+        and "20 photos/s with 8 under way, the most of 2 engines" in told
+    )
     assert "light needs 900 MB in place of 4,000 MB, at 1.2 times the time" in told
     assert "CLIP answers in 5.0 ms: the tuned VLM takes 20.0 times as long" in told
     assert "wrong names another breed on 10% of the photos" in told and "Not measured: vLLM" in told
@@ -165,11 +192,17 @@ def test_the_choice_follows_from_the_figures():
 
 
 def test_table_and_figure_show_every_engine():
-    engines = [engine("a", 200, 6), engine("CLIP", 5, 300, kind="clip"), Engine("vLLM", "server", note="not measured: no URL given")]
+    engines = [
+        engine("a", 200, 6),
+        engine("CLIP", 5, 300, kind="clip"),
+        Engine("vLLM", "server", note="not measured: no URL given"),
+    ]
     rows = engine_rows(engines, 150)
     assert [row["engine"] for row in rows] == ["a", "CLIP", "vLLM"]
     assert [row["within 150 ms"] for row in rows] == ["no", "yes", "-"]
     assert rows[0]["photos/s, 8 at a time"] == "6.0" and rows[2]["p50, ms"] == "-" and rows[0]["same breed"] == "100%"
-    assert "vLLM: not measured: no URL given" in notes_sentence(engines) and "Agreement is with a" in notes_sentence(engines)
+    assert "vLLM: not measured: no URL given" in notes_sentence(engines) and "Agreement is with a" in notes_sentence(
+        engines
+    )
     left, right = engines_figure(engines, 150).axes
     assert [label.get_text() for label in left.get_yticklabels()] == ["CLIP", "a"] and len(right.lines) == 2

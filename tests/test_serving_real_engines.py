@@ -1,6 +1,6 @@
 """vLLM and llama.cpp themselves, where they are installed: the same answers as transformers, to the token.
 
-    CATLIB_VLLM_PYTHON=… CATLIB_LLAMA_CPP=… CATLIB_LLAMA_SERVER=… pytest -m engine
+CATLIB_VLLM_PYTHON=… CATLIB_LLAMA_CPP=… CATLIB_LLAMA_SERVER=… pytest -m engine
 """
 
 import json
@@ -75,7 +75,9 @@ def test_vllm_says_the_same_with_an_adapter_unmerged(place, train_projector):
     if not base.exists():
         merge(find_source(ensure_demo_models().llava), base, dtype="float32", count=1)
     source = find_source(make_adapter(place, train_projector), str(base))
-    command = vllm_command(str(base), Where(port=free_port()), adapter=source.adapter, dtype="float32", max_model_len=256)
+    command = vllm_command(
+        str(base), Where(port=free_port()), adapter=source.adapter, dtype="float32", max_model_len=256
+    )
     there = spoken_there(command, source, crop_side(base), place / "log")
     parity = compare_spoken(spoken_here(source), there, PHOTOS.names)
     assert parity.within(0.01), parity
@@ -87,7 +89,9 @@ def test_vllm_says_the_same_with_a_merged_model(place):
     merged = merge(find_source(adapter), place / "merged", dtype="float32", count=1).folder
     source = find_source(adapter)
     command = vllm_command(str(merged), Where(port=free_port()), dtype="float32", max_model_len=256)
-    parity = compare_spoken(spoken_here(source), spoken_there(command, source, crop_side(merged), place / "log"), PHOTOS.names)
+    parity = compare_spoken(
+        spoken_here(source), spoken_there(command, source, crop_side(merged), place / "log"), PHOTOS.names
+    )
     assert parity.within(0.01), parity
 
 

@@ -40,7 +40,9 @@ def service(checkpoint):
 
 def direct(checkpoint, numbers, question=QUESTION, tuned=True):
     """Answers without the service, one photo at a time."""
-    vlm = load_vlm("" if tuned else str(checkpoint.parent / "base"), adapter=checkpoint if tuned else None, dtype="float32")
+    vlm = load_vlm(
+        "" if tuned else str(checkpoint.parent / "base"), adapter=checkpoint if tuned else None, dtype="float32"
+    )
     return [generate_free(vlm, [Image.open(io.BytesIO(jpeg(n))).convert("RGB")], question)[0] for n in numbers]
 
 
@@ -89,7 +91,9 @@ def test_a_bad_photo_fails_its_own_call_only(service, tmp_path):
 def test_kinds_of_photos(service, tmp_path):
     (tmp_path / "cat.jpg").write_bytes(jpeg(4))
     picture = Image.open(tmp_path / "cat.jpg")
-    answers = [service.predict_finetuned(p) for p in (jpeg(4), tmp_path / "cat.jpg", str(tmp_path / "cat.jpg"), picture)]
+    answers = [
+        service.predict_finetuned(p) for p in (jpeg(4), tmp_path / "cat.jpg", str(tmp_path / "cat.jpg"), picture)
+    ]
     assert len(set(answers)) == 1
     assert service.predict_finetuned(photo(4).convert("RGBA")).answer  # transparency is flattened, not refused
 
@@ -134,7 +138,9 @@ def test_a_wrong_checkpoint_leaves_the_model_in_place(checkpoint, service, tmp_p
 
 def test_a_merged_model_and_its_breeds(tmp_path):
     folder = shutil.copytree(ensure_demo_models().llava, tmp_path / "merged")
-    (folder / "training.json").write_text(json.dumps({"breeds": ["Sphynx - Hairless Cat", "Manx"], "question": "Which breed?"}))
+    (folder / "training.json").write_text(
+        json.dumps({"breeds": ["Sphynx - Hairless Cat", "Manx"], "question": "Which breed?"})
+    )
     tuned = open_checkpoint(folder)
     assert tuned.base == str(folder) and tuned.adapter is None and tuned.question == "Which breed?"
     service = VLMService()

@@ -53,7 +53,13 @@ def test_without_ipywidgets_it_is_the_figure(models, photos, monkeypatch):
 
 def pick(panel, content):
     """What the front end sends when a file is chosen."""
-    file = {"name": "mine.jpg", "type": "image/jpeg", "size": len(content), "last_modified": 0, "content": memoryview(content)}
+    file = {
+        "name": "mine.jpg",
+        "type": "image/jpeg",
+        "size": len(content),
+        "last_modified": 0,
+        "content": memoryview(content),
+    }
     panel.upload.set_state({"value": [file]})
 
 

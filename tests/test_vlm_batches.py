@@ -65,7 +65,9 @@ def test_end_token_is_added_where_the_template_writes_none(vlm, data, samples):
 
 
 def test_padding_stands_on_the_right_and_is_masked(vlm, data, samples):
-    batch = Collator(vlm, data.parent)([samples[0], samples[3]])  # Manx is shorter than Extra-Toes Cat - Hemingway Polydactyl
+    batch = Collator(vlm, data.parent)(
+        [samples[0], samples[3]]
+    )  # Manx is shorter than Extra-Toes Cat - Hemingway Polydactyl
     short = int(batch.attention_mask[0].sum())
     assert short < batch.input_ids.shape[1]
     assert (batch.labels[0, short:] == IGNORED).all()
@@ -100,7 +102,9 @@ def _cache(vlm, data):
 
 @pytest.mark.parametrize("kind", ["llava", "pixtral"])
 @pytest.mark.parametrize("projector", ["none", "full", "lora"])
-def test_cached_and_uncached_full_and_answer_logits_give_the_same_gradients(kind, projector, model, data, samples, tmp_path):
+def test_cached_and_uncached_full_and_answer_logits_give_the_same_gradients(
+    kind, projector, model, data, samples, tmp_path
+):
     folder = model if kind == "llava" else save_pixtral(tmp_path / "pixtral")
     gradients = []
     for cached, full in ((False, True), (False, False), (True, True), (True, False)):

@@ -19,11 +19,34 @@ def place(tmp_path_factory):
 def test_train_takes_the_plans_options(place, capsys, monkeypatch):
     monkeypatch.setenv("CATLIB_ROOT", str(place))
     data = place / "data" / "vlm"
-    code = main([
-        "train", "--model_name", str(place / "model"), "--train_data", str(data / "train.jsonl"), "--val_data", str(data / "val.jsonl"),
-        "--output_dir", str(place / "out"), "--epochs", "1", "--batch_size", "4", "--lr", "1e-3", "--device", "cpu",
-        "--dtype", "float32", "--lora-r", "4", "--watch_photos", "4", "--json",
-    ])  # fmt: skip
+    code = main(
+        [
+            "train",
+            "--model_name",
+            str(place / "model"),
+            "--train_data",
+            str(data / "train.jsonl"),
+            "--val_data",
+            str(data / "val.jsonl"),
+            "--output_dir",
+            str(place / "out"),
+            "--epochs",
+            "1",
+            "--batch_size",
+            "4",
+            "--lr",
+            "1e-3",
+            "--device",
+            "cpu",
+            "--dtype",
+            "float32",
+            "--lora-r",
+            "4",
+            "--watch_photos",
+            "4",
+            "--json",
+        ]
+    )
     assert code == 0
     result = json.loads(capsys.readouterr().out)
     assert result["checkpoint"] == str(place / "out")
@@ -53,7 +76,17 @@ def test_a_model_folder_without_processor_is_named(place, tmp_path, capsys):
     bare.mkdir()
     (bare / "config.json").write_text((place / "model" / "config.json").read_text())
     data = place / "data" / "vlm"
-    code = main(["train", "--base_model", str(bare), "--train_data", str(data / "train.jsonl"), "--val_data", str(data / "val.jsonl")])
+    code = main(
+        [
+            "train",
+            "--base_model",
+            str(bare),
+            "--train_data",
+            str(data / "train.jsonl"),
+            "--val_data",
+            str(data / "val.jsonl"),
+        ]
+    )
     assert code == 2
     assert "bare" in (error := capsys.readouterr().err) and "processor" in error
 

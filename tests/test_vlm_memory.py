@@ -33,10 +33,16 @@ def test_memory_of_the_plans_profile_as_json(capsys):
     assert figures["peak"] == max(figures["phases"].values())
     modes = figures["modes"]
     assert modes["lora, gradient checkpointing"]["peak"] == figures["peak"]
-    assert modes["lora"]["peak"] > modes["lora, gradient checkpointing"]["peak"] > modes["qlora, gradient checkpointing"]["peak"]
+    assert (
+        modes["lora"]["peak"]
+        > modes["lora, gradient checkpointing"]["peak"]
+        > modes["qlora, gradient checkpointing"]["peak"]
+    )
     assert [(row["what"], row["plan"]) for row in figures["plan"]] == [
-        ("LoRA, r 16", 16e9), ("LoRA, r 32", 24e9), ("QLoRA, r 32", 20e9)
-    ]  # fmt: skip
+        ("LoRA, r 16", 16e9),
+        ("LoRA, r 32", 24e9),
+        ("QLoRA, r 32", 20e9),
+    ]
     assert figures["plan"][1]["ours"]["peak"] == modes["lora"]["peak"]
 
 

@@ -67,7 +67,9 @@ def test_the_output_layer_is_not_copied_for_each_photo(vlm):
         LabelScorer(vlm, LABELS, QUESTION).score([photo(0), photo(1), photo(2)])
     finally:
         handle.remove()
-    assert len(shapes[0]) == 2 and shapes[0][0] == 3, "one row a photo: slices of three dimensions are multiplied with copies"
+    assert len(shapes[0]) == 2 and shapes[0][0] == 3, (
+        "one row a photo: slices of three dimensions are multiplied with copies"
+    )
 
 
 def test_sliding_window_falls_back_to_padding_and_stays_right():

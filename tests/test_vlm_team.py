@@ -62,11 +62,22 @@ def launch(place, config, out):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(CONFIGS / config), "--main_process_port", str(port)]
+    command = [
+        sys.executable,
+        "-m",
+        "accelerate.commands.launch",
+        "--config_file",
+        str(CONFIGS / config),
+        "--main_process_port",
+        str(port),
+    ]
     return subprocess.run(
-        [*command, "-m", "catlib.cli", "train", *arguments], capture_output=True, text=True, timeout=300,
+        [*command, "-m", "catlib.cli", "train", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=300,
         env={**os.environ, "OMP_NUM_THREADS": "1", "CATLIB_ROOT": str(place / f"root-{out}")},
-    )  # fmt: skip
+    )
 
 
 @pytest.mark.parametrize("config", ["ddp.yaml", "fsdp.yaml"])

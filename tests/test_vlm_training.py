@@ -29,10 +29,18 @@ from catlib.vlm.trainer import Trainer, train
 from catlib.vlm.validation import validation_loss
 
 LAYOUT = {
-    "adapter_config.json", "adapter_model.safetensors", "preprocessor_config.json", "processor_config.json",
-    "tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "training_args.bin", "training.json", "README.md",
+    "adapter_config.json",
+    "adapter_model.safetensors",
+    "preprocessor_config.json",
+    "processor_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "chat_template.jinja",
+    "training_args.bin",
+    "training.json",
+    "README.md",
     "history.jsonl",
-}  # fmt: skip
+}
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +64,9 @@ def options(place, out, **more):
 def trained(place):
     os.environ["CATLIB_ROOT"] = str(place)
     rates = {"lr": 3e-2, "projector_lr": 3e-3}  # a tiny random model has everything to learn, in 24 steps
-    return train(options(place, place / "trained", epochs=8, train_projector="full", priority_breeds="Burmilla", **rates))
+    return train(
+        options(place, place / "trained", epochs=8, train_projector="full", priority_breeds="Burmilla", **rates)
+    )
 
 
 def test_it_learns_and_says_so(trained, place):
@@ -144,9 +154,18 @@ def test_pixtral_trains_saves_loads_and_predicts(place, tmp_path):
 
 def test_qlora_trains_and_loads(place, tmp_path):
     model = save_wide_llava(tmp_path / "wide")
-    result = train(options(
-        place, tmp_path / "out", base_model=str(model), mode="qlora", dtype="auto", epochs=3, train_projector="lora", watch_photos=0
-    ))  # fmt: skip
+    result = train(
+        options(
+            place,
+            tmp_path / "out",
+            base_model=str(model),
+            mode="qlora",
+            dtype="auto",
+            epochs=3,
+            train_projector="lora",
+            watch_photos=0,
+        )
+    )
     losses = [row["loss"] for row in result.history if row["kind"] == "step"]
     assert losses[-1] < losses[0]
     load_vlm("", adapter=result.checkpoint, device="cpu", quantize=True)
@@ -154,9 +173,12 @@ def test_qlora_trains_and_loads(place, tmp_path):
 
 def test_cache_checkpointing_and_cut_of_the_batch_do_not_change_the_losses(place, tmp_path):
     ways = [
-        {}, {"cache_features": False}, {"gradient_checkpointing": True}, {"batch_size": 4, "gradient_accumulation": 1},
+        {},
+        {"cache_features": False},
+        {"gradient_checkpointing": True},
+        {"batch_size": 4, "gradient_accumulation": 1},
         {"cache_limit_gb": 0.0},
-    ]  # fmt: skip
+    ]
     losses = []
     for i, way in enumerate(ways):
         more = {"lora_dropout": 0.0, "watch_photos": 0, "epochs": 1, **way}
@@ -171,7 +193,9 @@ def test_features_on_disk_are_used_and_renewed_when_the_tower_changes(place, tmp
 
     computed = []
     plain = features.compute_features
-    monkeypatch.setattr(features, "compute_features", lambda vlm, images: computed.append(len(images)) or plain(vlm, images))
+    monkeypatch.setattr(
+        features, "compute_features", lambda vlm, images: computed.append(len(images)) or plain(vlm, images)
+    )
     monkeypatch.setenv("CATLIB_ROOT", str(tmp_path))
     for _ in range(2):
         train(options(place, tmp_path / "a", epochs=1, watch_photos=0, resume=False))
@@ -285,7 +309,9 @@ def test_out_of_memory_halves_the_batch_and_keeps_the_effective_one(place, tmp_p
 def test_photos_made_ready_ahead_train_to_the_same_weights(place, tmp_path, monkeypatch):
     ready = []
     plain = Collator._photo
-    monkeypatch.setattr(Collator, "_photo", lambda self, s: ready.append(threading.current_thread().name[:6]) or plain(self, s))
+    monkeypatch.setattr(
+        Collator, "_photo", lambda self, s: ready.append(threading.current_thread().name[:6]) or plain(self, s)
+    )
     weights = []
     for workers in (0, 2):
         ready.clear()
@@ -293,7 +319,9 @@ def test_photos_made_ready_ahead_train_to_the_same_weights(place, tmp_path, monk
         result = train(options(place, tmp_path / str(workers), **more))
         weights.append(load_file(result.checkpoint / "last" / "adapter_model.safetensors"))
         ahead = ready.count("photos") / len(ready)
-        assert ahead > 0.7 if workers else ahead == 0  # not the batch that is checked first, nor a photo drawn twice in a row
+        assert (
+            ahead > 0.7 if workers else ahead == 0
+        )  # not the batch that is checked first, nor a photo drawn twice in a row
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
 
 
@@ -308,9 +336,14 @@ def test_an_exploding_loss_and_a_gradient_that_is_no_number_name_their_samples(p
 
     def torn(self, batch):
         loss, n = plain(self, batch)
-        return (loss + (loss - loss.detach()).sqrt() if "train-7" in batch.sample_ids else loss), n  # sqrt(0): infinite slope
+        return (
+            loss + (loss - loss.detach()).sqrt() if "train-7" in batch.sample_ids else loss
+        ), n  # sqrt(0): infinite slope
 
-    for forward, message in ((exploding, r"loss [\d.e+]+ in the samples .*train-7"), (torn, r"gradient is not finite.*train-7")):
+    for forward, message in (
+        (exploding, r"loss [\d.e+]+ in the samples .*train-7"),
+        (torn, r"gradient is not finite.*train-7"),
+    ):
         monkeypatch.setattr(AnswerLoss, "forward", forward)
         with pytest.raises(CatlibError, match=message):
             train(options(place, tmp_path / "out", resume=False))
@@ -352,7 +385,9 @@ def test_a_disk_that_fills_while_the_state_is_written_leaves_the_state_before_it
         plain(value, stream)
 
     with monkeypatch.context() as patch:
-        patch.setattr(state.torch, "save", lambda value, to: filling(value, to) if hasattr(to, "write") else plain(value, to))
+        patch.setattr(
+            state.torch, "save", lambda value, to: filling(value, to) if hasattr(to, "write") else plain(value, to)
+        )
         with pytest.raises(CatlibError, match=r"state.pt.*No space left"):
             train(options(place, tmp_path / "cut", **more))
     assert [path.name for path in (tmp_path / "cut" / "state").iterdir()] == ["state.pt"]

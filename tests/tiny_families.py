@@ -67,7 +67,12 @@ def save_idefics3(folder: Path) -> Path:
 
 def save_qwen2_vl(folder: Path) -> Path:
     """Photos keep their shape, and positions are triples of time, height and width."""
-    names = {"vision_start": "<|vision_start|>", "vision_end": "<|vision_end|>", "image": "<|image_pad|>", "video": "<|video_pad|>"}
+    names = {
+        "vision_start": "<|vision_start|>",
+        "vision_end": "<|vision_end|>",
+        "image": "<|image_pad|>",
+        "video": "<|video_pad|>",
+    }
     words = words_with(*names.values())
     rope = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [1, 1, 2]}
     vision = {"depth": 2, "embed_dim": 16, "hidden_size": 32, "num_heads": 2, "mlp_ratio": 2, "patch_size": 7}
@@ -78,7 +83,9 @@ def save_qwen2_vl(folder: Path) -> Path:
     )  # fmt: skip
     Qwen2VLForConditionalGeneration(config).save_pretrained(folder)
     AutoProcessor.register(Qwen2VLConfig, PhotoProcessor, exist_ok=True)
-    images = Qwen2VLImageProcessorPil(patch_size=7, merge_size=2, size={"shortest_edge": 14 * 14, "longest_edge": 56 * 56})
+    images = Qwen2VLImageProcessorPil(
+        patch_size=7, merge_size=2, size={"shortest_edge": 14 * 14, "longest_edge": 56 * 56}
+    )
     photo = f"{names['vision_start']}{names['image']}{names['vision_end']}"
     PhotoProcessor(images, words, chat_template=template(photo)).save_pretrained(folder)
     return folder

@@ -33,7 +33,11 @@ def save_wide_llava(folder: Path) -> Path:
     """A LLaVA whose language model is 64 wide, a whole block of 4-bit quantization."""
     vlm = llava()
     config = vlm.model.config
-    config.text_config.hidden_size, config.text_config.intermediate_size, config.text_config.num_hidden_layers = 64, 128, 2
+    config.text_config.hidden_size, config.text_config.intermediate_size, config.text_config.num_hidden_layers = (
+        64,
+        128,
+        2,
+    )
     config.text_config.head_dim = 16
     torch.manual_seed(0)
     LlavaForConditionalGeneration._from_config(config).save_pretrained(folder)
@@ -68,21 +72,37 @@ def save_pixtral(folder: Path) -> Path:
     template = llava().processor.chat_template.replace("<image>\\n", "[IMG]").replace("<image>\n", "[IMG]")
     torch.manual_seed(0)
     text = LlamaConfig(
-        vocab_size=len(words), hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, max_position_embeddings=256, pad_token_id=0, bos_token_id=1, eos_token_id=2,
-    )  # fmt: skip
+        vocab_size=len(words),
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=256,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=2,
+    )
     vision = PixtralVisionConfig(
         hidden_size=24, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2, image_size=56, patch_size=7
     )
     config = LlavaConfig(
-        vision_config=vision, text_config=text, image_token_index=words.convert_tokens_to_ids("[IMG]"),
-        vision_feature_layer=-1, vision_feature_select_strategy="full",
-    )  # fmt: skip
+        vision_config=vision,
+        text_config=text,
+        image_token_index=words.convert_tokens_to_ids("[IMG]"),
+        vision_feature_layer=-1,
+        vision_feature_select_strategy="full",
+    )
     LlavaForConditionalGeneration(config).save_pretrained(folder)
     processor = PixtralProcessor(
-        PixtralImageProcessorPil(size={"longest_edge": 28}, patch_size=7), words, patch_size=7, chat_template=template,
-        image_token="[IMG]", image_break_token="[IMG_BREAK]", image_end_token="[IMG_END]",
-    )  # fmt: skip
+        PixtralImageProcessorPil(size={"longest_edge": 28}, patch_size=7),
+        words,
+        patch_size=7,
+        chat_template=template,
+        image_token="[IMG]",
+        image_break_token="[IMG_BREAK]",
+        image_end_token="[IMG_END]",
+    )
     processor.save_pretrained(folder)
     return folder
 
@@ -97,9 +117,18 @@ def write_dataset(root: Path, train: int = 12, val: int = 4) -> Path:
             name = f"photos/{number:03}.jpg"
             photo(number).save(root / name)
             breed = BREEDS[i % len(BREEDS)]
-            samples.append(make_sample(
-                f"{split}-{i}", name, QUESTION, breed, breed=breed, source="test", sha256=f"{root.name}-{number}", split=split
-            ))  # fmt: skip
+            samples.append(
+                make_sample(
+                    f"{split}-{i}",
+                    name,
+                    QUESTION,
+                    breed,
+                    breed=breed,
+                    source="test",
+                    sha256=f"{root.name}-{number}",
+                    split=split,
+                )
+            )
             number += 1
         write_samples(root / "vlm" / f"{split}.jsonl", samples)
     (root / "vlm" / "dataset.json").write_text(json.dumps({"image_root": ".."}), encoding="utf-8")
@@ -109,8 +138,21 @@ def write_dataset(root: Path, train: int = 12, val: int = 4) -> Path:
 def settings(model: Path, data: Path, out: Path, **more: object) -> TrainSettings:
     """A short run on the CPU in float32."""
     values = {
-        "base_model": str(model), "train_data": str(data / "train.jsonl"), "val_data": str(data / "val.jsonl"),
-        "output_dir": str(out), "lora_r": 4, "lora_alpha": 8, "epochs": 2, "batch_size": 2, "gradient_accumulation": 2,
-        "lr": 5e-3, "projector_lr": 1e-3, "dtype": "float32", "device": "cpu", "num_workers": 0, "log_steps": 1, "watch_photos": 4,
-    }  # fmt: skip
+        "base_model": str(model),
+        "train_data": str(data / "train.jsonl"),
+        "val_data": str(data / "val.jsonl"),
+        "output_dir": str(out),
+        "lora_r": 4,
+        "lora_alpha": 8,
+        "epochs": 2,
+        "batch_size": 2,
+        "gradient_accumulation": 2,
+        "lr": 5e-3,
+        "projector_lr": 1e-3,
+        "dtype": "float32",
+        "device": "cpu",
+        "num_workers": 0,
+        "log_steps": 1,
+        "watch_photos": 4,
+    }
     return TrainSettings.build({**values, **more})

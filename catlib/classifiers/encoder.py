@@ -118,7 +118,13 @@ class ClipEncoder(FeatureExtractor):
     def describe(self) -> dict[str, Any]:
         dtype = str(self.model.dtype).removeprefix("torch.")
         weights = weights_digest(self.model)
-        return {"base_model": self.name, "adapter": None, "weights": weights, "device": self.model.device.type, "dtype": dtype}
+        return {
+            "base_model": self.name,
+            "adapter": None,
+            "weights": weights,
+            "device": self.model.device.type,
+            "dtype": dtype,
+        }
 
 
 class TowerEncoder(FeatureExtractor):
@@ -172,9 +178,12 @@ class TowerEncoder(FeatureExtractor):
         parameter = next(self.tower.parameters())
         dtype = str(parameter.dtype).removeprefix("torch.")
         return {
-            "base_model": str(self.vlm.name), "adapter": None, "weights": weights_digest(self.tower), "device": parameter.device.type,
+            "base_model": str(self.vlm.name),
+            "adapter": None,
+            "weights": weights_digest(self.tower),
+            "device": parameter.device.type,
             "dtype": dtype,
-        }  # fmt: skip
+        }
 
 
 def _tensor(output: Any) -> torch.Tensor:

@@ -64,7 +64,9 @@ class EndpointClassifier(Classifier):
         self.url, _, wanted = url.partition("#")
         self.url = self.url.rstrip("/")
         if not self.url.startswith(("http://", "https://")):
-            raise InputError(f"endpoint {url!r}: expected http://HOST:PORT/v1, with #MODEL behind it if it serves several")
+            raise InputError(
+                f"endpoint {url!r}: expected http://HOST:PORT/v1, with #MODEL behind it if it serves several"
+            )
         self.name, self.breeds, self.prompt = name, tuple(breeds), prompt
         self.concurrency, self.crop, self.tries, self.pause_s = concurrency, crop, tries, pause_s
         self.parser = BreedParser(self.breeds)
@@ -109,18 +111,28 @@ class EndpointClassifier(Classifier):
             {"type": "text", "text": self.prompt},
         ]
         body = {
-            "model": self.model, "messages": [{"role": "user", "content": content}],
-            "max_tokens": MAX_NEW_TOKENS, "temperature": 0, "seed": 0,
-        }  # fmt: skip
+            "model": self.model,
+            "messages": [{"role": "user", "content": content}],
+            "max_tokens": MAX_NEW_TOKENS,
+            "temperature": 0,
+            "seed": 0,
+        }
         if self.engine == "vllm":
             body["add_special_tokens"] = True  # it leaves <s> out of chats otherwise, and answers change
         return body
 
     def describe(self) -> dict[str, Any]:
         return {
-            "base_model": self.model, "adapter": None, "endpoint": self.url, "engine": self.engine, "prompt": self.prompt,
-            "decoding": "free", "crop": self.crop, "device": None, "dtype": None,
-        }  # fmt: skip
+            "base_model": self.model,
+            "adapter": None,
+            "endpoint": self.url,
+            "engine": self.engine,
+            "prompt": self.prompt,
+            "decoding": "free",
+            "crop": self.crop,
+            "device": None,
+            "dtype": None,
+        }
 
     def close(self) -> None:
         """Close the connections."""
@@ -140,11 +152,15 @@ class EndpointClassifier(Classifier):
         try:
             served = {entry["id"]: str(entry.get("owned_by", "")) for entry in listed["data"]}
         except (KeyError, TypeError):
-            raise EndpointError(f"{self.url}/models does not list models; is this an OpenAI-compatible server?") from None
+            raise EndpointError(
+                f"{self.url}/models does not list models; is this an OpenAI-compatible server?"
+            ) from None
         if not wanted and len(served) == 1:
             wanted = next(iter(served))
         if wanted not in served:
-            said = f"serves no {wanted!r}" if wanted else "serves several models: choose one by adding #MODEL to the URL"
+            said = (
+                f"serves no {wanted!r}" if wanted else "serves several models: choose one by adding #MODEL to the URL"
+            )
             raise InputError(f"endpoint {self.url} {said}; it has {', '.join(served) or 'none'}")
         return wanted, served[wanted]
 

@@ -19,16 +19,28 @@ DEFAULT_OUT = "data/vlm"
 def add_parser(subparsers: Any, common: argparse.ArgumentParser) -> None:
     """The options of `catlib data`; those of the split come from DataSettings."""
     parser = subparsers.add_parser(
-        "data", parents=[common], usage=USAGE, help="photos to a split that can be trusted", description=__doc__,
+        "data",
+        parents=[common],
+        usage=USAGE,
+        help="photos to a split that can be trusted",
+        description=__doc__,
         epilog="A folder that is itself called check or fetch is given as ./check or ./fetch. Exit codes: 0 done, 1 the check found "
         "problems or the download failed, 2 wrong input.",
-    )  # fmt: skip
-    parser.add_argument("what", nargs="*", metavar="PHOTOS", help="folder, Oxford archive or JSONL; or: check DIR; or: fetch NAME")
-    parser.add_argument("--out", metavar="DIR", help=f"folder that gets train, val and test.jsonl (default: {DEFAULT_OUT})")
-    parser.add_argument("--to", metavar="DIR", default="data/oxford-pets", help="folder for fetch (default: data/oxford-pets)")
+    )
+    parser.add_argument(
+        "what", nargs="*", metavar="PHOTOS", help="folder, Oxford archive or JSONL; or: check DIR; or: fetch NAME"
+    )
+    parser.add_argument(
+        "--out", metavar="DIR", help=f"folder that gets train, val and test.jsonl (default: {DEFAULT_OUT})"
+    )
+    parser.add_argument(
+        "--to", metavar="DIR", default="data/oxford-pets", help="folder for fetch (default: data/oxford-pets)"
+    )
     parser.add_argument("--json", action="store_true", help="print the result as one JSON object")
     add_settings_options(parser, DataSettings, skip=("photos", "data_dir", "run_dir"))
-    parser.add_argument("--run-dir", "--run_dir", metavar="DIR", help="folder that gets audit.csv (default: beside the split)")
+    parser.add_argument(
+        "--run-dir", "--run_dir", metavar="DIR", help="folder that gets audit.csv (default: beside the split)"
+    )
     parser.set_defaults(run=run)
 
 
@@ -56,7 +68,9 @@ def _split(args: argparse.Namespace, photos: str) -> int:
     dataset = prepare(settings, out)
     counts = {part: sum(breeds.values()) for part, breeds in dataset.card["counts"].items()}
     if args.json:
-        print(json.dumps({"out": str(out), "audit": str(resolve(run_dir) / "audit.csv"), "parts": counts, **dataset.card}))
+        print(
+            json.dumps({"out": str(out), "audit": str(resolve(run_dir) / "audit.csv"), "parts": counts, **dataset.card})
+        )
         return 0
     left_out = sum(dataset.card["left_out"].values())
     print(f"{out}: {', '.join(f'{part} {n}' for part, n in counts.items())} photos of {len(dataset.breeds)} breeds")
@@ -88,5 +102,9 @@ def _fetch(args: argparse.Namespace, words: list[str]) -> int:
     if words != ["oxford-pets"]:
         raise InputError("catlib data fetch knows one data set: catlib data fetch oxford-pets --to DIR")
     folder = fetch_oxford_pets(resolve(args.to))
-    print(json.dumps({"photos": str(folder)}) if args.json else f"{folder}: ready, now run: catlib data {folder} --out {DEFAULT_OUT}")
+    print(
+        json.dumps({"photos": str(folder)})
+        if args.json
+        else f"{folder}: ready, now run: catlib data {folder} --out {DEFAULT_OUT}"
+    )
     return 0

@@ -13,9 +13,7 @@ def add_parser(subparsers: argparse._SubParsersAction, common: argparse.Argument
         help="accuracy, F1 by breed, calibration, latency, each with its 95 %% interval",
         description="Compute the metrics of prediction files and merge them into a metrics file.",
     )
-    parser.add_argument(
-        "--predictions", nargs="+", required=True, metavar="FILE", help="MODEL.jsonl with its sidecar"
-    )
+    parser.add_argument("--predictions", nargs="+", required=True, metavar="FILE", help="MODEL.jsonl with its sidecar")
     parser.add_argument(
         "--out", required=True, metavar="FILE", help="metrics file; entries of other models in it are kept"
     )

@@ -23,29 +23,55 @@ def add_parser(subparsers: Any, common: argparse.ArgumentParser) -> None:
     kinds = parser.add_subparsers(dest="kind", required=True, metavar="KIND")
     shared = argparse.ArgumentParser(add_help=False, parents=[common])
     shared.add_argument("--checkpoint", required=True, metavar="DIR", help="adapter, or a plain model to write anew")
-    shared.add_argument("--out", required=True, type=Path, metavar="DIR", help="new folder; it appears when all is verified")
+    shared.add_argument(
+        "--out", required=True, type=Path, metavar="DIR", help="new folder; it appears when all is verified"
+    )
     shared.add_argument("--base-model", default="", metavar="REF", help="base model; default: as the checkpoint says")
-    shared.add_argument("--photos", nargs="+", type=Path, default=[], metavar="PHOTO_OR_FOLDER",
-                        help="photos to verify on; default: the validation data, else drawn cats")  # fmt: skip
-    shared.add_argument("--count", type=int, default=8, metavar="N", help="so many of them (default: 8; given photos: all)")
-    shared.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda", "mps"], help="auto: the GPU, if any")
+    shared.add_argument(
+        "--photos",
+        nargs="+",
+        type=Path,
+        default=[],
+        metavar="PHOTO_OR_FOLDER",
+        help="photos to verify on; default: the validation data, else drawn cats",
+    )
+    shared.add_argument(
+        "--count", type=int, default=8, metavar="N", help="so many of them (default: 8; given photos: all)"
+    )
+    shared.add_argument(
+        "--device", default="auto", choices=["auto", "cpu", "cuda", "mps"], help="auto: the GPU, if any"
+    )
     shared.add_argument("--force", action="store_true", help="replace an existing folder, once the new one is verified")
     shared.add_argument("--json", action="store_true", help="print the result as JSON")
     merge = kinds.add_parser(
-        "merge", parents=[shared], help="adapter and projector merged into a plain checkpoint",
+        "merge",
+        parents=[shared],
+        help="adapter and projector merged into a plain checkpoint",
         description="Merge adapter and projector into the plain base (never into 4-bit weights), with the hub's key names.",
-    )  # fmt: skip
-    merge.add_argument("--dtype", default="auto", choices=["auto", "bfloat16", "float16", "float32"],
-                       help="weights of the export (default: as trained, else the base's own)")  # fmt: skip
-    merge.add_argument("--limit", type=float, metavar="NATS", help="largest score difference that passes (default: by dtype)")
+    )
+    merge.add_argument(
+        "--dtype",
+        default="auto",
+        choices=["auto", "bfloat16", "float16", "float32"],
+        help="weights of the export (default: as trained, else the base's own)",
+    )
+    merge.add_argument(
+        "--limit", type=float, metavar="NATS", help="largest score difference that passes (default: by dtype)"
+    )
     merge.set_defaults(run=run_merge)
     gguf = kinds.add_parser(
-        "gguf", parents=[shared], help="text model and mmproj for llama.cpp",
+        "gguf",
+        parents=[shared],
+        help="text model and mmproj for llama.cpp",
         description="Convert a tuned model by llama.cpp's own converter, and ask llama-server, if there is one, about photos.",
-    )  # fmt: skip
+    )
     gguf.add_argument("--outtype", default="f16", choices=["f32", "f16", "bf16", "q8_0"], help="weights (default: f16)")
-    gguf.add_argument("--llama-cpp", default="", metavar="DIR", help="llama.cpp's source, for its converter; or CATLIB_LLAMA_CPP")
-    gguf.add_argument("--binary", default="", metavar="PATH", help="llama-server to verify with; or CATLIB_LLAMA_SERVER")
+    gguf.add_argument(
+        "--llama-cpp", default="", metavar="DIR", help="llama.cpp's source, for its converter; or CATLIB_LLAMA_CPP"
+    )
+    gguf.add_argument(
+        "--binary", default="", metavar="PATH", help="llama-server to verify with; or CATLIB_LLAMA_SERVER"
+    )
     gguf.set_defaults(run=run_gguf)
 
 
@@ -55,9 +81,15 @@ def run_merge(args: argparse.Namespace) -> int:
 
     source = find_source(resolve(args.checkpoint), args.base_model)
     result = merge(
-        source, resolve(args.out), dtype=args.dtype, device=args.device, photos=_photos(args), count=args.count,
-        limit=args.limit, force=args.force,
-    )  # fmt: skip
+        source,
+        resolve(args.out),
+        dtype=args.dtype,
+        device=args.device,
+        photos=_photos(args),
+        count=args.count,
+        limit=args.limit,
+        force=args.force,
+    )
     if args.json:
         facts = asdict(result) | {"folder": str(result.folder)}
         if facts["as_trained"]:
@@ -79,9 +111,16 @@ def run_gguf(args: argparse.Namespace) -> int:
 
     source = find_source(resolve(args.checkpoint), args.base_model)
     result = export_gguf(
-        source, resolve(args.out), outtype=args.outtype, llama_cpp=args.llama_cpp, binary=args.binary, device=args.device,
-        photos=_photos(args), count=args.count, force=args.force,
-    )  # fmt: skip
+        source,
+        resolve(args.out),
+        outtype=args.outtype,
+        llama_cpp=args.llama_cpp,
+        binary=args.binary,
+        device=args.device,
+        photos=_photos(args),
+        count=args.count,
+        force=args.force,
+    )
     if args.json:
         json.dump(asdict(result), sys.stdout, ensure_ascii=False, default=str)
         print()

@@ -27,9 +27,12 @@ log = logging.getLogger(__name__)
 def add_parser(subparsers: Any, common: argparse.ArgumentParser) -> None:
     """The options of `catlib predict`."""
     parser = subparsers.add_parser(
-        "predict", parents=[common], help="name the breed in photos", description=__doc__,
+        "predict",
+        parents=[common],
+        help="name the breed in photos",
+        description=__doc__,
         epilog="exit codes: 0 all photos predicted, 1 some could not be read (listed), 2 wrong input",
-    )  # fmt: skip
+    )
     parser.add_argument(
         "photos", nargs="+", type=Path, metavar="PHOTO_OR_FOLDER", help="folders are searched for photos"
     )
@@ -47,7 +50,9 @@ def add_parser(subparsers: Any, common: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--prompt", help="question put to the model; default: the one it was trained with")
     parser.add_argument("--batch-size", type=int, help="photos in one forward pass (default: 8)")
-    parser.add_argument("--concurrency", type=int, default=4, metavar="N", help="endpoint: requests at a time (default: 4)")
+    parser.add_argument(
+        "--concurrency", type=int, default=4, metavar="N", help="endpoint: requests at a time (default: 4)"
+    )
     parser.add_argument(
         "--crop", type=int, metavar="PIXELS", help="endpoint: send the middle square, scaled to this; 0: whole photos"
     )
@@ -172,7 +177,9 @@ def load_classifier(args: argparse.Namespace) -> "Classifier":
     vlm = load_vlm(base, adapter=adapter, device=settings.device, dtype=settings.dtype, quantize=settings.quantize)
     prompt = args.prompt or trained.get("question") or settings.prompt
     name = "vlm-tuned" if args.model == "tuned" else "vlm-base"
-    return VLMClassifier(vlm, breeds, prompt, settings.decoding, settings.score_norm, name=name, spelled=trained.get("spelled"))
+    return VLMClassifier(
+        vlm, breeds, prompt, settings.decoding, settings.score_norm, name=name, spelled=trained.get("spelled")
+    )
 
 
 def _endpoint(args: argparse.Namespace, breeds: Sequence[str], prompt: str, checkpoint: Path | None) -> "Classifier":
@@ -184,7 +191,12 @@ def _endpoint(args: argparse.Namespace, breeds: Sequence[str], prompt: str, chec
         raise InputError("an endpoint answers in words: only --decoding free is possible with --model endpoint:URL")
     crop = args.crop if args.crop is not None else crop_side(checkpoint) if checkpoint else 0
     return EndpointClassifier(
-        args.model.removeprefix("endpoint:"), breeds, prompt, concurrency=args.concurrency, crop=crop, timeout_s=args.timeout
+        args.model.removeprefix("endpoint:"),
+        breeds,
+        prompt,
+        concurrency=args.concurrency,
+        crop=crop,
+        timeout_s=args.timeout,
     )
 
 

@@ -15,11 +15,15 @@ from catlib.settings import TrainSettings, read_profile
 def add_parser(subparsers: Any, common: argparse.ArgumentParser) -> None:
     """The options of `catlib train`: every training setting, and the plan's --model_name."""
     parser = subparsers.add_parser(
-        "train", parents=[common], help="fine-tune a model", description=__doc__,
-        epilog="on several GPUs: accelerate launch --config_file configs/accelerate/ddp.yaml --num_processes N -m catlib.cli train … "
-
-    )  # fmt: skip
-    parser.add_argument("--profile", metavar="NAME", help="take the settings of notebooks/profiles/NAME.yaml, or of a file")
+        "train",
+        parents=[common],
+        help="fine-tune a model",
+        description=__doc__,
+        epilog="on several GPUs: accelerate launch --config_file configs/accelerate/ddp.yaml --num_processes N -m catlib.cli train … ",
+    )
+    parser.add_argument(
+        "--profile", metavar="NAME", help="take the settings of notebooks/profiles/NAME.yaml, or of a file"
+    )
     parser.add_argument("--model_name", "--model-name", metavar="REF", help="the plan's name of --base_model")
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
     add_settings_options(parser, TrainSettings)

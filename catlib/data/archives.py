@@ -62,7 +62,9 @@ def unpacked(photos: Path, to: Path) -> Path:
     if folder == photos and ((folder / "images").is_dir() or not (folder / "images.tar.gz").is_file()):
         return photos
     if folder != photos and photos.name not in names:
-        raise InputError(f"photos: {photos}: only the Oxford archives {' and '.join(names)} can be read packed; unpack it first")
+        raise InputError(
+            f"photos: {photos}: only the Oxford archives {' and '.join(names)} can be read packed; unpack it first"
+        )
     for name in names:
         if not (folder / name).is_file():
             raise InputError(f"photos: {folder / name} is missing; both archives are needed ({PAGE})")
@@ -86,7 +88,9 @@ def _unpack_once(archive: Path, to: Path, top: str) -> None:
             if known == origin or not known and archive.parent == to:  # beside its archive: unpacked by hand
                 return
             if not known:
-                raise InputError(f"{to / top} is in the way: it did not come from {archive}; move it, or give {to} as the photos")
+                raise InputError(
+                    f"{to / top} is in the way: it did not come from {archive}; move it, or give {to} as the photos"
+                )
         _unpack(archive, to, top, mark, origin)
 
 
@@ -114,7 +118,9 @@ def _fetch(archive: Archive, to: Path, base: str) -> None:
     if target.is_file():
         if _md5(target) == archive.md5:
             return
-        raise CatlibError(f"{target}: its checksum is not {archive.md5}, so it is not the published file; delete it and run again")
+        raise CatlibError(
+            f"{target}: its checksum is not {archive.md5}, so it is not the published file; delete it and run again"
+        )
     have = -1
     while have < (have := _size(part)):  # again as long as each attempt brings something
         try:
@@ -131,7 +137,9 @@ def _fetch(archive: Archive, to: Path, base: str) -> None:
     found = _md5(part)
     if found != archive.md5:
         part.unlink()
-        raise CatlibError(f"{base + archive.name}: checksum {found}, expected {archive.md5}; the download was damaged, run again")
+        raise CatlibError(
+            f"{base + archive.name}: checksum {found}, expected {archive.md5}; the download was damaged, run again"
+        )
     os.replace(part, target)
 
 

@@ -88,7 +88,12 @@ def inspect(root: Path, finding: Finding, min_side: int) -> Finding:
         if not stat.S_ISREG(status.st_mode):  # reading a pipe would wait for ever
             return replace(finding, verdict="unreadable", detail="not a regular file")
         if status.st_size > MAX_BYTES:
-            return replace(finding, verdict="too large", detail=f"{status.st_size:,} bytes, limit {MAX_BYTES:,}", bytes=status.st_size)
+            return replace(
+                finding,
+                verdict="too large",
+                detail=f"{status.st_size:,} bytes, limit {MAX_BYTES:,}",
+                bytes=status.st_size,
+            )
         data = path.read_bytes()
     except FileNotFoundError:
         return replace(finding, verdict="missing", detail="no such file")
@@ -117,7 +122,9 @@ def _decode(data: bytes, finding: Finding, min_side: int) -> Finding:
             if width * height > MAX_PIXELS:
                 return replace(finding, verdict="too large", detail=f"{width * height:,} pixels, limit {MAX_PIXELS:,}")
             if min(width, height) < min_side:
-                return replace(finding, verdict="too small", detail=f"{width} x {height}, smallest side wanted {min_side}")
+                return replace(
+                    finding, verdict="too small", detail=f"{width} x {height}, smallest side wanted {min_side}"
+                )
             image.draft("L", (DRAFT, DRAFT))
             image.load()
             hashes = perceptual_hashes(_grey(image))
@@ -125,7 +132,17 @@ def _decode(data: bytes, finding: Finding, min_side: int) -> Finding:
         return replace(finding, verdict="too large", detail=str(error))
     except UnidentifiedImageError:
         return replace(finding, verdict="not an image", detail=f"begins with {data[:8]!r}")
-    except (OSError, SyntaxError, ValueError, EOFError, struct.error, IndexError, MemoryError, KeyError, TypeError) as error:
+    except (
+        OSError,
+        SyntaxError,
+        ValueError,
+        EOFError,
+        struct.error,
+        IndexError,
+        MemoryError,
+        KeyError,
+        TypeError,
+    ) as error:
         reason = "truncated" if "truncated" in str(error).lower() or isinstance(error, EOFError) else "broken"
         return replace(finding, verdict=reason, detail=str(error))
     if hashes is None:

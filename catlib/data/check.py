@@ -42,14 +42,16 @@ def check(vlm_dir: Path) -> Check:
     parts = [finding.part for finding, _ in entries]
     problems += [
         f"{f.image}: its bytes are not those of the split (SHA-256 {f.sha256[:12]}, recorded {recorded[:12]})"
-        for f, (_, recorded) in zip(found, entries, strict=True) if f.kept and recorded and recorded != f.sha256
-    ]  # fmt: skip
+        for f, (_, recorded) in zip(found, entries, strict=True)
+        if f.kept and recorded and recorded != f.sha256
+    ]
     problems += _crossing(zip((f.sha256 for f in found), found, parts, strict=True), "the same bytes")
     problems += _crossing(zip((f.animal for f in found), found, parts, strict=True), "photos of the same cat")
     hashed = [(f, part) for f, part in zip(found, parts, strict=True) if f.phash]
     labels = labels_of([f for f, _ in hashed], bits).tolist()
     problems += _crossing(
-        ((label, f, part) for label, (f, part) in zip(labels, hashed, strict=True)), f"near-duplicates (at most {bits} bits)"
+        ((label, f, part) for label, (f, part) in zip(labels, hashed, strict=True)),
+        f"near-duplicates (at most {bits} bits)",
     )
     groups = len(set(labels)) + len({f.sha256 for f in found if f.kept and not f.phash})
     return Check(len(found), groups, bits, dict(Counter(parts)), tuple(problems))
@@ -59,15 +61,18 @@ def _entries(dataset: Dataset, vlm_dir: Path) -> list[tuple[Finding, str]]:
     """Every photo of the split with its part and recorded SHA-256; the problem of a photo in two parts is found by its bytes."""
     entries = [
         (Finding(sample.image, sample.breed, part=part, animal=sample.animal), str(sample.metadata.get("sha256", "")))
-        for part in PARTS for sample in dataset.part(part)
-    ]  # fmt: skip
+        for part in PARTS
+        for sample in dataset.part(part)
+    ]
     if not dataset.card:
         return entries
     inside = {finding.image: finding.part for finding, _ in entries}
     for row in read_groups(vlm_dir):
         if row["image"] not in inside:
             if row["verdict"] == "kept":
-                raise InputError(f"{vlm_dir}: {row['image']} is in groups.csv and in no JSONL file; run catlib data again")
+                raise InputError(
+                    f"{vlm_dir}: {row['image']} is in groups.csv and in no JSONL file; run catlib data again"
+                )
             entries.append((Finding(row["image"], row["breed"], part=row["part"]), row["sha256"]))
     return entries
 

@@ -65,7 +65,9 @@ def writing(vlm_dir: Path) -> Iterator[None]:
     Raises InputError where the folder holds samples of another origin, CatlibError where it cannot be written.
     """
     if (vlm_dir / "train.jsonl").is_file() and not (vlm_dir / DATASET_CARD).is_file():
-        raise InputError(f"{vlm_dir}: holds a train.jsonl that catlib has not written and would replace; give another folder")
+        raise InputError(
+            f"{vlm_dir}: holds a train.jsonl that catlib has not written and would replace; give another folder"
+        )
     try:
         vlm_dir.mkdir(parents=True, exist_ok=True)
         handle = os.open(vlm_dir / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
@@ -79,7 +81,11 @@ def writing(vlm_dir: Path) -> Iterator[None]:
 
 
 def write_dataset(
-    vlm_dir: Path, root: Path, samples: Mapping[str, Sequence[Sample]], findings: Sequence[Finding], card: Mapping[str, Any]
+    vlm_dir: Path,
+    root: Path,
+    samples: Mapping[str, Sequence[Sample]],
+    findings: Sequence[Finding],
+    card: Mapping[str, Any],
 ) -> None:
     """Write all files of a split; call it inside `writing`. The card goes last and holds the others' digests."""
     files = {}
@@ -125,9 +131,10 @@ def _card_of_its_files(vlm_dir: Path) -> dict[str, Any]:
     for pause in (0.2, 1.0, 2.0, None):
         card = read_card(vlm_dir)
         wrong = [
-            name for name, digest in card.get("files", {}).items()
+            name
+            for name, digest in card.get("files", {}).items()
             if not (vlm_dir / name).is_file() or hashlib.sha256((vlm_dir / name).read_bytes()).hexdigest() != digest
-        ]  # fmt: skip
+        ]
         if not wrong:
             return card
         if pause:

@@ -37,12 +37,27 @@ TEST_SHARE = 0.2  # test pictures of each breed, as a share of the most frequent
 MIN_PICTURES = 3
 # training pictures of each breed, as a share of the most frequent breed's
 SHARES: Mapping[str, float] = {
-    "Domestic Short Hair": 1.0, "Maine Coon": 0.85, "Siamese": 0.8, "Persian": 0.7, "Calico": 0.65,
+    "Domestic Short Hair": 1.0,
+    "Maine Coon": 0.85,
+    "Siamese": 0.8,
+    "Persian": 0.7,
+    "Calico": 0.65,
     "American Shorthair": 0.6,
-    "Ragdoll": 0.5, "Russian Blue": 0.45, "Bengal": 0.4, "Abyssinian": 0.35, "Manx": 0.3, "Sphynx - Hairless Cat": 0.25,
-    "Oriental Short Hair": 0.22, "Oriental Long Hair": 0.19, "Chinchilla": 0.19, "Cymric": 0.18, "Burmilla": 0.18,
-    "York Chocolate": 0.16, "American Wirehair": 0.16, "Canadian Hairless": 0.16,
-}  # fmt: skip
+    "Ragdoll": 0.5,
+    "Russian Blue": 0.45,
+    "Bengal": 0.4,
+    "Abyssinian": 0.35,
+    "Manx": 0.3,
+    "Sphynx - Hairless Cat": 0.25,
+    "Oriental Short Hair": 0.22,
+    "Oriental Long Hair": 0.19,
+    "Chinchilla": 0.19,
+    "Cymric": 0.18,
+    "Burmilla": 0.18,
+    "York Chocolate": 0.16,
+    "American Wirehair": 0.16,
+    "Canadian Hairless": 0.16,
+}
 
 
 def draw_dataset(out: Path, photos: int, seed: int) -> Path:

@@ -53,9 +53,15 @@ def draw_cat(look: Look, rng: np.random.Generator, size: int = 160) -> Image.Ima
 
 
 def _paint_part(
-    image: Image.Image, part: Part, look: Look, to_canvas: Callable[[Array], Array], unit: float, noise: Noise,
-    light: Array, rng: np.random.Generator,
-) -> None:  # fmt: skip
+    image: Image.Image,
+    part: Part,
+    look: Look,
+    to_canvas: Callable[[Array], Array],
+    unit: float,
+    noise: Noise,
+    light: Array,
+    rng: np.random.Generator,
+) -> None:
     size = image.width
     outline = _furry(to_canvas(part.outline), look, part, unit, rng)
     (left, top), (right, bottom) = np.floor(outline.min(0)).astype(int) - 3, np.ceil(outline.max(0)).astype(int) + 3

@@ -53,8 +53,11 @@ def paint(look: Look, kind: str, u: Array, v: Array, noise: Noise) -> Array:
         color = _mix(base, second, _step(noise.blotch + 0.6 * noise.tuft, 0.15, 0.25))
     elif look.pattern == "calico":
         warm = look.second[0] - look.second[2] > 100  # orange goes with black, cream with blue-grey
-        color = _mix(np.array((46, 44, 46), np.float32) if warm else _blue_grey(base), second,
-                     _step(noise.broad + 0.2 * noise.blotch, 0.0, 0.12))  # fmt: skip
+        color = _mix(
+            np.array((46, 44, 46), np.float32) if warm else _blue_grey(base),
+            second,
+            _step(noise.broad + 0.2 * noise.blotch, 0.0, 0.12),
+        )
     elif look.pattern == "torbie":
         color = _mix(base, second, _step(noise.blotch + 0.3 * noise.tuft, 0.1, 0.3))
         color = _mix(color, dark, 0.85 * _stripes(look, kind, u, v, noise))

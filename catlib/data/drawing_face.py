@@ -34,12 +34,20 @@ def ear_parts(look: Look, turn: float) -> list[tuple[Part, Part]]:
         if look.ear_bend > 0:
             tip = tip - along * 0.34 * side * side + out * 0.02
         blunt = 0.1 + 0.34 * look.ear_round
-        outline = spline(np.array([
-            base - along * half, base - along * half * (0.62 + 0.3 * look.ear_round) + out * height * 0.55,
-            tip - along * half * blunt, tip + along * half * blunt,
-            base + along * half * (0.66 + 0.3 * look.ear_round) + out * height * 0.5, base + along * half - out * 0.1,
-            base - out * 0.35,
-        ]), 48)  # fmt: skip
+        outline = spline(
+            np.array(
+                [
+                    base - along * half,
+                    base - along * half * (0.62 + 0.3 * look.ear_round) + out * height * 0.55,
+                    tip - along * half * blunt,
+                    tip + along * half * blunt,
+                    base + along * half * (0.66 + 0.3 * look.ear_round) + out * height * 0.5,
+                    base + along * half - out * 0.1,
+                    base - out * 0.35,
+                ]
+            ),
+            48,
+        )
         centre = base + out * height * 0.28
         inner = centre + (outline - centre) * 0.62
         axis = (float(out[0]), float(out[1]))

@@ -97,18 +97,34 @@ def _sit(look: Look, rng: np.random.Generator, name: str) -> Pose:
 def _stand(look: Look, rng: np.random.Generator, name: str) -> Pose:
     w = 0.5 + 0.5 * look.width
     arch = rng.normal(0, 0.08)
-    body_outline = spline(np.array([
-        (-2.3, -0.35), (-1.6, -0.82 * w), (-0.4, (-0.8 - arch) * w), (0.9, -0.8 * w), (1.6, -0.55), (1.72, 0.1),
-        (1.2, 0.68 * w), (0.1, 0.8 * look.width), (-1.2, 0.66 * w), (-2.15, 0.45),
-    ]))  # fmt: skip
+    body_outline = spline(
+        np.array(
+            [
+                (-2.3, -0.35),
+                (-1.6, -0.82 * w),
+                (-0.4, (-0.8 - arch) * w),
+                (0.9, -0.8 * w),
+                (1.6, -0.55),
+                (1.72, 0.1),
+                (1.2, 0.68 * w),
+                (0.1, 0.8 * look.width),
+                (-1.2, 0.66 * w),
+                (-2.15, 0.45),
+            ]
+        )
+    )
     body = Part("body", body_outline, (-0.4, 0), (1, 0), 1.0, 0.85 * w)
     ground = 0.5 + 1.35 * look.legs
     swing = rng.normal(0, 0.25, 4)
     thick = 0.28 * (0.6 + 0.4 * look.width)
-    far = [_limb((x, 0.3), (x + s + 0.12, ground - 0.1), thick * 1.25, thick * 0.8, shade=0.78)
-           for x, s in ((1.05, swing[0]), (-1.5, swing[1]))]  # fmt: skip
-    near = [_limb((x, 0.2), (x + s, ground), thick * (1.2 + 0.45 * (x < 0)), thick * 0.85)
-            for x, s in ((1.25, swing[2]), (-1.72, swing[3]))]  # fmt: skip
+    far = [
+        _limb((x, 0.3), (x + s + 0.12, ground - 0.1), thick * 1.25, thick * 0.8, shade=0.78)
+        for x, s in ((1.05, swing[0]), (-1.5, swing[1]))
+    ]
+    near = [
+        _limb((x, 0.2), (x + s, ground), thick * (1.2 + 0.45 * (x < 0)), thick * 0.85)
+        for x, s in ((1.25, swing[2]), (-1.72, swing[3]))
+    ]
     if rng.random() < 0.55:
         curve = [(-2.15, -0.35), (-2.7, -0.9), (-2.95, -1.7), (-2.8, -2.5), (-2.4, -2.9)]
     else:
@@ -129,9 +145,22 @@ def _stand(look: Look, rng: np.random.Generator, name: str) -> Pose:
 
 def _loaf(look: Look, rng: np.random.Generator, name: str) -> Pose:
     w, ground = look.width, 1.35
-    outline = spline(np.array([(-2.35, 0.9), (-2.1, 0.0), (-1.2, -0.62 * w), (0.1, -0.66 * w), (1.2, -0.5), (1.75,
-                                0.2), (1.9, 1.0),
-                               (1.2, ground), (-0.5, ground + 0.02), (-1.9, ground)]))  # fmt: skip
+    outline = spline(
+        np.array(
+            [
+                (-2.35, 0.9),
+                (-2.1, 0.0),
+                (-1.2, -0.62 * w),
+                (0.1, -0.66 * w),
+                (1.2, -0.5),
+                (1.75, 0.2),
+                (1.9, 1.0),
+                (1.2, ground),
+                (-0.5, ground + 0.02),
+                (-1.9, ground),
+            ]
+        )
+    )
     body = Part("body", outline, (-0.3, 0.35), (1, 0), 1.0, 1.0 * w)
     hip = spline(np.array([(-2.3, 0.9), (-1.9, 0.1), (-1.2, 0.1), (-0.7, 0.7), (-0.8, ground), (-1.9, ground)]))
     haunch = Part("body", hip, (-0.3, 0.35), (1, 0), 1.0, 1.0 * w, shade=1.04, fur=0.3)
@@ -166,11 +195,23 @@ def _limb(
         return Part("leg", outline, (x1, y1 - 1.2), (0, 1), 1.2, r_foot, fur=0.15)
     knee = ((x0 + x1) / 2, (y0 + y1) / 2)
     mid = (r_top + r_foot) / 2 * 0.92
-    outline = spline(np.array([
-        (x0 - r_top, y0), (x0, y0 - r_top), (x0 + r_top, y0), (knee[0] + mid, knee[1]), (x1 + r_foot, y1 - 0.25),
-        (x1 + r_foot * 1.35, y1 - 0.02), (x1, y1 + 0.1), (x1 - r_foot * 1.2, y1 - 0.02), (x1 - r_foot, y1 - 0.25),
-        (knee[0] - mid, knee[1]),
-    ]), 64)  # fmt: skip
+    outline = spline(
+        np.array(
+            [
+                (x0 - r_top, y0),
+                (x0, y0 - r_top),
+                (x0 + r_top, y0),
+                (knee[0] + mid, knee[1]),
+                (x1 + r_foot, y1 - 0.25),
+                (x1 + r_foot * 1.35, y1 - 0.02),
+                (x1, y1 + 0.1),
+                (x1 - r_foot * 1.2, y1 - 0.02),
+                (x1 - r_foot, y1 - 0.25),
+                (knee[0] - mid, knee[1]),
+            ]
+        ),
+        64,
+    )
     return Part(
         "leg", outline, (x0, y0), (x1 - x0, y1 - y0), float(np.hypot(x1 - x0, y1 - y0)), r_top, shade=shade, fur=0.25
     )
@@ -211,5 +252,17 @@ def _mirror(parts: list[Part], side: int) -> list[Part]:
     if side > 0:
         return parts
     flip = np.array([-1.0, 1.0])
-    return [Part(p.kind, p.outline * flip, (-p.origin[0], p.origin[1]), (-p.axis[0], p.axis[1]), p.length, p.half_width,
-                 p.frontal, p.shade, p.fur) for p in parts]  # fmt: skip
+    return [
+        Part(
+            p.kind,
+            p.outline * flip,
+            (-p.origin[0], p.origin[1]),
+            (-p.axis[0], p.axis[1]),
+            p.length,
+            p.half_width,
+            p.frontal,
+            p.shade,
+            p.fur,
+        )
+        for p in parts
+    ]

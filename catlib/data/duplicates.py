@@ -12,7 +12,12 @@ from catlib.data.audit import Finding
 from catlib.data.hashing import group_labels, near_pairs
 
 ALIKE = 20
-STRONGEST = ("test", "val", "train", "")  # of near-duplicates with different official parts, the first of these keeps its photos
+STRONGEST = (
+    "test",
+    "val",
+    "train",
+    "",
+)  # of near-duplicates with different official parts, the first of these keeps its photos
 
 
 def judge_copies(findings: Sequence[Finding]) -> list[Finding]:
@@ -30,9 +35,13 @@ def judge_copies(findings: Sequence[Finding]) -> list[Finding]:
         for i in same:
             if len(breeds) > 1:
                 others = ", ".join(findings[j].image for j in same if j != i)
-                judged[i] = replace(findings[i], verdict="two breeds", detail=f"the same bytes as {others} ({' / '.join(breeds)})")
+                judged[i] = replace(
+                    findings[i], verdict="two breeds", detail=f"the same bytes as {others} ({' / '.join(breeds)})"
+                )
             elif i != first:
-                judged[i] = replace(findings[i], verdict="duplicate", detail=f"the same bytes as {findings[first].image}")
+                judged[i] = replace(
+                    findings[i], verdict="duplicate", detail=f"the same bytes as {findings[first].image}"
+                )
     return judged
 
 
@@ -78,7 +87,9 @@ def _numbers(hashes: Iterable[str]) -> np.ndarray:
 def _joined(photos: Sequence[int], alike: Iterable[Sequence[int]]) -> list[list[int]]:
     """The photos in groups: those that a chain of sets in `alike` connects are together."""
     position = {photo: place for place, photo in enumerate(photos)}
-    edges = np.array([(position[members[0]], position[i]) for members in alike for i in members[1:]], dtype=int).reshape(-1, 2)
+    edges = np.array(
+        [(position[members[0]], position[i]) for members in alike for i in members[1:]], dtype=int
+    ).reshape(-1, 2)
     graph = coo_array((np.ones(len(edges)), (edges[:, 0], edges[:, 1])), shape=(len(photos), len(photos)))
     groups: dict[int, list[int]] = defaultdict(list)
     for photo, label in zip(photos, connected_components(graph, directed=False)[1].tolist(), strict=True):

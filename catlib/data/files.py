@@ -17,7 +17,9 @@ def finding(image: str, name: str, official: str = "", animal: str = "") -> Find
         image.encode()
     except UnicodeEncodeError:
         shown = image.encode(errors="backslashreplace").decode()
-        return Finding(shown, "", verdict="bad name", detail="the name is not UTF-8, so no JSON can hold it: rename the file")
+        return Finding(
+            shown, "", verdict="bad name", detail="the name is not UTF-8, so no JSON can hold it: rename the file"
+        )
     if not name:
         return Finding(image, "", verdict=NO_BREED, detail="lies in no breed's folder, and no table names its breed")
     if is_photo(image):
@@ -45,10 +47,12 @@ def files(root: Path) -> Iterator[tuple[Path, str]]:
     for folder, folders, names in os.walk(root, followlinks=True, onerror=_refuse):
         here = Path(folder).resolve()
         folders[:] = sorted(
-            name for name in folders
-            if not name.startswith(".") and not _is_split(path := Path(folder, name))
+            name
+            for name in folders
+            if not name.startswith(".")
+            and not _is_split(path := Path(folder, name))
             and not (path.is_symlink() and here.is_relative_to(path.resolve()))
-        )  # fmt: skip
+        )
         for name in sorted(names):
             if not name.startswith("."):
                 yield Path(folder).relative_to(root), name

@@ -117,7 +117,9 @@ def counts_sentence(dataset: Dataset) -> str:
     """How uneven the breeds are in training."""
     train = {breed: n["train"] for breed, n in counts(dataset).items()}
     most, least = max(train, key=train.get), min(train, key=train.get)
-    total = ", ".join(f"{len(dataset.part(part)):,} {name}" for part, name in zip(PARTS, ("training", "validation", "test")))
+    total = ", ".join(
+        f"{len(dataset.part(part)):,} {name}" for part, name in zip(PARTS, ("training", "validation", "test"))
+    )
     return (
         f"{len(dataset.breeds)} breeds, {total} photos. {most} has {train[most]} training photos, {least} {train[least]}: "
         f"**{train[most] / max(1, train[least]):.1f} to 1**. A photo's part is drawn from its content, so that it stays when photos are "
@@ -201,7 +203,11 @@ def _measurable(dataset: Dataset) -> str:
     rare = [breed for breed in dataset.priority_breeds if breed in small]
     if not small:
         return width_sentence(dataset)
-    among = f", among them {len(rare)} of the {len(dataset.priority_breeds)} priority breeds: {', '.join(rare)}" if rare else ""
+    among = (
+        f", among them {len(rare)} of the {len(dataset.priority_breeds)} priority breeds: {', '.join(rare)}"
+        if rare
+        else ""
+    )
     return (
         f"**{len(small)} of {len(dataset.breeds)} breeds {_are(small)} too small to measure alone** ({max(small.values())} test photos or "
         f"fewer){among}. Add photos, or judge by averages over breeds."

@@ -13,7 +13,21 @@ from catlib.data.dataset import PARTS, Dataset
 from catlib.data.images import inside, open_image
 from catlib.data.inspection import TOO_WIDE, counts, f1_width
 from catlib.data.inspection_pairs import Pair, one_of_each_group
-from catlib.style import BLUE, GREY, INK, ORANGE, PALE, PRIORITY, RED, SKY, WIDTH, breed_label, mark_priority, row_font, styled
+from catlib.style import (
+    BLUE,
+    GREY,
+    INK,
+    ORANGE,
+    PALE,
+    PRIORITY,
+    RED,
+    SKY,
+    WIDTH,
+    breed_label,
+    mark_priority,
+    row_font,
+    styled,
+)
 
 COLORS = {"train": BLUE, "val": SKY, "test": ORANGE}
 NAMES = {"train": "training", "val": "validation", "test": "test"}
@@ -35,13 +49,17 @@ def counts_figure(dataset: Dataset) -> Figure:
         axes.barh(rows, width, left=left, color=COLORS[part], label=NAMES[part], height=0.78)
         left += width
     for row, total in zip(rows, left, strict=True):
-        axes.text(total + left.max() * 0.008, row, f"{total:.0f}", va="center", fontsize=row_font(len(table)) - 1, color=INK)
+        axes.text(
+            total + left.max() * 0.008, row, f"{total:.0f}", va="center", fontsize=row_font(len(table)) - 1, color=INK
+        )
     flags = [breed in dataset.priority_breeds for breed in table]
     labels = [breed_label(breed, flag) for breed, flag in zip(table, flags, strict=True)]
     axes.set_yticks(rows, labels, fontsize=row_font(len(table)))
     mark_priority(axes.get_yticklabels(), flags)
     axes.grid(axis="y", visible=False)
-    axes.set(xlabel="photos", ylim=(-0.7, len(table) - 0.3), xlim=(0, left.max() * 1.07), title="Photos by breed and part")
+    axes.set(
+        xlabel="photos", ylim=(-0.7, len(table) - 0.3), xlim=(0, left.max() * 1.07), title="Photos by breed and part"
+    )
     axes.legend(loc="lower right", bbox_to_anchor=(1, 1), borderaxespad=0.2, ncols=len(PARTS))
     return figure
 
@@ -57,8 +75,18 @@ def sizes_figure(findings: Sequence[Finding]) -> Figure:
     left.set(xlabel="shorter side, pixels", ylabel="photos", title="Sizes")
     if short.min() < 336 < 2 * short.max():
         left.axvline(336, color=RED, linestyle="--", linewidth=1.5)
-        left.annotate("336: LLaVA-1.5's tower", (336, 0.96), xycoords=("data", "axes fraction"), xytext=(-5, 0),
-                      textcoords="offset points", rotation=90, ha="right", va="top", color=RED, fontsize=8.5)  # fmt: skip
+        left.annotate(
+            "336: LLaVA-1.5's tower",
+            (336, 0.96),
+            xycoords=("data", "axes fraction"),
+            xytext=(-5, 0),
+            textcoords="offset points",
+            rotation=90,
+            ha="right",
+            va="top",
+            color=RED,
+            fontsize=8.5,
+        )
     right.hist(np.log2(aspect), bins=np.linspace(-2, 2, 49), color=BLUE)
     right.set_xticks(range(-2, 3), ["1 : 4", "1 : 2", "square", "2 : 1", "4 : 1"])
     right.set(xlabel="width : height", title="Aspect ratios")
@@ -79,8 +107,14 @@ def samples_figure(dataset: Dataset, seed: int = 0, columns: int = 7) -> Figure:
         _bare(axes)
         flag = breed in dataset.priority_breeds
         label = breed_label(breed, flag).replace(" ", "\n")
-        axes.set_ylabel(label, rotation=0, ha="right", va="center", color=PRIORITY if flag else INK,
-                        fontweight="bold" if flag else "normal")  # fmt: skip
+        axes.set_ylabel(
+            label,
+            rotation=0,
+            ha="right",
+            va="center",
+            color=PRIORITY if flag else INK,
+            fontweight="bold" if flag else "normal",
+        )
     return figure
 
 
@@ -88,7 +122,9 @@ def samples_figure(dataset: Dataset, seed: int = 0, columns: int = 7) -> Figure:
 def pairs_figure(pairs: Sequence[Pair], image_root: Path, most: int = 12) -> Figure:
     """Pairs side by side with their files, parts and the number of bits in which their hashes differ: of more than `most`, one of
     each group and then an even choice, the closest first."""
-    spread = sorted(one_of_each_group(pairs)[: max(most, len({a.group for a, _, _ in pairs}))], key=lambda pair: pair[2])
+    spread = sorted(
+        one_of_each_group(pairs)[: max(most, len({a.group for a, _, _ in pairs}))], key=lambda pair: pair[2]
+    )
     chosen = [spread[i * len(spread) // min(most, len(spread))] for i in range(min(most, len(spread)))]
     captions = []
     for a, b, bits in chosen:
@@ -121,9 +157,18 @@ def widths_figure(dataset: Dataset) -> Figure:
         shown = [n for breed, n in support.items() if (breed in dataset.priority_breeds) == flag]
         if shown:
             size = 90 if flag else 32
-            axes.scatter(shown, [100 * f1_width(n) for n in shown], color=hue, marker=marker, s=size, label=name, zorder=2 + flag)
+            axes.scatter(
+                shown, [100 * f1_width(n) for n in shown], color=hue, marker=marker, s=size, label=name, zorder=2 + flag
+            )
     axes.axhspan(100 * TOO_WIDE, 105, color=RED, alpha=0.07)
-    axes.text(top * 1.1, 100 * TOO_WIDE + 2, "too wide to tell a good model from a middling one", color=RED, ha="right", fontsize=9)
+    axes.text(
+        top * 1.1,
+        100 * TOO_WIDE + 2,
+        "too wide to tell a good model from a middling one",
+        color=RED,
+        ha="right",
+        fontsize=9,
+    )
     axes.set(xlabel="test photos of the breed", ylabel="points", ylim=(0, 105), xlim=(0, top * 1.12))
     axes.set_title("Width of the 95 % interval of a breed's F1 (true F1 70 %)")
     axes.legend(loc="lower left")

@@ -28,7 +28,9 @@ class Names:
             more = f" and {len(self.merged) - SHOWN} more" if len(self.merged) > SHOWN else ""
             lines.append(f"names mapped to the list of breeds: {'; '.join(self.merged[:SHOWN])}{more}")
         if self.unknown:
-            lines.append(f"not in the list of {len(BREEDS)} breeds and kept as breeds of their own: {_hinted(self.unknown)}")
+            lines.append(
+                f"not in the list of {len(BREEDS)} breeds and kept as breeds of their own: {_hinted(self.unknown)}"
+            )
         return lines
 
 
@@ -73,7 +75,9 @@ def _match(wanted: Sequence[str], present: Sequence[str], option: str) -> list[s
         known = find(name)
         breed = known.name if known and known.name in present else folded.get(_fold(name))
         if breed is None:
-            raise InputError(f"{option}: {name!r} has no photos{_hint(name, present)}; the breeds here are {', '.join(present)}")
+            raise InputError(
+                f"{option}: {name!r} has no photos{_hint(name, present)}; the breeds here are {', '.join(present)}"
+            )
         matched.append(breed)
     return list(dict.fromkeys(matched))
 

@@ -125,7 +125,11 @@ def _samples(used: Sequence[Finding], source: Source, settings: DataSettings) ->
 
 
 def _card(
-    settings: DataSettings, judged: _Judged, findings: Sequence[Finding], remarks: Sequence[str], priority: Sequence[str]
+    settings: DataSettings,
+    judged: _Judged,
+    findings: Sequence[Finding],
+    remarks: Sequence[str],
+    priority: Sequence[str],
 ) -> dict[str, Any]:
     used = [finding for finding in findings if finding.kept]
     skip = {"run_dir", "data_dir"}  # where it was written is no property of the data

@@ -22,7 +22,9 @@ class Sample:
 
     id: str
     image: str  # relative to the image root
-    conversations: tuple[Mapping[str, str], ...]  # [{"from": "human", "value": "<image>\n…"}, {"from": "gpt", "value": …}]
+    conversations: tuple[
+        Mapping[str, str], ...
+    ]  # [{"from": "human", "value": "<image>\n…"}, {"from": "gpt", "value": …}]
     metadata: Mapping[str, Any]  # breed, source, sha256, split
 
     @property
@@ -64,7 +66,9 @@ def read_samples(path: Path, image_root: Path | None = None) -> list[Sample]:
     for number, row in read_jsonl(path):
         sample = parse_sample(row, f"{path}:{number}")
         if sample.id in seen:
-            raise InputError(f"{path}:{number}: id {sample.id!r} stands already in line {seen[sample.id]}; ids are unique")
+            raise InputError(
+                f"{path}:{number}: id {sample.id!r} stands already in line {seen[sample.id]}; ids are unique"
+            )
         seen[sample.id] = number
         if image_root is not None:
             try:
@@ -153,7 +157,9 @@ def read_predictions(path: Path) -> PredictionSet:
     if not path.is_file():
         raise InputError(f"{path}: no such predictions file")
     if not sidecar.is_file():
-        raise InputError(f"{path}: its sidecar {sidecar.name} is missing; without it the order of the scores is unknown")
+        raise InputError(
+            f"{path}: its sidecar {sidecar.name} is missing; without it the order of the scores is unknown"
+        )
     try:
         meta = json.loads(sidecar.read_text(encoding="utf-8"))
         breeds = list(meta["breeds"])
@@ -232,7 +238,9 @@ def _parse_prediction(row: Mapping[str, Any], breeds: Sequence[str], where: str)
         raise InputError(f"{where}: predicted breed {predicted!r} is not among the sidecar's breeds")
     if scores is not None:
         if not isinstance(scores, list) or len(scores) != len(breeds):
-            raise InputError(f"{where}: key 'scores' must hold {len(breeds)} numbers, one for each of the sidecar's breeds")
+            raise InputError(
+                f"{where}: key 'scores' must hold {len(breeds)} numbers, one for each of the sidecar's breeds"
+            )
         if not all(isinstance(s, int | float) and not math.isnan(s) for s in scores):
             raise InputError(f"{where}: key 'scores' holds something that is no number")
         scores = tuple(float(s) for s in scores)

@@ -33,12 +33,20 @@ def read_jsonl_source(photos: Path) -> tuple[Path, list[Finding], dict[str, Samp
     folder = photos.parent if photos.is_file() else jsonl_folder(photos)
     if folder is None:
         raise InputError(f"{photos}: no train.jsonl in it, nor in its folder 'vlm'")
-    paths = [photos] if photos.is_file() else [folder / f"{part}.jsonl" for part in FILES if (folder / f"{part}.jsonl").is_file()]
+    paths = (
+        [photos]
+        if photos.is_file()
+        else [folder / f"{part}.jsonl" for part in FILES if (folder / f"{part}.jsonl").is_file()]
+    )
     root = _root(paths[0])
     findings, samples, ids = [], {}, {}
     for path in paths:
         # with no validation file the validation photos come out of train, so train is not fixed then
-        fixed = path.stem if path.stem in ("val", "test") or (folder / "val.jsonl") in paths and path.stem == "train" else ""
+        fixed = (
+            path.stem
+            if path.stem in ("val", "test") or (folder / "val.jsonl") in paths and path.stem == "train"
+            else ""
+        )
         for number, row in read_jsonl(path):
             where = f"{path}:{number}"
             sample = parse_sample(_with_breed(row, where), where)
@@ -49,7 +57,9 @@ def read_jsonl_source(photos: Path) -> tuple[Path, list[Finding], dict[str, Samp
             if (first := ids.setdefault(sample.id, where)) != where:
                 raise InputError(f"{where}: id {sample.id!r} stands already in {first}; ids are unique")
             if sample.image in samples:
-                raise InputError(f"{where}: photo {sample.image!r} stands in more than one line; one conversation a photo")
+                raise InputError(
+                    f"{where}: photo {sample.image!r} stands in more than one line; one conversation a photo"
+                )
             samples[sample.image] = sample
             findings.append(Finding(sample.image, "", source_name=sample.breed, official=fixed, animal=sample.animal))
     if not findings:

@@ -25,7 +25,9 @@ class _Table:
     def row(self, image: str) -> Mapping[str, str] | None:
         """The row of a photo: by its path, its name, its name without the ending, or the id before the underscore."""
         path = Path(image)
-        return next((self.rows[key] for key in (image, path.name, path.stem, path.stem.split("_")[0]) if key in self.rows), None)
+        return next(
+            (self.rows[key] for key in (image, path.name, path.stem, path.stem.split("_")[0]) if key in self.rows), None
+        )
 
 
 def read_petfinder(photos: Path) -> tuple[list[Finding], list[str], dict[str, dict[str, str]]]:
@@ -55,7 +57,9 @@ def read_petfinder(photos: Path) -> tuple[list[Finding], list[str], dict[str, di
         )
         cats = {about[image]["id"] for image in about if about[image].get("id")}
         if cats and len(cats) < len(about):
-            notes.append(f"{len(about):,} photos show {len(cats):,} cats by their id; all photos of one cat stay in one part")
+            notes.append(
+                f"{len(about):,} photos show {len(cats):,} cats by their id; all photos of one cat stay in one part"
+            )
     return found, notes, about
 
 

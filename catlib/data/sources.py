@@ -15,7 +15,15 @@ from catlib.data.source_jsonl import is_jsonl, jsonl_folder, read_jsonl_source
 from catlib.data.source_petfinder import read_petfinder
 from catlib.errors import InputError
 
-PARTS = {"train": "train", "training": "train", "trainval": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+PARTS = {
+    "train": "train",
+    "training": "train",
+    "trainval": "train",
+    "val": "val",
+    "valid": "val",
+    "validation": "val",
+    "test": "test",
+}
 
 
 @dataclass(frozen=True)
@@ -27,8 +35,12 @@ class Source:
     findings: tuple[Finding, ...]
     notes: tuple[str, ...] = ()
     missing: tuple[str, ...] = ()  # listed photos that are not there
-    samples: Mapping[str, Sample] = field(default_factory=dict)  # conversations that came with the photos, by image path
-    about: Mapping[str, Mapping[str, str]] = field(default_factory=dict)  # what a table says of a photo's cat, by image path
+    samples: Mapping[str, Sample] = field(
+        default_factory=dict
+    )  # conversations that came with the photos, by image path
+    about: Mapping[str, Mapping[str, str]] = field(
+        default_factory=dict
+    )  # what a table says of a photo's cat, by image path
 
 
 def read_source(photos: Path, source: str) -> Source:
@@ -37,13 +49,19 @@ def read_source(photos: Path, source: str) -> Source:
     Raises InputError when the folder is missing or empty, or does not have the layout.
     """
     if not photos.exists():
-        raise InputError(f"photos: {photos} does not exist; give a folder of labelled photos (breed folders, for example)")
+        raise InputError(
+            f"photos: {photos} does not exist; give a folder of labelled photos (breed folders, for example)"
+        )
     if photos.is_file() and not is_jsonl(photos):
         raise InputError(f"photos: {photos} is a file; give a folder, a .jsonl file, or the dataset's images.tar.gz")
     name = detect(photos) if source == "auto" else source
     readers = {
-        "oxford-pets": _oxford, "petfinder": _petfinder, "folders": _folders, "demo": _demo, "llava-jsonl": _jsonl,
-    }  # fmt: skip
+        "oxford-pets": _oxford,
+        "petfinder": _petfinder,
+        "folders": _folders,
+        "demo": _demo,
+        "llava-jsonl": _jsonl,
+    }
     found = readers[name](photos)
     if not found.findings:
         raise InputError(
@@ -52,7 +70,9 @@ def read_source(photos: Path, source: str) -> Source:
         )
     if all(f.verdict == NO_BREED for f in found.findings):
         example = found.findings[0].image
-        raise InputError(f"photos: no photo in {photos} lies in a breed's folder (see {example}); make one folder for each breed")
+        raise InputError(
+            f"photos: no photo in {photos} lies in a breed's folder (see {example}); make one folder for each breed"
+        )
     return replace(found, findings=tuple(sorted(found.findings, key=lambda f: f.image)))
 
 
@@ -74,7 +94,10 @@ def _holds_its_split(photos: Path) -> bool:
     card = photos / "vlm" / DATASET_CARD
     if jsonl_folder(photos) != card.parent or not card.is_file():
         return False
-    return image_root_of(card.parent / "train.jsonl") == photos.resolve() and read_card(card.parent).get("source") != "llava-jsonl"
+    return (
+        image_root_of(card.parent / "train.jsonl") == photos.resolve()
+        and read_card(card.parent).get("source") != "llava-jsonl"
+    )
 
 
 def _oxford(photos: Path) -> Source:
@@ -103,7 +126,9 @@ def _oxford(photos: Path) -> Source:
         findings.append(Finding(f"images/{stem}.jpg", "", source_name=stem.rsplit("_", 1)[0], official=part))
     notes = ["cats only: species 1 of annotations/list.txt"]
     if missing:
-        notes.append(f"{len(missing):,} of {len(listed):,} listed photos are not in {photos / 'images'}: {_some(missing)}")
+        notes.append(
+            f"{len(missing):,} of {len(listed):,} listed photos are not in {photos / 'images'}: {_some(missing)}"
+        )
         if "test" in listed.values() and not any(f.official for f in findings):
             notes.append("of the official test part no photo is there, so the test part is drawn from the other photos")
     if unlisted := len([n for n in present if n.endswith(".jpg") and not n.startswith(".")]) - len(findings):
@@ -133,8 +158,17 @@ def _folders(photos: Path) -> Source:
             findings.append(finding((folder / file).as_posix(), steps[0] if steps else "", official))
     has_val = any(f.official == "val" for f in findings)
     if parts and not has_val:  # the validation part is carved from train, so train is not fixed
-        findings = [Finding(f.image, "", verdict=f.verdict, detail=f.detail, source_name=f.source_name,
-                            official="" if f.official == "train" else f.official) for f in findings]  # fmt: skip
+        findings = [
+            Finding(
+                f.image,
+                "",
+                verdict=f.verdict,
+                detail=f.detail,
+                source_name=f.source_name,
+                official="" if f.official == "train" else f.official,
+            )
+            for f in findings
+        ]
     notes = (f"official parts kept: {', '.join(parts)}",) if parts else ()
     return Source("folders", photos, tuple(findings), notes)
 
@@ -146,7 +180,8 @@ def _demo(photos: Path) -> Source:
         with table.open(encoding="utf-8", newline="") as stream:
             rows = list(csv.DictReader(stream))
         findings = [
-            Finding(row["image"], "", source_name=row["breed"], official="test" if row["split"] == "test" else "") for row in rows
+            Finding(row["image"], "", source_name=row["breed"], official="test" if row["split"] == "test" else "")
+            for row in rows
         ]
     except OSError as error:
         raise InputError(f"{table}: {error.strerror}") from None

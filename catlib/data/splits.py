@@ -41,7 +41,9 @@ class Group:
 
 def check_shares(settings: DataSettings) -> None:
     """Raises InputError when the shares leave nothing to train on or a number is out of its range."""
-    if not (0 < settings.val_share < 1 and 0 < settings.test_share < 1 and settings.val_share + settings.test_share < 1):
+    if not (
+        0 < settings.val_share < 1 and 0 < settings.test_share < 1 and settings.val_share + settings.test_share < 1
+    ):
         raise InputError(
             f"val_share {settings.val_share} and test_share {settings.test_share} must each be above 0 and leave a part for training"
         )
@@ -90,16 +92,20 @@ def split(
             remarks.append(remark)
     if hopeless and settings.small_breeds == "refuse":
         raise InputError(
-            "cannot split: " + "; ".join(hopeless) + ". Add photos, restrict with breeds=…, or leave such breeds out with "
+            "cannot split: "
+            + "; ".join(hopeless)
+            + ". Add photos, restrict with breeds=…, or leave such breeds out with "
             "small_breeds=leave-out"
         )
     remarks += [f"left out: {remark}" for remark in hopeless]
     done = [
-        finding if not finding.kept
-        else replace(finding, part=parts[finding.group]) if finding.group in parts
+        finding
+        if not finding.kept
+        else replace(finding, part=parts[finding.group])
+        if finding.group in parts
         else replace(finding, verdict="breed too small", detail="too few different photos of this breed to split")
         for finding in findings
-    ]  # fmt: skip
+    ]
     return _limit_training(done, settings), remarks
 
 
@@ -112,7 +118,9 @@ def _cannot_split(breed: str, groups: list[Group], parts: Mapping[str, str], wan
         return ""
     photos = sum(group.size for group in groups)
     alike = f" ({len(groups)} when near-duplicates count once)" if len(groups) < photos else ""
-    return f"{breed} has {_count(photos, 'usable photo')}{alike}, no {' and '.join(needed[open_groups:])} part can be made"
+    return (
+        f"{breed} has {_count(photos, 'usable photo')}{alike}, no {' and '.join(needed[open_groups:])} part can be made"
+    )
 
 
 def _split_breed(
@@ -120,7 +128,10 @@ def _split_breed(
 ) -> str:
     """Assign, in `parts`, the groups of a breed that have no part yet; a remark when a floor could not be had."""
     short = []
-    plan = {"test": (settings.test_share, settings.min_test, MOST_TEST), "val": (settings.val_share, settings.min_val, MOST_VAL)}
+    plan = {
+        "test": (settings.test_share, settings.min_test, MOST_TEST),
+        "val": (settings.val_share, settings.min_val, MOST_VAL),
+    }
     pool = [group for group in groups if "test" in wanted or parts.get(group.name) != "test"]
     for part in wanted:
         have = {parts[group.name] for group in groups if group.name in parts}
@@ -148,7 +159,9 @@ def _take(
     tested = sum(group.size for group in pool if parts.get(group.name) == "test")
     # validation is drawn from what the test has left, so its chance is higher by that
     chance = share if part == "test" else min(1.0, share * total / max(1, total - tested))
-    free = sorted((_number(seed, part, group.name), group.name, group.size) for group in pool if group.name not in parts)
+    free = sorted(
+        (_number(seed, part, group.name), group.name, group.size) for group in pool if group.name not in parts
+    )
     for number, name, size in free[: max(0, len(free) - spare)]:
         if got < low or (number < chance and got + size <= high):
             if got and got + size > max(high, int(most * total)):

@@ -54,9 +54,7 @@ def make_cells(true: np.ndarray, said: np.ndarray, mark: np.ndarray | None = Non
     mark = np.zeros(len(true), dtype=int) if mark is None else mark.astype(int)
     present = np.unique(true)
     combinations = np.array(np.meshgrid(*[[True, False]] * models)).reshape(models, -1).T
-    ghosts = [
-        [breed, *np.where(right, breed, NO_ANSWER), int(right[0])] for breed in present for right in combinations
-    ]
+    ghosts = [[breed, *np.where(right, breed, NO_ANSWER), int(right[0])] for breed in present for right in combinations]
     table = np.concatenate([np.column_stack([true, said, mark]), np.array(ghosts)])
     rows, where = np.unique(table, axis=0, return_inverse=True)
     where = where.reshape(-1)

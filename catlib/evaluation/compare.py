@@ -153,9 +153,7 @@ def breed_gains(a: Outcomes, b: Outcomes, priority: Sequence[str] = ()) -> list[
 
 def confusion_changes(a: Outcomes, b: Outcomes, most: int = 10) -> dict[str, list[dict[str, Any]]]:
     """Confusions that a makes less often than b (`vanish`) and more often (`appear`), the largest changes first."""
-    counts = [
-        Counter(zip(o.true[~o.correct].tolist(), o.predicted[~o.correct].tolist(), strict=True)) for o in (a, b)
-    ]
+    counts = [Counter(zip(o.true[~o.correct].tolist(), o.predicted[~o.correct].tolist(), strict=True)) for o in (a, b)]
     names = dict(enumerate(a.breeds)) | {NO_ANSWER: NO_BREED}
     changes = [
         {"breed": names[t], "said": names[s], "a": counts[0][t, s], "b": counts[1][t, s]}

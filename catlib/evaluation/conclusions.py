@@ -94,7 +94,9 @@ def explanations_sentence(rows: Sequence["Explanation"]) -> str:
         return "No photo was explained."
     fall, other = (float(np.mean([getattr(row, key) for row in rows])) for key in ("fall", "random_fall"))
     passed = sum(row.fall > row.random_fall for row in rows)
-    judged = "the maps mark what the model uses" if passed > len(rows) / 2 and fall > other else "the maps cannot be trusted"
+    judged = (
+        "the maps mark what the model uses" if passed > len(rows) / 2 and fall > other else "the maps cannot be trusted"
+    )
     if fall > other and fall < LITTLE:
         judged += ", though no tenth of a photo decides much where the model is this sure"
     return (

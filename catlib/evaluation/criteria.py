@@ -165,18 +165,30 @@ def _plain_rules(device: str | None, targets: Targets) -> list[Criterion]:
     wanted = {True: "asked for", False: "not asked for"}
     return [
         rule(
-            "no-gpu", "Skip it: there is no GPU", "skip", "no GPU", UNDECIDED if device is None else device == "cpu",
+            "no-gpu",
+            "Skip it: there is no GPU",
+            "skip",
+            "no GPU",
+            UNDECIDED if device is None else device == "cpu",
             f"ran on: {device or 'not known'}",
         ),
         rule(
-            "explanations", "Do it: reasons are wanted with the breed", "do", "asked for", targets.explanations_wanted,
+            "explanations",
+            "Do it: reasons are wanted with the breed",
+            "do",
+            "asked for",
+            targets.explanations_wanted,
             wanted[targets.explanations_wanted],
         ),
         rule(
-            "accuracy-first", "Do it: accuracy outranks latency", "do", "asked for", targets.accuracy_first,
+            "accuracy-first",
+            "Do it: accuracy outranks latency",
+            "do",
+            "asked for",
+            targets.accuracy_first,
             wanted[targets.accuracy_first],
         ),
-    ]  # fmt: skip
+    ]
 
 
 def _criterion(

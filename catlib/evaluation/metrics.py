@@ -38,7 +38,9 @@ def evaluate(
     return evaluate_outcomes(outcomes(predictions), priority, bootstrap=bootstrap, seed=seed)
 
 
-@threadpool_limits.wrap(limits=1, user_api="blas")  # thousands of small products, at which several threads only wait for each other
+@threadpool_limits.wrap(
+    limits=1, user_api="blas"
+)  # thousands of small products, at which several threads only wait for each other
 def evaluate_outcomes(
     o: Outcomes, priority: Sequence[str] = (), *, bootstrap: int = 2000, seed: int = 0
 ) -> dict[str, Any]:

@@ -144,9 +144,7 @@ def learning_curve_figure(
                 x = [p[0] for p in points]
                 low, high = zip(*[p[1]["ci95"] for p in points], strict=True)
                 axes.fill_between(x, low, high, color=color(name), alpha=0.15, linewidth=0)
-                axes.plot(
-                    x, [p[1]["value"] for p in points], marker=marker(name), color=color(name), label=short(name)
-                )
+                axes.plot(x, [p[1]["value"] for p in points], marker=marker(name), color=color(name), label=short(name))
         axes.set_xscale("log")
         axes.set_xticks([run[0] for run in runs], [f"{run[0]:g}" for run in runs], minor=False)
         axes.minorticks_off()

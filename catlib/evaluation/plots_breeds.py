@@ -131,9 +131,7 @@ def f1_figure(models: Mapping[str, Mapping[str, Any]], name: str, beside: str | 
         axes.plot(table[breed]["f1"], row, marker(name), color=hue, markersize=6)
     if beside is not None:
         other = [models[beside]["per_breed"].get(b, {}).get("f1") or 0.0 for b in breeds]
-        axes.plot(
-            other, rows, marker(beside), markerfacecolor="white", markeredgecolor=INK, markersize=5, linestyle=""
-        )
+        axes.plot(other, rows, marker(beside), markerfacecolor="white", markeredgecolor=INK, markersize=5, linestyle="")
     axes.axvline(models[name]["macro_f1"]["value"], color=GREY, linestyle=":", linewidth=1.5)
     axes.set_yticks(rows, [breed_label(b, f) for b, f in zip(breeds, flags, strict=True)], fontsize=font)
     mark_priority(axes.get_yticklabels(), flags)

@@ -63,11 +63,7 @@ def reliability_sentence(c: Calibrated) -> str:
     gap = float(raw.confidence.mean() - raw.correct.mean())
     ece = 100 * expected_calibration_error(raw.confidence, raw.correct)
     feeling = (
-        "claims too much"
-        if gap > 0.01
-        else "claims too little"
-        if gap < -0.01
-        else "claims about as much as it keeps"
+        "claims too much" if gap > 0.01 else "claims too little" if gap < -0.01 else "claims about as much as it keeps"
     )
     said = (
         f"{title(raw.name, first=True)} {feeling}: it is sure of its answers to {raw.confidence.mean():.0%} on average "
@@ -98,9 +94,7 @@ def risk_coverage_figure(models: Sequence[Calibrated]) -> Figure:
         low = min(low, curve.precision[shown].min())
     if chosen is not None:
         axes.axhline(chosen.target, color=GREY, linestyle="--", linewidth=1.2)
-        axes.text(
-            1.015, chosen.target, f"target {chosen.target:.0%}", va="bottom", ha="right", color=GREY, fontsize=9
-        )
+        axes.text(1.015, chosen.target, f"target {chosen.target:.0%}", va="bottom", ha="right", color=GREY, fontsize=9)
         if chosen.precision is not None:
             axes.errorbar(
                 chosen.coverage,
@@ -128,7 +122,8 @@ def risk_coverage_sentence(c: Calibrated, others: Sequence[Calibrated] = ()) -> 
     """What the risk-coverage figure shows: how much of the test is answered at the precision asked for, and by `others`."""
     said = _answered(c)
     shares = [
-        f"{title(o.raw.name)} {o.chosen.coverage:.0%}" + ("" if o.chosen.precision is None else f" ({o.chosen.precision:.0%} right)")
+        f"{title(o.raw.name)} {o.chosen.coverage:.0%}"
+        + ("" if o.chosen.precision is None else f" ({o.chosen.precision:.0%} right)")
         for o in others
         if o.chosen is not None
     ]

@@ -21,9 +21,7 @@ def time_figure(models: Mapping[str, Mapping[str, Any]], budget_ms: float) -> Fi
         p50, p95 = models[name]["latency_ms"]["p50"], models[name]["latency_ms"]["p95"]
         axes.plot([p50, p95], [row, row], color=color(name), alpha=0.45, linewidth=6, solid_capstyle="round")
         axes.plot(p50, row, marker(name), color=color(name), markersize=9)
-        axes.text(
-            1.01, row, f"{number(p50)} ms, p95 {number(p95)}", va="center", transform=axes.get_yaxis_transform()
-        )
+        axes.text(1.01, row, f"{number(p50)} ms, p95 {number(p95)}", va="center", transform=axes.get_yaxis_transform())
     axes.axvline(budget_ms, color=RED, linestyle="--", linewidth=1.5)
     axes.text(budget_ms, len(names) - 0.45, f" budget {budget_ms:g} ms", color=RED, fontsize=9, va="bottom")
     axes.set_xscale("log")

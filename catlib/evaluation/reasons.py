@@ -47,9 +47,7 @@ def plain_facts(facts: Facts) -> list[str]:
             f"of {facts.reference_title} ({_points(rare['value'], rare['ci95'])})."
         )
     if facts.probe_title is None:
-        said.append(
-            "No linear probe was run: a gain over zero-shot CLIP then only says that trained beats untrained."
-        )
+        said.append("No linear probe was run: a gain over zero-shot CLIP then only says that trained beats untrained.")
     elif facts.zero_shot_run:
         versus = facts.versus_probe
         said.append(

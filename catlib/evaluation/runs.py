@@ -128,9 +128,7 @@ def predict_vlm(bench: Bench, settings: EvaluationSettings) -> Results:
     adapters[TUNED] = resolve(settings.checkpoint)
     for name, adapter in adapters.items():
         log.info("%s: loading %s%s", name, base, f" with {adapter}" if adapter else "")
-        vlm = load_vlm(
-            base, adapter=adapter, device=settings.device, dtype=settings.dtype, quantize=settings.quantize
-        )
+        vlm = load_vlm(base, adapter=adapter, device=settings.device, dtype=settings.dtype, quantize=settings.quantize)
         classifier = VLMClassifier(
             vlm, bench.breeds, settings.prompt, settings.decoding, settings.score_norm, name=name, spelled=bench.spelled
         )

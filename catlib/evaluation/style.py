@@ -20,9 +20,27 @@ from catlib.style import (
 )
 
 __all__ = [
-    "BLUE", "COLORS", "GREEN", "GREY", "INK", "MARKERS", "ORANGE", "PALE", "PINK", "PRIORITY", "RED", "SKY", "WIDTH",
-    "breed_label", "color", "mark_priority", "marker", "percent_axis", "row_font", "styled",
-]  # fmt: skip
+    "BLUE",
+    "COLORS",
+    "GREEN",
+    "GREY",
+    "INK",
+    "MARKERS",
+    "ORANGE",
+    "PALE",
+    "PINK",
+    "PRIORITY",
+    "RED",
+    "SKY",
+    "WIDTH",
+    "breed_label",
+    "color",
+    "mark_priority",
+    "marker",
+    "percent_axis",
+    "row_font",
+    "styled",
+]
 
 COLORS = {
     "vlm-tuned": BLUE,

@@ -143,10 +143,17 @@ def _execute(stage: Stage, run_dir: Path, force: bool, log_file: TextIO) -> Catl
     stream = _Tee(log_file, sys.stderr if log.isEnabledFor(logging.INFO) else None)
     try:
         papermill.execute_notebook(
-            stage.source, run_dir / f"{stage.name}.ipynb", parameters, kernel_name="python3", cwd=stage.source.parent,
-            progress_bar=False, stdout_file=log_file, stderr_file=stream, start_timeout=120,
+            stage.source,
+            run_dir / f"{stage.name}.ipynb",
+            parameters,
+            kernel_name="python3",
+            cwd=stage.source.parent,
+            progress_bar=False,
+            stdout_file=log_file,
+            stderr_file=stream,
+            start_timeout=120,
             kernel_manager_class=_logged_kernel(log_file),
-        )  # fmt: skip
+        )
     except PapermillExecutionError as error:
         log_file.write("\n".join(error.traceback) + "\n")
         kind = _own_errors().get(error.ename)
@@ -188,9 +195,16 @@ def _begin(run_dir: Path, run: str, profile: Path, stages: Sequence[Stage]) -> d
     for stage in stages:
         entries[stage.name]["title"] = stage.title
     return {
-        "run": run, "profile": profile.stem, "status": "running", "pid": os.getpid(), "started": _now(),
-        "finished": None, "commit": git_commit(), "versions": package_versions(), "stages": entries,
-    }  # fmt: skip
+        "run": run,
+        "profile": profile.stem,
+        "status": "running",
+        "pid": os.getpid(),
+        "started": _now(),
+        "finished": None,
+        "commit": git_commit(),
+        "versions": package_versions(),
+        "stages": entries,
+    }
 
 
 def _forget(state: dict[str, Any], stages: Sequence[Stage], run_dir: Path) -> None:

@@ -90,16 +90,24 @@ def open_serving(settings: ServingSettings) -> ServingBench:
     try:
         concurrency = tuple(sorted({int(entry) for entry in split_list(settings.serving_concurrency)} | {1}))
     except ValueError:
-        raise InputError(f"serving_concurrency: expected whole numbers with commas, found {settings.serving_concurrency!r}") from None
+        raise InputError(
+            f"serving_concurrency: expected whole numbers with commas, found {settings.serving_concurrency!r}"
+        ) from None
     if concurrency[0] < 1 or settings.serving_photos < 1:
         raise InputError("serving_concurrency and serving_photos must be at least 1")
     precisions = split_list(settings.serving_precisions)
     if not precisions or set(precisions) - set(PRECISIONS[1:]):
-        raise InputError(f"serving_precisions: expected some of {', '.join(PRECISIONS[1:])}; found {settings.serving_precisions!r}")
+        raise InputError(
+            f"serving_precisions: expected some of {', '.join(PRECISIONS[1:])}; found {settings.serving_precisions!r}"
+        )
     return ServingBench(
-        resolve(settings.run_dir), dataset.image_root, open_checkpoint(resolve(settings.checkpoint), settings.base_model),
-        dataset.breeds, evenly(test, settings.serving_photos, settings.seed), concurrency,
-    )  # fmt: skip
+        resolve(settings.run_dir),
+        dataset.image_root,
+        open_checkpoint(resolve(settings.checkpoint), settings.base_model),
+        dataset.breeds,
+        evenly(test, settings.serving_photos, settings.seed),
+        concurrency,
+    )
 
 
 def measure_engines(bench: ServingBench, settings: ServingSettings) -> list[Engine]:
@@ -181,7 +189,12 @@ def _probes(bench: ServingBench) -> list[Engine]:
     models = read_metrics(path).get("models", {}) if path.is_file() else {}
     times = {name: models[name]["latency_ms"] for name in PROBES if name in models}
     return [
-        Engine(short(name), "probe", (Load(1, ms["p50"], ms["p95"], round(1000 / ms["p50"], 3), ()),), note="timed in notebook 04")
+        Engine(
+            short(name),
+            "probe",
+            (Load(1, ms["p50"], ms["p95"], round(1000 / ms["p50"], 3), ()),),
+            note="timed in notebook 04",
+        )
         for name, ms in times.items()
         if ms["p50"]
     ]

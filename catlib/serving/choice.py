@@ -69,7 +69,11 @@ def engines_figure(engines: Sequence[Engine], budget_ms: float) -> Figure:
     for engine in shown:
         loads = engine.loads
         right.plot(
-            [load.concurrency for load in loads], [load.photos_per_s for load in loads], "o-", color=hues[engine.name], markersize=6
+            [load.concurrency for load in loads],
+            [load.photos_per_s for load in loads],
+            "o-",
+            color=hues[engine.name],
+            markersize=6,
         )
     right.set_xscale("log", base=2)
     right.set_yscale("log")
@@ -97,7 +101,11 @@ def choice(engines: Sequence[Engine], budget_ms: float) -> str:
         lines.append(
             f"**Run it with {best.name}**: {number(best.alone.p50)} ms for a photo alone, within the budget of {budget_ms:g} ms, "
             f"and {number(best.fastest.photos_per_s)} photos/s with {best.fastest.concurrency} under way, "
-            + (f"the most of {others + 1} engines that keep the budget." if others else "the only engine that keeps the budget.")
+            + (
+                f"the most of {others + 1} engines that keep the budget."
+                if others
+                else "the only engine that keeps the budget."
+            )
         )
     else:
         best = min(agreeing, key=lambda e: e.alone.p50)
@@ -120,7 +128,9 @@ def choice(engines: Sequence[Engine], budget_ms: float) -> str:
         )
     for engine in measured:
         if engine not in agreeing:
-            lines.append(f"{engine.name} names another breed on {1 - engine.same_breed:.0%} of the photos: not the same model.")
+            lines.append(
+                f"{engine.name} names another breed on {1 - engine.same_breed:.0%} of the photos: not the same model."
+            )
     shaky = [e.name for e in measured if e.under_load < 1]
     if shaky:
         lines.append(f"Under load some answers change with {', '.join(shaky)}: rounding differs with the batch.")

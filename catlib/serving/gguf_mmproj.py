@@ -12,7 +12,10 @@ from catlib.serving.export_layout import tower_type, weight_files
 
 CLIP = "clip_vision_model"
 PARTS = ("vision_tower.", "multi_modal_projector.")
-PROJECTOR = {"multi_modal_projector.linear_1": "mm.0", "multi_modal_projector.linear_2": "mm.2"}  # LLaVA's, by llama.cpp's count
+PROJECTOR = {
+    "multi_modal_projector.linear_1": "mm.0",
+    "multi_modal_projector.linear_2": "mm.2",
+}  # LLaVA's, by llama.cpp's count
 UNUSED = "post_layernorm"  # of the class token alone; LLaVA reads the layers below it
 
 

@@ -93,7 +93,9 @@ def string_template(processor: Any, prefix: str = "") -> str:
     if not (found and known and there and prompted.startswith(asked) and whole.startswith(asked)) or between.strip():
         raise CatlibError(f"the chat template cannot be written for llama.cpp: it renders {whole!r}")
     place = "message['content']"
-    if between:  # whatever the server itself puts between photo and question is replaced by what the template puts there
+    if (
+        between
+    ):  # whatever the server itself puts between photo and question is replaced by what the template puts there
         bare = f"{place} | replace({json.dumps(MARKER_END + between)}, {json.dumps(MARKER_END)})"
         place = f"{bare} | replace({json.dumps(MARKER_END)}, {json.dumps(MARKER_END + between)})"
     generation = prompted.removeprefix(asked)

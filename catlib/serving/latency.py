@@ -44,7 +44,11 @@ def measure_load(ask: Callable[[Path], Any], photos: Sequence[Path], concurrency
         seconds = time.perf_counter() - start
     p50, p95 = np.percentile([ms for _, ms in results], [50, 95])
     return Load(
-        concurrency, round(float(p50), 2), round(float(p95), 2), round(len(photos) / seconds, 3), tuple(a for a, _ in results)
+        concurrency,
+        round(float(p50), 2),
+        round(float(p95), 2),
+        round(len(photos) / seconds, 3),
+        tuple(a for a, _ in results),
     )
 
 
@@ -79,7 +83,9 @@ def server_memory_mb(url: str) -> float | None:
     port = address.port or (443 if address.scheme == "https" else 80)
     try:
         owners = {
-            c.pid for c in psutil.net_connections("tcp") if c.status == psutil.CONN_LISTEN and c.laddr.port == port and c.pid
+            c.pid
+            for c in psutil.net_connections("tcp")
+            if c.status == psutil.CONN_LISTEN and c.laddr.port == port and c.pid
         }
         family = {p for pid in owners for p in [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]}
         total = sum(process.memory_info().rss for process in family)

@@ -69,7 +69,9 @@ class VLMService:
         tuned = await asyncio.to_thread(open_checkpoint, Path(checkpoint_path).expanduser(), base_model)
         await asyncio.wrap_future(self._worker.run(lambda: self._load(tuned, device, precision)))
 
-    def load(self, checkpoint_path: str | Path, device: str = "auto", precision: str = "auto", base_model: str = "") -> None:
+    def load(
+        self, checkpoint_path: str | Path, device: str = "auto", precision: str = "auto", base_model: str = ""
+    ) -> None:
         """`load_finetuned_model` for code without an event loop."""
         tuned = open_checkpoint(Path(checkpoint_path).expanduser(), base_model)
         self._worker.run(lambda: self._load(tuned, device, precision)).result()
@@ -94,7 +96,9 @@ class VLMService:
             answers += [self._outcome(call) for call in calls]
         return answers
 
-    async def predict_batch_async(self, images: Sequence[Photo], prompt: str | None = None) -> list[BreedAnswer | CatlibError]:
+    async def predict_batch_async(
+        self, images: Sequence[Photo], prompt: str | None = None
+    ) -> list[BreedAnswer | CatlibError]:
         """`predict_batch` for an event loop."""
         answers: list[BreedAnswer | CatlibError] = []
         for first in range(0, len(images), self._chunk):
@@ -129,7 +133,9 @@ class VLMService:
         self._parser, self._vlm, self._tuned = BreedParser(tuned.breeds), vlm, tuned
 
     def _unload(self) -> None:
-        self._tuned = self._vlm = self._parser = None  # no cycles hold a model; gc.collect() would stop the loop for 0.2 s
+        self._tuned = self._vlm = self._parser = (
+            None  # no cycles hold a model; gc.collect() would stop the loop for 0.2 s
+        )
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 

@@ -26,7 +26,14 @@ from catlib.vlm.prompting import inference_inputs
 if TYPE_CHECKING:
     from catlib.vlm.models import VLM
 
-PARTS = ("decode the photo", "scale, crop, tokenize", "vision tower", "projector", "read the prompt", "write the answer")
+PARTS = (
+    "decode the photo",
+    "scale, crop, tokenize",
+    "vision tower",
+    "projector",
+    "read the prompt",
+    "write the answer",
+)
 PART_COLORS = (GREY, PINK, ORANGE, GREEN, SKY, BLUE)
 
 
@@ -136,8 +143,10 @@ def steps_figure(steps: Steps, most: int = 5) -> Figure:
     """The photo, what the model sees of it with its patches, the likeliest breeds, and below the time of each part."""
     figure, panels = plt.subplot_mosaic(
         [["photo", "seen", "scores"], ["time", "time", "time"]],
-        figsize=(WIDTH, 4.9), height_ratios=(3.4, 0.6), width_ratios=(1, 1, 0.95),
-    )  # fmt: skip
+        figsize=(WIDTH, 4.9),
+        height_ratios=(3.4, 0.6),
+        width_ratios=(1, 1, 0.95),
+    )
     left, middle, right = panels["photo"], panels["seen"], panels["scores"]
     left.imshow(steps.photo)
     left.set_title("1 · the photo")
@@ -173,9 +182,14 @@ def draw_bars(axes: plt.Axes, scores: tuple[tuple[str, float], ...], truth: str 
     for row, (breed, probability) in zip(rows, scores, strict=True):
         inside = probability > 0.8
         axes.text(
-            probability + (-0.02 if inside else 0.02), row, f"{probability:.1%}", va="center", fontsize=9,
-            ha="right" if inside else "left", color="white" if inside else INK,
-        )  # fmt: skip
+            probability + (-0.02 if inside else 0.02),
+            row,
+            f"{probability:.1%}",
+            va="center",
+            fontsize=9,
+            ha="right" if inside else "left",
+            color="white" if inside else INK,
+        )
         if breed == truth:
             axes.get_yticklabels()[rows.index(row)].set_fontweight("bold")
     axes.set_xlim(0, 1)
@@ -192,7 +206,11 @@ def prompt_words(steps: Steps) -> str:
 def written_rows(steps: Steps) -> Rows:
     """The answer's tokens in order with the probability that each had."""
     return [
-        {"token": str(i), "text": f"<code>{html.escape(repr(text)).replace('|', '&#124;')}</code>", "probability": f"{probability:.1%}"}
+        {
+            "token": str(i),
+            "text": f"<code>{html.escape(repr(text)).replace('|', '&#124;')}</code>",
+            "probability": f"{probability:.1%}",
+        }
         for i, (text, probability) in enumerate(steps.written, start=1)
     ]
 
@@ -200,7 +218,9 @@ def written_rows(steps: Steps) -> Rows:
 def steps_sentence(steps: Steps) -> str:
     """Answer, breed, truth, whether likelihood and words agree, and the slowest part."""
     likeliest, probability = steps.scores[0]
-    said = f"The answer is “{steps.answer}”, read as " + (f"**{steps.breed}**" if steps.breed else "no breed of the list")
+    said = f"The answer is “{steps.answer}”, read as " + (
+        f"**{steps.breed}**" if steps.breed else "no breed of the list"
+    )
     truth = "" if steps.truth is None else f" (the photo shows {'it' if steps.breed == steps.truth else steps.truth})"
     agree = "The likeliest breed is the same" if likeliest == steps.breed else f"The likeliest breed is {likeliest}"
     slowest = int(np.argmax(steps.milliseconds))

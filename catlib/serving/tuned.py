@@ -68,7 +68,9 @@ def load_tuned(tuned: Tuned, device: str = "auto", precision: str = "auto") -> V
         precision = choose_precision(pick_dtype("auto", where), count, free)
     if precision == "4-bit" and where.type == "cpu":
         _check_widths(tuned.base)
-    log.info("loading %s%s in %s on %s", tuned.base, f" with {tuned.adapter}" if tuned.adapter else "", precision, where)
+    log.info(
+        "loading %s%s in %s on %s", tuned.base, f" with {tuned.adapter}" if tuned.adapter else "", precision, where
+    )
     dtype = "auto" if precision == "4-bit" else precision
     return load_vlm(tuned.base, adapter=tuned.adapter, device=str(where), dtype=dtype, quantize=precision == "4-bit")
 
@@ -78,7 +80,9 @@ def _check_widths(base: str) -> None:
     text = load_config(base).get_text_config()
     widths = {name: getattr(text, name, 0) or 0 for name in ("hidden_size", "intermediate_size")}
     if odd := [f"{name} {width}" for name, width in widths.items() if width % BLOCK]:
-        raise InputError(f"4-bit on a CPU needs layers whose width is a multiple of {BLOCK}; {Path(base).name} has {', '.join(odd)}")
+        raise InputError(
+            f"4-bit on a CPU needs layers whose width is a multiple of {BLOCK}; {Path(base).name} has {', '.join(odd)}"
+        )
 
 
 def load_classifier(tuned: Tuned, breeds: Sequence[str], settings: ServingSettings) -> VLMClassifier:

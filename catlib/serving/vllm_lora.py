@@ -14,7 +14,13 @@ RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # that vLLM takes as --max-lora-
 PREFIX = "base_model.model."  # peft's, before a module's path
 PROJECTOR = "model.multi_modal_projector."
 NAMES = {"model.language_model.": "language_model.model.", PROJECTOR: "multi_modal_projector."}  # LLaVA's paths in vLLM
-FUSED = {"q_proj": "qkv_proj", "k_proj": "qkv_proj", "v_proj": "qkv_proj", "gate_proj": "gate_up_proj", "up_proj": "gate_up_proj"}
+FUSED = {
+    "q_proj": "qkv_proj",
+    "k_proj": "qkv_proj",
+    "v_proj": "qkv_proj",
+    "gate_proj": "gate_up_proj",
+    "up_proj": "gate_up_proj",
+}
 
 
 def lora_options(adapter: Path, name: str) -> list[str]:

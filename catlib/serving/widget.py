@@ -58,9 +58,11 @@ def opinion_figure(opinion: Opinion, most: int = 5) -> Figure:
     """Photo, the VLM's likeliest breeds and CLIP's as bars, below them the answer and the traits."""
     panels = ["photo", "vlm", *(["clip"] if opinion.clip else [])]
     figure, axes = plt.subplot_mosaic(
-        [panels, ["words"] * len(panels)], figsize=(WIDTH, 4.2), height_ratios=(3.2, 1),
+        [panels, ["words"] * len(panels)],
+        figsize=(WIDTH, 4.2),
+        height_ratios=(3.2, 1),
         width_ratios=(1, 1.05, 1.05)[: len(panels)],
-    )  # fmt: skip
+    )
     photo = opinion.photo.copy()
     photo.thumbnail((PIXELS, PIXELS))
     axes["photo"].imshow(photo)

@@ -66,9 +66,13 @@ class Collator:
     """
 
     def __init__(
-        self, vlm: VLM, image_root: Path, features: FrozenFeatures | None = None,
-        augment: Callable[[Image, str], Image] | None = None, workers: int = 0,
-    ) -> None:  # fmt: skip
+        self,
+        vlm: VLM,
+        image_root: Path,
+        features: FrozenFeatures | None = None,
+        augment: Callable[[Image, str], Image] | None = None,
+        workers: int = 0,
+    ) -> None:
         self.vlm, self.image_root, self.features, self.augment = vlm, image_root, features, augment
         self.processor, self.image_token = vlm.processor, image_token_of(vlm.base.config)
         pad = vlm.processor.tokenizer.pad_token_id
@@ -94,7 +98,8 @@ class Collator:
             features, pixels = torch.cat([one.vectors for one in found]), None
         else:
             photos = [
-                self._coming.pop(sample.id).result() if sample.id in self._coming else self._photo(sample) for sample in samples
+                self._coming.pop(sample.id).result() if sample.id in self._coming else self._photo(sample)
+                for sample in samples
             ]
             blocks, features, pixels = [block for block, _ in photos], None, _join([inputs for _, inputs in photos])
         rows, answers = [], []
@@ -103,7 +108,11 @@ class Collator:
             rows.append(self._expand(prompt, block) + answer)
             answers.append(len(answer))
         shape = len(rows), max(map(len, rows))
-        ids, mask, labels = torch.full(shape, self.pad), torch.zeros(shape, dtype=torch.long), torch.full(shape, IGNORED)
+        ids, mask, labels = (
+            torch.full(shape, self.pad),
+            torch.zeros(shape, dtype=torch.long),
+            torch.full(shape, IGNORED),
+        )
         for i, (row, n) in enumerate(zip(rows, answers, strict=True)):
             ids[i, : len(row)], mask[i, : len(row)] = torch.tensor(row), 1
             labels[i, len(row) - n : len(row)] = ids[i, len(row) - n : len(row)]
@@ -134,7 +143,9 @@ class Collator:
             if len(answer_ids) < 2:
                 raise CatlibError(f"the answer {answer!r} has no token of its own: nothing would be learned from it")
             if prompt.count(self.image_token) != 1:
-                raise CatlibError(f"the prompt holds {prompt.count(self.image_token)} image placeholders in place of one")
+                raise CatlibError(
+                    f"the prompt holds {prompt.count(self.image_token)} image placeholders in place of one"
+                )
             self._texts[key] = (prompt, answer_ids)
         return self._texts[key]
 
@@ -175,12 +186,16 @@ def check_batch(vlm: VLM, batch: Batch) -> None:
     for row, sample in enumerate(batch.sample_ids):
         supervised = batch.labels[row][batch.labels[row] != IGNORED]
         if len(supervised) < 2 or supervised[-1] != end:
-            raise CatlibError(f"sample {sample!r}: its answer and end token are not supervised; does the tokenizer fit the model?")
+            raise CatlibError(
+                f"sample {sample!r}: its answer and end token are not supervised; does the tokenizer fit the model?"
+            )
         if not (batch.input_ids[row] == token).any():
             raise CatlibError(f"sample {sample!r}: no image tokens in its text")
     found = int((batch.input_ids == token).sum())
     if batch.features is not None and found != len(batch.features):
-        raise CatlibError(f"{found} image tokens, but the tower gives {len(batch.features)} vectors for {batch.sample_ids}")
+        raise CatlibError(
+            f"{found} image tokens, but the tower gives {len(batch.features)} vectors for {batch.sample_ids}"
+        )
 
 
 def segments(batch: Batch, row: int, processor: Any, image_token: int) -> list[tuple[str, str]]:
@@ -201,7 +216,9 @@ def image_token_of(config: Any) -> int:
     for name in ("image_token_id", "image_token_index"):
         if isinstance(token := getattr(config, name, None), int):
             return token
-    raise InputError(f"a {config.model_type} model has no image token; it is no image-text-to-text model that catlib knows")
+    raise InputError(
+        f"a {config.model_type} model has no image token; it is no image-text-to-text model that catlib knows"
+    )
 
 
 def _join(inputs: Sequence[Mapping[str, torch.Tensor]]) -> dict[str, torch.Tensor]:

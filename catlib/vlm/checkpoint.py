@@ -105,15 +105,24 @@ def load_adapter(vlm: VLM, adapter: Path, trainable: bool = False) -> None:
         model = PeftModel(vlm.model, config, autocast_adapter_dtype=trainable)
     except ValueError as error:
         raise InputError(f"{adapter / CONFIG} does not fit {vlm.name!r}: {str(error).splitlines()[0]}") from None
-    wanted = {name: tuple(tensor.shape) for name, tensor in get_peft_model_state_dict(model, save_embedding_layers=False).items()}
+    wanted = {
+        name: tuple(tensor.shape)
+        for name, tensor in get_peft_model_state_dict(model, save_embedding_layers=False).items()
+    }
     shapes = {name: tuple(tensor.shape) for name, tensor in saved.items()}
     problems = [
         *(f"{name} is missing" for name in wanted.keys() - shapes.keys()),
         *(f"{name} is left over" for name in shapes.keys() - wanted.keys()),
-        *(f"{n} is {shapes[n]} in place of {wanted[n]}" for n in wanted.keys() & shapes.keys() if shapes[n] != wanted[n]),
+        *(
+            f"{n} is {shapes[n]} in place of {wanted[n]}"
+            for n in wanted.keys() & shapes.keys()
+            if shapes[n] != wanted[n]
+        ),
     ]
     if problems:
-        raise InputError(f"{adapter / WEIGHTS} does not fit {vlm.name!r}: {len(problems)} tensors, first: {sorted(problems)[0]}")
+        raise InputError(
+            f"{adapter / WEIGHTS} does not fit {vlm.name!r}: {len(problems)} tensors, first: {sorted(problems)[0]}"
+        )
     set_peft_model_state_dict(model, saved)
     if not trainable:
         dtype = model.get_input_embeddings().weight.dtype

@@ -59,6 +59,13 @@ def greedy_options(vlm: "VLM", max_new_tokens: int = MAX_NEW_TOKENS) -> dict[str
     end = tokenizer.eos_token_id
     pad = end if tokenizer.pad_token_id is None else tokenizer.pad_token_id
     return {
-        "max_new_tokens": max_new_tokens, "do_sample": False, "num_beams": 1, "temperature": None, "top_p": None,
-        "top_k": None, "repetition_penalty": 1.0, "eos_token_id": end, "pad_token_id": pad,
-    }  # fmt: skip
+        "max_new_tokens": max_new_tokens,
+        "do_sample": False,
+        "num_beams": 1,
+        "temperature": None,
+        "top_p": None,
+        "top_k": None,
+        "repetition_penalty": 1.0,
+        "eos_token_id": end,
+        "pad_token_id": pad,
+    }

@@ -68,7 +68,11 @@ class FrozenFeatures:
             for (sha, _), features in zip(chunk, compute_features(self.vlm, images), strict=True):
                 self._write(sha, features)
         if left_out:
-            log.warning("the feature cache is full at %.1f GB: %d photos go through the tower each time", self.limit / 1e9, left_out)
+            log.warning(
+                "the feature cache is full at %.1f GB: %d photos go through the tower each time",
+                self.limit / 1e9,
+                left_out,
+            )
         return left_out
 
     def get(self, sha: str) -> PhotoFeatures | None:
@@ -102,7 +106,9 @@ def compute_features(vlm: VLM, images: Sequence[Image]) -> list[PhotoFeatures]:
     """Run the frozen tower over photos. The projector's input is caught on its way in, whatever the tower's kind."""
     processor, base = vlm.processor, vlm.base
     token = processor.image_token
-    inputs = processor(images=[[image] for image in images], text=[token] * len(images), padding=True, return_tensors="pt")
+    inputs = processor(
+        images=[[image] for image in images], text=[token] * len(images), padding=True, return_tensors="pt"
+    )
     caught: list[torch.Tensor] = []
 
     def catch(_: torch.nn.Module, args: tuple[torch.Tensor, ...]) -> None:
@@ -159,7 +165,9 @@ def model_key(vlm: VLM) -> str:
     return digest.hexdigest()[:24]
 
 
-def _decoded(chunks: list[list[tuple[str, Path]]], workers: int) -> Iterator[tuple[list[tuple[str, Path]], list[Image]]]:
+def _decoded(
+    chunks: list[list[tuple[str, Path]]], workers: int
+) -> Iterator[tuple[list[tuple[str, Path]], list[Image]]]:
     """Chunks with their photos; the next chunk is decoded while the tower works on this one."""
     with ThreadPoolExecutor(max(1, workers)) as pool:
         ahead = [pool.submit(open_image, path) for _, path in chunks[0]] if chunks else []

@@ -51,7 +51,11 @@ def fuse(model: torch.nn.Module) -> int:
 
 def is_fused(module: torch.nn.Module) -> bool:
     """Whether `fuse` has replaced the module's forward method."""
-    return "forward" in vars(module) and getattr(module.forward, "__func__", None) in (_lora_forward, _norm_forward, _mlp_forward)
+    return "forward" in vars(module) and getattr(module.forward, "__func__", None) in (
+        _lora_forward,
+        _norm_forward,
+        _mlp_forward,
+    )
 
 
 class _Thread(threading.local):
@@ -89,7 +93,9 @@ class LoraFunction(torch.autograd.Function):
             kept = _zero(flat.clone(), _dropped(flat, p, ctx.seed)) if p else flat
             low = kept @ _stacked(factors, flat.dtype).T
             outputs = []
-            for (weight, bias), part, b, scale in zip(weights, _parts(low, factors), factors[1::2], ctx.scales, strict=True):
+            for (weight, bias), part, b, scale in zip(
+                weights, _parts(low, factors), factors[1::2], ctx.scales, strict=True
+            ):
                 y = linear(flat, weight, bias)
                 outputs.append(y.addmm_(part, (scale * b).to(flat.dtype).T).view(*x.shape[:-1], -1))
         ctx.save_for_backward(flat, low, *factors)
@@ -101,13 +107,21 @@ class LoraFunction(torch.autograd.Function):
         flat, low, *factors = ctx.saved_tensors
         gradients = [dy.reshape(-1, dy.shape[-1]).to(flat.dtype) for dy in gradients]
         dropped = _dropped(flat, ctx.p, ctx.seed) if ctx.p else None
-        pieces = [dy @ (scale * b).to(flat.dtype) for dy, b, scale in zip(gradients, factors[1::2], ctx.scales, strict=True)]
+        pieces = [
+            dy @ (scale * b).to(flat.dtype) for dy, b, scale in zip(gradients, factors[1::2], ctx.scales, strict=True)
+        ]
         dlow = torch.cat(pieces, dim=1) if len(pieces) > 1 else pieces[0]
         da = dlow.T @ (flat if dropped is None else _zero(flat.clone(), dropped))
         of_factors: list[torch.Tensor] = []
         lows = _parts(low, factors)
         for dy, part, a, b, da_part, scale in zip(
-            gradients, lows, factors[::2], factors[1::2], da.split([a.shape[0] for a in factors[::2]]), ctx.scales, strict=True
+            gradients,
+            lows,
+            factors[::2],
+            factors[1::2],
+            da.split([a.shape[0] for a in factors[::2]]),
+            ctx.scales,
+            strict=True,
         ):
             of_factors += [da_part.to(a.dtype), ((dy.T @ part) * scale).to(b.dtype)]
         dx = None

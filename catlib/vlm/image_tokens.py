@@ -2,7 +2,9 @@
 
 from typing import Any
 
-FILL_TOKENS = 9216  # 16 photos of LLaVA-1.5, 2 of Pixtral's largest: its tower attends over all photos of a batch at once
+FILL_TOKENS = (
+    9216  # 16 photos of LLaVA-1.5, 2 of Pixtral's largest: its tower attends over all photos of a batch at once
+)
 
 
 def image_tokens_of(config: Any) -> int:

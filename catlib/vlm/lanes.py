@@ -42,7 +42,11 @@ class Lanes:
         if len(parts) == 1:
             return [work(parts[0])]
         seed = int(torch.randint(2**62, (1,))) if torch.is_grad_enabled() else 0
-        gradients, low, dtype = torch.is_grad_enabled(), torch.is_autocast_enabled("cpu"), torch.get_autocast_dtype("cpu")
+        gradients, low, dtype = (
+            torch.is_grad_enabled(),
+            torch.is_autocast_enabled("cpu"),
+            torch.get_autocast_dtype("cpu"),
+        )
 
         def in_lane(part: T, number: int) -> R:
             generator = torch.Generator().manual_seed(seed + number)
@@ -59,7 +63,9 @@ class Lanes:
             share = max(1, mine // self.count)
             self._pool = ThreadPoolExecutor(self.count, "lane", initializer=torch.set_num_threads, initargs=(share,))
             wait([self._pool.submit(torch.get_num_threads) for _ in range(self.count)])
-            torch.set_num_threads(mine)  # the number is each thread's own, but the last one set is that of threads to come
+            torch.set_num_threads(
+                mine
+            )  # the number is each thread's own, but the last one set is that of threads to come
         return self._pool
 
 

@@ -29,8 +29,12 @@ def lora_module_names(model: torch.nn.Module, targets: Sequence[str], anatomy: A
     ]
     missing = set(targets) - {name.rsplit(".", 1)[-1] for name in names}
     if missing:
-        last = {n.rsplit(".", 1)[-1] for n, m in model.named_modules() if n.startswith(prefix) and hasattr(m, "in_features")}
-        raise InputError(f"lora_targets: no layer {', '.join(sorted(missing))} in {prefix[:-1]}; it has {', '.join(sorted(last))}")
+        last = {
+            n.rsplit(".", 1)[-1] for n, m in model.named_modules() if n.startswith(prefix) and hasattr(m, "in_features")
+        }
+        raise InputError(
+            f"lora_targets: no layer {', '.join(sorted(missing))} in {prefix[:-1]}; it has {', '.join(sorted(last))}"
+        )
     return names
 
 

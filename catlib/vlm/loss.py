@@ -34,9 +34,7 @@ class AnswerLoss(torch.nn.Module):
         # Padding stands on the right, where a causal model never looks from a real token: without a mask the attention
         # kernel takes its fast way. Models that work out positions from the mask still get it.
         mask = None if batch.features is not None else batch.attention_mask
-        outputs = base.model(
-            input_ids=batch.input_ids, attention_mask=mask, use_cache=False, **extra
-        )
+        outputs = base.model(input_ids=batch.input_ids, attention_mask=mask, use_cache=False, **extra)
         hidden, targets = outputs.last_hidden_state[:, :-1], batch.labels[:, 1:]
         answer = targets != IGNORED
         head = base.get_output_embeddings()

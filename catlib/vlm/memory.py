@@ -25,11 +25,15 @@ SHIPPED = {
     "mistral-community/pixtral-12b": "pixtral-12b",
     "HuggingFaceTB/SmolVLM-256M-Instruct": "smolvlm-256m",
 }
-NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)  # 4 bits, an 8-bit scale for 64 weights, a float for 256 scales (arXiv 2305.14314)
+NF4_BYTES = (
+    0.5 + 1 / 64 + 4 / (64 * 256)
+)  # 4 bits, an 8-bit scale for 64 weights, a float for 256 scales (arXiv 2305.14314)
 TEXT_TOKENS, ANSWER_TOKENS = 40, 8  # question with answer, and the answer; the breeds' names have 2 to 13 tokens
 BREEDS, NODES = 67, 5  # names that validation scores, and tokens of each that no other name shares
 SLACK = 1.05  # the allocator's rounding and fragments
-CPU_HEAP = 250_000_000  # bytes that the C library's heap keeps beside what tensors use (docs/memory-and-gpus.md, measured)
+CPU_HEAP = (
+    250_000_000  # bytes that the C library's heap keeps beside what tensors use (docs/memory-and-gpus.md, measured)
+)
 GB = 1e9
 
 
@@ -92,9 +96,15 @@ class Footprint:
 
     @classmethod
     def of(
-        cls, settings: TrainSettings, config: Any | None = None, shape: Shape | None = None,
-        dtype: torch.dtype | None = None, breeds: int = BREEDS, photos: int | None = None, cpu: bool = False,
-    ) -> "Footprint":  # fmt: skip
+        cls,
+        settings: TrainSettings,
+        config: Any | None = None,
+        shape: Shape | None = None,
+        dtype: torch.dtype | None = None,
+        breeds: int = BREEDS,
+        photos: int | None = None,
+        cpu: bool = False,
+    ) -> "Footprint":
         """Raises InputError when the model is not known or not supported. `dtype` of the base: bfloat16 by default, unless the
         settings say float32. `photos`: of training and validation together, where there are few.
         """
@@ -111,10 +121,22 @@ class Footprint:
         trainable, _ = count_parameters(peft_model(model, lora_config(model, settings, anatomy), empty=True))
         cached = settings.cache_features and not settings.augment and config.model_type == "llava"
         return cls(
-            settings, shape, breeds, dtype.itemsize, trainable, parameters, weights, trace_step(config, settings, dtype, shape),
-            (trace_tower(config, dtype, 1, shape.image_tokens), min(photos_at_once(config), photos or 16) if cached else 0), config.get_text_config(),
-            config.vision_config.hidden_size, CPU_HEAP if cpu else 0,
-        )  # fmt: skip
+            settings,
+            shape,
+            breeds,
+            dtype.itemsize,
+            trainable,
+            parameters,
+            weights,
+            trace_step(config, settings, dtype, shape),
+            (
+                trace_tower(config, dtype, 1, shape.image_tokens),
+                min(photos_at_once(config), photos or 16) if cached else 0,
+            ),
+            config.get_text_config(),
+            config.vision_config.hidden_size,
+            CPU_HEAP if cpu else 0,
+        )
 
     def at(self, batch: int) -> Estimate:
         """The estimate for a batch of so many photos."""
@@ -127,13 +149,22 @@ class Footprint:
         dropped = batch * length * text.intermediate_size * self.size if s.lora_dropout and s.mode != "projector" else 0
         each, photos = self.tower
         return Estimate(
-            batch_size=batch, image_tokens=self.shape.image_tokens, trainable_parameters=self.trainable,
-            parameters=self.parameters, weights=self.weights, adapters=4 * self.trainable, gradients=gradients,
-            optimizer=8 * self.trainable, activations=activations, logits=self.step.logits.at(batch),
+            batch_size=batch,
+            image_tokens=self.shape.image_tokens,
+            trainable_parameters=self.trainable,
+            parameters=self.parameters,
+            weights=self.weights,
+            adapters=4 * self.trainable,
+            gradients=gradients,
+            optimizer=8 * self.trainable,
+            activations=activations,
+            logits=self.step.logits.at(batch),
             features=batch * self.shape.image_tokens * self.vision_width * self.size,
-            transient=self.step.transient.at(batch) + dropped, tower=each * (photos or batch), watching=self._watching(batch),
+            transient=self.step.transient.at(batch) + dropped,
+            tower=each * (photos or batch),
+            watching=self._watching(batch),
             heap=self.heap,
-        )  # fmt: skip
+        )
 
     def _watching(self, batch: int) -> int:
         """Closed-set validation: the cache of the batch's prompts, one layer at work, three copies of the names' logits."""
@@ -146,7 +177,9 @@ class Footprint:
         return tokens * self.size * (2 * width * text.num_hidden_layers + 2 * text.intermediate_size) + 3 * 4 * logits
 
 
-def estimate(settings: TrainSettings, config: Any | None = None, shape: Shape | None = None, dtype: torch.dtype | None = None) -> Estimate:
+def estimate(
+    settings: TrainSettings, config: Any | None = None, shape: Shape | None = None, dtype: torch.dtype | None = None
+) -> Estimate:
     """The need of a run as the settings say. Raises InputError when the model is not known or not supported."""
     return Footprint.of(settings, config, shape, dtype).at(settings.batch_size)
 
@@ -157,17 +190,28 @@ def largest_batch(footprint: Footprint, vram: float) -> int:
 
 
 def ways_to_fit(
-    settings: TrainSettings, vram: float, config: Any, shape: Shape | None = None, dtype: torch.dtype | None = None, cpu: bool = False
+    settings: TrainSettings,
+    vram: float,
+    config: Any,
+    shape: Shape | None = None,
+    dtype: torch.dtype | None = None,
+    cpu: bool = False,
 ) -> list[dict[str, Any]]:
     """LoRA and QLoRA, each with and without gradient checkpointing, and the peak and the largest batch of each in `vram` bytes."""
     ways = []
     for mode in ("lora", "qlora"):
         for checkpointing in (False, True):
-            footprint = Footprint.of(replace(settings, mode=mode, gradient_checkpointing=checkpointing), config, shape, dtype, cpu=cpu)
-            ways.append({
-                "mode": mode, "gradient_checkpointing": checkpointing, "peak": footprint.at(settings.batch_size).peak,
-                "largest_batch": largest_batch(footprint, vram),
-            })  # fmt: skip
+            footprint = Footprint.of(
+                replace(settings, mode=mode, gradient_checkpointing=checkpointing), config, shape, dtype, cpu=cpu
+            )
+            ways.append(
+                {
+                    "mode": mode,
+                    "gradient_checkpointing": checkpointing,
+                    "peak": footprint.at(settings.batch_size).peak,
+                    "largest_batch": largest_batch(footprint, vram),
+                }
+            )
     return ways
 
 
@@ -176,7 +220,9 @@ def model_config(ref: str) -> Any:
     if (folder := resolve(ref)).is_dir():
         return load_config(str(folder))
     if ref in SHIPPED:
-        text = resources.files("catlib").joinpath("assets", "configs", f"{SHIPPED[ref]}.json").read_text(encoding="utf-8")
+        text = (
+            resources.files("catlib").joinpath("assets", "configs", f"{SHIPPED[ref]}.json").read_text(encoding="utf-8")
+        )
         facts = json.loads(text)
         return AutoConfig.for_model(facts.pop("model_type"), **facts)
     return load_config(ref)

@@ -34,7 +34,10 @@ def check_fits(settings: TrainSettings, ref: str, samples: Iterable[tuple[Sample
         return None
     dtype, config, pairs = pick_dtype(settings.dtype, device), model_config(ref), list(samples)
     if not hasattr(config.vision_config, "image_size"):
-        log.info("no estimate of the memory that a %s needs: its configuration does not tell the size of a photo", config.model_type)
+        log.info(
+            "no estimate of the memory that a %s needs: its configuration does not tell the size of a photo",
+            config.model_type,
+        )
         return None
     shape = longest(load_processor(ref), config, pairs)
     breeds = len({sample.breed for sample, _ in pairs})
@@ -44,7 +47,9 @@ def check_fits(settings: TrainSettings, ref: str, samples: Iterable[tuple[Sample
     if need.peak <= free:
         return need
     batch = largest_batch(footprint, free)
-    ways = [way for way in ways_to_fit(settings, free, config, shape, dtype, device.type == "cpu") if way["largest_batch"]]
+    ways = [
+        way for way in ways_to_fit(settings, free, config, shape, dtype, device.type == "cpu") if way["largest_batch"]
+    ]
     fits = [f"batch_size {batch}"] if batch else []
     fits += [
         f"mode {way['mode']} with{'' if way['gradient_checkpointing'] else 'out'} gradient_checkpointing at batch_size {way['largest_batch']}"
@@ -75,7 +80,9 @@ def longest(processor: Any, config: Any, samples: Iterable[tuple[Sample, Path]])
     tokens = image_tokens_of(config)
     if hasattr(processor, "_get_num_multimodal_tokens") and config.vision_config.model_type == "pixtral":
         sizes = {_size(path) for _, path in pairs}
-        tokens = max(processor._get_num_multimodal_tokens(image_sizes=[list(size) for size in sizes])["num_image_tokens"])
+        tokens = max(
+            processor._get_num_multimodal_tokens(image_sizes=[list(size) for size in sizes])["num_image_tokens"]
+        )
     mean = sum(answers[sample.question, sample.answer] for sample, _ in pairs) / len(pairs)
     return Shape(tokens, text, math.ceil(mean))
 

@@ -25,7 +25,16 @@ from catlib.vlm.fused import fuse
 from catlib.vlm.lora import lora_config, peft_model
 from catlib.vlm.models import Anatomy, empty_model
 
-RELEVANT = ("mode", "train_projector", "lora_r", "lora_alpha", "lora_targets", "use_rslora", "use_dora", "gradient_checkpointing")
+RELEVANT = (
+    "mode",
+    "train_projector",
+    "lora_r",
+    "lora_alpha",
+    "lora_targets",
+    "use_rslora",
+    "use_dora",
+    "gradient_checkpointing",
+)
 
 
 @dataclass(frozen=True)
@@ -98,9 +107,10 @@ def trace_tower(config: Any, dtype: torch.dtype, photos: int, image_tokens: int)
         with tracker:
             pixels = torch.empty(photos, 3, vision.image_size, vision.image_size)
             model.model.get_image_features(
-                pixel_values=pixels.to(dtype), vision_feature_layer=config.vision_feature_layer,
+                pixel_values=pixels.to(dtype),
+                vision_feature_layer=config.vision_feature_layer,
                 vision_feature_select_strategy=config.vision_feature_select_strategy,
-            )  # fmt: skip
+            )
     return tracker.peak
 
 
@@ -148,7 +158,11 @@ def _trace(
     model = empty_model(_config_with(config, layers, vision_layers=1)).to(dtype)
     anatomy = Anatomy.of(model)
     plain = not settings.use_dora
-    four_bit = {m.weight for m in quantizable(model, anatomy.language_model).values()} if settings.mode == "qlora" and plain else set()
+    four_bit = (
+        {m.weight for m in quantizable(model, anatomy.language_model).values()}
+        if settings.mode == "qlora" and plain
+        else set()
+    )
     # Dropout draws numbers, which data-free tensors cannot; what it keeps for a moment is added by the caller.
     wrapped = peft_model(model, lora_config(model, replace(settings, lora_dropout=0.0), anatomy), empty=True)
     fuse(wrapped)
@@ -167,8 +181,12 @@ def _trace(
         tracker.ignore([*wrapped.parameters(), *wrapped.buffers(), *(p.grad for p in trained)])
         with tracker:
             with torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype is torch.bfloat16):
-                embedded = _embeddings(model, anatomy, torch.empty(batch, length, text.hidden_size, dtype=dtype), shape.image_tokens)
-                hidden = model.get_submodule(anatomy.language_model)(inputs_embeds=embedded, use_cache=False).last_hidden_state
+                embedded = _embeddings(
+                    model, anatomy, torch.empty(batch, length, text.hidden_size, dtype=dtype), shape.image_tokens
+                )
+                hidden = model.get_submodule(anatomy.language_model)(
+                    inputs_embeds=embedded, use_cache=False
+                ).last_hidden_state
                 del embedded
                 rows = hidden[:, -shape.answer_tokens - 1 : -1].clone().view(-1, text.hidden_size)
                 of_layers = tracker.live - rows.nbytes - hidden.nbytes
@@ -229,10 +247,18 @@ def _make_fake(model: torch.nn.Module, four_bit: set[torch.Tensor]) -> None:
 def _four_bit(shape: torch.Size) -> torch.nn.Parameter:
     n = shape.numel()
     blocks = n // 64
-    scales = QuantState(absmax=torch.empty(-(-blocks // 256)), blocksize=256, code=torch.empty(256), dtype=torch.float32)
+    scales = QuantState(
+        absmax=torch.empty(-(-blocks // 256)), blocksize=256, code=torch.empty(256), dtype=torch.float32
+    )
     weight = torch.nn.Parameter(torch.empty((n + 1) // 2, 1, dtype=torch.uint8), requires_grad=False)
     weight.quant_state = QuantState(
-        absmax=torch.empty(blocks, dtype=torch.uint8), shape=shape, code=torch.empty(16), blocksize=64, quant_type="nf4",
-        dtype=torch.bfloat16, offset=torch.empty(()), state2=scales,
-    )  # fmt: skip
+        absmax=torch.empty(blocks, dtype=torch.uint8),
+        shape=shape,
+        code=torch.empty(16),
+        blocksize=64,
+        quant_type="nf4",
+        dtype=torch.bfloat16,
+        offset=torch.empty(()),
+        state2=scales,
+    )
     return weight

@@ -31,7 +31,11 @@ class Anatomy:
         """The parts of LLaVA, Pixtral, Idefics3/SmolVLM and Qwen-VL models. Raises InputError when a part is not found."""
         names = {name for name, _ in model.named_modules()}
         found = []
-        for part, candidates in (("vision tower", TOWERS), ("projector", PROJECTORS), ("language model", LANGUAGE_MODELS)):
+        for part, candidates in (
+            ("vision tower", TOWERS),
+            ("projector", PROJECTORS),
+            ("language model", LANGUAGE_MODELS),
+        ):
             path = next((candidate for candidate in candidates if candidate in names), None)
             if path is None:
                 raise InputError(

@@ -26,7 +26,9 @@ class Passes:
     def __init__(self, run: Run, team: Team, parameters: Sequence[torch.nn.Parameter]) -> None:
         self.collate, self.vlm, self.team, self.parameters = run.collate, run.vlm, team, parameters
         self.batch_size = self.micro_batch = run.settings.batch_size
-        self.effective_batch = self.batch_size * run.settings.gradient_accumulation  # whatever the number of processes: they share it
+        self.effective_batch = (
+            self.batch_size * run.settings.gradient_accumulation
+        )  # whatever the number of processes: they share it
         self.loss = AnswerLoss(run.vlm)
         self.lanes = lanes_for(run.vlm, run.settings, team.sharded)
         # Three times the loss of guessing among all tokens: no longer bad luck but a broken run.
@@ -113,8 +115,11 @@ class Passes:
         self._forget()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-        log.warning("out of memory: going on with micro-batches of %d, the effective batch stays %d",
-                    self.micro_batch, self.effective_batch)  # fmt: skip
+        log.warning(
+            "out of memory: going on with micro-batches of %d, the effective batch stays %d",
+            self.micro_batch,
+            self.effective_batch,
+        )
 
     def _forget(self) -> None:
         for parameter in self.parameters:

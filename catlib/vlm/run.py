@@ -61,14 +61,14 @@ def load_data(settings: TrainSettings) -> TrainingData:
     """Read and validate both JSONL files. Raises InputError; a breed that only validation has is one."""
     paths = [resolve(settings.train_data), resolve(settings.val_data)]
     roots = [image_root_of(path) for path in paths]
-    train, val = (
-        tuple(_with_digests(read_samples(path, root), root)) for path, root in zip(paths, roots, strict=True)
-    )
+    train, val = (tuple(_with_digests(read_samples(path, root), root)) for path, root in zip(paths, roots, strict=True))
     breeds = tuple(sorted({s.breed for s in train}))
     if unknown := sorted({s.breed for s in val} - set(breeds)):
         raise InputError(f"{paths[1]}: validation has breeds without a training photo: {', '.join(unknown)}")
     if both := {s.metadata["sha256"] for s in train} & {s.metadata["sha256"] for s in val}:
-        raise InputError(f"{paths[1]}: {len(both)} photos stand in {paths[0].name} as well; the validation loss would lie")
+        raise InputError(
+            f"{paths[1]}: {len(both)} photos stand in {paths[0].name} as well; the validation loss would lie"
+        )
     named = split_list(settings.priority_breeds)
     if absent := [b for b in named if b not in breeds]:
         raise InputError(f"priority_breeds: no training photo of {', '.join(absent)}; the data has {', '.join(breeds)}")
@@ -93,7 +93,9 @@ def set_up(settings: TrainSettings, team: Team) -> Run:
     features = _features(settings, vlm, data, team)
     team.shard(vlm)
     if augment is not None:
-        log.info("augmentation is on: every photo goes through the vision tower each time, the feature cache is not used")
+        log.info(
+            "augmentation is on: every photo goes through the vision tower each time, the feature cache is not used"
+        )
     collate = Collator(vlm, data.image_root, None if augment else features, augment, settings.num_workers)
     val_collate = Collator(vlm, data.val_root, features)
     return Run(settings, data, vlm, collate, val_collate, resolve(settings.output_dir))

@@ -63,10 +63,7 @@ class LabelScorer:
         """
         questions = [self.question] * len(images) if questions is None else list(questions)
         for question in set(questions) - {self.question}:
-            if any(
-                self.tokens(b, question) != t
-                for b, t in zip(self.breeds, self.labels, strict=True)
-            ):
+            if any(self.tokens(b, question) != t for b, t in zip(self.breeds, self.labels, strict=True)):
                 raise CatlibError(
                     f"after the question {question!r} the breeds are tokenized differently; score it apart"
                 )
@@ -136,9 +133,13 @@ class LabelScorer:
         cache.batch_repeat_interleave(len(labels))
         start = mask.sum(-1, keepdim=True).repeat_interleave(len(labels), dim=0)
         positions = start + torch.arange(longest, device=device)
-        if not self._plain_positions:  # after a photo the text goes on from the photo's longest side, the same on all three axes
+        if (
+            not self._plain_positions
+        ):  # after a photo the text goes on from the photo's longest side, the same on all three axes
             shift = self.vlm.base.model.rope_deltas
-            positions = positions if shift is None else positions + shift.repeat_interleave(len(labels), dim=0).to(device)
+            positions = (
+                positions if shift is None else positions + shift.repeat_interleave(len(labels), dim=0).to(device)
+            )
             positions = positions.expand(3, -1, -1)
         output = self.vlm.base(
             input_ids=tokens.repeat(rows, 1),

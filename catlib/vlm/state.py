@@ -26,7 +26,9 @@ def save_state(path: Path, state: dict[str, Any]) -> None:
             os.fsync(stream.fileno())
         os.replace(temporary, path)
     except (OSError, RuntimeError) as error:  # torch's zip writer turns a full disk into a RuntimeError
-        raise CatlibError(f"{path}: the state could not be written ({error}); the one before it is untouched") from error
+        raise CatlibError(
+            f"{path}: the state could not be written ({error}); the one before it is untouched"
+        ) from error
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -40,7 +42,9 @@ def load_state(path: Path) -> dict[str, Any] | None:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except (RuntimeError, pickle.UnpicklingError, EOFError) as error:
-        raise CatlibError(f"{path}: not a readable training state ({error}); delete it, or train with --no-resume") from None
+        raise CatlibError(
+            f"{path}: not a readable training state ({error}); delete it, or train with --no-resume"
+        ) from None
 
 
 def random_state() -> dict[str, Any]:

@@ -36,7 +36,9 @@ class Team:
             )
         self.sharded = os.environ.get("ACCELERATE_USE_FSDP", "") == "true"
         if self.sharded and settings.mode == "qlora":
-            raise InputError("FSDP cannot keep 4-bit weights in pieces; launch mode qlora with configs/accelerate/ddp.yaml")
+            raise InputError(
+                "FSDP cannot keep 4-bit weights in pieces; launch mode qlora with configs/accelerate/ddp.yaml"
+            )
         with patch_environment(ACCELERATE_USE_FSDP="false"):  # sharding is done here, on frozen weights only
             self.accelerator = Accelerator(cpu=settings.device == "cpu", mixed_precision="no")
         self.rank, self.size = self.accelerator.process_index, self.accelerator.num_processes
@@ -62,7 +64,9 @@ class Team:
         """Each value added up over the processes."""
         if self.size == 1:
             return list(values)
-        return self.accelerator.reduce(torch.tensor(values, dtype=torch.float64, device=self.accelerator.device)).tolist()
+        return self.accelerator.reduce(
+            torch.tensor(values, dtype=torch.float64, device=self.accelerator.device)
+        ).tolist()
 
     def sum_gradients(self, parameters: Sequence[torch.nn.Parameter]) -> None:
         """Add up the gradients over the processes, in one message; a process without a share adds nothing."""
@@ -101,7 +105,9 @@ class Team:
             # Always back to pieces: left whole after a validation, they would be cut by the main process alone, when it saves.
             fully_shard(layer, mesh=mesh, ignored_params=whole, reshard_after_forward=True)
         rest = set(language_model.parameters()) - {p for layer in layers for p in layer.parameters()}
-        fully_shard(language_model, mesh=mesh, ignored_params=rest, reshard_after_forward=True)  # so that layers know their order
+        fully_shard(
+            language_model, mesh=mesh, ignored_params=rest, reshard_after_forward=True
+        )  # so that layers know their order
         log.info("the frozen matrices of %d layers lie in %d pieces", len(layers), self.size)
 
 

@@ -63,7 +63,11 @@ class MlflowTracker:
             self.client.update_run(self.id, status="RUNNING")
             return
         experiment = self.client.get_experiment_by_name("catlib")
-        number = experiment.experiment_id if experiment else self.client.create_experiment("catlib", resolve(ARTIFACTS).as_uri())
+        number = (
+            experiment.experiment_id
+            if experiment
+            else self.client.create_experiment("catlib", resolve(ARTIFACTS).as_uri())
+        )
         self.id = self.client.create_run(number, run_name=folder.name).info.run_id
         for key, value in asdict(settings).items():
             self.client.log_param(self.id, key, value)
@@ -73,7 +77,9 @@ class MlflowTracker:
         from mlflow.entities import Metric
 
         now = int(1000 * time.time())
-        self.client.log_batch(self.id, [Metric(key, float(value), now, step) for key, value in _numbers(figures).items()])
+        self.client.log_batch(
+            self.id, [Metric(key, float(value), now, step) for key, value in _numbers(figures).items()]
+        )
 
     def close(self, status: str) -> None:
         self.client.set_terminated(self.id, status)

@@ -29,9 +29,31 @@ from catlib.vlm.trackers import check_tracker
 from catlib.vlm.validation import Watch, validation_loss, watched_part
 
 log = logging.getLogger(__name__)
-SAME_RUN = ("epochs", "batch_size", "gradient_accumulation", "seed", "lr", "projector_lr", "lr_schedule", "warmup_ratio",
-            "mode", "train_projector", "lora_r", "lora_alpha", "lora_dropout", "lora_targets", "balance", "base_model",
-            "use_rslora", "use_dora", "weight_decay", "max_grad_norm", "dtype", "augment", "cache_features")  # fmt: skip
+SAME_RUN = (
+    "epochs",
+    "batch_size",
+    "gradient_accumulation",
+    "seed",
+    "lr",
+    "projector_lr",
+    "lr_schedule",
+    "warmup_ratio",
+    "mode",
+    "train_projector",
+    "lora_r",
+    "lora_alpha",
+    "lora_dropout",
+    "lora_targets",
+    "balance",
+    "base_model",
+    "use_rslora",
+    "use_dora",
+    "weight_decay",
+    "max_grad_norm",
+    "dtype",
+    "augment",
+    "cache_features",
+)
 
 
 @dataclass(frozen=True)
@@ -87,7 +109,9 @@ class Trainer:
         groups = [group for group in groups if group["params"]]
         self.trained = named
         self.passes = Passes(run, self.team, [parameter for _, parameter in named])
-        self.optimizer = torch.optim.AdamW(groups, weight_decay=s.weight_decay, fused=self.vlm.base.device.type != "mps")
+        self.optimizer = torch.optim.AdamW(
+            groups, weight_decay=s.weight_decay, fused=self.vlm.base.device.type != "mps"
+        )
         steps_an_epoch = math.ceil(len(run.data.train) / self.passes.effective_batch)
         total = steps_an_epoch * s.epochs
         warm_up = math.ceil(s.warmup_ratio * total)
@@ -98,7 +122,15 @@ class Trainer:
         watched = watched_part(run.data.val, s.watch_photos, s.seed)
         question = run.data.val[0].question
         self.watch = (
-            Watch(self.vlm, run.val_collate, watched, run.data.breeds, run.data.priority, question, spelled_answers(run.data.val))
+            Watch(
+                self.vlm,
+                run.val_collate,
+                watched,
+                run.data.breeds,
+                run.data.priority,
+                question,
+                spelled_answers(run.data.val),
+            )
             if watched
             else None
         )
@@ -143,14 +175,18 @@ class Trainer:
             seen += len(indices)
             if p.step % s.log_steps == 0 or p.step_in_epoch == len(steps):
                 elapsed = time.perf_counter() - since
-                self.history.add("step", p.step, {
-                    "epoch": p.epoch + p.step_in_epoch / len(steps),
-                    "loss": sum(w[0] for w in p.window) / sum(w[1] for w in p.window),
-                    "lr": self.schedule.get_last_lr()[0],
-                    "grad_norm": norm,
-                    "photos_per_second": seen / elapsed,
-                    "peak_memory_gb": self.meter.peak_gb(),
-                })  # fmt: skip
+                self.history.add(
+                    "step",
+                    p.step,
+                    {
+                        "epoch": p.epoch + p.step_in_epoch / len(steps),
+                        "loss": sum(w[0] for w in p.window) / sum(w[1] for w in p.window),
+                        "lr": self.schedule.get_last_lr()[0],
+                        "grad_norm": norm,
+                        "photos_per_second": seen / elapsed,
+                        "peak_memory_gb": self.meter.peak_gb(),
+                    },
+                )
                 p.seconds += elapsed
                 p.window, seen, since = [], 0, time.perf_counter()
             if s.save_steps and p.step % s.save_steps == 0 and p.step_in_epoch < len(steps):
@@ -184,8 +220,19 @@ class Trainer:
         self.vlm.model.eval()
         passes = self.passes
         with passes.autocast():
-            figures: dict[str, Any] = {"epoch": p.epoch, "val_loss": passes.within_memory(lambda: validation_loss(
-                passes.loss, self.run.val_collate, self.run.data.val, passes.micro_batch, self.team, passes.lanes))}  # fmt: skip
+            figures: dict[str, Any] = {
+                "epoch": p.epoch,
+                "val_loss": passes.within_memory(
+                    lambda: validation_loss(
+                        passes.loss,
+                        self.run.val_collate,
+                        self.run.data.val,
+                        passes.micro_batch,
+                        self.team,
+                        passes.lanes,
+                    )
+                ),
+            }
             if (watch := self.watch) is not None:
                 figures |= passes.within_memory(lambda: watch.measure(passes.micro_batch))
         figures = self.team.from_main(figures)
@@ -216,12 +263,17 @@ class Trainer:
             return
         data = self.run.data
         facts = {
-            "settings": asdict(self.settings), "base_model": self.vlm.name,
-            "breeds": list(data.breeds), "priority_breeds": list(data.priority), "question": data.val[0].question,
+            "settings": asdict(self.settings),
+            "base_model": self.vlm.name,
+            "breeds": list(data.breeds),
+            "priority_breeds": list(data.priority),
+            "question": data.val[0].question,
             "spelled": spelled_answers(data.val),
-            "base_fingerprint": fingerprint(self.vlm), "data": data.digests, "figures": figures,
+            "base_fingerprint": fingerprint(self.vlm),
+            "data": data.digests,
+            "figures": figures,
             "micro_batch": self.passes.micro_batch,
-        }  # fmt: skip
+        }
         card = model_card(self.vlm, self.settings, data, figures)
         save_checkpoint(self.vlm, self.run.folder / part, facts, card)
 
@@ -236,14 +288,17 @@ class Trainer:
 
     def _save_state(self) -> None:
         if self.main:
-            save_state(self._state_file, {
-                "identity": self._identity(),
-                "progress": self.progress.state(),
-                "weights": {name: parameter.detach().cpu() for name, parameter in self.trained},
-                "optimizer": self.optimizer.state_dict(),
-                "schedule": self.schedule.state_dict(),
-                "random": random_state(),
-            })  # fmt: skip
+            save_state(
+                self._state_file,
+                {
+                    "identity": self._identity(),
+                    "progress": self.progress.state(),
+                    "weights": {name: parameter.detach().cpu() for name, parameter in self.trained},
+                    "optimizer": self.optimizer.state_dict(),
+                    "schedule": self.schedule.state_dict(),
+                    "random": random_state(),
+                },
+            )
 
     def _resume(self) -> None:
         state = load_state(self._state_file) if self.settings.resume else None

@@ -42,7 +42,9 @@ def supervised_html(run: Run, samples: int = 3) -> str:
             f"{html.escape(text)}</span>"
             for text, role in segments(batch, row, run.vlm.processor, token)
         )
-        lines.append(f'<div style="margin:.4em 0"><small>{html.escape(sample.id)}</small><br><code>{spans}</code></div>')
+        lines.append(
+            f'<div style="margin:.4em 0"><small>{html.escape(sample.id)}</small><br><code>{spans}</code></div>'
+        )
     return "\n".join(lines)
 
 
@@ -56,10 +58,18 @@ def loss_figure(history: Rows) -> Figure:
     loss.set(title="Loss (nats a token)", ylim=(0, None))
     loss.legend()
     watched = [r for r in epochs if r.get("accuracy") is not None]
-    accuracy.plot([r["step"] for r in watched], [r["accuracy"] for r in watched], color=GREEN, marker="o", label="all breeds")
+    accuracy.plot(
+        [r["step"] for r in watched], [r["accuracy"] for r in watched], color=GREEN, marker="o", label="all breeds"
+    )
     rare = [r for r in watched if r.get("priority_f1") is not None]
     if rare:
-        accuracy.plot([r["step"] for r in rare], [r["priority_f1"] for r in rare], color=PINK, marker="s", label="priority macro-F1")
+        accuracy.plot(
+            [r["step"] for r in rare],
+            [r["priority_f1"] for r in rare],
+            color=PINK,
+            marker="s",
+            label="priority macro-F1",
+        )
     accuracy.set(title="Closed-set accuracy on the watched photos")
     percent_axis(accuracy, "y", 0, 1.02)
     accuracy.legend(loc="lower right")
@@ -106,7 +116,9 @@ def training_conclusion(history: Rows, settings: TrainSettings) -> str:
     elif falling:
         trained = f"**It trained**: the validation loss fell in every epoch, from {losses[0]:.3f} to {losses[-1]:.3f}."
     elif best == 0:
-        trained = f"**It did not improve** after the first epoch (validation loss {losses[0]:.3f}, then {losses[-1]:.3f})."
+        trained = (
+            f"**It did not improve** after the first epoch (validation loss {losses[0]:.3f}, then {losses[-1]:.3f})."
+        )
     else:
         trained = f"It trained until epoch {best + 1} (validation loss {losses[0]:.3f} to {losses[best]:.3f}), not in every epoch."
     last_training = of_kind(history, "step")[-1]["loss"]
@@ -122,7 +134,11 @@ def training_conclusion(history: Rows, settings: TrainSettings) -> str:
     else:
         fit = f"There is no sign of overfitting: training loss {last_training:.3f}, validation loss {losses[-1]:.3f}."
     row = kept_epoch(epochs, settings.watch)
-    parts = [f"{_percent(row['accuracy'])} of the watched validation photos are named right"] if row.get("accuracy") is not None else []
+    parts = (
+        [f"{_percent(row['accuracy'])} of the watched validation photos are named right"]
+        if row.get("accuracy") is not None
+        else []
+    )
     if row.get("priority_f1") is not None:
         parts.append(f"the priority breeds reach a macro-F1 of {_percent(row['priority_f1'])}")
     closing = f" In the epoch that was kept ({row['epoch']:g}), {' and '.join(parts)}." if parts else ""

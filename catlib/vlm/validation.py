@@ -20,9 +20,13 @@ from catlib.vlm.team import Team
 
 @torch.no_grad()
 def validation_loss(
-    loss: AnswerLoss, collate: Collator, samples: Sequence[Sample], batch_size: int, team: Team | None = None,
+    loss: AnswerLoss,
+    collate: Collator,
+    samples: Sequence[Sample],
+    batch_size: int,
+    team: Team | None = None,
     lanes: Lanes | None = None,
-) -> float:  # fmt: skip
+) -> float:
     """Mean cross entropy of the answers' tokens, in nats; a team's processes share the samples, lanes each batch."""
     lanes = lanes or Lanes(1)
     device = collate.vlm.base.device
@@ -48,7 +52,13 @@ class Watch:
     """Closed-set accuracy and priority macro-F1 on a fixed part of the validation photos."""
 
     def __init__(
-        self, vlm: VLM, collate: Collator, samples: Sequence[Sample], breeds: Sequence[str], priority: Sequence[str], question: str,
+        self,
+        vlm: VLM,
+        collate: Collator,
+        samples: Sequence[Sample],
+        breeds: Sequence[str],
+        priority: Sequence[str],
+        question: str,
         spelled: Mapping[str, str] | None = None,
     ) -> None:
         self.vlm, self.collate, self.samples, self.question = vlm, collate, list(samples), question
@@ -65,7 +75,9 @@ class Watch:
         true = [s.breed for s in self.samples]
         figures = {"accuracy": float(np.mean([p == t for p, t in zip(predicted, true, strict=True)]))}
         if self.priority:
-            figures["priority_f1"] = float(f1_score(true, predicted, labels=self.priority, average="macro", zero_division=0))
+            figures["priority_f1"] = float(
+                f1_score(true, predicted, labels=self.priority, average="macro", zero_division=0)
+            )
         return figures
 
     def _scores(self, samples: Sequence[Sample]) -> np.ndarray:
@@ -80,6 +92,10 @@ class Watch:
         length = max(map(len, prompts))
         pad = self.vlm.processor.tokenizer.pad_token_id or 0
         ids = torch.stack([torch.nn.functional.pad(p, (length - len(p), 0), value=pad) for p in prompts]).to(device)
-        mask = torch.stack([torch.nn.functional.pad(torch.ones_like(p), (length - len(p), 0)) for p in prompts]).to(device)
+        mask = torch.stack([torch.nn.functional.pad(torch.ones_like(p), (length - len(p), 0)) for p in prompts]).to(
+            device
+        )
         output = BaseModelOutputWithPooling(pooler_output=[projector(vectors)])
-        return self.scorer.score_inputs({"input_ids": ids, "attention_mask": mask, "mm_encoder_outputs": {"image": output}})
+        return self.scorer.score_inputs(
+            {"input_ids": ids, "attention_mask": mask, "mm_encoder_outputs": {"image": output}}
+        )
