@@ -13,7 +13,7 @@ from catlib.vlm.memory import model_config
 from catlib.vlm.models import PROJECTORS, TOWERS, VLM, Anatomy, empty_model, quantization
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
-from tiny_encoders import TEMPLATE, tokenizer  # noqa: E402
+from tiny_encoders import TEMPLATE, tokenizer
 
 NAME = "llava-hf/llava-1.5-7b-hf"
 

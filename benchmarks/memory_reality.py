@@ -203,8 +203,7 @@ def measure(
 def in_own_process(case: dict[str, Any]) -> dict[str, Any]:
     done = subprocess.run(
         [sys.executable, "-W", "ignore", __file__, "--case", json.dumps(case)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
+        capture_output=True,
         text=True,
         start_new_session=True,
     )

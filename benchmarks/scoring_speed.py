@@ -161,7 +161,7 @@ def main() -> int:
         classifier = ClipZeroShot(ClipEncoder.load(clip), everything, "plain")
         ours = rate(batches(classifier.classify, 16), images * 2, args.repeat)
         zero_shot = pipeline("zero-shot-image-classification", model=clip)
-        ask = dict(candidate_labels=everything, hypothesis_template=PLAIN)
+        ask = {"candidate_labels": everything, "hypothesis_template": PLAIN}
         theirs = rate(lambda items: [zero_shot(image, **ask) for image in items], images[:4], args.repeat)
         print(f"{67:>6} {'CLIP, catlib':<22} {ours:>9.2f}")
         print(f"{67:>6} {'CLIP, pipeline':<22} {theirs:>9.2f} {ours / theirs:>19.1f}x")

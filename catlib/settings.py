@@ -4,6 +4,7 @@ Profiles (YAML), `-p key=value`, the notebooks' parameters cells and the options
 against these. A value is an int, a float, a bool or a text, as papermill's parameters are; a list is a text with commas.
 """
 
+import contextlib
 import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
@@ -252,10 +253,8 @@ def check_value(option_field: Any, value: Any, where: str) -> Any:
     """`value` when it is of the parameter's type (an int passes for a float) and among its choices; else an InputError."""
     kind, choices = option_field.type, option_field.metadata.get("choices", ())
     if kind is float and isinstance(value, str):
-        try:
+        with contextlib.suppress(ValueError):
             value = float(value)  # YAML reads 2e-4 as text
-        except ValueError:
-            pass
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
     if type(value) is not kind:

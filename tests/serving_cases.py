@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from tiny_encoders import photo
+from tiny_models import BREEDS, QUESTION, save_llava
 
 from catlib.settings import TrainSettings
 from catlib.vlm.checkpoint import save_adapter
 from catlib.vlm.lora import add_lora
 from catlib.vlm.models import load_vlm
-from tiny_encoders import photo
-from tiny_models import BREEDS, QUESTION, save_llava
 
 BROKEN = b"\xff\xd8\xff\xe0 this is no JPEG"
 

@@ -1,12 +1,12 @@
 """Reading breeds off generated text: what is counted, and what is honestly None."""
 
 import pytest
+from tiny_encoders import llava, photo
 
 from catlib.breeds import BREEDS
-from catlib.parsing import BreedParser
 from catlib.data.conversations import answer_for
+from catlib.parsing import BreedParser
 from catlib.vlm.decoding import generate_constrained, generate_free
-from tiny_encoders import llava, photo
 
 ALL = [breed.name for breed in BREEDS]
 

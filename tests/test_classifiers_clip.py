@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from tiny_encoders import clip, photo, write_photos
 from transformers import AutoModel, AutoProcessor
 
 from catlib.breeds import BREEDS, find
@@ -11,7 +12,6 @@ from catlib.classifiers.base import predict
 from catlib.classifiers.clip import ClipZeroShot
 from catlib.classifiers.encoder import ClipEncoder
 from catlib.errors import InputError
-from tiny_encoders import clip, photo, write_photos
 
 NAMES = ["Abyssinian", "Manx", "Siamese", "Extra-Toes Cat - Hemingway Polydactyl"]
 

@@ -10,7 +10,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from chat_server import BREEDS, answer_about
 from PIL import Image
+from tiny_encoders import SIZE, image_processor, photo, write_photos
 
 from catlib.classifiers.base import BrokenOff, predict
 from catlib.classifiers.endpoint import EndpointClassifier, EndpointError
@@ -19,8 +21,6 @@ from catlib.cli import main
 from catlib.data.images import open_image
 from catlib.data.records import Sample, read_predictions
 from catlib.errors import InputError
-from chat_server import BREEDS, answer_about
-from tiny_encoders import SIZE, image_processor, photo, write_photos
 
 SERVER = Path(__file__).with_name("chat_server.py")
 FAST = {"tries": 3, "pause_s": 0.01}

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tiny_encoders import llava, photo
 
 from catlib.classifiers.explain import (
     explain,
@@ -18,7 +19,6 @@ from catlib.data.records import Prediction, PredictionSet
 from catlib.errors import CatlibError
 from catlib.vlm.attribution import image_positions, occluded_scores, patch_gradients
 from catlib.vlm.scoring import LabelScorer
-from tiny_encoders import llava, photo
 
 QUESTION, BREEDS = "Breed?", ["Manx", "Persian", "Siamese"]
 
@@ -35,7 +35,7 @@ def test_planted_evidence_is_found(vlm, method):
     ids = vlm.processor(images=photo(3), text=f"USER: <image>\n{QUESTION} ASSISTANT:", return_tensors="pt")[
         "input_ids"
     ][0]
-    others = [p for p in image_positions(vlm, ids)[0].tolist()]
+    others = list(image_positions(vlm, ids)[0].tolist())
     others.pop(row * 4 + column)
 
     def blind(_, args):

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from tiny_encoders import clip, llava, write_photos
 
 from catlib.breeds import BREEDS as ALL
 from catlib.classifiers.encoder import ClipEncoder, TowerEncoder
@@ -17,7 +18,6 @@ from catlib.settings import TrainSettings
 from catlib.vlm.checkpoint import save_adapter
 from catlib.vlm.lora import add_lora
 from catlib.vlm.models import load_vlm
-from tiny_encoders import clip, llava, write_photos
 
 BREEDS = "Manx,Persian,Siamese"
 

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
+from tiny_encoders import clip, llava, photo, write_photos
 
 from catlib.classifiers.base import log_softmax, predict
 from catlib.classifiers.encoder import ClipEncoder, FeatureExtractor, TowerEncoder
@@ -12,7 +13,6 @@ from catlib.classifiers.probe import LinearProbe
 from catlib.data.images import open_image
 from catlib.data.records import Sample
 from catlib.errors import InputError
-from tiny_encoders import clip, llava, photo, write_photos
 
 BREEDS = ["Manx", "Persian", "Siamese", "York Chocolate"]
 

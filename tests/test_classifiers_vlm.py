@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from tiny_encoders import llava, photo, write_photos
 
 from catlib.classifiers.base import predict
 from catlib.classifiers.prior import choose_strength, fit_prior
@@ -11,7 +12,6 @@ from catlib.data.conversations import spelled_answers
 from catlib.data.records import make_sample
 from catlib.errors import InputError
 from catlib.vlm.scoring import LabelScorer
-from tiny_encoders import llava, photo, write_photos
 
 BREEDS, QUESTION = ["Manx", "Extra-Toes Cat - Hemingway Polydactyl", "Siamese"], "Breed?"
 

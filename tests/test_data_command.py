@@ -20,7 +20,6 @@ from catlib.data.archives import Archive, fetch_oxford_pets
 from catlib.data.check import check
 from catlib.data.conversations import PARAPHRASES, answer_for, balance_weights
 from catlib.data.dataset import load_dataset
-from catlib.data.images import open_image
 from catlib.data.prepare import prepare
 from catlib.demo_models import SHIPPED
 from catlib.errors import CatlibError, InputError

@@ -74,7 +74,7 @@ def test_bench_holds_the_photos_that_the_settings_name(dataset, tmp_path):
     )
     bench = runs.open_bench(settings)
     assert (len(bench.test), len(bench.val), bench.train, bench.priority) == (3, 6, (), ("Burmilla",))
-    assert "3 test photos of 3 breeds; priority breeds: Burmilla." == bench.summary()
+    assert bench.summary() == "3 test photos of 3 breeds; priority breeds: Burmilla."
     with pytest.raises(InputError, match="Sokoke"):
         runs.open_bench(replace(settings, priority_breeds="Sokoke"))
     train = {"train_data": dataset["test_data"].replace("test.jsonl", "train.jsonl")}

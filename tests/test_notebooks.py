@@ -123,7 +123,7 @@ def text_of(page: str) -> str:
 
 
 def test_chain_has_every_page_and_figure(chain):
-    state, metrics, pages, _ = chain
+    _state, metrics, pages, _ = chain
     assert set(pages) == {*NOTEBOOKS, "index"}
     assert {"vlm-base", "vlm-tuned", "clip-zero-shot", "clip-probe", "tower-probe"} <= set(metrics["models"])
     assert metrics["recommendation"] and metrics["criteria"] and metrics["comparisons"]

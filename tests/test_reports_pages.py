@@ -135,7 +135,7 @@ def test_learning_curve_page(run, tmp_path):
     text = sweep.curve_page("demo", "photos_per_breed", runs).read_text()
     assert "data:image/png;base64," in text and not FETCHES.search(text)
     assert "70.0 [60.0, 80.0]" in text and "from 40.0% [30.0%, 50.0%] at 5" in text
-    targets = [t for t in re.findall(r'<a href="([^"]+)"', text)]
+    targets = list(re.findall(r'<a href="([^"]+)"', text))
     assert "demo-photos_per_breed%3D5/index.html" in targets
     assert 'href="sweep-demo-photos_per_breed.html"' in (tmp_path / "reports" / "index.html").read_text()
 

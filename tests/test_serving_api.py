@@ -7,9 +7,9 @@ from pathlib import Path
 
 import httpx
 import pytest
+from serving_cases import BROKEN, jpeg, one_thread, save_tuned  # noqa: F401
 
 from catlib.serving.service import VLMService
-from serving_cases import BROKEN, jpeg, one_thread, save_tuned  # noqa: F401
 
 pytest.importorskip("fastapi", reason="fastapi comes with the extra 'test'")
 DOCS = Path(__file__).resolve().parents[1] / "docs" / "service.md"

@@ -10,6 +10,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from serving_cases import one_thread, save_tuned  # noqa: F401
+from tiny_encoders import SIZE, clip
+from tiny_families import save_idefics3, save_qwen2_vl
+from tiny_models import BREEDS, QUESTION, save_pixtral, write_dataset
 
 from catlib.classifiers.vlm import VLMClassifier
 from catlib.errors import InputError
@@ -21,10 +25,6 @@ from catlib.serving.steps import PARTS, prompt_words, steps_figure, steps_senten
 from catlib.settings import ServingSettings
 from catlib.vlm.decoding import generate_free
 from catlib.vlm.models import load_vlm
-from serving_cases import one_thread, save_tuned  # noqa: F401
-from tiny_encoders import SIZE, clip
-from tiny_families import save_idefics3, save_qwen2_vl
-from tiny_models import BREEDS, QUESTION, save_pixtral, write_dataset
 
 
 @pytest.fixture(scope="module")

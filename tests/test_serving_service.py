@@ -11,18 +11,18 @@ from concurrent.futures import wait
 import pytest
 import torch
 from PIL import Image
+from serving_cases import BROKEN, jpeg, one_thread, save_tuned  # noqa: F401
+from tiny_encoders import photo
+from tiny_models import BREEDS, QUESTION
 
-from catlib.parsing import BreedParser
 from catlib.demo_models import ensure_demo_models
 from catlib.errors import CatlibError, InputError
+from catlib.parsing import BreedParser
 from catlib.serving.service import BreedAnswer, VLMService
 from catlib.serving.tuned import choose_precision, open_checkpoint
 from catlib.serving.worker import Busy, Worker
 from catlib.vlm.decoding import generate_free
 from catlib.vlm.models import load_vlm
-from serving_cases import BROKEN, jpeg, one_thread, save_tuned  # noqa: F401
-from tiny_encoders import photo
-from tiny_models import BREEDS, QUESTION
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +63,7 @@ def test_answers_are_the_adapter_s_and_the_same_in_a_crowd(checkpoint, service):
 
 def test_questions_do_not_mix(checkpoint, service):
     other = "Name the breed, please."
-    expected = [pair for pair in zip(direct(checkpoint, range(4)), direct(checkpoint, range(4), other), strict=True)]
+    expected = list(zip(direct(checkpoint, range(4)), direct(checkpoint, range(4), other), strict=True))
 
     async def both(number):
         calls = (service.predict_finetuned_async(jpeg(number), question) for question in (QUESTION, other))

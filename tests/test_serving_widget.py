@@ -5,6 +5,9 @@ import sys
 
 import pytest
 from matplotlib.figure import Figure
+from serving_cases import BROKEN, jpeg, one_thread  # noqa: F401
+from tiny_encoders import clip, llava
+from tiny_models import BREEDS, QUESTION
 
 from catlib.breeds import describe
 from catlib.classifiers.clip import ClipZeroShot
@@ -12,9 +15,6 @@ from catlib.classifiers.encoder import ClipEncoder
 from catlib.classifiers.vlm import VLMClassifier
 from catlib.serving.widget import breed_widget, form_opinion, opinion_figure
 from catlib.vlm.decoding import generate_free
-from serving_cases import BROKEN, jpeg, one_thread  # noqa: F401
-from tiny_encoders import clip, llava
-from tiny_models import BREEDS, QUESTION
 
 
 @pytest.fixture(scope="module")

@@ -9,9 +9,9 @@ from catlib.errors import CatlibError
 from catlib.settings import TrainSettings
 from catlib.vlm.batches import IGNORED, Collator, check_batch, image_token_of, messages, segments
 from catlib.vlm.features import FrozenFeatures
+from catlib.vlm.lora import add_lora
 from catlib.vlm.loss import AnswerLoss
 from catlib.vlm.models import load_vlm
-from catlib.vlm.lora import add_lora
 
 
 @pytest.fixture(scope="module")

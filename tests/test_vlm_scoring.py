@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from tiny_encoders import llava, photo
 
 from catlib.breeds import BREEDS
 from catlib.errors import CatlibError, InputError
@@ -10,7 +11,6 @@ from catlib.vlm import scoring
 from catlib.vlm.label_trie import build_trie, split_labels
 from catlib.vlm.prompting import answer_tokens, prompt_text
 from catlib.vlm.scoring import LabelScorer, takes_tree_mask
-from tiny_encoders import llava, photo
 
 QUESTION = "What breed is this cat?"
 LONG_QUESTION = "Look at the ears, the coat and the tail. What breed is the cat in this photo?"

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 from PIL.Image import Image
 
 from catlib.classifiers.base import Batch, BrokenOff, Classifier
-from catlib.parsing import BreedParser
 from catlib.classifiers.photo_urls import cropped, data_url
 from catlib.errors import CatlibError, InputError
+from catlib.parsing import BreedParser
 
 if TYPE_CHECKING:
     import httpx

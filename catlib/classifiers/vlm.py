@@ -8,8 +8,8 @@ from PIL.Image import Image
 
 from catlib.classifiers.base import Batch, Classifier, log_softmax
 from catlib.classifiers.weights import weights_digest
-from catlib.parsing import BreedParser
 from catlib.errors import InputError
+from catlib.parsing import BreedParser
 from catlib.vlm.decoding import generate_constrained, generate_free
 from catlib.vlm.scoring import LabelScorer
 

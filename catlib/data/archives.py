@@ -85,7 +85,7 @@ def _unpack_once(archive: Path, to: Path, top: str) -> None:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if (to / top).is_dir():
             known = mark.read_text(encoding="utf-8") if mark.is_file() else ""
-            if known == origin or not known and archive.parent == to:  # beside its archive: unpacked by hand
+            if known == origin or (not known and archive.parent == to):  # beside its archive: unpacked by hand
                 return
             if not known:
                 raise InputError(

@@ -7,6 +7,8 @@ scene, none lies at 8, and the first pair of two different cats comes at 10. `cl
 photos of *equal* hash, which misses re-encoded copies.
 """
 
+import itertools
+
 import numpy as np
 from PIL import Image
 from scipy.sparse import coo_array
@@ -80,7 +82,7 @@ def _close_values(distinct: np.ndarray, bits: int) -> tuple[np.ndarray, np.ndarr
     """Pairs of different hash values at most `bits` apart, and their distances."""
     found = []
     edges = np.linspace(0, HASH_BITS, bits + 2).astype(int)
-    for low, high in zip(edges[:-1], edges[1:], strict=True):
+    for low, high in itertools.pairwise(edges):
         band = (distinct >> np.uint64(low)) & np.uint64((1 << int(high - low)) - 1)
         order = np.argsort(band, kind="stable")
         band, values = band[order], distinct[order]

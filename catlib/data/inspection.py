@@ -118,7 +118,8 @@ def counts_sentence(dataset: Dataset) -> str:
     train = {breed: n["train"] for breed, n in counts(dataset).items()}
     most, least = max(train, key=train.get), min(train, key=train.get)
     total = ", ".join(
-        f"{len(dataset.part(part)):,} {name}" for part, name in zip(PARTS, ("training", "validation", "test"))
+        f"{len(dataset.part(part)):,} {name}"
+        for part, name in zip(PARTS, ("training", "validation", "test"), strict=False)
     )
     return (
         f"{len(dataset.breeds)} breeds, {total} photos. {most} has {train[most]} training photos, {least} {train[least]}: "

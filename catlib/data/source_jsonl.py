@@ -44,7 +44,7 @@ def read_jsonl_source(photos: Path) -> tuple[Path, list[Finding], dict[str, Samp
         # with no validation file the validation photos come out of train, so train is not fixed then
         fixed = (
             path.stem
-            if path.stem in ("val", "test") or (folder / "val.jsonl") in paths and path.stem == "train"
+            if path.stem in ("val", "test") or ((folder / "val.jsonl") in paths and path.stem == "train")
             else ""
         )
         for number, row in read_jsonl(path):

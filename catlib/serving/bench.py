@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from catlib.parsing import BreedParser
 from catlib.data.images import inside, open_image
 from catlib.data.prepare import load_dataset
 from catlib.data.records import Sample, read_samples, write_atomically
@@ -18,6 +17,7 @@ from catlib.errors import CatlibError, InputError
 from catlib.evaluation.metrics_file import METRICS_FILE, read_metrics
 from catlib.evaluation.names import PROBES, ZERO_SHOT, short
 from catlib.evaluation.runs import evenly
+from catlib.parsing import BreedParser
 from catlib.paths import resolve
 from catlib.progress import track
 from catlib.serving.latency import Load, MemoryMeter, measure_load, server_memory_mb

@@ -11,9 +11,9 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from catlib.parsing import BreedParser
 from catlib.data.images import open_image, to_rgb
 from catlib.errors import CatlibError, InputError
+from catlib.parsing import BreedParser
 from catlib.serving.tuned import Tuned, load_tuned, open_checkpoint
 from catlib.serving.worker import Worker
 from catlib.vlm.decoding import generate_free

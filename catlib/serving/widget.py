@@ -24,7 +24,7 @@ from catlib.serving.steps import draw_bars
 from catlib.vlm.decoding import generate_free
 
 if TYPE_CHECKING:
-    import ipywidgets
+    pass
 
 PIXELS = 480  # photos are shown at this size at most
 

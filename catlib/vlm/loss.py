@@ -38,10 +38,7 @@ class AnswerLoss(torch.nn.Module):
         hidden, targets = outputs.last_hidden_state[:, :-1], batch.labels[:, 1:]
         answer = targets != IGNORED
         head = base.get_output_embeddings()
-        if self.full_logits:
-            logits = head(hidden).float()[answer]
-        else:
-            logits = head(hidden[answer]).float()
+        logits = head(hidden).float()[answer] if self.full_logits else head(hidden[answer]).float()
         return cross_entropy(logits, targets[answer], reduction="sum"), int(answer.sum())
 
 

@@ -201,7 +201,7 @@ def _trace(
 def _embeddings(model: torch.nn.Module, anatomy: Anatomy, embedded: torch.Tensor, image_tokens: int) -> torch.Tensor:
     """The text's embeddings with the photos' in their places, from the tower's features, as the training loss makes them."""
     projector = model.get_submodule(anatomy.projector)
-    batch, length, width = embedded.shape
+    batch, length, _width = embedded.shape
     if not isinstance(model, LlavaForConditionalGeneration):  # a projector of its own kind: three copies of its output
         grad = any(p.requires_grad for p in projector.parameters())
         photos = torch.empty(3, *embedded.shape, dtype=embedded.dtype, requires_grad=grad)

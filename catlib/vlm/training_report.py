@@ -1,6 +1,7 @@
 """What a training run tells a reader: what was supervised, curves, cost, and a conclusion computed from them."""
 
 import html
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -110,7 +111,7 @@ def training_conclusion(history: Rows, settings: TrainSettings) -> str:
     epochs = of_kind(history, "epoch")
     losses = [row["val_loss"] for row in epochs]
     best = min(range(len(losses)), key=losses.__getitem__)
-    falling = all(b < a for a, b in zip(losses, losses[1:], strict=False))
+    falling = all(b < a for a, b in itertools.pairwise(losses))
     if len(losses) == 1:
         trained = f"One epoch was run; its validation loss is {losses[0]:.3f}, and with one there is no trend to judge."
     elif falling:
