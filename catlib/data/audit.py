@@ -81,9 +81,9 @@ def inspect(root: Path, finding: Finding, min_side: int) -> Finding:
     if not finding.kept:
         return finding
     try:
-        if path.is_symlink() or ".." in Path(finding.image).parts or _linked(root, path):
-            if not path.resolve().is_relative_to(root):  # noqa: SIM102 - the first condition saves a system call
-                return replace(finding, verdict="outside the root", detail=f"leads to {path.resolve()}")
+        leads_away = path.is_symlink() or ".." in Path(finding.image).parts or _linked(root, path)
+        if leads_away and not path.resolve().is_relative_to(root):
+            return replace(finding, verdict="outside the root", detail=f"leads to {path.resolve()}")
         status = path.stat()
         if not stat.S_ISREG(status.st_mode):  # reading a pipe would wait for ever
             return replace(finding, verdict="unreadable", detail="not a regular file")

@@ -3,6 +3,10 @@
 How: every near-duplicate group gets a number in [0, 1) from the seed and its name, which comes from its photos' bytes. Breed by
 breed, groups with the smallest numbers go to the test until it has its share, then from a second number to validation.
 
+Where the photos come with a test part and are numbered (`Bengal_12.jpg`), validation is not drawn: it is the block of a breed's
+highest numbers outside the test. Photos with near numbers were often uploaded together and show one cat, so that a drawn validation
+part would lie nearer to training than the given test does, and whatever is chosen on it (epochs, temperature, thresholds) with it.
+
 What is guaranteed:
 1. No group is in two parts, and an official part stays what it is.
 2. Same photos, same settings: the same split, on any machine, in whatever order or under whatever names the files come.
@@ -15,15 +19,17 @@ What is guaranteed:
 
 import hashlib
 import math
+import re
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import PurePosixPath
 
 from catlib.data.audit import Finding
 from catlib.errors import InputError
 from catlib.settings import DataSettings
 
-SCHEME = "group-hash-1"  # changes when the same photos would get another split
+SCHEME = "group-hash-2"  # changes when the same photos would get another split
 PARTS = ("train", "val", "test")
 TOLERANCE = 0.2  # a breed's share may be off by so much of itself before chance is corrected
 MOST_BITS = 16  # of 64: beyond, hashes of unlike photos meet
@@ -37,6 +43,7 @@ class Group:
     name: str
     breed: str  # of most of its photos
     size: int
+    number: int | None = None  # the highest number at the end of its photos' names; None where one has none
 
 
 def check_shares(settings: DataSettings) -> None:
@@ -72,7 +79,7 @@ def split(
     fixed, free = {}, defaultdict(list)
     for name, photos in sorted(members.items()):
         breed = min(Counter(photo.breed for photo in photos).items(), key=lambda item: (-item[1], item[0]))[0]
-        group = Group(name, breed, len(photos))
+        group = Group(name, breed, len(photos), _highest_number(photos))
         if official := photos[0].official:
             fixed[name] = official
         elif known := {part for photo in photos if (part := (earlier or {}).get(photo.sha256))}:
@@ -88,7 +95,7 @@ def split(
             hopeless.append(remark)
             for group in groups:
                 parts.pop(group.name, None)
-        elif remark := _split_breed(breed, groups, parts, settings, wanted):
+        elif remark := _split_breed(breed, groups, parts, settings, wanted, by_number=breed in official_test):
             remarks.append(remark)
     if hopeless and settings.small_breeds == "refuse":
         raise InputError(
@@ -124,9 +131,17 @@ def _cannot_split(breed: str, groups: list[Group], parts: Mapping[str, str], wan
 
 
 def _split_breed(
-    breed: str, groups: list[Group], parts: dict[str, str], settings: DataSettings, wanted: Sequence[str]
+    breed: str,
+    groups: list[Group],
+    parts: dict[str, str],
+    settings: DataSettings,
+    wanted: Sequence[str],
+    by_number: bool,
 ) -> str:
-    """Assign, in `parts`, the groups of a breed that have no part yet; a remark when a floor could not be had."""
+    """Assign, in `parts`, the groups of a breed that have no part yet; a remark when a floor could not be had.
+
+    `by_number`: validation is a block of the photos' numbers, where all have one.
+    """
     short = []
     plan = {
         "test": (settings.test_share, settings.min_test, MOST_TEST),
@@ -137,7 +152,7 @@ def _split_breed(
         have = {parts[group.name] for group in groups if group.name in parts}
         spare = ("train" not in have) + (part == "test" and "val" in wanted and "val" not in have)
         share, least, most = plan[part]
-        got = _take(part, share, least, most, pool, parts, settings.seed, spare)
+        got = _take(part, share, least, most, pool, parts, settings.seed, spare, by_number)
         if got < least:
             short.append(f"{_count(got, part + ' photo')} instead of {least}")
     for group in pool:
@@ -146,7 +161,15 @@ def _split_breed(
 
 
 def _take(
-    part: str, share: float, least: int, most: float, pool: list[Group], parts: dict[str, str], seed: int, spare: int
+    part: str,
+    share: float,
+    least: int,
+    most: float,
+    pool: list[Group],
+    parts: dict[str, str],
+    seed: int,
+    spare: int,
+    by_number: bool,
 ) -> int:
     """Move groups of `pool` into `part` in the order of their numbers; how many photos it has then.
 
@@ -159,16 +182,28 @@ def _take(
     tested = sum(group.size for group in pool if parts.get(group.name) == "test")
     # validation is drawn from what the test has left, so its chance is higher by that
     chance = share if part == "test" else min(1.0, share * total / max(1, total - tested))
-    free = sorted(
-        (_number(seed, part, group.name), group.name, group.size) for group in pool if group.name not in parts
-    )
-    for number, name, size in free[: max(0, len(free) - spare)]:
-        if got < low or (number < chance and got + size <= high):
+    open_groups = [group for group in pool if group.name not in parts]
+    drawn = {group.name: _number(seed, part, group.name) for group in open_groups}
+    block = by_number and all(group.number is not None for group in open_groups)
+    if block:
+        low = max(low, round(share * total))  # a block has no chance that would bring it there
+        open_groups.sort(key=lambda group: (-(group.number or 0), group.name))
+    else:
+        open_groups.sort(key=lambda group: (drawn[group.name], group.name))
+    for group in open_groups[: max(0, len(open_groups) - spare)]:
+        name, size = group.name, group.size
+        if got < low or (not block and drawn[name] < chance and got + size <= high):
             if got and got + size > max(high, int(most * total)):
                 continue  # one big group of near-duplicates must not eat the breed
             parts[name] = part
             got += size
     return got
+
+
+def _highest_number(photos: Sequence[Finding]) -> int | None:
+    """The highest number at the end of the photos' names without the ending; None where a name ends in none."""
+    ends = [re.search(r"(\d{1,18})$", PurePosixPath(photo.image).stem) for photo in photos]
+    return max((int(end.group()) for end in ends if end), default=None) if all(ends) else None
 
 
 def _number(seed: int, part: str, name: str) -> float:
