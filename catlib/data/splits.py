@@ -208,7 +208,7 @@ def _highest_number(photos: Sequence[Finding]) -> int | None:
 
 def _number(seed: int, part: str, name: str) -> float:
     """A number in [0, 1) from the seed, the part that is drawn and the group's name."""
-    digest = hashlib.sha256(f"{SCHEME} {seed} {part} {name}".encode()).digest()
+    digest = hashlib.sha256(f"group-hash-1 {seed} {part} {name}".encode()).digest()  # as every split so far was drawn
     return int.from_bytes(digest[:7], "big") / 2**56
 
 
