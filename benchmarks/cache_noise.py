@@ -19,12 +19,12 @@ from training_speed import settings, training_samples, write_data
 
 from catlib.data.images import inside
 from catlib.data.records import Sample
+from catlib.training.kernels import fuse
+from catlib.training.lora import add_lora
+from catlib.training.loss import AnswerLoss
 from catlib.vlm import features
 from catlib.vlm.batches import Collator
 from catlib.vlm.features import FrozenFeatures
-from catlib.vlm.fused import fuse
-from catlib.vlm.lora import add_lora
-from catlib.vlm.loss import AnswerLoss
 from catlib.vlm.models import VLM, load_vlm
 
 BATCH = 4

@@ -25,7 +25,7 @@ def command(work: Path, out: str, epochs: int) -> list[str]:
     """One training process on the model and data in `work`."""
     code = (
         "import sys; sys.path.insert(0, sys.argv[1]); from pathlib import Path; from tiny_models import settings; "
-        "from catlib.vlm.trainer import train; w = Path(sys.argv[2]); import torch; torch.set_num_threads(1); "
+        "from catlib.training.trainer import train; w = Path(sys.argv[2]); import torch; torch.set_num_threads(1); "
         "train(settings(w / 'model', w / 'data' / 'vlm', w / sys.argv[3], epochs=int(sys.argv[4]), save_steps=1, "
         "lora_dropout=0.1, train_projector='full', balance='sqrt'))"
     )

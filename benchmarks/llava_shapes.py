@@ -9,7 +9,7 @@ import torch
 from transformers import CLIPImageProcessor, LlavaForConditionalGeneration, LlavaProcessor
 from transformers.integrations.bitsandbytes import replace_with_bnb_linear
 
-from catlib.vlm.memory import model_config
+from catlib.training.memory import model_config
 from catlib.vlm.models import PROJECTORS, TOWERS, VLM, Anatomy, empty_model, quantization
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))

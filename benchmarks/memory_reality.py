@@ -5,7 +5,7 @@
 
 Models: the tests' tiny LLaVA; the small LLaVA in CATLIB_SMALL_LLAVA (left out without it); two of the 32 layers of LLaVA-1.5-7B at
 their true widths with its whole vision tower, random weights, 576 image tokens. Each in LoRA and QLoRA, with and without
-gradient checkpointing, through `catlib.vlm.trainer` from loading to the last checkpoint, closed-set validation included.
+gradient checkpointing, through `catlib.training.trainer` from loading to the last checkpoint, closed-set validation included.
 
 Measured: the most anonymous memory that is resident (RssAnon, every 5 ms) less what was so after imports and one training run of a
 tiny model, which loads what is loaded late; plus the weights that are read from the mapped file in place. Pages of a mapped file that
@@ -133,9 +133,9 @@ def measure(
     import torch
     from tiny_models import save_llava, save_wide_llava, write_dataset
 
-    from catlib.vlm import run
-    from catlib.vlm.memory_check import check_fits, worst
-    from catlib.vlm.trainer import Trainer, train
+    from catlib.training import run
+    from catlib.training.memory_check import check_fits, worst
+    from catlib.training.trainer import Trainer, train
 
     os.environ["CATLIB_ROOT"] = str(work)
     passes = 1 if kind == "full" else 4

@@ -28,12 +28,12 @@ import psutil
 from fastapi import FastAPI, HTTPException, Request
 
 from catlib.breeds import BREEDS
-from catlib.data.demo import draw_breed
-from catlib.demo_models import ensure_demo_models
 from catlib.errors import InputError
 from catlib.serving.service import BreedAnswer, VLMService, read_photo
 from catlib.serving.tuned import load_tuned, open_checkpoint
 from catlib.vlm.decoding import generate_free
+from demo.photos import draw_breed
+from demo.tiny_models import ensure_demo_models
 
 
 @dataclass

@@ -4,7 +4,7 @@
 
 Every mode trains on the same photos with the settings of notebooks/profiles/photos.yaml, in a process of its own and with a
 feature cache of its own, and then names the breeds of the same test photos by label likelihood. `base` is the untuned model.
-Time is that of `catlib.vlm.trainer.train`, loading and validation included; memory is the peak resident set of that process.
+Time is that of `catlib.training.trainer.train`, loading and validation included; memory is the peak resident set of that process.
 Prints a Markdown table; --keep FOLDER keeps checkpoints and predictions.
 """
 
@@ -23,7 +23,7 @@ from typing import Any
 import torch
 
 from catlib.settings import DataSettings, TrainSettings, read_profile
-from catlib.vlm.measure import Meter
+from catlib.training.measure import Meter
 
 PROFILE = Path(__file__).resolve().parents[1] / "notebooks" / "profiles" / "photos.yaml"
 MODES = ("base", "projector", "lora", "qlora")
@@ -37,8 +37,8 @@ def run_one(mode: str, work: Path, epochs: int, test_photos: int, priority: str)
     from catlib.evaluation.metrics import evaluate
     from catlib.evaluation.runs import evenly
     from catlib.settings import split_list
+    from catlib.training.trainer import train
     from catlib.vlm.models import load_vlm
-    from catlib.vlm.trainer import train
 
     data, model, row = work / "vlm", os.environ["CATLIB_SMALL_LLAVA"], {"mode": mode, "seconds": 0.0, "peak_gb": 0.0}
     if mode != "base":

@@ -7,7 +7,7 @@ base, no gradient checkpointing, one process. Each contender runs in a process o
 to the end of the last epoch: loading the model, and for catlib filling an empty feature cache, are in it. catlib also
 validates on a few photos and saves its checkpoint and state after each epoch; the others do neither.
 
-  catlib      `catlib.vlm.trainer.train` as users call it
+  catlib      `catlib.training.trainer.train` as users call it
   uncached    the same with every photo through the tower each time; one epoch, to compare the losses of the first steps
   trl         `trl.SFTTrainer` on prompt-completion conversations, so that its loss is that of the answer alone
   plan        the plan's loop, repaired just enough to run: bf16 for fp16, no truncation, padding to the longest. Its labels are
@@ -41,7 +41,7 @@ ENVIRONMENT = dict(
 from catlib.data.images import inside, open_image  # noqa: E402
 from catlib.data.records import Sample, image_root_of, read_samples  # noqa: E402
 from catlib.settings import DataSettings, TrainSettings  # noqa: E402
-from catlib.vlm.measure import Meter  # noqa: E402
+from catlib.training.measure import Meter  # noqa: E402
 
 ONE_EPOCH = ("uncached", "plan")
 FIRST = 6  # steps whose losses are compared
@@ -78,7 +78,7 @@ def settings(work: Path, epochs: int, **more: Any) -> TrainSettings:
 
 def run_catlib(work: Path, epochs: int, **more: Any) -> list[float]:
     """Training losses by step."""
-    from catlib.vlm.trainer import train
+    from catlib.training.trainer import train
 
     return [row["loss"] for row in train(settings(work, epochs, **more)).history if row["kind"] == "step"]
 
@@ -93,7 +93,7 @@ def lora_model(chosen: TrainSettings, plans_targets: bool = False) -> tuple[Any,
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
     from catlib.settings import split_list
-    from catlib.vlm.lora import lora_config
+    from catlib.training.lora import lora_config
 
     model = AutoModelForImageTextToText.from_pretrained(chosen.base_model, dtype=torch.bfloat16)
     config = lora_config(model, chosen)

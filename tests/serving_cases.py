@@ -10,8 +10,8 @@ from tiny_encoders import photo
 from tiny_models import BREEDS, QUESTION, save_llava
 
 from catlib.settings import TrainSettings
+from catlib.training.lora import add_lora
 from catlib.vlm.checkpoint import save_adapter
-from catlib.vlm.lora import add_lora
 from catlib.vlm.models import load_vlm
 
 BROKEN = b"\xff\xd8\xff\xe0 this is no JPEG"

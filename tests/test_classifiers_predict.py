@@ -15,8 +15,8 @@ from catlib.commands.predict import find_photos
 from catlib.data.images import open_image
 from catlib.data.records import read_predictions
 from catlib.settings import TrainSettings
+from catlib.training.lora import add_lora
 from catlib.vlm.checkpoint import save_adapter
-from catlib.vlm.lora import add_lora
 from catlib.vlm.models import load_vlm
 
 BREEDS = "Manx,Persian,Siamese"

@@ -21,9 +21,9 @@ from catlib.data.check import check
 from catlib.data.conversations import PARAPHRASES, answer_for, balance_weights
 from catlib.data.dataset import load_dataset
 from catlib.data.prepare import prepare
-from catlib.demo_models import SHIPPED
 from catlib.errors import CatlibError, InputError
 from catlib.settings import DataSettings
+from demo.tiny_models import SHIPPED
 
 NAMES = ("train.jsonl", "val.jsonl", "test.jsonl", "dataset.json", "groups.csv")
 

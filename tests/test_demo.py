@@ -9,9 +9,9 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
 from catlib.breeds import BREEDS, PRIORITY_BREEDS, find
-from catlib.data.demo import SHARES, SIZE, count, draw_breed, draw_dataset
-from catlib.data.drawing import draw_cat
-from catlib.data.drawing_look import look_of, random_traits
+from demo.drawing import draw_cat
+from demo.drawing_look import look_of, random_traits
+from demo.photos import SHARES, SIZE, count, draw_breed, draw_dataset
 
 
 @pytest.fixture(scope="module")

@@ -14,10 +14,10 @@ from transformers import (
 )
 
 from catlib.breeds import BREEDS, PRIORITY_BREEDS
-from catlib.data.demo import draw_breed
-from catlib.demo_corpus import COMMON, OTHERS, QUESTIONS, draw_corpus, sketch
-from catlib.demo_models import SHIPPED, build, ensure_demo_models, resolve_model, size_mb
 from catlib.errors import InputError
+from demo.corpus import COMMON, OTHERS, QUESTIONS, draw_corpus, sketch
+from demo.photos import draw_breed
+from demo.tiny_models import SHIPPED, build, ensure_demo_models, resolve_model, size_mb
 
 KNOWN = ("Abyssinian", "Bengal", "Calico", "Russian Blue", "Siamese")  # the common breeds that differ most
 

@@ -24,8 +24,8 @@ from catlib.serving import export
 from catlib.serving.export import find_source, merge, whole_folder
 from catlib.serving.export_layout import hub_name, to_hub_layout, weight_names
 from catlib.serving.export_verify import Answers, Photos, choose_photos, compare
+from catlib.training.lora import add_lora
 from catlib.vlm.checkpoint import save_adapter
-from catlib.vlm.lora import add_lora
 from catlib.vlm.models import load_vlm
 
 

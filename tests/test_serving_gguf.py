@@ -12,18 +12,18 @@ from tiny_models import pixtral_processor_class, save_llava, save_pixtral
 
 from catlib.breeds import BREEDS
 from catlib.cli import main
-from catlib.demo_models import ensure_demo_models
 from catlib.errors import CatlibError, InputError, MissingExtra
-from catlib.serving import export_gguf
+from catlib.gguf import export as export_gguf
+from catlib.gguf.export import find_converter, prepare, verify
+from catlib.gguf.mmproj import write_clip_mmproj
+from catlib.gguf.tokenizer import is_sentencepiece, string_template, write_sentencepiece
 from catlib.serving.engine_parity import Parity, Spoken, class_token_last, compare_spoken, speak_here
 from catlib.serving.export import find_source, merge
-from catlib.serving.export_gguf import find_converter, prepare, verify
 from catlib.serving.export_verify import choose_photos
-from catlib.serving.gguf_mmproj import write_clip_mmproj
-from catlib.serving.gguf_tokenizer import is_sentencepiece, string_template, write_sentencepiece
 from catlib.vlm.decoding import generate_free
 from catlib.vlm.models import load_processor, load_vlm
 from catlib.vlm.prompting import prompt_text
+from demo.tiny_models import ensure_demo_models
 
 
 @pytest.fixture(scope="module")

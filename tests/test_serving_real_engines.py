@@ -9,18 +9,18 @@ import pytest
 import torch
 
 from catlib.classifiers.photo_urls import crop_side
-from catlib.demo_models import ensure_demo_models
 from catlib.errors import CatlibError
+from catlib.gguf.export import export_gguf, find_converter
 from catlib.serving.engine_parity import Speaker, compare_spoken, speak_here
 from catlib.serving.engine_process import free_port, running
 from catlib.serving.engines import Where, find_llama_server, find_vllm, vllm_command
 from catlib.serving.export import find_source, load_plain, merge
-from catlib.serving.export_gguf import export_gguf, find_converter
 from catlib.serving.export_verify import choose_photos
 from catlib.settings import TrainSettings
+from catlib.training.lora import add_lora
 from catlib.vlm.checkpoint import load_adapter, save_adapter
-from catlib.vlm.lora import add_lora
 from catlib.vlm.models import load_vlm
+from demo.tiny_models import ensure_demo_models
 
 pytestmark = pytest.mark.engine
 PHOTOS = choose_photos([], {}, 8)

@@ -15,7 +15,6 @@ from serving_cases import BROKEN, jpeg, one_thread, save_tuned  # noqa: F401
 from tiny_encoders import photo
 from tiny_models import BREEDS, QUESTION
 
-from catlib.demo_models import ensure_demo_models
 from catlib.errors import CatlibError, InputError
 from catlib.parsing import BreedParser
 from catlib.serving.service import BreedAnswer, VLMService
@@ -23,6 +22,7 @@ from catlib.serving.tuned import choose_precision, open_checkpoint
 from catlib.serving.worker import Busy, Worker
 from catlib.vlm.decoding import generate_free
 from catlib.vlm.models import load_vlm
+from demo.tiny_models import ensure_demo_models
 
 
 @pytest.fixture(scope="module")

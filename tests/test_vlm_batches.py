@@ -7,10 +7,10 @@ from tiny_models import BREEDS, QUESTION, save_llava, save_pixtral, write_datase
 from catlib.data.records import make_sample, read_samples
 from catlib.errors import CatlibError
 from catlib.settings import TrainSettings
+from catlib.training.lora import add_lora
+from catlib.training.loss import AnswerLoss
 from catlib.vlm.batches import IGNORED, Collator, check_batch, image_token_of, messages, segments
 from catlib.vlm.features import FrozenFeatures
-from catlib.vlm.lora import add_lora
-from catlib.vlm.loss import AnswerLoss
 from catlib.vlm.models import load_vlm
 
 

@@ -8,11 +8,11 @@ from tiny_families import save_idefics3, save_qwen2_vl
 from tiny_models import BREEDS, QUESTION, settings, write_dataset
 
 from catlib.data.images import open_image
+from catlib.training.trainer import train
 from catlib.vlm.batches import messages
 from catlib.vlm.models import load_vlm
 from catlib.vlm.prompting import answer_tokens
 from catlib.vlm.scoring import LabelScorer
-from catlib.vlm.trainer import train
 
 
 @pytest.mark.parametrize("save", [save_idefics3, save_qwen2_vl])

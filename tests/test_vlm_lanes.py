@@ -7,14 +7,14 @@ import torch
 from safetensors.torch import load_file
 from tiny_models import save_llava, save_pixtral, settings, write_dataset
 
-from catlib.vlm.fused import LoraFunction, fuse
-from catlib.vlm.lanes import Lanes, lanes_for
-from catlib.vlm.lora import add_lora
+from catlib.training.kernels import LoraFunction, fuse
+from catlib.training.lanes import Lanes, lanes_for
+from catlib.training.lora import add_lora
+from catlib.training.passes import Passes
+from catlib.training.run import set_up
+from catlib.training.team import Team
+from catlib.training.trainer import train
 from catlib.vlm.models import load_vlm
-from catlib.vlm.passes import Passes
-from catlib.vlm.run import set_up
-from catlib.vlm.team import Team
-from catlib.vlm.trainer import train
 
 
 @pytest.fixture(scope="module")

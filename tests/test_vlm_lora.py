@@ -7,11 +7,11 @@ from tiny_models import save_llava
 
 from catlib.errors import InputError
 from catlib.settings import TrainSettings
+from catlib.training.kernels import fuse
+from catlib.training.lora import add_lora, count_parameters, lora_config, lora_module_names, peft_model
+from catlib.training.loss import AnswerLoss
+from catlib.training.memory import model_config
 from catlib.vlm.batches import IGNORED, Batch
-from catlib.vlm.fused import fuse
-from catlib.vlm.lora import add_lora, count_parameters, lora_config, lora_module_names, peft_model
-from catlib.vlm.loss import AnswerLoss
-from catlib.vlm.memory import model_config
 from catlib.vlm.models import empty_model, load_vlm, quantization
 
 PLAN = TrainSettings()
@@ -125,7 +125,7 @@ def test_hand_written_gradients_equal_autograds(folder, projector):
 
 
 def test_dropout_drops_its_share_and_the_gradient_is_that_of_the_same_draw():
-    from catlib.vlm.fused import _dropped
+    from catlib.training.kernels import _dropped
 
     x = torch.zeros(400, 1000)
     shares = [len(_dropped(x, 0.05, seed)) / x.numel() for seed in range(5)]

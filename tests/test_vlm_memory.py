@@ -10,10 +10,10 @@ from tiny_models import save_llava, save_wide_llava, settings, write_dataset
 
 from catlib.cli import main
 from catlib.settings import TrainSettings
-from catlib.vlm import memory_trace
+from catlib.training import memory_trace
+from catlib.training.memory import Footprint, estimate, largest_batch, model_config
+from catlib.training.memory_trace import LiveBytes, Shape, trace_step
 from catlib.vlm.image_tokens import image_tokens_of, photos_at_once
-from catlib.vlm.memory import Footprint, estimate, largest_batch, model_config
-from catlib.vlm.memory_trace import LiveBytes, Shape, trace_step
 
 SHAPE = Shape(image_tokens=9, text_tokens=12, answer_tokens=4)
 
@@ -107,7 +107,7 @@ def test_gradients_overlap_activations_only_without_accumulation(tiny):
 
 
 def test_a_run_that_cannot_fit_is_refused_with_what_would_fit(tmp_path, monkeypatch, capsys):
-    from catlib.vlm import memory_check
+    from catlib.training import memory_check
 
     model, data = save_llava(tmp_path / "model"), write_dataset(tmp_path / "data")
     monkeypatch.setenv("CATLIB_ROOT", str(tmp_path))
@@ -124,8 +124,8 @@ def test_a_run_that_cannot_fit_is_refused_with_what_would_fit(tmp_path, monkeypa
 
 
 def test_on_a_cpu_the_estimate_holds_the_heap_that_is_not_given_back(tmp_path, monkeypatch):
-    from catlib.vlm.memory import CPU_HEAP
-    from catlib.vlm.memory_check import check_fits
+    from catlib.training.memory import CPU_HEAP
+    from catlib.training.memory_check import check_fits
 
     model, data = save_llava(tmp_path / "model"), write_dataset(tmp_path / "data")
     chosen = settings(model, data, tmp_path / "out", watch_photos=0)

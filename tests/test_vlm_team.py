@@ -14,9 +14,9 @@ from safetensors.torch import load_file
 from tiny_models import save_llava, settings, write_dataset
 
 from catlib.errors import InputError
-from catlib.vlm.history import read_history
-from catlib.vlm.team import Team
-from catlib.vlm.trainer import Trainer, train
+from catlib.training.history import read_history
+from catlib.training.team import Team
+from catlib.training.trainer import Trainer, train
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = ROOT / "configs" / "accelerate"

@@ -6,7 +6,7 @@ import pytest
 from tiny_models import save_llava, settings, write_dataset
 
 from catlib.errors import MissingExtra
-from catlib.vlm.trainer import Trainer, train
+from catlib.training.trainer import Trainer, train
 
 
 @pytest.fixture(scope="module")
@@ -67,6 +67,6 @@ def test_tensorboard_shows_each_step_once(place, monkeypatch):
 @pytest.mark.parametrize(("tracker", "module"), [("mlflow", "mlflow"), ("tensorboard", "torch.utils.tensorboard")])
 def test_a_missing_package_is_named_before_a_model_is_loaded(place, monkeypatch, tracker, module):
     monkeypatch.setitem(sys.modules, module, None)
-    monkeypatch.setattr("catlib.vlm.trainer.set_up", lambda *_: pytest.fail("loaded the model first"))
+    monkeypatch.setattr("catlib.training.trainer.set_up", lambda *_: pytest.fail("loaded the model first"))
     with pytest.raises(MissingExtra, match=rf"catlib\[{tracker}\]"):
         train(options(place, tracker))

@@ -18,15 +18,15 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from catlib.data.images import open_image
 from catlib.data.records import read_samples
 from catlib.errors import CatlibError, InputError
+from catlib.training.lanes import Lanes
+from catlib.training.loss import AnswerLoss
+from catlib.training.order import epoch_order, steps_of
+from catlib.training.trainer import Trainer, train
+from catlib.training.validation import validation_loss
 from catlib.vlm.batches import Collator
 from catlib.vlm.checkpoint import load_adapter
-from catlib.vlm.lanes import Lanes
-from catlib.vlm.loss import AnswerLoss
 from catlib.vlm.models import load_vlm
-from catlib.vlm.order import epoch_order, steps_of
 from catlib.vlm.scoring import LabelScorer
-from catlib.vlm.trainer import Trainer, train
-from catlib.vlm.validation import validation_loss
 
 LAYOUT = {
     "adapter_config.json",
@@ -271,7 +271,7 @@ def test_a_full_disk_leaves_the_checkpoint_before_it(place, tmp_path, monkeypatc
 
 
 def test_a_loss_that_is_no_number_stops_and_names_the_samples(place, tmp_path, monkeypatch):
-    from catlib.vlm.loss import AnswerLoss
+    from catlib.training.loss import AnswerLoss
 
     plain = AnswerLoss.forward
 
@@ -286,9 +286,9 @@ def test_a_loss_that_is_no_number_stops_and_names_the_samples(place, tmp_path, m
 
 @pytest.mark.parametrize("lanes", (1, 2))
 def test_out_of_memory_halves_the_batch_and_keeps_the_effective_one(place, tmp_path, monkeypatch, caplog, lanes):
-    from catlib.vlm.loss import AnswerLoss
+    from catlib.training.loss import AnswerLoss
 
-    monkeypatch.setattr("catlib.vlm.passes.lanes_for", lambda *_: Lanes(lanes))
+    monkeypatch.setattr("catlib.training.passes.lanes_for", lambda *_: Lanes(lanes))
 
     more = {"batch_size": 4, "gradient_accumulation": 1, "lora_dropout": 0.0, "epochs": 1, "watch_photos": 0}
     expected = train(options(place, tmp_path / "plain", **more))
@@ -326,7 +326,7 @@ def test_photos_made_ready_ahead_train_to_the_same_weights(place, tmp_path, monk
 
 
 def test_an_exploding_loss_and_a_gradient_that_is_no_number_name_their_samples(place, tmp_path, monkeypatch):
-    from catlib.vlm.loss import AnswerLoss
+    from catlib.training.loss import AnswerLoss
 
     plain = AnswerLoss.forward
 
@@ -350,7 +350,7 @@ def test_an_exploding_loss_and_a_gradient_that_is_no_number_name_their_samples(p
 
 
 def test_the_best_epoch_lies_in_the_folder_and_the_last_one_beside_it(place, tmp_path, monkeypatch):
-    from catlib.vlm import trainer
+    from catlib.training import trainer
 
     measured, plain, states = iter([3.0, 1.0, 2.0]), Trainer._end_of_epoch, []
 
@@ -371,7 +371,7 @@ def test_the_best_epoch_lies_in_the_folder_and_the_last_one_beside_it(place, tmp
 
 
 def test_a_disk_that_fills_while_the_state_is_written_leaves_the_state_before_it(place, tmp_path, monkeypatch):
-    from catlib.vlm import state
+    from catlib.training import state
 
     more = {"epochs": 3, "watch_photos": 0, "save_steps": 1, "lora_dropout": 0.1}
     whole = train(options(place, tmp_path / "whole", **more))

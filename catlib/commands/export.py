@@ -106,8 +106,8 @@ def run_merge(args: argparse.Namespace) -> int:
 
 def run_gguf(args: argparse.Namespace) -> int:
     """Convert, and print what was verified, and where the engine itself is at fault."""
+    from catlib.gguf.export import export_gguf
     from catlib.serving.export import find_source
-    from catlib.serving.export_gguf import export_gguf
 
     source = find_source(resolve(args.checkpoint), args.base_model)
     result = export_gguf(

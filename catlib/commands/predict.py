@@ -151,8 +151,8 @@ def load_classifier(args: argparse.Namespace) -> "Classifier":
             raise InputError("--breeds: a probe knows the breeds that it was trained on and no others")
         return LinearProbe.restore(given_file(ref), settings.device, settings.dtype)
 
-    from catlib.demo_models import resolve_model
     from catlib.vlm.checkpoint import CONFIG, base_of, read_training
+    from demo.tiny_models import resolve_model
 
     trained = read_training(checkpoint) if checkpoint else {}
     breeds = _breeds(args.breeds, trained)

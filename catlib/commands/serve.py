@@ -77,10 +77,10 @@ def run(args: argparse.Namespace) -> int:
 
 def build(args: argparse.Namespace) -> "Command":
     """The engine's command for the options. Raises InputError when they do not add up."""
-    from catlib.demo_models import resolve_model
     from catlib.serving.engine_process import free_port
     from catlib.serving.engines import Where, llama_command, vllm_command
     from catlib.serving.export import find_source
+    from demo.tiny_models import resolve_model
 
     if bool(args.checkpoint) == bool(args.model):
         raise InputError("which model? give either --checkpoint DIR or --model DIR")

@@ -34,7 +34,7 @@ def run(args: argparse.Namespace) -> int:
     """Train, and print where the checkpoint lies and its best figures."""
     settings = training_settings(args)
 
-    from catlib.vlm.trainer import train
+    from catlib.training.trainer import train
 
     result = train(settings)
     if os.environ.get("RANK", "0") != "0":

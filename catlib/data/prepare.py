@@ -73,7 +73,7 @@ def _photos(settings: DataSettings) -> Source:
     if not settings.photos:
         if settings.source not in ("auto", "demo"):
             raise InputError(f"source is {settings.source!r} but photos is empty: name the folder of the photos")
-        from catlib.data.demo import draw_dataset
+        from demo.photos import draw_dataset
 
         folder = resolve(settings.data_dir)
         draw_dataset(folder, settings.demo_photos, settings.seed)

@@ -174,7 +174,7 @@ def _folders(photos: Path) -> Source:
 
 
 def _demo(photos: Path) -> Source:
-    """`labels.csv` with columns image, breed, split (train | test), as `catlib.data.demo` writes it."""
+    """`labels.csv` with columns image, breed, split (train | test), as `demo.photos` writes it."""
     table = photos / "labels.csv"
     try:
         with table.open(encoding="utf-8", newline="") as stream:

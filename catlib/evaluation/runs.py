@@ -120,8 +120,8 @@ def predict_vlm(bench: Bench, settings: EvaluationSettings) -> Results:
     """Predictions of the VLM, tuned and, if wanted, untuned."""
     from catlib.classifiers.prior import fit_prior
     from catlib.classifiers.vlm import VLMClassifier
-    from catlib.demo_models import resolve_model
     from catlib.vlm.models import load_vlm
+    from demo.tiny_models import resolve_model
 
     base = resolve_model(settings.base_model, "llava")
     adapters: dict[str, Path | None] = {UNTUNED: None} if settings.evaluate_base else {}
@@ -147,8 +147,8 @@ def explain_examples(
     from catlib.classifiers.explain import explain_prediction, pick_examples
     from catlib.classifiers.vlm import VLMClassifier
     from catlib.data.images import inside, open_image
-    from catlib.demo_models import resolve_model
     from catlib.vlm.models import load_vlm
+    from demo.tiny_models import resolve_model
 
     vlm = load_vlm(
         resolve_model(settings.base_model, "llava"),
@@ -180,8 +180,8 @@ def predict_clip_and_probes(bench: Bench, settings: ComparisonSettings) -> Resul
     from catlib.classifiers.clip import ClipZeroShot
     from catlib.classifiers.encoder import ClipEncoder, TowerEncoder
     from catlib.classifiers.probe import LinearProbe
-    from catlib.demo_models import resolve_model
     from catlib.vlm.models import load_vlm
+    from demo.tiny_models import resolve_model
 
     batch, fitted = settings.eval_batch_size, (bench.breeds, bench.train, bench.image_root)
     wanted = [TUNED, UNTUNED]

@@ -177,7 +177,7 @@ def load_clip(settings: ServingSettings, breeds: Sequence[str]) -> "ClipZeroShot
     """Zero-shot CLIP as the settings name it."""
     from catlib.classifiers.clip import ClipZeroShot
     from catlib.classifiers.encoder import ClipEncoder
-    from catlib.demo_models import resolve_model
+    from demo.tiny_models import resolve_model
 
     encoder = ClipEncoder.load(resolve_model(settings.clip_model, "clip"), settings.device)
     return ClipZeroShot(encoder, breeds, settings.clip_prompts)

@@ -64,7 +64,7 @@ class Merged:
 
 def find_source(checkpoint: Path, base_model: str = "") -> Source:
     """The model that a checkpoint folder names. Raises InputError for a folder that holds no model, or a 4-bit base."""
-    from catlib.demo_models import resolve_model
+    from demo.tiny_models import resolve_model
 
     if not checkpoint.is_dir():
         raise InputError(f"checkpoint {checkpoint}: no such folder")

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL.Image import Image
 
-from catlib.data.demo import SHARES, draw_breed
 from catlib.data.images import inside, open_image
 from catlib.data.records import image_root_of, read_samples
 from catlib.errors import InputError
 from catlib.paths import resolve
 from catlib.vlm.decoding import generate_free
 from catlib.vlm.scoring import LabelScorer
+from demo.photos import SHARES, draw_breed
 
 if TYPE_CHECKING:
     from catlib.vlm.models import VLM

@@ -40,7 +40,7 @@ def open_checkpoint(folder: Path, base_model: str = "") -> Tuned:
     Where no training record lists breeds and question, they are the collection's 67 and the standard question. Raises
     InputError when the folder holds neither an adapter nor a model.
     """
-    from catlib.demo_models import resolve_model
+    from demo.tiny_models import resolve_model
 
     if not folder.is_dir():
         raise InputError(f"checkpoint {folder}: no such folder")

@@ -17,6 +17,8 @@ import torch
 from catlib.classifiers.photo_urls import crop_side
 from catlib.data.records import write_atomically
 from catlib.errors import CatlibError, InputError, MissingExtra
+from catlib.gguf.mmproj import has_clip_tower, write_clip_mmproj
+from catlib.gguf.tokenizer import is_sentencepiece, name_added_tokens, string_template, write_sentencepiece
 from catlib.paths import resolve
 from catlib.serving.engine_parity import (
     Parity,
@@ -32,8 +34,6 @@ from catlib.serving.engines import Where, find_llama_server, llama_command
 from catlib.serving.export import EXPORT, Source, load_plain, merge, whole_folder
 from catlib.serving.export_layout import INDEX, lacks_hub_names, tower_type, weight_files, weight_names
 from catlib.serving.export_verify import Photos, choose_photos
-from catlib.serving.gguf_mmproj import has_clip_tower, write_clip_mmproj
-from catlib.serving.gguf_tokenizer import is_sentencepiece, name_added_tokens, string_template, write_sentencepiece
 from catlib.vlm.checkpoint import TRAINING, write_file
 from catlib.vlm.models import load_processor, pick_device
 

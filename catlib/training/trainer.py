@@ -14,19 +14,19 @@ from catlib.data.conversations import spelled_answers
 from catlib.data.records import Sample
 from catlib.errors import CatlibError
 from catlib.settings import TrainSettings
+from catlib.training.history import History, read_history
+from catlib.training.interrupts import AfterThisStep
+from catlib.training.measure import Meter
+from catlib.training.model_card import model_card
+from catlib.training.order import epoch_order, steps_of
+from catlib.training.passes import Passes
+from catlib.training.run import Run, set_up
+from catlib.training.state import load_state, random_state, save_state, set_random_state
+from catlib.training.team import Team
+from catlib.training.trackers import check_tracker
+from catlib.training.validation import Watch, validation_loss, watched_part
 from catlib.vlm.batches import check_batch
 from catlib.vlm.checkpoint import fingerprint, save_checkpoint
-from catlib.vlm.history import History, read_history
-from catlib.vlm.interrupts import AfterThisStep
-from catlib.vlm.measure import Meter
-from catlib.vlm.model_card import model_card
-from catlib.vlm.order import epoch_order, steps_of
-from catlib.vlm.passes import Passes
-from catlib.vlm.run import Run, set_up
-from catlib.vlm.state import load_state, random_state, save_state, set_random_state
-from catlib.vlm.team import Team
-from catlib.vlm.trackers import check_tracker
-from catlib.vlm.validation import Watch, validation_loss, watched_part
 
 log = logging.getLogger(__name__)
 SAME_RUN = (

@@ -5,11 +5,11 @@ from collections.abc import Callable
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
-from catlib.data.drawing_coat import Noise, paint
-from catlib.data.drawing_face import Face, ear_parts, head_part
-from catlib.data.drawing_look import Look
-from catlib.data.drawing_pose import Part, make_pose
-from catlib.data.drawing_scene import draw_scene, expose
+from demo.drawing_coat import Noise, paint
+from demo.drawing_face import Face, ear_parts, head_part
+from demo.drawing_look import Look
+from demo.drawing_pose import Part, make_pose
+from demo.drawing_scene import draw_scene, expose
 
 Array = np.ndarray
 OVERSAMPLE = 2  # drawn larger and scaled down, for smooth edges

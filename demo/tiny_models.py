@@ -1,6 +1,6 @@
 """The demo models: a tiny CLIP and a tiny LLaVA that come with the package, and the command that made them.
 
-    python -m catlib.demo_models OUT_DIR
+    python -m demo.tiny_models OUT_DIR
 
 They know the common breeds of the drawn cats and none of the priority ones. Everything is seeded; the same versions of
 torch and Pillow on the same kind of processor give the same weights up to rounding.
@@ -17,7 +17,7 @@ from catlib.errors import CatlibError, InputError
 from catlib.paths import resolve
 
 log = logging.getLogger(__name__)
-SHIPPED = Path(__file__).parent / "assets" / "demo-models"
+SHIPPED = Path(__file__).parent / "models"
 KINDS = ("llava", "clip")
 DEMO = "demo"  # the model name that stands for the shipped ones
 SEED = 7
@@ -38,7 +38,7 @@ def ensure_demo_models() -> DemoModels:
     for folder in (found.clip, found.llava):
         if not (folder / "model.safetensors").is_file():
             raise CatlibError(
-                f"{folder} has no weights: make the demo models with: python -m catlib.demo_models {SHIPPED}"
+                f"{folder} has no weights: make the demo models with: python -m demo.tiny_models {SHIPPED}"
             )
     return found
 
@@ -86,9 +86,9 @@ def build(
 def _build(out: Path, pictures: int, clip_epochs: int, llava_epochs: int, seed: int) -> DemoModels:
     import torch
 
-    from catlib.demo_architecture import make_clip, make_llava, set_dtype
-    from catlib.demo_corpus import draw_corpus, texts
-    from catlib.demo_pretraining import train_clip, train_llava
+    from demo.architecture import make_clip, make_llava, set_dtype
+    from demo.corpus import draw_corpus, texts
+    from demo.pretraining import train_clip, train_llava
 
     start = time.perf_counter()
     made = DemoModels(out / "clip", out / "llava")
@@ -110,7 +110,7 @@ def _save(model: Any, processor: Any, folder: Path) -> None:
     """In bfloat16, which the model is left in."""
     import torch
 
-    from catlib.demo_architecture import set_dtype
+    from demo.architecture import set_dtype
 
     set_dtype(model, torch.bfloat16).save_pretrained(folder)
     processor.save_pretrained(folder)

@@ -9,7 +9,7 @@ from typing import Any
 
 from catlib.data.records import write_atomically
 from catlib.settings import TrainSettings
-from catlib.vlm.trackers import Tracker, open_tracker
+from catlib.training.trackers import Tracker, open_tracker
 
 log = logging.getLogger(__name__)
 FILE = "history.jsonl"

@@ -12,8 +12,8 @@ from typing import TypeVar
 import torch
 
 from catlib.settings import TrainSettings
+from catlib.training.kernels import drawing_from, is_fused
 from catlib.vlm.features import can_cache
-from catlib.vlm.fused import drawing_from, is_fused
 from catlib.vlm.models import VLM
 
 T = TypeVar("T")

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from catlib.data.drawing_look import Look
+from demo.drawing_look import Look
 
 Array = np.ndarray
 POSES = ("sit", "stand", "loaf", "portrait")

@@ -3,8 +3,8 @@
 import numpy as np
 from PIL import Image, ImageDraw
 
-from catlib.data.drawing_look import RGB, Look
-from catlib.data.drawing_pose import Part, spline
+from demo.drawing_look import RGB, Look
+from demo.drawing_pose import Part, spline
 
 Array = np.ndarray
 

@@ -9,9 +9,9 @@ import torch
 from torch.nn.functional import cross_entropy, smooth_l1_loss
 from transformers import CLIPModel, CLIPProcessor, LlavaForConditionalGeneration, LlavaProcessor
 
-from catlib.demo_architecture import SIDE
-from catlib.demo_corpus import Corpus, augment
 from catlib.progress import track
+from demo.architecture import SIDE
+from demo.corpus import Corpus, augment
 
 log = logging.getLogger(__name__)
 BATCH = 64

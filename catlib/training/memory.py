@@ -1,7 +1,7 @@
 """How much memory a training run will need, computed before it: weights, adapters, optimizer, activations, logits, features.
 
 Nothing is looked up in a table. The model is built without weights from its configuration, and what a step allocates is counted
-on tensors without data (`catlib.vlm.memory_trace`).
+on tensors without data (`catlib.training.memory_trace`).
 """
 
 import json
@@ -14,9 +14,9 @@ from transformers import AutoConfig
 
 from catlib.paths import resolve
 from catlib.settings import TrainSettings
+from catlib.training.lora import count_parameters, lora_config, peft_model
+from catlib.training.memory_trace import Shape, StepTrace, quantizable, trace_step, trace_tower
 from catlib.vlm.image_tokens import image_tokens_of, photos_at_once
-from catlib.vlm.lora import count_parameters, lora_config, peft_model
-from catlib.vlm.memory_trace import Shape, StepTrace, quantizable, trace_step, trace_tower
 from catlib.vlm.models import Anatomy, empty_model, load_config
 from catlib.vlm.scoring import LOGITS_LIMIT
 

@@ -14,10 +14,10 @@ import torch
 from PIL import Image
 
 from catlib.breeds import BREEDS, PRIORITY_BREEDS, describe, find
-from catlib.data.demo import SHARES, STREAMS
-from catlib.data.drawing import draw_cat
-from catlib.data.drawing_look import Look, look_of, random_traits
 from catlib.progress import track
+from demo.drawing import draw_cat
+from demo.drawing_look import Look, look_of, random_traits
+from demo.photos import SHARES, STREAMS
 
 SIDE = 108  # pixels kept of each picture; the models see crops of it scaled to their own size
 COMMON = tuple(name for name in SHARES if name not in PRIORITY_BREEDS)

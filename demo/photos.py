@@ -22,11 +22,11 @@ import numpy as np
 from PIL.Image import Image
 
 from catlib.breeds import TABLE, find
-from catlib.data.drawing import draw_cat
-from catlib.data.drawing_look import look_of
 from catlib.data.records import write_atomically
 from catlib.errors import CatlibError
 from catlib.progress import track
+from demo.drawing import draw_cat
+from demo.drawing_look import look_of
 
 log = logging.getLogger(__name__)
 LABELS = "labels.csv"
@@ -80,7 +80,7 @@ def draw_dataset(out: Path, photos: int, seed: int) -> Path:
     command = [
         sys.executable,
         "-m",
-        "catlib.data.demo",
+        "demo.photos",
         str(out),
         "--photos",
         str(photos),

@@ -21,8 +21,8 @@ from torch.utils.weak import WeakIdKeyDictionary
 from transformers import AutoConfig, LlavaForConditionalGeneration
 
 from catlib.settings import TrainSettings
-from catlib.vlm.fused import fuse
-from catlib.vlm.lora import lora_config, peft_model
+from catlib.training.kernels import fuse
+from catlib.training.lora import lora_config, peft_model
 from catlib.vlm.models import Anatomy, empty_model
 
 RELEVANT = (

@@ -13,9 +13,9 @@ from PIL import Image
 from catlib.data.records import Sample
 from catlib.errors import InputError
 from catlib.settings import TrainSettings
+from catlib.training.memory import GB, Estimate, Footprint, largest_batch, model_config, ways_to_fit
+from catlib.training.memory_trace import Shape
 from catlib.vlm.image_tokens import image_tokens_of
-from catlib.vlm.memory import GB, Estimate, Footprint, largest_batch, model_config, ways_to_fit
-from catlib.vlm.memory_trace import Shape
 from catlib.vlm.models import load_processor, pick_device, pick_dtype
 from catlib.vlm.prompting import answer_tokens, prompt_text
 

@@ -10,10 +10,10 @@ from matplotlib.figure import Figure
 
 from catlib.settings import TrainSettings
 from catlib.style import BLUE, GREEN, GREY, ORANGE, PINK, WIDTH, percent_axis, styled
+from catlib.training.lora import count_parameters
+from catlib.training.memory import Estimate
+from catlib.training.run import Run
 from catlib.vlm.batches import image_token_of, segments
-from catlib.vlm.lora import count_parameters
-from catlib.vlm.memory import Estimate
-from catlib.vlm.run import Run
 
 Rows = Sequence[dict[str, Any]]
 LEVEL = 1.02  # a validation loss within 2 % of the best one is no sign of overfitting

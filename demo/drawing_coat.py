@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from catlib.data.drawing_look import Look
+from demo.drawing_look import Look
 
 Array = np.ndarray
 WHITE = np.array((243, 241, 237), np.float32)

@@ -9,11 +9,11 @@ import torch
 
 from catlib.data.records import Sample
 from catlib.errors import CatlibError
+from catlib.training.lanes import lanes_for
+from catlib.training.loss import AnswerLoss
+from catlib.training.run import Run
+from catlib.training.team import Team
 from catlib.vlm.batches import Batch
-from catlib.vlm.lanes import lanes_for
-from catlib.vlm.loss import AnswerLoss
-from catlib.vlm.run import Run
-from catlib.vlm.team import Team
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")

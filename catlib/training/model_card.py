@@ -7,7 +7,7 @@ import yaml
 
 from catlib.provenance import git_commit, package_versions
 from catlib.settings import TrainSettings
-from catlib.vlm.lora import count_parameters
+from catlib.training.lora import count_parameters
 from catlib.vlm.models import VLM
 
 

@@ -10,12 +10,12 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from catlib.data.images import inside, open_image
 from catlib.data.records import Sample
+from catlib.training.lanes import Lanes
+from catlib.training.loss import AnswerLoss
+from catlib.training.team import Team
 from catlib.vlm.batches import Collator
-from catlib.vlm.lanes import Lanes
-from catlib.vlm.loss import AnswerLoss
 from catlib.vlm.models import VLM
 from catlib.vlm.scoring import LabelScorer
-from catlib.vlm.team import Team
 
 
 @torch.no_grad()

@@ -13,14 +13,14 @@ from catlib.data.records import Sample, image_root_of, read_samples
 from catlib.errors import InputError
 from catlib.paths import resolve
 from catlib.settings import TrainSettings, split_list
-from catlib.vlm.augment import Augment
+from catlib.training.augment import Augment
+from catlib.training.kernels import fuse
+from catlib.training.lora import add_lora
+from catlib.training.memory_check import check_fits
+from catlib.training.team import Team
 from catlib.vlm.batches import Collator
 from catlib.vlm.features import FrozenFeatures, can_cache
-from catlib.vlm.fused import fuse
-from catlib.vlm.lora import add_lora
-from catlib.vlm.memory_check import check_fits
 from catlib.vlm.models import VLM, load_vlm
-from catlib.vlm.team import Team
 
 log = logging.getLogger(__name__)
 FEATURE_CACHE = "outputs/cache/features"
@@ -78,7 +78,7 @@ def load_data(settings: TrainSettings) -> TrainingData:
 
 def set_up(settings: TrainSettings, team: Team) -> Run:
     """Load data and model, attach what is trained, and make the feature cache ready, each process with a share of the photos."""
-    from catlib.demo_models import resolve_model  # it builds on this room
+    from demo.tiny_models import resolve_model  # it builds on this room
 
     data = load_data(settings)
     ref = resolve_model(settings.base_model, "llava")

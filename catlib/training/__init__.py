@@ -1,0 +1,1 @@
+"""Fine-tuning: LoRA on the language model, the trainer, its loss and kernels, what it needs in memory."""
