@@ -13,7 +13,7 @@ from PIL import Image
 from catlib.breeds import describe, find
 from catlib.classifiers.vlm import VLMClassifier
 from catlib.data.records import Prediction, PredictionSet
-from catlib.style import BLUE, INK, RED, WIDTH, breed_label, styled
+from catlib.figures import BLUE, INK, RED, WIDTH, breed_label, styled
 from catlib.vlm.attribution import Label, occluded_scores, patch_gradients, patch_occlusion
 from catlib.vlm.decoding import generate_free
 

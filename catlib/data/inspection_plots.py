@@ -13,7 +13,7 @@ from catlib.data.dataset import PARTS, Dataset
 from catlib.data.images import inside, open_image
 from catlib.data.inspection import TOO_WIDE, counts, f1_width
 from catlib.data.inspection_pairs import Pair, one_of_each_group
-from catlib.style import (
+from catlib.figures import (
     BLUE,
     GREY,
     INK,

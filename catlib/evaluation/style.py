@@ -1,6 +1,6 @@
 """The house style as it applies to models: their colours and markers in every figure of an evaluation."""
 
-from catlib.style import (
+from catlib.figures import (
     BLUE,
     GREEN,
     GREY,

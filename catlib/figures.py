@@ -1,10 +1,15 @@
-"""One look for every figure: colours that stay apart for colour-blind readers, and sizes made for a report page."""
+"""Figures that show themselves, all in one theme: colours that stay apart for colour-blind readers, and sizes made for a report page."""
 
+import base64
+import io
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import wraps
+from html import escape
 from typing import Any
 
 import matplotlib.pyplot as plt
+import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.text import Text
@@ -41,16 +46,57 @@ RC = {
 }
 
 
+@dataclass(frozen=True)
+class Shown:
+    """A figure that shows itself in a notebook and on a page: picture, caption and text for those who do not see it.
+
+    `caption` is a sentence computed from the data.
+    """
+
+    figure: Figure
+    caption: str
+    alt: str
+
+    def _repr_html_(self) -> str:
+        image = base64.b64encode(self.png()).decode()
+        return (
+            f'<figure><img alt="{escape(self.alt)}" src="data:image/png;base64,{image}" style="max-width:100%">'
+            f"<figcaption>{escape(self.caption)}</figcaption></figure>"
+        )
+
+    def png(self) -> bytes:
+        """The picture as a PNG file."""
+        stream = io.BytesIO()
+        self.figure.savefig(stream, format="png")
+        return stream.getvalue()
+
+
+def figure(draw: Callable[..., tuple[Figure, str]]) -> Callable[..., Shown]:
+    """Decorate a function that returns a figure and its caption: the theme inside, the figure closed (it shows itself once).
+
+    The text alternative is the first line of the function's docstring and the caption.
+    """
+    what = (draw.__doc__ or "").strip().splitlines()[0].rstrip(".")
+
+    @wraps(draw)
+    def wrapper(*args: Any, **kwargs: Any) -> Shown:
+        with sns.axes_style("whitegrid"), plt.rc_context(RC):
+            drawn, caption = draw(*args, **kwargs)
+            plt.close(drawn)
+            return Shown(drawn, caption, f"{what}. {caption}")
+
+    return wrapper
+
+
 def styled(draw: Callable[..., Figure]) -> Callable[..., Figure]:
-    """Decorate a function that returns a figure: the house style inside, and the figure closed so that it shows only
-    once."""
+    """As `figure` for a function without a caption."""
 
     @wraps(draw)
     def wrapper(*args: Any, **kwargs: Any) -> Figure:
-        with plt.rc_context(RC):
-            figure = draw(*args, **kwargs)
-            plt.close(figure)
-            return figure
+        with sns.axes_style("whitegrid"), plt.rc_context(RC):
+            drawn = draw(*args, **kwargs)
+            plt.close(drawn)
+            return drawn
 
     return wrapper
 
