@@ -34,9 +34,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(
         level=logging.WARNING if args.quiet else logging.INFO, format="%(message)s", stream=sys.stderr, force=True
     )
-    for noisy in ("httpx", "matplotlib", "papermill", "PIL", "bitsandbytes"):
+    for noisy in ("httpx", "matplotlib", "PIL", "bitsandbytes"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     logging.getLogger("bitsandbytes.backends").setLevel(logging.ERROR)  # warns of an optional kernel in every command
+    logging.getLogger("papermill").setLevel(
+        logging.ERROR
+    )  # warns of parameters that are no knobs, which catlib checks itself
     try:
         return args.run(args) or 0
     except KeyboardInterrupt:

@@ -3,6 +3,8 @@
 import os
 from pathlib import Path
 
+PACKAGE = Path(__file__).resolve().parent
+
 
 def project_root() -> Path:
     """The folder that holds `notebooks/profiles`, so that a notebook finds the same files from any folder.
@@ -13,10 +15,16 @@ def project_root() -> Path:
     if named := os.environ.get("CATLIB_ROOT"):
         return Path(named).resolve()
     here = Path.cwd().resolve()
-    for folder in (here, *here.parents, Path(__file__).resolve().parents[1]):
+    for folder in (here, *here.parents, PACKAGE.parent):
         if (folder / "notebooks" / "profiles").is_dir():
             return folder
     return here
+
+
+def notebooks_folder() -> Path:
+    """The folder with the notebooks and their `profiles`: the project's; where it has none, the copy in an installed package."""
+    own, packaged = project_root() / "notebooks", PACKAGE / "notebooks"
+    return packaged if packaged.is_dir() and not own.is_dir() else own
 
 
 def resolve(path: str | Path) -> Path:

@@ -6,14 +6,19 @@ against these. A value is an int, a float, a bool or a text, as papermill's para
 
 import contextlib
 import difflib
-from collections.abc import Mapping
+import logging
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Self
 
 import yaml
 
+from catlib.cells import bound_parameters
 from catlib.errors import InputError
+from catlib.paths import notebooks_folder, resolve
+
+log = logging.getLogger(__name__)
 
 
 def option(default: Any, help: str, choices: tuple[str, ...] = ()) -> Any:
@@ -25,20 +30,43 @@ def option(default: Any, help: str, choices: tuple[str, ...] = ()) -> Any:
 class Settings:
     """Parameters that every notebook has."""
 
-    run_dir: str = option("outputs/runs/manual", "folder that this run writes to")
+    run: str = option("", "name of the run, from which its folders follow; empty: the profile's name")
+    run_dir: str = option("outputs/runs/manual", "folder that this run writes to; with a run: outputs/runs/RUN")
     seed: int = option(0, "seed of everything drawn at random")
     priority_breeds: str = option("", "breeds reported apart, comma separated; empty: the plan's seven")
+    hint: str = option("", "what to do where photos or models are missing; quoted by the error")
 
     @classmethod
     def collect(cls, namespace: Mapping[str, Any]) -> Self:
-        """The settings among the names of a notebook (`globals()`), where its parameters cell has put them."""
-        return cls.build({f.name: namespace[f.name] for f in fields(cls) if f.name in namespace})
+        """A notebook's settings, from its `globals()`: its profile, with what its parameters cell and papermill set on top.
+
+        Outside IPython the names of `namespace` that are settings count. None stands for the profile's value.
+        Raises InputError on an unknown name, an ill-typed value or one that is no choice.
+        """
+        given = bound_parameters(namespace)
+        if given is None:
+            given = {name: namespace[name] for name in (PROFILE, *all_options()) if name in namespace}
+        given = {name: value for name, value in given.items() if value is not None}
+        idle = [name for name in given if name not in (PROFILE, *cls.names(), *SOURCES) and name in all_options()]
+        if idle:
+            log.warning("set, but of no effect in this notebook: %s", ", ".join(idle))
+        return cls.of_profile(str(given.pop(PROFILE, "")), given)
+
+    @classmethod
+    def of_profile(cls, profile: str, given: Mapping[str, Any], where: str = "parameters") -> Self:
+        """The settings of a profile (name, path, or "" for the defaults) with `given` on top, and what follows from both."""
+        values = run_parameters(profile, given, where)
+        return cls.build({name: value for name, value in values.items() if name in cls.names()}, where)
 
     @classmethod
     def build(cls, values: Mapping[str, Any], where: str = "parameters") -> Self:
-        """Settings from a mapping. Raises InputError on an unknown key, an ill-typed value or one that is no choice."""
-        known = {f.name: f for f in fields(cls)}
-        return cls(**{key: check_value(_known(key, known, where), value, where) for key, value in values.items()})
+        """Settings from a mapping as it is. Raises InputError on an unknown key, an ill-typed value or one that is no choice."""
+        return cls(**_checked(values, {f.name: f for f in fields(cls)}, where))
+
+    @classmethod
+    def names(cls) -> list[str]:
+        """The names of these settings, in order."""
+        return [f.name for f in fields(cls)]
 
 
 @dataclass(frozen=True)
@@ -49,7 +77,7 @@ class DataSettings(Settings):
     source: str = option(
         "auto", "layout of the photos", choices=("auto", "oxford-pets", "petfinder", "folders", "llava-jsonl", "demo")
     )
-    data_dir: str = option("data/demo", "folder that gets vlm/train.jsonl, vlm/val.jsonl and vlm/test.jsonl")
+    data_dir: str = option("data", "folder that gets vlm/train.jsonl, vlm/val.jsonl and vlm/test.jsonl")
     breeds: str = option("", "use only these breeds, comma separated; empty: all that are found")
     unknown_breeds: str = option("keep", "a breed that is not in the list of 67", choices=("keep", "refuse"))
     val_share: float = option(0.15, "share of each breed's photos for validation")
@@ -73,7 +101,7 @@ class DataSettings(Settings):
 class TrainSettings(Settings):
     """Fine-tuning (notebook 02, `catlib train`). The defaults are the plan's."""
 
-    base_model: str = option("llava-hf/llava-1.5-7b-hf", "hub name or folder of the base model; demo: the tiny one")
+    base_model: str = option("llava-hf/llava-1.5-7b-hf", "hub name or folder of the base model")
     train_data: str = option("data/vlm/train.jsonl", "training samples, LLaVA conversations")
     val_data: str = option("data/vlm/val.jsonl", "validation samples")
     output_dir: str = option(
@@ -122,7 +150,7 @@ class TrainSettings(Settings):
 class EvaluationSettings(Settings):
     """Predictions and metrics of the VLM, untuned and tuned (notebook 03, `catlib predict`, `catlib evaluate`)."""
 
-    base_model: str = option("llava-hf/llava-1.5-7b-hf", "hub name or folder of the base model; demo: the tiny one")
+    base_model: str = option("llava-hf/llava-1.5-7b-hf", "hub name or folder of the base model")
     checkpoint: str = option("outputs/vlm_checkpoints/llava-cat-breeds", "adapter to evaluate")
     test_data: str = option("data/vlm/test.jsonl", "test samples")
     val_data: str = option(
@@ -147,12 +175,10 @@ class EvaluationSettings(Settings):
 class ComparisonSettings(Settings):
     """CLIP, the linear probes, the paired comparison and the verdict (notebook 04, `catlib compare`)."""
 
-    clip_model: str = option(
-        "openai/clip-vit-large-patch14-336", "hub name or folder; demo: the tiny one; empty: no CLIP"
-    )
+    clip_model: str = option("openai/clip-vit-large-patch14-336", "hub name or folder; empty: no CLIP")
     clip_prompts: str = option("ensemble", "prompts for zero-shot CLIP", choices=("ensemble", "plain", "traits"))
     probe: bool = option(True, "train linear probes on frozen features of CLIP and of the VLM's own tower")
-    base_model: str = option("llava-hf/llava-1.5-7b-hf", "hub name or folder of the base model; demo: the tiny one")
+    base_model: str = option("llava-hf/llava-1.5-7b-hf", "hub name or folder of the base model")
     train_data: str = option("data/vlm/train.jsonl", "samples that the probes learn from")
     val_data: str = option("data/vlm/val.jsonl", "validation samples")
     test_data: str = option("data/vlm/test.jsonl", "test samples")
@@ -174,19 +200,17 @@ class ComparisonSettings(Settings):
 class ServingSettings(Settings):
     """The tuned model in use: step by step, and the engines that can run it (notebook 05)."""
 
-    base_model: str = option("llava-hf/llava-1.5-7b-hf", "hub name or folder of the base model; demo: the tiny one")
+    base_model: str = option("llava-hf/llava-1.5-7b-hf", "hub name or folder of the base model")
     checkpoint: str = option("outputs/vlm_checkpoints/llava-cat-breeds", "adapter to evaluate")
     test_data: str = option("data/vlm/test.jsonl", "test samples")
     prompt: str = option("What breed is the cat in this photo?", "the question that is put to the model")
-    clip_model: str = option(
-        "openai/clip-vit-large-patch14-336", "hub name or folder; demo: the tiny one; empty: no CLIP"
-    )
+    clip_model: str = option("openai/clip-vit-large-patch14-336", "hub name or folder; empty: no CLIP")
     clip_prompts: str = option("ensemble", "prompts for zero-shot CLIP", choices=("ensemble", "plain", "traits"))
     device: str = option("auto", "auto: the GPU where there is one", choices=("auto", "cpu", "cuda", "mps"))
     serving_photos: int = option(32, "test photos that each engine is asked about, drawn evenly over breeds")
     serving_precisions: str = option(
         "bfloat16,4-bit",
-        "weights of the model in this process, each an engine (float32, bfloat16, 4-bit); the first is the reference",
+        "precisions measured in this process (float32, bfloat16, 4-bit); the first is the reference",
     )
     serving_concurrency: str = option("1,4,16", "numbers of requests that are under way at the same time")
     vllm_url: str = option("", "a vLLM server with the tuned model: http://HOST:PORT/v1#MODEL; empty: not measured")
@@ -208,9 +232,56 @@ def all_options() -> dict[str, Any]:
     return {f.name: f for cls in NOTEBOOK_SETTINGS.values() for f in fields(cls)}
 
 
+PROFILE = "profile"  # the one parameter that is no setting: it chooses where the others come from
+SOURCES = ("data_dir", "output_dir")  # settings from which those of other notebooks follow
+
+
 def split_list(text: str) -> list[str]:
     """The entries of a comma separated text, stripped, empty ones left out."""
     return [entry.strip() for entry in text.split(",") if entry.strip()]
+
+
+def derive(given: Mapping[str, Any], profile: str = "") -> dict[str, Any]:
+    """`given` and the parameters that follow from it: folders from the run's name, paths of the samples from `data_dir`.
+
+    What is given itself is left alone. `profile` is the profile's name, which names the run where `run` does not.
+    """
+    values = dict(given)
+    if run := given.get("run") or profile:
+        if run.startswith(".") or any(letter in '/\\"<>|:*?\0' for letter in run):
+            raise InputError(f"run {run!r}: a run's name becomes a folder; use letters, digits, '-', '_', '=' and '.'")
+        values["run"] = run
+        values.setdefault("run_dir", f"outputs/runs/{run}")
+        values.setdefault("output_dir", f"outputs/vlm_checkpoints/{run}")
+    if "output_dir" in values:
+        values.setdefault("checkpoint", values["output_dir"])
+    if "data_dir" in values:
+        for part in ("train", "val", "test"):
+            values.setdefault(f"{part}_data", str(PurePosixPath(values["data_dir"]) / "vlm" / f"{part}.jsonl"))
+    return values
+
+
+def run_parameters(profile: str, given: Mapping[str, Any], where: str = "parameters") -> dict[str, Any]:
+    """All that is set for a run, by name: the profile's values (see `find_profile`; "": none), `given` on top, what follows."""
+    given = _checked(given, all_options(), where)
+    if not profile:
+        return derive(given)
+    path = find_profile(profile)
+    return derive(read_profile(path) | given, path.stem)
+
+
+def find_profile(name: str) -> Path:
+    """The file of a profile given by name or by path. Raises InputError that lists the profiles."""
+    folder = notebooks_folder() / "profiles"
+    if name.endswith((".yaml", ".yml")) or "/" in name:
+        for path in (Path(name).expanduser(), resolve(name)):
+            if path.is_file():
+                return path
+    elif (path := folder / f"{name}.yaml").is_file():
+        return path
+    names = sorted(path.stem for path in folder.glob("*.yaml"))
+    known = ", ".join(names) or "none"
+    raise InputError(f"no profile {name!r}{did_you_mean(name, names)}; there are {known} in {folder}, or give a path")
 
 
 def read_profile(path: Path) -> dict[str, Any]:
@@ -223,8 +294,7 @@ def read_profile(path: Path) -> dict[str, Any]:
         raise InputError(f"{path}: not YAML: {error}") from None
     if not isinstance(values, dict):
         raise InputError(f"{path}: expected lines 'key: value'")
-    known = all_options()
-    return {key: check_value(_known(key, known, str(path)), value, str(path)) for key, value in values.items()}
+    return _checked(values, all_options(), str(path))
 
 
 def parse_assignment(text: str) -> tuple[str, Any]:
@@ -232,8 +302,7 @@ def parse_assignment(text: str) -> tuple[str, Any]:
     key, equals, value = text.partition("=")
     if not equals:
         raise InputError(f"-p {text}: expected key=value")
-    option_field = _known(key.strip(), all_options(), "-p")
-    return key.strip(), parse_value(option_field, value.strip(), "-p")
+    return key.strip(), parse_value(_known(key.strip(), all_options(), "-p"), value.strip(), "-p")
 
 
 def parse_value(option_field: Any, text: str, where: str) -> Any:
@@ -242,21 +311,23 @@ def parse_value(option_field: Any, text: str, where: str) -> Any:
         return check_value(option_field, text, where)
     try:
         value = yaml.safe_load(text)
-        if option_field.type in (int, float) and isinstance(value, str):
-            value = option_field.type(value)  # YAML reads 2e-4 as text
-    except (ValueError, yaml.YAMLError):
+    except yaml.YAMLError:
         value = text
     return check_value(option_field, value, where)
 
 
 def check_value(option_field: Any, value: Any, where: str) -> Any:
-    """`value` when it is of the parameter's type (an int passes for a float) and among its choices; else an InputError."""
+    """`value` as the parameter's type, among its choices; else an InputError.
+
+    What YAML and papermill read differently than it was meant is converted: 2e-4 from text to a number, a whole number
+    to a float, and one that stands for a text (`serving_concurrency: 4`) to that.
+    """
     kind, choices = option_field.type, option_field.metadata.get("choices", ())
     if kind is float and isinstance(value, str):
         with contextlib.suppress(ValueError):
-            value = float(value)  # YAML reads 2e-4 as text
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        value = float(value)
+            value = float(value)
+    if kind in (float, str) and type(value) is int:
+        value = kind(value)
     if type(value) is not kind:
         name = {str: "a text", int: "a whole number", float: "a number", bool: "true or false"}[kind]
         raise InputError(
@@ -267,9 +338,18 @@ def check_value(option_field: Any, value: Any, where: str) -> Any:
     return value
 
 
+def did_you_mean(name: str, names: Iterable[str]) -> str:
+    """ " (did you mean NAME?)" with the nearest of `names`; empty where none is near."""
+    close = difflib.get_close_matches(name, names, n=1)
+    return f" (did you mean {close[0]}?)" if close else ""
+
+
+def _checked(values: Mapping[str, Any], known: Mapping[str, Any], where: str) -> dict[str, Any]:
+    return {key: check_value(_known(str(key), known, where), value, where) for key, value in values.items()}
+
+
 def _known(key: str, known: Mapping[str, Any], where: str) -> Any:
     if key in known:
         return known[key]
-    close = difflib.get_close_matches(str(key), known, n=1)
-    hint = f" (did you mean {close[0]}?)" if close else ""
-    raise InputError(f"{where}: unknown parameter {key!r}{hint}; the valid ones are {', '.join(sorted(known))}")
+    near = did_you_mean(key, known) or f"; the valid ones are {', '.join(sorted(known))}"
+    raise InputError(f"{where}: unknown parameter {key!r}{near}")

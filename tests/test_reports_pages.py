@@ -8,7 +8,7 @@ import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
 from catlib.reports import html, index, sweep
-from catlib.reports.stages import find_profile
+from catlib.settings import find_profile, run_parameters
 
 PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
 NASTY = "<script>alert(1)</script>"
@@ -152,9 +152,10 @@ def test_members_of_a_sweep_do_not_share_what_differs(monkeypatch, tmp_path):
         "photos_per_breed": 5,
         "data_dir": "data/x-photos_per_breed=5",
         "output_dir": "models/x-photos_per_breed=5",
-        "train_data": "data/x-photos_per_breed=5/vlm/train.jsonl",
-        "val_data": "data/x-photos_per_breed=5/vlm/val.jsonl",
-        "test_data": "data/x-photos_per_breed=5/vlm/test.jsonl",
     }
+    derived = run_parameters(str(found), parameters)
+    assert derived["checkpoint"] == "models/x-photos_per_breed=5"
+    for part in ("train", "val", "test"):
+        assert derived[f"{part}_data"] == f"data/x-photos_per_breed=5/vlm/{part}.jsonl"
     _, parameters = sweep.member("demo", found, {}, "lora_r", 8)
     assert "data_dir" not in parameters  # the same data for every rank

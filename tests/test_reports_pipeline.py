@@ -18,7 +18,7 @@ from catlib.errors import InputError
 from catlib.reports import stages
 from catlib.reports.index import read_state
 
-PARAMETERS = 'run_dir = "outputs/runs/manual"  # folder\nseed = 0  # seed\n'
+PARAMETERS = 'profile = "small"  # profile\nrun_dir = None  # folder\nseed = 0  # seed\n'
 COUNT = 'from catlib.paths import resolve\nfolder = resolve(run_dir)\nopen(folder / "NAME.count", "a").write("x")'
 
 
@@ -190,7 +190,10 @@ def test_own_errors_keep_message_and_exit_code(project, capsys, raised, code):
         (["small", "-p", "sede=1"], ["unknown parameter 'sede'", "did you mean seed"]),
         (["small", "-p", "seed=many"], ["seed must be a whole number", "'many'"]),
         (["small", "-p", "seed"], ["expected key=value"]),
-        (["small", "-p", "lora_r=8"], ["no notebook has the parameter lora_r", "epochs, resume, run_dir, seed"]),
+        (
+            ["small", "-p", "lora_r=8"],
+            ["no notebook has the parameter lora_r", "epochs, profile, resume, run_dir, seed"],
+        ),
         (["small", "--notebooks", "07"], ["no notebook '07'", "01_first"]),
         (["small", "--run", "../elsewhere"], ["becomes a folder"]),
         (["small", "--sweep", "seed=1"], ["two or more"]),
@@ -254,16 +257,16 @@ def test_a_killed_run_is_not_called_running(project):
 def test_parameters_cell_of_anything_but_literals_is_refused(project):
     write_notebook(project / "notebooks/01_first.ipynb", "First", "1", "seed = 1 + len('x')\n")
     with pytest.raises(InputError, match="01_first.ipynb: its parameters cell must hold assignments of literals"):
-        stages.plan("small", project / "notebooks/profiles/small.yaml", {})
+        stages.plan(project / "notebooks/profiles/small.yaml", {})
 
 
 def test_paths_follow_from_the_run_and_the_data_folder(project):
-    cell = PARAMETERS + 'data_dir = ""  # d\ntrain_data = ""  # t\noutput_dir = ""  # o\ncheckpoint = ""  # c\n'
+    cell = PARAMETERS + "data_dir = None  # d\ntrain_data = None  # t\noutput_dir = None  # o\ncheckpoint = None  # c\n"
     write_notebook(project / "notebooks/01_first.ipynb", "First", "1", cell)
     profile = project / "notebooks/profiles/small.yaml"
-    found = stages.plan("trial", profile, {"data_dir": "data/x"})[0].parameters
+    found = stages.plan(profile, {"run": "trial", "data_dir": "data/x"})[0].parameters
     assert found["run_dir"] == "outputs/runs/trial"
     assert found["train_data"] == "data/x/vlm/train.jsonl"
     assert found["output_dir"] == found["checkpoint"] == "outputs/vlm_checkpoints/trial"
-    found = stages.plan("trial", profile, {"output_dir": "models/a", "train_data": "mine.jsonl"})[0].parameters
+    found = stages.plan(profile, {"output_dir": "models/a", "train_data": "mine.jsonl"})[0].parameters
     assert found["train_data"] == "mine.jsonl" and found["checkpoint"] == "models/a"

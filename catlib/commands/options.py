@@ -3,7 +3,7 @@
 import argparse
 from collections.abc import Collection
 from dataclasses import fields
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from catlib.settings import Settings, parse_value
 
@@ -20,7 +20,7 @@ def add_settings_options(
     """
     group = parser.add_argument_group("settings", "underscores or dashes, as you like")
     for option in fields(settings_class):
-        if option.name in skip:
+        if option.name in (*skip, "hint"):
             continue
         names = list(dict.fromkeys((f"--{option.name.replace('_', '-')}", f"--{option.name}")))
         text = option.metadata["help"].replace("%", "%%")
@@ -35,13 +35,15 @@ def add_settings_options(
         group.add_argument(*names, metavar=metavar, help=f"{text} (default: {default})", **shared)
 
 
-def settings_from_args(settings_class: type[S], args: argparse.Namespace, **values: object) -> S:
-    """The settings as given on the command line; `values` come from the command's own arguments.
+def settings_given(settings_class: type[Settings], args: argparse.Namespace) -> dict[str, Any]:
+    """The settings that stand on the command line. Raises InputError naming one that is ill-typed or none of its choices."""
+    given = {
+        name: value for name in settings_class.names() if (value := getattr(args, PREFIX + name, None)) is not None
+    }
+    known = {option.name: option for option in fields(settings_class)}
+    return {n: v if isinstance(v, bool) else parse_value(known[n], v, "command line") for n, v in given.items()}
 
-    Raises InputError that names the option when a value is ill-typed or none of its choices.
-    """
-    for option in fields(settings_class):
-        given = getattr(args, PREFIX + option.name, None)
-        if given is not None:
-            values[option.name] = given if isinstance(given, bool) else parse_value(option, given, "command line")
-    return settings_class.build(values, "command line")
+
+def settings_from_args(settings_class: type[S], args: argparse.Namespace, **values: Any) -> S:
+    """The settings as given on the command line; `values` come from the command's own arguments."""
+    return settings_class.build(values | settings_given(settings_class, args), "command line")

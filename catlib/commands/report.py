@@ -33,12 +33,13 @@ def add_parser(subparsers: argparse._SubParsersAction, common: argparse.Argument
 
 def run(args: argparse.Namespace) -> int:
     """Run, then print where the report is and the headline figures. Raises the error that a notebook ended with."""
-    from catlib.reports.stages import find_profile
-    from catlib.settings import parse_assignment
+    from catlib.settings import find_profile, parse_assignment, run_parameters
 
     profile = find_profile(args.profile)
     overrides = dict(parse_assignment(text) for text in args.parameters)
-    name = args.run_name or profile.stem
+    if args.run_name is not None:
+        overrides["run"] = args.run_name
+    name = run_parameters(str(profile), overrides)["run"]
     if args.sweep:
         return _sweep(args, profile, overrides, name)
     outcome = _run_one(args, profile, overrides, name)

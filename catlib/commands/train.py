@@ -4,12 +4,11 @@ import argparse
 import json
 import os
 import sys
-from dataclasses import fields
 from typing import Any
 
-from catlib.commands.options import PREFIX, add_settings_options, settings_from_args
+from catlib.commands.options import PREFIX, add_settings_options, settings_given
 from catlib.errors import InputError
-from catlib.settings import TrainSettings, read_profile
+from catlib.settings import TrainSettings
 
 
 def add_parser(subparsers: Any, common: argparse.ArgumentParser) -> None:
@@ -51,22 +50,9 @@ def run(args: argparse.Namespace) -> int:
 
 def training_settings(args: argparse.Namespace) -> TrainSettings:
     """The profile's training settings with the options on top. Raises InputError when two options contradict each other."""
-    from catlib.reports.stages import find_profile
-
-    given = {}
-    if args.profile:
-        names = {field.name for field in fields(TrainSettings)}
-        profile = find_profile(args.profile)
-        values = read_profile(profile)
-        given = {key: value for key, value in values.items() if key in names}
-        if folder := values.get("data_dir"):
-            given.setdefault("train_data", f"{folder}/vlm/train.jsonl")
-            given.setdefault("val_data", f"{folder}/vlm/val.jsonl")
-        given.setdefault("output_dir", f"outputs/vlm_checkpoints/{profile.stem}")
-        given.setdefault("run_dir", f"outputs/runs/{profile.stem}")
     named = vars(args)
     if args.model_name is not None:
         if named.get(PREFIX + "base_model", args.model_name) != args.model_name:
             raise InputError("--model_name and --base_model name two models; give one")
         setattr(args, PREFIX + "base_model", args.model_name)
-    return settings_from_args(TrainSettings, args, **given)
+    return TrainSettings.of_profile(args.profile or "", settings_given(TrainSettings, args), "command line")

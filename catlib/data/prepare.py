@@ -132,7 +132,7 @@ def _card(
     priority: Sequence[str],
 ) -> dict[str, Any]:
     used = [finding for finding in findings if finding.kept]
-    skip = {"run_dir", "data_dir"}  # where it was written is no property of the data
+    skip = {"run", "run_dir", "data_dir", "hint"}  # where it was written is no property of the data
     counts: Mapping[str, Counter[str]] = {part: Counter(f.breed for f in used if f.part == part) for part in PARTS}
     return {
         "breeds": sorted({finding.breed for finding in used}),

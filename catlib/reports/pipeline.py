@@ -53,9 +53,7 @@ def run_profile(
     marked as not run, and state["status"] is "failed". Raises InputError when a parameter is wrong or the run is in
     progress, before anything is executed; KeyboardInterrupt after the state has been written down.
     """
-    if not run or run.startswith(".") or any(letter in '/\\"<>|:*?\0' for letter in run):
-        raise InputError(f"--run {run!r}: a run's name becomes a folder; use letters, digits, '-', '_', '=' and '.'")
-    stages = plan(run, profile, overrides)
+    stages = plan(profile, {**overrides, "run": run})
     chosen = select([stage.name for stage in stages], notebooks)
     run_dir = resolve(f"outputs/runs/{run}")
     run_dir.mkdir(parents=True, exist_ok=True)
@@ -137,8 +135,8 @@ def _execute_all(
 
 def _execute(stage: Stage, run_dir: Path, force: bool, log_file: TextIO) -> CatlibError | None:
     """Execute one notebook with papermill into the run's folder; the error that it ended with, if any."""
-    parameters = dict(stage.parameters)
-    if force and "resume" in parameters:
+    parameters = dict(stage.injected)
+    if force and "resume" in stage.parameters:
         parameters["resume"] = False
     stream = _Tee(log_file, sys.stderr if log.isEnabledFor(logging.INFO) else None)
     try:

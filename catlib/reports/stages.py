@@ -1,20 +1,19 @@
 """What a run consists of: its notebooks, the parameters each of them gets, and whether its inputs have changed."""
 
 import ast
-import difflib
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import nbformat
 
 from catlib.errors import InputError
-from catlib.paths import project_root, resolve
+from catlib.paths import notebooks_folder, project_root, resolve
 from catlib.provenance import package_versions
-from catlib.settings import NOTEBOOK_SETTINGS, all_options, read_profile
+from catlib.settings import NOTEBOOK_SETTINGS, PROFILE, SOURCES, all_options, run_parameters
 
 INPUTS = ("photos", "train_data", "val_data", "test_data", "base_model", "clip_model", "checkpoint")
 OUTPUTS = ("run_dir", "data_dir", "output_dir")
@@ -23,32 +22,18 @@ WHOLE_FILE = 1 << 20  # bytes; larger files are compared by size and time of cha
 
 @dataclass(frozen=True)
 class Stage:
-    """A notebook of the chain with the values of exactly those parameters that its parameters cell declares."""
+    """A notebook of the chain with its parameters."""
 
     name: str  # file name without ending, for example 02_training
     source: Path
     title: str
-    parameters: Mapping[str, Any]
-
-
-def find_profile(name: str) -> Path:
-    """The file of a profile given by name or by path. Raises InputError that lists the profiles."""
-    folder = project_root() / "notebooks" / "profiles"
-    if name.endswith((".yaml", ".yml")) or "/" in name:
-        for path in (Path(name).expanduser(), resolve(name)):
-            if path.is_file():
-                return path
-    elif (path := folder / f"{name}.yaml").is_file():
-        return path
-    names = sorted(path.stem for path in folder.glob("*.yaml"))
-    close = difflib.get_close_matches(name, names, n=1)
-    hint = f" (did you mean {close[0]}?)" if close else ""
-    raise InputError(f"no profile {name!r}{hint}; there are {', '.join(names) or 'none'} in {folder}, or give a path")
+    parameters: Mapping[str, Any]  # the settings that it ends up with
+    injected: Mapping[str, Any]  # what papermill hands it
 
 
 def find_notebooks() -> dict[str, Path]:
     """The numbered notebooks of the project in order, by name. Raises InputError when there are none."""
-    folder = project_root() / "notebooks"
+    folder = notebooks_folder()
     found = {path.stem: path for path in sorted(folder.glob("[0-9][0-9]_*.ipynb"))}
     if not found:
         raise InputError(
@@ -79,35 +64,32 @@ def declared(notebook: nbformat.NotebookNode, where: str) -> dict[str, Any]:
     raise InputError(f"{where}: no cell is tagged 'parameters'")
 
 
-def plan(run: str, profile: Path, overrides: Mapping[str, Any]) -> list[Stage]:
+def plan(profile: Path, overrides: Mapping[str, Any]) -> list[Stage]:
     """All stages of a run with every parameter checked. Raises InputError before anything is executed.
 
-    A value comes from the first of these that has it: `overrides`, the profile, what follows from the run's name and
-    from other values (`run_dir`, `output_dir`, data and checkpoint paths), the library's settings, the notebook itself.
+    A notebook of the library gets the profile, the run and those overrides that are among its settings, and derives the rest
+    as it does in JupyterLab (`Settings.collect`); one of the project's own gets the values of all names that its parameters
+    cell declares.
     """
-    given = read_profile(profile) | dict(overrides)
-    derived = {"run_dir": f"outputs/runs/{run}", "output_dir": f"outputs/vlm_checkpoints/{run}"}
-    derived["checkpoint"] = given.get("output_dir", derived["output_dir"])
+    values = run_parameters(str(profile), overrides) | {PROFILE: _profile_name(profile)}
     defaults = {name: option.default for name, option in all_options().items()}
-    derived |= data_paths(given.get("data_dir", defaults["data_dir"]))
-    values = defaults | derived | given
     stages, taken = [], set()
     for name, source in find_notebooks().items():
         notebook = nbformat.read(source, as_version=4)
         cell = declared(notebook, source.name)
-        taken |= set(cell)
-        parameters = {key: values.get(key, default) for key, default in cell.items()}
         if settings := NOTEBOOK_SETTINGS.get(name):
-            settings.build(parameters, source.name)
-        stages.append(Stage(name, source, _title(notebook) or name, parameters))
-    if unused := sorted(set(given) - taken):
+            parameters = asdict(settings.of_profile(str(profile), overrides))
+            chosen = {key: value for key, value in overrides.items() if key in (*parameters, *SOURCES)}
+            injected = {PROFILE: values[PROFILE], "run": values["run"], **chosen}
+            taken |= set(parameters)
+        else:
+            library = {key: defaults.get(key) if default is None else default for key, default in cell.items()}
+            parameters = injected = {key: values.get(key, default) for key, default in library.items()}
+            taken |= set(cell)
+        stages.append(Stage(name, source, _title(notebook) or name, parameters, injected))
+    if unused := sorted(set(overrides) - taken - {"run"}):
         raise InputError(f"no notebook has the parameter {', '.join(unused)}; they have {', '.join(sorted(taken))}")
     return stages
-
-
-def data_paths(data_dir: str) -> dict[str, str]:
-    """The parameters that say where the samples lie which notebook 01 writes to `data_dir`."""
-    return {f"{split}_data": f"{data_dir}/vlm/{split}.jsonl" for split in ("train", "val", "test")}
 
 
 def fingerprint(stage: Stage, before: str) -> str:
@@ -162,6 +144,14 @@ def _listing(value: str) -> Any:
         return signatures([path])
     files = sorted(file for file in path.rglob("*") if file.is_file())
     return [(str(f.relative_to(path)), f.stat().st_size, f.stat().st_mtime_ns) for f in files]
+
+
+def _profile_name(profile: Path) -> str:
+    """What a notebook's `profile` says for this file: the name of one of the project's, else a path, relative in the project."""
+    if profile.parent == notebooks_folder() / "profiles":
+        return profile.stem
+    full = profile.absolute()
+    return str(full.relative_to(project_root()) if full.is_relative_to(project_root()) else full)
 
 
 def _title(notebook: nbformat.NotebookNode) -> str:

@@ -17,7 +17,6 @@ from catlib.evaluation.tables import share
 from catlib.paths import resolve
 from catlib.reports import html
 from catlib.reports.index import render_all_runs, results
-from catlib.reports.stages import data_paths
 from catlib.settings import DataSettings, all_options, parse_assignment, parse_value, read_profile
 
 
@@ -44,7 +43,6 @@ def member(run: str, profile: Path, overrides: Mapping[str, Any], key: str, valu
     own = {key: value}
     if key in {field.name for field in fields(DataSettings)}:
         own["data_dir"] = given.get("data_dir", all_options()["data_dir"].default) + suffix
-        own |= data_paths(own["data_dir"])
     if "output_dir" in given:
         own["output_dir"] = given["output_dir"] + suffix
     return run + suffix, dict(overrides) | own
