@@ -102,7 +102,8 @@ SMALL = {
 def chain(tmp_path_factory):
     """One run of the whole demo chain in a project folder of its own; its state, figures and pages."""
     root = tmp_path_factory.mktemp("project")
-    (root / "notebooks").symlink_to(ROOT / "notebooks")
+    for folder in ("notebooks", "demo"):
+        (root / folder).symlink_to(ROOT / folder)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("CATLIB_ROOT", str(root))
         patch.setenv("OMP_NUM_THREADS", "1")  # threads of tiny models wait for each other on a busy machine
