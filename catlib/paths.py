@@ -31,3 +31,9 @@ def resolve(path: str | Path) -> Path:
     """An absolute path: `path` itself when absolute (after `~`), else below the project's root."""
     path = Path(path).expanduser()
     return path if path.is_absolute() else project_root() / path
+
+
+def relative(path: str | Path) -> str:
+    """`path` as it is written down: relative to the project's root where it lies in it, so that a moved project stays the same."""
+    full = resolve(path)
+    return full.relative_to(project_root()).as_posix() if full.is_relative_to(project_root()) else str(full)

@@ -143,6 +143,7 @@ class TrainSettings(Settings):
     watch_photos: int = option(64, "validation photos that are classified after each epoch")
     tracker: str = option("none", "where curves go besides history.jsonl", choices=("none", "mlflow", "tensorboard"))
     resume: bool = option(True, "continue an interrupted run of the same settings")
+    overwrite: bool = option(False, "replace a checkpoint that was trained with other settings")
     force: bool = option(False, "train even where the memory estimate says that it cannot fit")
 
 

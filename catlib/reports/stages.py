@@ -11,7 +11,7 @@ from typing import Any
 import nbformat
 
 from catlib.errors import InputError
-from catlib.paths import notebooks_folder, project_root, resolve
+from catlib.paths import notebooks_folder, relative, resolve
 from catlib.provenance import package_versions
 from catlib.settings import NOTEBOOK_SETTINGS, PROFILE, SOURCES, all_options, run_parameters
 
@@ -150,8 +150,7 @@ def _profile_name(profile: Path) -> str:
     """What a notebook's `profile` says for this file: the name of one of the project's, else a path, relative in the project."""
     if profile.parent == notebooks_folder() / "profiles":
         return profile.stem
-    full = profile.absolute()
-    return str(full.relative_to(project_root()) if full.is_relative_to(project_root()) else full)
+    return relative(profile.absolute())
 
 
 def _title(notebook: nbformat.NotebookNode) -> str:

@@ -1,0 +1,40 @@
+"""Earlier attempts: what a run has left is kept under another name before it is trained anew with other settings."""
+
+import shutil
+from pathlib import Path
+
+from catlib.paths import relative
+
+# In a run's folder: what the runner holds open (hidden names), and what does not depend on the training.
+OF_THE_DATA = ("01_*", "audit*", "parameters.yaml", "state.json", "log.txt")
+
+
+def set_aside(run_dir: Path, checkpoint: Path) -> str:
+    """Keep the earlier attempt as RUN~1 (or ~2 …), its checkpoint likewise; where both lie now, as text, "" if there is none.
+
+    Call it when `checkpoint` was trained with other settings than those that training begins with now: from the training
+    itself, so that JupyterLab, papermill and `catlib report` all do. The checkpoint is renamed. Of the run's folder, in which
+    a runner may be at work, what came after the training is moved and the inspection of the data is copied.
+    """
+    if not checkpoint.exists():
+        return ""
+    number = 1
+    while any(_numbered(path, number).exists() for path in (run_dir, checkpoint)):
+        number += 1
+    kept = [_numbered(checkpoint, number)]
+    checkpoint.rename(kept[0])
+    entries = [path for path in run_dir.glob("*") if not path.name.startswith(".")] if run_dir.is_dir() else []
+    for path in entries:
+        target = _numbered(run_dir, number) / path.name
+        target.parent.mkdir(exist_ok=True)
+        if not any(path.match(pattern) for pattern in OF_THE_DATA):
+            path.rename(target)
+        elif path.is_file():
+            shutil.copy2(path, target)
+    if entries:
+        kept.append(_numbered(run_dir, number))
+    return " and ".join(map(relative, kept))
+
+
+def _numbered(path: Path, number: int) -> Path:
+    return path.with_name(f"{path.name}~{number}")
