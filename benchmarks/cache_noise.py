@@ -24,8 +24,9 @@ from catlib.training.lora import add_lora
 from catlib.training.loss import AnswerLoss
 from catlib.vlm import features
 from catlib.vlm.batches import Collator
+from catlib.vlm.checkpoint import open_vlm
 from catlib.vlm.features import FrozenFeatures
-from catlib.vlm.models import VLM, load_vlm
+from catlib.vlm.models import VLM
 
 BATCH = 4
 
@@ -33,7 +34,7 @@ BATCH = 4
 def model(work: Path, dtype: str) -> VLM:
     """The untuned base as training sees it, without dropout."""
     torch.manual_seed(0)
-    vlm = load_vlm(os.environ["CATLIB_SMALL_LLAVA"], device="cpu", dtype=dtype)
+    vlm = open_vlm(os.environ["CATLIB_SMALL_LLAVA"], device="cpu", precision=dtype)
     add_lora(vlm, settings(work, 1))
     fuse(vlm.model)
     vlm.model.eval()

@@ -33,10 +33,10 @@ from catlib.gguf.export import convert, find_converter
 from catlib.serving.engine_parity import Speaker, Spoken, class_token_last, compare_spoken, speak_here
 from catlib.serving.engine_process import free_port, running
 from catlib.serving.engines import Command, Where, llama_command, vllm_command
-from catlib.serving.export import Source, find_source, load_plain, merge
+from catlib.serving.export import find_source, load_plain, merge
 from catlib.serving.export_verify import Photos, choose_photos
-from catlib.vlm.checkpoint import load_adapter
-from catlib.vlm.models import VLM
+from catlib.vlm.adapters import load_adapter
+from catlib.vlm.models import VLM, Checkpoint
 
 CPU = torch.device("cpu")
 Row = dict[str, str]
@@ -88,7 +88,7 @@ class Run:
     figures: Row
 
 
-def ask_all(url: str, source: Source, crop: int, photos: Photos) -> Run:
+def ask_all(url: str, source: Checkpoint, crop: int, photos: Photos) -> Run:
     """All photos one after another, then once more with four requests at a time."""
     speaker = Speaker(url, source.breeds, source.question, crop=crop)
     answers, times = timed(speaker.speak, photos)
@@ -102,7 +102,7 @@ def ask_all(url: str, source: Source, crop: int, photos: Photos) -> Run:
     return Run(answers, times, {"photos/s": f"{rate:.1f}"})
 
 
-def serve_and_ask(command: Command, source: Source, crop: int, photos: Photos, log: Path) -> Run:
+def serve_and_ask(command: Command, source: Checkpoint, crop: int, photos: Photos, log: Path) -> Run:
     """Start an engine, ask it, stop it."""
     print(f"\n{command}", flush=True)
     with running(command, 600, log) as engine:
@@ -111,7 +111,7 @@ def serve_and_ask(command: Command, source: Source, crop: int, photos: Photos, l
     return replace(run, figures=run.figures | figures)
 
 
-def in_process(vlm: VLM, source: Source, photos: Photos) -> Run:
+def in_process(vlm: VLM, source: Checkpoint, photos: Photos) -> Run:
     """The model in this process, one photo at a time."""
     answers, times = timed(lambda image: speak_here(vlm, image, source.question), photos)
     rate = 1000 * len(times) / sum(times)
@@ -183,14 +183,14 @@ def main() -> int:
                 if source.adapter:
                     load_adapter(vlm, source.adapter)
                 reference = in_process(vlm, source, photos)
-                crop = crop_side(source.checkpoint) if args.crop < 0 else args.crop
+                crop = crop_side(source.folder) if args.crop < 0 else args.crop
                 there = ask_all(args.url, source, crop, photos)
                 rows = [
                     row("transformers", reference.answers, reference, photos),
                     row(args.url, reference.answers, there, photos),
                 ]
             else:
-                rows = measure(source.checkpoint, photos, Path(work), servers)
+                rows = measure(source.folder, photos, Path(work), servers)
         columns = list(dict.fromkeys(key for line in rows for key in line))
         print("\n" + text_table([{key: line.get(key, "–") for key in columns} for line in rows]), flush=True)
     return 0

@@ -10,7 +10,8 @@ from transformers import CLIPImageProcessor, LlavaForConditionalGeneration, Llav
 from transformers.integrations.bitsandbytes import replace_with_bnb_linear
 
 from catlib.training.memory import model_config
-from catlib.vlm.models import PROJECTORS, TOWERS, VLM, Anatomy, empty_model, quantization
+from catlib.vlm.families import UNQUANTIZED, family_of
+from catlib.vlm.models import VLM, Checkpoint, empty_model, quantization
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 from tiny_encoders import TEMPLATE, tokenizer
@@ -62,7 +63,7 @@ def build_7b_in_nf4(name: str) -> VLM:
     """The whole model: each matrix is drawn at random in bf16 and quantized before the next one is made."""
     config = config_of_7b()
     model = empty_model(config).to(torch.bfloat16)
-    settings = quantization([*TOWERS, *PROJECTORS, "lm_head"])
+    settings = quantization(list(UNQUANTIZED))
     replace_with_bnb_linear(model, settings.llm_int8_skip_modules, settings)
     generator = torch.Generator().manual_seed(0)
     for module in model.modules():
@@ -84,7 +85,7 @@ def build_7b_in_nf4(name: str) -> VLM:
     _fill_buffers(model, config)
     model.is_loaded_in_4bit, model.config.quantization_config = True, settings
     model.requires_grad_(False).eval()
-    return VLM(model, processor_of_7b(), name, Anatomy.of(model))
+    return VLM(model, processor_of_7b(), Checkpoint(name, name), family_of(model))
 
 
 def _fill_buffers(model: torch.nn.Module, config: Any) -> None:

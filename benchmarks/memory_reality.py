@@ -150,7 +150,7 @@ def measure(
     if kind == "full":
         from llava_shapes import build_7b_in_nf4
 
-        run.load_vlm = lambda ref, **_: build_7b_in_nf4(ref)  # in place of reading weights from a folder
+        run.open_vlm = lambda found, **_: build_7b_in_nf4(found.base)  # in place of reading weights from a folder
     times = {}
 
     def timed(trainer: Trainer) -> None:

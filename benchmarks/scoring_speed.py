@@ -33,7 +33,8 @@ from catlib.classifiers.clip import ClipZeroShot
 from catlib.classifiers.encoder import ClipEncoder
 from catlib.classifiers.prompts import PLAIN
 from catlib.data.images import open_image
-from catlib.vlm.models import VLM, load_vlm
+from catlib.vlm.checkpoint import open_vlm
+from catlib.vlm.models import VLM
 from catlib.vlm.prompting import inference_inputs
 from catlib.vlm.scoring import LabelScorer
 
@@ -122,7 +123,7 @@ def real_input(photos: int, dtype: str) -> tuple[VLM, list[Image.Image]] | None:
         return None
     files = sorted(Path(os.environ["CATLIB_PHOTOS"]).expanduser().rglob("*.jpg"))
     images = [open_image(file) for file in files[:: max(1, len(files) // photos)][:photos]]
-    return load_vlm(os.environ["CATLIB_SMALL_LLAVA"], dtype=dtype), images
+    return open_vlm(os.environ["CATLIB_SMALL_LLAVA"], precision=dtype), images
 
 
 def main() -> int:

@@ -38,7 +38,7 @@ def run_one(mode: str, work: Path, epochs: int, test_photos: int, priority: str)
     from catlib.evaluation.runs import evenly
     from catlib.settings import split_list
     from catlib.training.trainer import train
-    from catlib.vlm.models import load_vlm
+    from catlib.vlm.checkpoint import find_checkpoint, open_vlm
 
     data, model, row = work / "vlm", os.environ["CATLIB_SMALL_LLAVA"], {"mode": mode, "seconds": 0.0, "peak_gb": 0.0}
     if mode != "base":
@@ -63,9 +63,10 @@ def run_one(mode: str, work: Path, epochs: int, test_photos: int, priority: str)
     samples = read_samples(data / "test.jsonl")
     samples = evenly(samples, test_photos, 0) if test_photos else samples
     dtype = read_profile(PROFILE)["dtype"]
-    vlm = load_vlm(model, adapter=None if mode == "base" else work / mode, dtype=dtype, quantize=mode == "qlora")
+    found = find_checkpoint(model if mode == "base" else work / mode, question=samples[0].question, breeds=breeds)
+    vlm = open_vlm(found, precision="4-bit" if mode == "qlora" else dtype)
     predictions = predict(
-        VLMClassifier(vlm, breeds, samples[0].question),
+        VLMClassifier(vlm),
         samples,
         image_root_of(data / "test.jsonl"),
         work / "predictions" / f"{mode}.jsonl",

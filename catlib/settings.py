@@ -157,7 +157,7 @@ class EvaluationSettings(Settings):
     val_data: str = option(
         "data/vlm/val.jsonl", "validation samples: temperature and prior correction are fitted on them"
     )
-    prompt: str = option("What breed is the cat in this photo?", "the question that is put to the model")
+    prompt: str = option("", "the question that is put to the model; empty: the one that it was trained with")
     decoding: str = option("score", "how a breed is read off the model", choices=("score", "constrained", "free"))
     score_norm: str = option("sum", "label log-likelihood: summed, or the mean of its tokens", choices=("sum", "mean"))
     prior_correction: bool = option(
@@ -204,7 +204,7 @@ class ServingSettings(Settings):
     base_model: str = option("llava-hf/llava-1.5-7b-hf", "hub name or folder of the base model")
     checkpoint: str = option("outputs/vlm_checkpoints/llava-cat-breeds", "adapter to evaluate")
     test_data: str = option("data/vlm/test.jsonl", "test samples")
-    prompt: str = option("What breed is the cat in this photo?", "the question that is put to the model")
+    prompt: str = option("", "the question that is put to the model; empty: the one that it was trained with")
     clip_model: str = option("openai/clip-vit-large-patch14-336", "hub name or folder; empty: no CLIP")
     clip_prompts: str = option("ensemble", "prompts for zero-shot CLIP", choices=("ensemble", "plain", "traits"))
     device: str = option("auto", "auto: the GPU where there is one", choices=("auto", "cpu", "cuda", "mps"))

@@ -11,8 +11,8 @@ from tiny_models import BREEDS, QUESTION, save_llava
 
 from catlib.settings import TrainSettings
 from catlib.training.lora import add_lora
-from catlib.vlm.checkpoint import save_adapter
-from catlib.vlm.models import load_vlm
+from catlib.vlm.adapters import save_adapter
+from catlib.vlm.checkpoint import open_vlm
 
 BROKEN = b"\xff\xd8\xff\xe0 this is no JPEG"
 
@@ -29,7 +29,7 @@ def one_thread():
 def save_tuned(folder: Path) -> Path:
     """A checkpoint of a tiny LLaVA: adapter, training record, base beside it."""
     base = save_llava(folder / "base")
-    vlm = load_vlm(str(base), dtype="float32", device="cpu")
+    vlm = open_vlm(str(base), precision="float32", device="cpu")
     add_lora(vlm, TrainSettings(lora_r=4, lora_alpha=8))
     torch.manual_seed(3)
     for name, parameter in vlm.model.named_parameters():

@@ -25,7 +25,7 @@ QUESTION, BREEDS = "Breed?", ["Manx", "Persian", "Siamese"]
 
 @pytest.fixture(scope="module")
 def vlm():
-    return llava()
+    return llava(question=QUESTION)
 
 
 @pytest.mark.parametrize("method", ["gradient", "occlusion"])
@@ -137,7 +137,7 @@ def test_seen_photo_is_the_centre_that_the_processor_keeps(vlm):
 
 
 def test_panel_says_what_was_asked_and_answered(vlm):
-    classifier = VLMClassifier(vlm, BREEDS, QUESTION)
+    classifier = VLMClassifier(vlm, BREEDS)
     rows = [explain_prediction(classifier, photo(i), truth) for i, truth in enumerate(["Persian", None])]
     figure = explanation_figure(rows)
     titles = [axis.get_title(loc) for axis in figure.axes for loc in ("left", "center")]

@@ -16,8 +16,8 @@ from catlib.data.images import open_image
 from catlib.data.records import read_predictions
 from catlib.settings import TrainSettings
 from catlib.training.lora import add_lora
-from catlib.vlm.checkpoint import save_adapter
-from catlib.vlm.models import load_vlm
+from catlib.vlm.adapters import save_adapter
+from catlib.vlm.checkpoint import open_vlm
 
 BREEDS = "Manx,Persian,Siamese"
 
@@ -100,7 +100,7 @@ def test_wrong_input_is_named_and_exits_with_2(models, photos, tmp_path, capsys,
 
 
 def test_a_checkpoint_knows_its_base_its_breeds_and_its_question(models, photos, tmp_path):
-    vlm = load_vlm(str(models[1]), dtype="float32")
+    vlm = open_vlm(str(models[1]), precision="float32")
     add_lora(vlm, TrainSettings(lora_r=4, lora_alpha=8))
     for name, parameter in vlm.model.named_parameters():
         if "lora_B" in name:
@@ -124,7 +124,9 @@ def test_a_checkpoint_knows_its_base_its_breeds_and_its_question(models, photos,
 def test_a_saved_probe_predicts_as_the_fitted_one(models, photos, tmp_path, capsys, kind):
     samples = write_photos(tmp_path / "train", BREEDS.split(",") * 3)
     encoder = (
-        ClipEncoder.load(str(models[0])) if kind == "clip" else TowerEncoder(load_vlm(str(models[1]), dtype="float32"))
+        ClipEncoder.load(str(models[0]))
+        if kind == "clip"
+        else TowerEncoder(open_vlm(str(models[1]), precision="float32"))
     )
     probe = LinearProbe.fit(encoder, BREEDS.split(","), samples, tmp_path / "train", f"{kind}-probe")
     probe.save(tmp_path / "probe.npz")

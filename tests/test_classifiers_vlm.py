@@ -18,7 +18,7 @@ BREEDS, QUESTION = ["Manx", "Extra-Toes Cat - Hemingway Polydactyl", "Siamese"],
 
 @pytest.fixture(scope="module")
 def vlm():
-    return llava()
+    return llava(question=QUESTION)
 
 
 @pytest.mark.parametrize("norm", ["sum", "mean"])
@@ -26,7 +26,7 @@ def test_log_probs_are_the_normalised_scores(vlm, norm):
     images = [photo(i) for i in range(3)]
     scorer = LabelScorer(vlm, BREEDS, QUESTION)
     scores = scorer.score(images) / (scorer.counts if norm == "mean" else 1)
-    batch = VLMClassifier(vlm, BREEDS, QUESTION, score_norm=norm).classify(images)
+    batch = VLMClassifier(vlm, BREEDS, score_norm=norm).classify(images)
     assert np.allclose(batch.log_probs, scores - np.logaddexp.reduce(scores, axis=1, keepdims=True), atol=1e-5)
     assert list(batch.predicted) == [BREEDS[i] for i in scores.argmax(1)]
 
@@ -35,7 +35,7 @@ def test_prior_correction_subtracts_the_prompt_without_photo(vlm):
     images = [photo(0), photo(1)]
     scorer = LabelScorer(vlm, BREEDS, QUESTION)
     raw = scorer.score(images) - 0.7 * scorer.prior()
-    batch = VLMClassifier(vlm, BREEDS, QUESTION, prior_strength=0.7).classify(images)
+    batch = VLMClassifier(vlm, BREEDS, prior_strength=0.7).classify(images)
     assert np.allclose(batch.log_probs, raw - np.logaddexp.reduce(raw, axis=1, keepdims=True), atol=1e-5)
 
 
@@ -56,7 +56,7 @@ def test_no_correction_where_it_changes_nothing():
 
 def test_fitting_is_recorded_and_used(vlm, tmp_path):
     samples = write_photos(tmp_path / "photos", BREEDS * 3)
-    classifier = fit_prior(VLMClassifier(vlm, BREEDS, QUESTION), samples, tmp_path / "photos", batch_size=4)
+    classifier = fit_prior(VLMClassifier(vlm, BREEDS), samples, tmp_path / "photos", batch_size=4)
     scores = classifier.raw_scores([photo(i) for i in range(9)])
     expected, _ = choose_strength(scores, classifier.uncorrected_prior(), [0, 1, 2] * 3)
     assert abs(classifier.prior_strength - expected) <= 0.1  # JPEG is not exactly the photo
@@ -67,16 +67,16 @@ def test_fitting_is_recorded_and_used(vlm, tmp_path):
 
 def test_correction_needs_scores(vlm, tmp_path):
     with pytest.raises(InputError, match="decoding 'score'"):
-        fit_prior(VLMClassifier(vlm, BREEDS, QUESTION, "free"), [], tmp_path)
+        fit_prior(VLMClassifier(vlm, BREEDS, decoding="free"), [], tmp_path)
     with pytest.raises(InputError, match="sorcery"):
-        VLMClassifier(vlm, BREEDS, QUESTION, "sorcery")
+        VLMClassifier(vlm, BREEDS, decoding="sorcery")
 
 
 def test_free_answers_are_kept_and_parsed(vlm, monkeypatch):
     from catlib.classifiers import vlm as module
 
     monkeypatch.setattr(module, "generate_free", lambda *_: ["It is a Siamese cat.", "No idea."])
-    batch = VLMClassifier(vlm, BREEDS, QUESTION, "free").classify([photo(0), photo(1)])
+    batch = VLMClassifier(vlm, BREEDS, decoding="free").classify([photo(0), photo(1)])
     assert batch.predicted == ["Siamese", None] and batch.log_probs is None
     assert batch.answers == ["It is a Siamese cat.", "No idea."]
 
@@ -101,10 +101,10 @@ def test_predictions_of_a_model_trained_again_in_the_same_folder_are_not_taken_o
     samples, out = write_photos(tmp_path / "photos", BREEDS), tmp_path / "vlm-tuned.jsonl"
     calls, made = [], []
     for change in (0.0, 0.0, 1.0):
-        vlm = llava()
+        vlm = llava(question=QUESTION)
         with torch.no_grad():
             vlm.base.model.language_model.layers[0].mlp.down_proj.weight.add_(change)
-        classifier = VLMClassifier(vlm, BREEDS, QUESTION)
+        classifier = VLMClassifier(vlm, BREEDS)
         plain = classifier.classify
         classifier.classify = lambda images, ids=None, plain=plain: calls.append(len(images)) or plain(images, ids)
         made.append(predict(classifier, samples, tmp_path / "photos", out).predictions)
@@ -116,7 +116,7 @@ def test_predictions_of_a_model_trained_again_in_the_same_folder_are_not_taken_o
 
 
 def test_sidecar(vlm):
-    meta = VLMClassifier(vlm, BREEDS, QUESTION, name="vlm-tuned").describe()
+    meta = VLMClassifier(vlm, BREEDS, name="vlm-tuned").describe()
     assert len(meta.pop("weights")) == 16
     assert meta == {
         "base_model": "tiny",

@@ -23,8 +23,8 @@ from catlib.serving.choice import choice, engine_rows, engines_figure, notes_sen
 from catlib.serving.latency import Load, MemoryMeter, measure_load, server_memory_mb
 from catlib.serving.steps import PARTS, prompt_words, steps_figure, steps_sentence, walk_through, written_rows
 from catlib.settings import ServingSettings
+from catlib.vlm.checkpoint import find_checkpoint, open_vlm
 from catlib.vlm.decoding import generate_free
-from catlib.vlm.models import load_vlm
 
 
 @pytest.fixture(scope="module")
@@ -56,8 +56,8 @@ def settings(project, tmp_path):
 
 def test_steps_are_those_of_generation_and_scoring(project, settings):
     bench = open_serving(settings)
-    vlm = load_vlm("", adapter=project / "tuned", dtype="float32", device="cpu")
-    classifier = VLMClassifier(vlm, BREEDS, QUESTION)
+    vlm = open_vlm(project / "tuned", precision="float32", device="cpu")
+    classifier = VLMClassifier(vlm, BREEDS)
     steps = walk_through(classifier, bench.photos[0], "Manx")
     assert steps.answer == generate_free(vlm, [steps.photo], QUESTION)[0]
     assert steps.image_tokens == 16 and steps.grid == 4 and steps.seen.size == (SIZE, SIZE)
@@ -76,8 +76,8 @@ def test_steps_are_those_of_generation_and_scoring(project, settings):
 
 @pytest.mark.parametrize("save", [save_pixtral, save_idefics3, save_qwen2_vl])
 def test_steps_of_other_families(project, save, tmp_path):
-    vlm = load_vlm(str(save(tmp_path / "model")), dtype="float32", device="cpu")
-    steps = walk_through(VLMClassifier(vlm, BREEDS, QUESTION), project / "data/photos/000.jpg")
+    vlm = open_vlm(find_checkpoint(str(save(tmp_path / "model")), question=QUESTION), precision="float32", device="cpu")
+    steps = walk_through(VLMClassifier(vlm, BREEDS), project / "data/photos/000.jpg")
     assert steps.answer == generate_free(vlm, [steps.photo], QUESTION)[0]
     assert (
         steps.image_tokens > 0

@@ -25,8 +25,8 @@ from catlib.serving.export import find_source, merge, whole_folder
 from catlib.serving.export_layout import hub_name, to_hub_layout, weight_names
 from catlib.serving.export_verify import Answers, Photos, choose_photos, compare
 from catlib.training.lora import add_lora
-from catlib.vlm.checkpoint import save_adapter
-from catlib.vlm.models import load_vlm
+from catlib.vlm.adapters import save_adapter
+from catlib.vlm.checkpoint import open_vlm
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +41,7 @@ def tuned(root, name, base, quantize=False, **more):
     """An adapter with random, visible changes, and the record that training leaves."""
     pixtral_processor_class()
     chosen = settings(root / base, root / "data" / "vlm", root / name, **more)
-    vlm = load_vlm(str(root / base), dtype="float32", quantize=quantize)
+    vlm = open_vlm(str(root / base), precision="4-bit" if quantize else "float32")
     add_lora(vlm, chosen)
     torch.manual_seed(1)
     for parameter_name, parameter in vlm.model.named_parameters():
@@ -86,7 +86,7 @@ def test_the_export_answers_as_the_adapter_in_one_plain_folder(place, tmp_path, 
         "export.json",
         "README.md",
     } <= files
-    base, plain = load_vlm(str(place / "model"), dtype="float32"), load_vlm(str(result.folder), dtype="float32")
+    base, plain = open_vlm(str(place / "model"), precision="float32"), open_vlm(str(result.folder), precision="float32")
     photos = choose_photos([], find_source(checkpoint).training, 3)
     changed = compare(
         export.ask(base, photos, BREEDS, QUESTION), export.ask(plain, photos, BREEDS, QUESTION), BREEDS, photos, 0.01

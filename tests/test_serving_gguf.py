@@ -20,8 +20,9 @@ from catlib.gguf.tokenizer import is_sentencepiece, string_template, write_sente
 from catlib.serving.engine_parity import Parity, Spoken, class_token_last, compare_spoken, speak_here
 from catlib.serving.export import find_source, merge
 from catlib.serving.export_verify import choose_photos
+from catlib.vlm.checkpoint import open_vlm
 from catlib.vlm.decoding import generate_free
-from catlib.vlm.models import load_processor, load_vlm
+from catlib.vlm.models import load_processor
 from catlib.vlm.prompting import prompt_text
 from demo.tiny_models import ensure_demo_models
 
@@ -114,7 +115,7 @@ def test_the_mmproj_holds_the_layers_that_are_read(plain, tmp_path):
     )  # the fifth layer is not read
     assert reader.get_field("clip.vision.block_count").contents() == 4
     assert list(reader.get_field("clip.vision.feature_layer").contents()) == [4]
-    weight = load_vlm(str(plain), dtype="float32").projector.linear_2.weight
+    weight = open_vlm(str(plain), precision="float32").projector.linear_2.weight
     assert np.array_equal(tensors["mm.2.weight"].data, weight.numpy())
     config = json.loads((plain / "config.json").read_text())
     config["vision_feature_select_strategy"] = "full"
@@ -152,7 +153,7 @@ def test_a_converter_that_fails_is_quoted_and_nothing_stays(plain, tmp_path, mon
 
 
 def test_an_answer_with_its_probabilities_is_the_one_that_generation_gives(plain):
-    vlm = load_vlm(str(plain), dtype="float32")
+    vlm = open_vlm(str(plain), precision="float32")
     image = photo(3, side=120)
     spoken = speak_here(vlm, image, "What breed is the cat in this photo?")
     assert spoken.text == generate_free(vlm, [image], "What breed is the cat in this photo?")[0]
@@ -160,7 +161,7 @@ def test_an_answer_with_its_probabilities_is_the_one_that_generation_gives(plain
 
 
 def test_the_class_token_defect_is_what_the_issue_says(plain):
-    vlm = load_vlm(str(plain), dtype="float32")
+    vlm = open_vlm(str(plain), precision="float32")
     tower, pixels = vlm.base.model.vision_tower, torch.rand(1, 3, 96, 96)
     with torch.inference_mode():
         right = tower.embeddings(pixels)
@@ -203,7 +204,7 @@ def test_an_engines_answers_decide(plain, monkeypatch, faulty):
     from contextlib import contextmanager, nullcontext
 
     source, shown = find_source(plain), choose_photos([], {}, 2)
-    vlm = load_vlm(str(plain), dtype="float32")
+    vlm = open_vlm(str(plain), precision="float32")
 
     class Engine:
         def __init__(self, *_, **__):

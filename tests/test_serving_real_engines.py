@@ -18,8 +18,8 @@ from catlib.serving.export import find_source, load_plain, merge
 from catlib.serving.export_verify import choose_photos
 from catlib.settings import TrainSettings
 from catlib.training.lora import add_lora
-from catlib.vlm.checkpoint import load_adapter, save_adapter
-from catlib.vlm.models import load_vlm
+from catlib.vlm.adapters import load_adapter, save_adapter
+from catlib.vlm.checkpoint import open_vlm
 from demo.tiny_models import ensure_demo_models
 
 pytestmark = pytest.mark.engine
@@ -44,7 +44,7 @@ def place(tmp_path_factory):
 def make_adapter(place, train_projector):
     """An adapter of the shipped LLaVA that changes its answers."""
     base, folder = str(ensure_demo_models().llava), place / train_projector
-    vlm = load_vlm(base, dtype="float32")
+    vlm = open_vlm(base, precision="float32")
     add_lora(vlm, TrainSettings(lora_r=4, lora_alpha=8, train_projector=train_projector))
     torch.manual_seed(2)
     for name, parameter in vlm.model.named_parameters():

@@ -18,10 +18,9 @@ from tiny_models import BREEDS, QUESTION
 from catlib.errors import CatlibError, InputError
 from catlib.parsing import BreedParser
 from catlib.serving.service import BreedAnswer, VLMService
-from catlib.serving.tuned import choose_precision, open_checkpoint
 from catlib.serving.worker import Busy, Worker
+from catlib.vlm.checkpoint import choose_precision, find_checkpoint, open_vlm
 from catlib.vlm.decoding import generate_free
-from catlib.vlm.models import load_vlm
 from demo.tiny_models import ensure_demo_models
 
 
@@ -40,9 +39,7 @@ def service(checkpoint):
 
 def direct(checkpoint, numbers, question=QUESTION, tuned=True):
     """Answers without the service, one photo at a time."""
-    vlm = load_vlm(
-        "" if tuned else str(checkpoint.parent / "base"), adapter=checkpoint if tuned else None, dtype="float32"
-    )
+    vlm = open_vlm(find_checkpoint(checkpoint, tuned=tuned), precision="float32")
     return [generate_free(vlm, [Image.open(io.BytesIO(jpeg(n))).convert("RGB")], question)[0] for n in numbers]
 
 
@@ -141,7 +138,7 @@ def test_a_merged_model_and_its_breeds(tmp_path):
     (folder / "training.json").write_text(
         json.dumps({"breeds": ["Sphynx - Hairless Cat", "Manx"], "question": "Which breed?"})
     )
-    tuned = open_checkpoint(folder)
+    tuned = find_checkpoint(folder)
     assert tuned.base == str(folder) and tuned.adapter is None and tuned.question == "Which breed?"
     service = VLMService()
     asyncio.run(service.load_finetuned_model(folder, precision="float32"))

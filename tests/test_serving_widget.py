@@ -20,7 +20,7 @@ from catlib.vlm.decoding import generate_free
 @pytest.fixture(scope="module")
 def models(tmp_path_factory):
     encoder = ClipEncoder.load(str(clip(tmp_path_factory.mktemp("clip"))), "cpu")
-    return VLMClassifier(llava(), BREEDS, QUESTION), ClipZeroShot(encoder, BREEDS, "plain")
+    return VLMClassifier(llava(question=QUESTION), BREEDS), ClipZeroShot(encoder, BREEDS, "plain")
 
 
 @pytest.fixture

@@ -10,8 +10,8 @@ from catlib.settings import TrainSettings
 from catlib.training.lora import add_lora
 from catlib.training.loss import AnswerLoss
 from catlib.vlm.batches import IGNORED, Collator, check_batch, image_token_of, messages, segments
+from catlib.vlm.checkpoint import open_vlm
 from catlib.vlm.features import FrozenFeatures
-from catlib.vlm.models import load_vlm
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +26,7 @@ def model(tmp_path_factory):
 
 @pytest.fixture
 def vlm(model):
-    return load_vlm(str(model), device="cpu", dtype="float32")
+    return open_vlm(str(model), device="cpu", precision="float32")
 
 
 @pytest.fixture
@@ -109,7 +109,7 @@ def test_cached_and_uncached_full_and_answer_logits_give_the_same_gradients(
     gradients = []
     for cached, full in ((False, True), (False, False), (True, True), (True, False)):
         torch.manual_seed(0)
-        vlm = load_vlm(str(folder), device="cpu", dtype="float32")
+        vlm = open_vlm(str(folder), device="cpu", precision="float32")
         add_lora(vlm, TrainSettings(lora_r=4, lora_dropout=0.0, train_projector=projector))
         for name, parameter in vlm.model.named_parameters():
             if "lora_B" in name:  # zero at first, which would hide the gradient of lora_A

@@ -10,7 +10,7 @@ from tiny_models import BREEDS, QUESTION, settings, write_dataset
 from catlib.data.images import open_image
 from catlib.training.trainer import train
 from catlib.vlm.batches import messages
-from catlib.vlm.models import load_vlm
+from catlib.vlm.checkpoint import open_vlm
 from catlib.vlm.prompting import answer_tokens
 from catlib.vlm.scoring import LabelScorer
 
@@ -27,10 +27,10 @@ def test_it_trains_on_the_language_model_saves_loads_and_scores(save, tmp_path, 
     assert all(weights[name].abs().max() > 0 for name in weights)
     assert not [n for n in weights if ("vision_model." in n or ".visual." in n) and "merger" not in n]
     images = [open_image(path) for path in sorted((tmp_path / "data" / "photos").iterdir())[:3]]
-    tuned = load_vlm("", adapter=result.checkpoint, device="cpu", dtype="float32")
+    tuned = open_vlm(result.checkpoint, device="cpu", precision="float32")
     scores = LabelScorer(tuned, BREEDS, QUESTION).score(images)
     assert np.allclose(scores, plain_scores(tuned, images), atol=1e-3)
-    untuned = load_vlm(str(model), device="cpu", dtype="float32")
+    untuned = open_vlm(str(model), device="cpu", precision="float32")
     assert scores.mean() > LabelScorer(untuned, BREEDS, QUESTION).score(images).mean() + 1
 
 

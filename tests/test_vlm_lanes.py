@@ -14,7 +14,7 @@ from catlib.training.passes import Passes
 from catlib.training.run import set_up
 from catlib.training.team import Team
 from catlib.training.trainer import train
-from catlib.vlm.models import load_vlm
+from catlib.vlm.checkpoint import open_vlm
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +75,7 @@ def test_lanes_with_dropout_train_to_the_same_weights_again(place, tmp_path, mon
 
 def test_lanes_are_as_many_as_threads_and_samples_and_one_where_threads_would_clash(place, tmp_path):
     chosen = options(place, tmp_path)
-    vlm = load_vlm(str(place / "llava"), device="cpu", dtype="float32")
+    vlm = open_vlm(str(place / "llava"), device="cpu", precision="float32")
     add_lora(vlm, chosen)
     assert lanes_for(vlm, chosen).count == 1, "peft's own layers draw from the global generator"
     fuse(vlm.model)

@@ -12,7 +12,8 @@ from catlib.training.lora import add_lora, count_parameters, lora_config, lora_m
 from catlib.training.loss import AnswerLoss
 from catlib.training.memory import model_config
 from catlib.vlm.batches import IGNORED, Batch
-from catlib.vlm.models import empty_model, load_vlm, quantization
+from catlib.vlm.checkpoint import open_vlm
+from catlib.vlm.models import empty_model, quantization
 
 PLAN = TrainSettings()
 
@@ -48,7 +49,7 @@ def folder(tmp_path_factory):
 
 def wrapped(folder, fused=False, **more):
     torch.manual_seed(0)
-    vlm = load_vlm(str(folder), device="cpu", dtype="float32")
+    vlm = open_vlm(str(folder), device="cpu", precision="float32")
     add_lora(vlm, TrainSettings(**{"lora_r": 4, "lora_alpha": 8, "lora_dropout": 0.0, **more}))
     torch.manual_seed(1)
     for name, parameter in vlm.model.named_parameters():
@@ -93,7 +94,7 @@ def test_modes_train_what_they_say(folder, more, trained):
 
 def test_a_bf16_base_trains_float32_adapters_and_fp16_is_refused(folder):
     torch.manual_seed(0)
-    vlm = load_vlm(str(folder), device="cpu", dtype="bfloat16")
+    vlm = open_vlm(str(folder), device="cpu", precision="bfloat16")
     add_lora(vlm, TrainSettings(lora_r=4, train_projector="full"))
     dtypes = {parameter.requires_grad: set() for parameter in vlm.model.parameters()}
     for parameter in vlm.model.parameters():
@@ -162,7 +163,7 @@ def test_only_the_language_model_is_quantized_and_training_survives_a_validation
     from tiny_models import save_wide_llava
 
     folder = save_wide_llava(tmp_path / "wide")
-    vlm = load_vlm(str(folder), device="cpu", quantize=True)
+    vlm = open_vlm(str(folder), device="cpu", precision="4-bit")
     four_bit = [n for n, m in vlm.model.named_modules() if isinstance(m, bnb.nn.Linear4bit)]
     assert len(four_bit) == 2 * 7
     assert all(name.startswith("model.language_model.") for name in four_bit)

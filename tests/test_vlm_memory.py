@@ -136,9 +136,9 @@ def test_on_a_cpu_the_estimate_holds_the_heap_that_is_not_given_back(tmp_path, m
 
 @pytest.mark.skipif(not Path("/proc/self/maps").is_file(), reason="needs Linux's list of mapped files")
 def test_a_4bit_model_does_not_keep_the_weights_file_resident(tmp_path):
-    from catlib.vlm.models import load_vlm
+    from catlib.vlm.checkpoint import open_vlm
 
-    vlm = load_vlm(str(save_wide_llava(tmp_path / "wide")), device="cpu", quantize=True)
+    vlm = open_vlm(str(save_wide_llava(tmp_path / "wide")), device="cpu", precision="4-bit")
     assert "4bit" in " ".join(type(m).__name__ for m in vlm.model.modules())
     assert str(tmp_path) not in Path("/proc/self/maps").read_text()
 

@@ -23,9 +23,9 @@ from catlib.training.loss import AnswerLoss
 from catlib.training.order import epoch_order, steps_of
 from catlib.training.trainer import Trainer, train
 from catlib.training.validation import validation_loss
+from catlib.vlm.adapters import load_adapter
 from catlib.vlm.batches import Collator
-from catlib.vlm.checkpoint import load_adapter
-from catlib.vlm.models import load_vlm
+from catlib.vlm.checkpoint import find_checkpoint, open_vlm
 from catlib.vlm.scoring import LabelScorer
 
 LAYOUT = {
@@ -73,7 +73,7 @@ def test_it_learns_and_says_so(trained, place):
     epochs = [row for row in trained.history if row["kind"] == "epoch"]
     steps = [row for row in trained.history if row["kind"] == "step"]
     assert len(epochs) == 8 and len(steps) == 24
-    untrained = load_vlm(str(place / "model"), device="cpu", dtype="float32")
+    untrained = open_vlm(str(place / "model"), device="cpu", precision="float32")
     samples = read_samples(place / "data" / "vlm" / "val.jsonl")
     before = validation_loss(AnswerLoss(untrained), Collator(untrained, place / "data"), samples, 4)
     # Seeds end at 0.28 to 0.37 of the untrained loss; the projector alone, without gradients in LoRA, at 0.99.
@@ -99,10 +99,10 @@ def test_checkpoint_has_the_plans_layout_and_a_model_card(trained):
 
 def test_tuned_model_predicts_and_plain_peft_loads_the_same(trained, place):
     image = open_image(next((place / "data" / "photos").iterdir()))
-    vlm = load_vlm("", adapter=trained.checkpoint, device="cpu", dtype="float32")
+    vlm = open_vlm(trained.checkpoint, device="cpu", precision="float32")
     ours = LabelScorer(vlm, BREEDS, QUESTION).score([image])
     base = AutoModelForImageTextToText.from_pretrained(place / "model", dtype=torch.float32)
-    untuned = load_vlm(str(place / "model"), device="cpu", dtype="float32")
+    untuned = open_vlm(str(place / "model"), device="cpu", precision="float32")
     plain = PeftModel.from_pretrained(base, trained.checkpoint).eval()
     AutoProcessor.from_pretrained(trained.checkpoint)
     vlm.model = plain
@@ -133,11 +133,15 @@ def edited(trained, tmp_path, change):
 )
 def test_an_adapter_that_does_not_fit_is_refused(trained, place, tmp_path, change, message):
     with pytest.raises(InputError, match=message):
-        load_vlm(str(place / "model"), adapter=edited(trained, tmp_path, change), device="cpu", dtype="float32")
+        open_vlm(
+            find_checkpoint(edited(trained, tmp_path, change), base_model=str(place / "model")),
+            device="cpu",
+            precision="float32",
+        )
 
 
 def test_an_adapter_of_another_base_is_refused(trained, tmp_path):
-    other = load_vlm(str(save_llava(tmp_path / "other", seed=7)), device="cpu", dtype="float32")
+    other = open_vlm(str(save_llava(tmp_path / "other", seed=7)), device="cpu", precision="float32")
     with pytest.raises(InputError, match="was trained on"):
         load_adapter(other, trained.checkpoint)
 
@@ -147,7 +151,7 @@ def test_pixtral_trains_saves_loads_and_predicts(place, tmp_path):
     result = train(options(place, tmp_path / "out", base_model=str(model), epochs=4, train_projector="full"))
     losses = [row["val_loss"] for row in result.history if row["kind"] == "epoch"]
     assert losses[-1] < losses[0]
-    vlm = load_vlm("", adapter=result.checkpoint, device="cpu", dtype="float32")
+    vlm = open_vlm(result.checkpoint, device="cpu", precision="float32")
     images = [open_image(path) for path in sorted((place / "data" / "photos").iterdir())[:3]]
     assert LabelScorer(vlm, BREEDS, QUESTION).score(images).shape == (3, 4)
 
@@ -168,7 +172,7 @@ def test_qlora_trains_and_loads(place, tmp_path):
     )
     losses = [row["loss"] for row in result.history if row["kind"] == "step"]
     assert losses[-1] < losses[0]
-    load_vlm("", adapter=result.checkpoint, device="cpu", quantize=True)
+    open_vlm(result.checkpoint, device="cpu", precision="4-bit")
 
 
 def test_cache_checkpointing_and_cut_of_the_batch_do_not_change_the_losses(place, tmp_path):
@@ -267,7 +271,7 @@ def test_a_full_disk_leaves_the_checkpoint_before_it(place, tmp_path, monkeypatc
     monkeypatch.setattr(checkpoint, "write_file", full)
     with pytest.raises(OSError, match="No space left"):
         train(options(place, tmp_path / "out", watch_photos=0))
-    load_vlm("", adapter=tmp_path / "out", device="cpu", dtype="float32")
+    open_vlm(tmp_path / "out", device="cpu", precision="float32")
 
 
 def test_a_loss_that_is_no_number_stops_and_names_the_samples(place, tmp_path, monkeypatch):
@@ -367,7 +371,7 @@ def test_the_best_epoch_lies_in_the_folder_and_the_last_one_beside_it(place, tmp
         expected = {name.replace(".default", ""): tensor for name, tensor in states[epoch].items()}
         assert kept.keys() == expected.keys()
         assert all(torch.equal(kept[name], expected[name]) for name in kept)
-        load_vlm("", adapter=folder, device="cpu", dtype="float32")
+        open_vlm(folder, device="cpu", precision="float32")
 
 
 def test_a_disk_that_fills_while_the_state_is_written_leaves_the_state_before_it(place, tmp_path, monkeypatch):

@@ -26,7 +26,8 @@ from transformers import (
 
 from catlib.breeds import BREEDS
 from catlib.data.records import Sample
-from catlib.vlm.models import VLM, Anatomy
+from catlib.vlm.families import family_of
+from catlib.vlm.models import VLM, Checkpoint
 
 SIZE, PATCH = 28, 7  # 16 patches
 TEMPLATE = (
@@ -71,8 +72,8 @@ def image_processor(kind: type = CLIPImageProcessor):
     return kind(size=size, **crop)
 
 
-def llava(text: str = "llama", attention: str = "sdpa", seed: int = 0) -> VLM:
-    """A float32 LLaVA as `load_vlm` would return it. Weights are spread wide, so that scores differ visibly."""
+def llava(text: str = "llama", attention: str = "sdpa", seed: int = 0, question: str = Checkpoint.question) -> VLM:
+    """A float32 LLaVA as `open_vlm` would return it. Weights are spread wide, so that scores differ visibly."""
     words = tokenizer()
     shape = {
         "vocab_size": len(words),
@@ -115,7 +116,7 @@ def llava(text: str = "llama", attention: str = "sdpa", seed: int = 0) -> VLM:
         num_additional_image_tokens=1,
         chat_template=TEMPLATE,
     )
-    return VLM(model, processor, "tiny", Anatomy.of(model))
+    return VLM(model, processor, Checkpoint("tiny", "tiny", question=question), family_of(model))
 
 
 def clip(folder: Path, kind: str = "clip") -> Path:

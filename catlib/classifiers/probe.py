@@ -85,13 +85,13 @@ class LinearProbe(Classifier):
     def restore(cls, path: Path, device: str = "auto", dtype: str = "auto") -> "LinearProbe":
         """Read what `save` wrote and load the extractor that it names. Raises InputError as `load` does."""
         from catlib.classifiers.encoder import ClipEncoder, TowerEncoder
-        from catlib.vlm.models import load_vlm
+        from catlib.vlm.checkpoint import open_vlm
 
         about = _read(path)[0]
         if about.get("kind") == "clip":
             return cls.load(path, ClipEncoder.load(about["extractor"], device, dtype))
         if about.get("kind") == "tower":
-            return cls.load(path, TowerEncoder(load_vlm(about["extractor"], device=device, dtype=dtype)))
+            return cls.load(path, TowerEncoder(open_vlm(about["extractor"], device=device, precision=dtype)))
         raise InputError(f"{path}: a probe on features of {about['extractor']}, which cannot be loaded by name")
 
     @classmethod

@@ -1,6 +1,6 @@
 """The vision-language model as a classifier, untuned or tuned, with three ways to read a breed off it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,36 +20,36 @@ DECODINGS = ("score", "constrained", "free")
 
 
 class VLMClassifier(Classifier):
-    """Asks the model `prompt` about each photo and reads the breed by `decoding`.
+    """Asks the model its question about each photo and reads the breed by `decoding`. `breeds`: by default the model's.
 
     score: every breed's label log-likelihood, summed or (`score_norm="mean"`) per token, less `prior_strength` times
     the same score without a photo (contextual calibration, Zhao et al. 2021, arXiv 2102.09690, in log space); then
     normalised over the breeds. constrained: generation that can only spell a breed. free: greedy generation, parsed;
-    a text that names no breed is predicted as None. Only `score` yields log-probabilities. `spelled`: what the model
-    learned to answer where that is more than the name (`spelled_answers`).
+    a text that names no breed is predicted as None. Only `score` yields log-probabilities. The question, and
+    what the model learned to answer where that is more than a name, are the checkpoint's (`find_checkpoint`).
     """
 
     def __init__(
         self,
         vlm: "VLM",
-        breeds: Sequence[str],
-        prompt: str,
+        breeds: Sequence[str] | None = None,
         decoding: str = "score",
         score_norm: str = "sum",
         prior_strength: float = 0.0,
         name: str | None = None,
-        spelled: Mapping[str, str] | None = None,
     ) -> None:
         if decoding not in DECODINGS or score_norm not in ("sum", "mean"):
             raise InputError(
                 f"decoding {decoding!r} with score_norm {score_norm!r}: no such way to read a breed off a model"
             )
-        self.vlm, self.breeds, self.prompt, self.spelled = vlm, tuple(breeds), prompt, dict(spelled or {})
+        self.vlm, self.prompt = vlm, vlm.question
+        self.breeds = vlm.breeds if breeds is None else tuple(breeds)
+        self.spelled = {breed: vlm.spelled[breed] for breed in self.breeds if breed in vlm.spelled}
         self.decoding, self.score_norm, self.prior_strength = decoding, score_norm, prior_strength
         self.prior_fit: dict[str, Any] | None = None
-        self.name = name or ("vlm-tuned" if vlm.adapter else "vlm-base")
+        self.name = name or ("vlm-tuned" if vlm.adapter or vlm.checkpoint.merged else "vlm-base")
         self.parser = BreedParser(self.breeds)
-        self.scorer = LabelScorer(vlm, self.breeds, prompt, spelled=self.spelled) if decoding == "score" else None
+        self.scorer = LabelScorer(vlm, self.breeds, self.prompt, spelled=self.spelled) if decoding == "score" else None
         self._prior: np.ndarray | None = None
 
     def classify(self, images: Sequence[Image], ids: Sequence[str] | None = None) -> Batch:

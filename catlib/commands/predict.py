@@ -18,6 +18,7 @@ from catlib.settings import EvaluationSettings, split_list
 if TYPE_CHECKING:
     from catlib.classifiers.base import Classifier
     from catlib.data.records import Sample
+    from catlib.vlm.models import Checkpoint
 
 PHOTO_ENDINGS = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
 SHARED = ("decoding", "score_norm", "quantize", "dtype", "device")  # options that mean what they mean in an evaluation
@@ -151,68 +152,63 @@ def load_classifier(args: argparse.Namespace) -> "Classifier":
             raise InputError("--breeds: a probe knows the breeds that it was trained on and no others")
         return LinearProbe.restore(given_file(ref), settings.device, settings.dtype)
 
-    from catlib.vlm.checkpoint import CONFIG, base_of, read_training
+    from catlib.vlm.checkpoint import Checkpoint, find_checkpoint, open_vlm
     from demo.tiny_models import resolve_model
 
-    trained = read_training(checkpoint) if checkpoint else {}
-    breeds = _breeds(args.breeds, trained)
+    breeds = _breeds(args.breeds)
+    base = resolve_model(args.base_model, "llava") if args.base_model else ""
+    if checkpoint or kind == "base":
+        tuned = args.model != "base"
+        found = find_checkpoint(
+            checkpoint or base, base_model=base, question=args.prompt or "", breeds=breeds, tuned=tuned
+        )
+    else:  # CLIP, or a server of which no more is known than its address
+        found = Checkpoint(
+            "", "", breeds=tuple(breeds) or Checkpoint.breeds, question=args.prompt or Checkpoint.question
+        )
     if kind == "endpoint":
-        return _endpoint(args, breeds, args.prompt or trained.get("question") or settings.prompt, checkpoint)
+        return _endpoint(args, found)
     if kind == "clip":
         from catlib.classifiers.clip import ClipZeroShot
         from catlib.classifiers.encoder import ClipEncoder
 
         encoder = ClipEncoder.load(resolve_model(ref, "clip"), settings.device, settings.dtype)
-        return ClipZeroShot(encoder, breeds)
+        return ClipZeroShot(encoder, found.breeds)
 
     from catlib.classifiers.vlm import VLMClassifier
-    from catlib.vlm.models import load_vlm
 
-    merged = checkpoint is not None and (checkpoint / "config.json").is_file() and not (checkpoint / CONFIG).is_file()
-    if merged and args.model == "tuned":
-        base, adapter = str(checkpoint), None
-    else:
-        base = resolve_model(args.base_model or trained.get("base_model") or base_of(checkpoint), "llava")
-        adapter = checkpoint if args.model == "tuned" else None
-    vlm = load_vlm(base, adapter=adapter, device=settings.device, dtype=settings.dtype, quantize=settings.quantize)
-    prompt = args.prompt or trained.get("question") or settings.prompt
-    name = "vlm-tuned" if args.model == "tuned" else "vlm-base"
+    vlm = open_vlm(found, device=settings.device, precision="4-bit" if settings.quantize else settings.dtype)
     return VLMClassifier(
-        vlm, breeds, prompt, settings.decoding, settings.score_norm, name=name, spelled=trained.get("spelled")
+        vlm, decoding=settings.decoding, score_norm=settings.score_norm, name="vlm-tuned" if tuned else "vlm-base"
     )
 
 
-def _endpoint(args: argparse.Namespace, breeds: Sequence[str], prompt: str, checkpoint: Path | None) -> "Classifier":
+def _endpoint(args: argparse.Namespace, served: "Checkpoint") -> "Classifier":
     """The served model. It answers in words, so no other decoding can be asked for."""
     from catlib.classifiers.endpoint import EndpointClassifier
     from catlib.classifiers.photo_urls import crop_side
 
     if getattr(args, f"{PREFIX}decoding", None) not in (None, "free"):
         raise InputError("an endpoint answers in words: only --decoding free is possible with --model endpoint:URL")
-    crop = args.crop if args.crop is not None else crop_side(checkpoint) if checkpoint else 0
+    crop = args.crop if args.crop is not None else crop_side(served.folder) if served.folder else 0
     return EndpointClassifier(
         args.model.removeprefix("endpoint:"),
-        breeds,
-        prompt,
+        served.breeds,
+        served.question,
         concurrency=args.concurrency,
         crop=crop,
         timeout_s=args.timeout,
     )
 
 
-def _breeds(option: str | None, trained: dict[str, Any]) -> list[str]:
-    """The candidates: as the option says, else those of the training, else all of the collection."""
-    from catlib.breeds import BREEDS
-
-    if option:
-        file = os.path.expanduser(option)
-        is_file = os.path.isfile(file)  # unlike Path.is_file, no error for a list that is too long for a file name
-        text = Path(file).read_text(encoding="utf-8").replace("\n", ",") if is_file else option
-        breeds = split_list(text)
-        if len(set(breeds)) < 2:
-            raise InputError(f"--breeds {option}: at least two different breeds are needed")
-        return list(dict.fromkeys(breeds))
-    if trained.get("breeds"):
-        return list(trained["breeds"])
-    log.info("no training record lists the breeds; all %d of the collection are candidates", len(BREEDS))
-    return [breed.name for breed in BREEDS]
+def _breeds(option: str | None) -> list[str]:
+    """The candidates that the option names; empty: those of the training, else all of the collection."""
+    if not option:
+        return []
+    file = os.path.expanduser(option)
+    is_file = os.path.isfile(file)  # unlike Path.is_file, no error for a list that is too long for a file name
+    text = Path(file).read_text(encoding="utf-8").replace("\n", ",") if is_file else option
+    breeds = split_list(text)
+    if len(set(breeds)) < 2:
+        raise InputError(f"--breeds {option}: at least two different breeds are needed")
+    return list(dict.fromkeys(breeds))

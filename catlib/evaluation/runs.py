@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from catlib.classifiers.base import Classifier, predict
-from catlib.data.conversations import spelled_answers
 from catlib.data.prepare import load_dataset
 from catlib.data.records import PredictionSet, Sample, read_samples
 from catlib.errors import InputError
@@ -22,6 +21,7 @@ from catlib.settings import ComparisonSettings, EvaluationSettings, split_list
 if TYPE_CHECKING:
     from catlib.classifiers.explain import Explanation
     from catlib.classifiers.probe import LinearProbe
+    from catlib.vlm.models import VLM
 
 LATENCY_PHOTOS = 32  # photos that are timed one by one
 log = logging.getLogger(__name__)
@@ -38,11 +38,6 @@ class Bench:
     train: tuple[Sample, ...]
     val: tuple[Sample, ...]
     test: tuple[Sample, ...]
-
-    @property
-    def spelled(self) -> dict[str, str]:
-        """How the answers of this data settle a breed, where they are more than its name."""
-        return spelled_answers(self.val)
 
     def summary(self) -> str:
         """What is tested, in a sentence."""
@@ -120,24 +115,27 @@ def predict_vlm(bench: Bench, settings: EvaluationSettings) -> Results:
     """Predictions of the VLM, tuned and, if wanted, untuned."""
     from catlib.classifiers.prior import fit_prior
     from catlib.classifiers.vlm import VLMClassifier
-    from catlib.vlm.models import load_vlm
-    from demo.tiny_models import resolve_model
 
-    base = resolve_model(settings.base_model, "llava")
-    adapters: dict[str, Path | None] = {UNTUNED: None} if settings.evaluate_base else {}
-    adapters[TUNED] = resolve(settings.checkpoint)
-    for name, adapter in adapters.items():
-        log.info("%s: loading %s%s", name, base, f" with {adapter}" if adapter else "")
-        vlm = load_vlm(base, adapter=adapter, device=settings.device, dtype=settings.dtype, quantize=settings.quantize)
-        classifier = VLMClassifier(
-            vlm, bench.breeds, settings.prompt, settings.decoding, settings.score_norm, name=name, spelled=bench.spelled
-        )
+    wanted = [UNTUNED, TUNED] if settings.evaluate_base else [TUNED]
+    for name in wanted:
+        vlm = _open(settings, tuned=name == TUNED)
+        classifier = VLMClassifier(vlm, bench.breeds, settings.decoding, settings.score_norm, name=name)
         if settings.prior_correction and settings.decoding == "score":
             fit_prior(classifier, bench.val, bench.image_root, settings.eval_batch_size)
         bench.run(classifier, settings.eval_batch_size)
         del vlm, classifier
         _free()
-    return bench.results().only(list(adapters))
+    return bench.results().only(wanted)
+
+
+def _open(settings: EvaluationSettings, tuned: bool = True) -> "VLM":
+    """The checkpoint that the settings name, or its base, both asked the same question."""
+    from catlib.vlm.checkpoint import find_checkpoint, open_vlm
+    from demo.tiny_models import resolve_model
+
+    base, question = resolve_model(settings.base_model, "llava"), settings.prompt
+    checkpoint = find_checkpoint(resolve(settings.checkpoint), base_model=base, question=question, tuned=tuned)
+    return open_vlm(checkpoint, device=settings.device, precision="4-bit" if settings.quantize else settings.dtype)
 
 
 def explain_examples(
@@ -147,19 +145,9 @@ def explain_examples(
     from catlib.classifiers.explain import explain_prediction, pick_examples
     from catlib.classifiers.vlm import VLMClassifier
     from catlib.data.images import inside, open_image
-    from catlib.vlm.models import load_vlm
-    from demo.tiny_models import resolve_model
 
-    vlm = load_vlm(
-        resolve_model(settings.base_model, "llava"),
-        adapter=resolve(settings.checkpoint),
-        device=settings.device,
-        dtype=settings.dtype,
-        quantize=settings.quantize,
-    )
-    classifier = VLMClassifier(
-        vlm, bench.breeds, settings.prompt, score_norm=settings.score_norm, name=TUNED, spelled=bench.spelled
-    )
+    vlm = _open(settings)
+    classifier = VLMClassifier(vlm, bench.breeds, score_norm=settings.score_norm, name=TUNED)
     chosen = pick_examples(results.test[TUNED], bench.priority, each)
     rows = [explain_prediction(classifier, open_image(inside(bench.image_root, p.image)), p.breed) for p in chosen]
     del vlm, classifier
@@ -180,7 +168,7 @@ def predict_clip_and_probes(bench: Bench, settings: ComparisonSettings) -> Resul
     from catlib.classifiers.clip import ClipZeroShot
     from catlib.classifiers.encoder import ClipEncoder, TowerEncoder
     from catlib.classifiers.probe import LinearProbe
-    from catlib.vlm.models import load_vlm
+    from catlib.vlm.checkpoint import open_vlm
     from demo.tiny_models import resolve_model
 
     batch, fitted = settings.eval_batch_size, (bench.breeds, bench.train, bench.image_root)
@@ -195,7 +183,7 @@ def predict_clip_and_probes(bench: Bench, settings: ComparisonSettings) -> Resul
         del encoder
         _free()
     if settings.probe:
-        vlm = load_vlm(resolve_model(settings.base_model, "llava"), device=settings.device, dtype=settings.dtype)
+        vlm = open_vlm(resolve_model(settings.base_model, "llava"), device=settings.device, precision=settings.dtype)
         bench.run_probe(LinearProbe.fit(TowerEncoder(vlm), *fitted, "tower-probe", batch, settings.seed), batch)
         wanted.append("tower-probe")
         del vlm

@@ -17,6 +17,7 @@ import torch
 from catlib.classifiers.photo_urls import crop_side
 from catlib.data.records import write_atomically
 from catlib.errors import CatlibError, InputError, MissingExtra
+from catlib.files import whole_folder, write_text
 from catlib.gguf.mmproj import has_clip_tower, write_clip_mmproj
 from catlib.gguf.tokenizer import is_sentencepiece, name_added_tokens, string_template, write_sentencepiece
 from catlib.paths import resolve
@@ -31,10 +32,11 @@ from catlib.serving.engine_parity import (
 )
 from catlib.serving.engine_process import free_port, running
 from catlib.serving.engines import Where, find_llama_server, llama_command
-from catlib.serving.export import EXPORT, Source, load_plain, merge, whole_folder
+from catlib.serving.export import EXPORT, load_plain, merge
 from catlib.serving.export_layout import INDEX, lacks_hub_names, tower_type, weight_files, weight_names
 from catlib.serving.export_verify import Photos, choose_photos
-from catlib.vlm.checkpoint import TRAINING, write_file
+from catlib.vlm.adapters import TRAINING
+from catlib.vlm.checkpoint import Checkpoint
 from catlib.vlm.models import load_processor, pick_device
 
 log = logging.getLogger(__name__)
@@ -59,7 +61,7 @@ class Gguf:
 
 
 def export_gguf(
-    source: Source,
+    source: Checkpoint,
     out: Path,
     *,
     outtype: str = "f16",
@@ -77,7 +79,7 @@ def export_gguf(
     """
     converter, shown = find_converter(llama_cpp), choose_photos(photos, source.training, count)
     with (
-        whole_folder(out, force, [source.checkpoint]) as folder,
+        whole_folder(out, force, [source.folder]) as folder,
         tempfile.TemporaryDirectory(dir=out.parent, prefix=".gguf.") as work,
     ):
         plain = _plain(source, Path(work) / "plain", device, photos, count)
@@ -152,12 +154,12 @@ def prepare(plain: Path, stage: Path) -> Path:
     # without a space in front of every text, the conversation gets its one from the template
     name_added_tokens(stage, prefix_space=False if pieces else None)
     template = string_template(processor, prefix=" " if pieces and _has_prefix_space(processor) else "")
-    write_file(stage / "chat_template.jinja", template.encode())
+    write_text(stage / "chat_template.jinja", template)
     return stage
 
 
 def verify(
-    folder: Path, plain: Path, source: Source, shown: Photos, binary: str, device: str, limit: float
+    folder: Path, plain: Path, source: Checkpoint, shown: Photos, binary: str, device: str, limit: float
 ) -> tuple[str, Parity | None, Parity | None]:
     """(engine, its parity with this process, parity with this process's class-token defect). Raises CatlibError when the
     engine's answers are explained by neither.
@@ -195,16 +197,13 @@ def verify(
     raise CatlibError(f"the verification failed, nothing was exported. {program} against this process: {parity}")
 
 
-def _plain(source: Source, folder: Path, device: str, photos: Sequence[Path], count: int) -> Path:
+def _plain(source: Checkpoint, folder: Path, device: str, photos: Sequence[Path], count: int) -> Path:
     """The plain model itself where it has the hub's names, else a merged or rewritten one in `folder`."""
     if source.adapter is None:
-        names = weight_names(source.checkpoint)
-        config = json.loads((source.checkpoint / "config.json").read_text(encoding="utf-8"))
-        if (
-            not lacks_hub_names(names, tower_type(config))
-            and (source.checkpoint / "preprocessor_config.json").is_file()
-        ):
-            return source.checkpoint
+        names = weight_names(source.folder)
+        config = json.loads((source.folder / "config.json").read_text(encoding="utf-8"))
+        if not lacks_hub_names(names, tower_type(config)) and (source.folder / "preprocessor_config.json").is_file():
+            return source.folder
     merged = merge(source, folder, device=device, photos=photos, count=count)
     log.info("merged and verified on %s", merged.verification)
     return merged.folder

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from catlib.errors import CatlibError, MissingExtra
-from catlib.vlm.checkpoint import write_file
+from catlib.files import write_bytes
 
 MARK = "\u0001"  # stands for the question and the answer while a template is taken apart
 SPACE = "▁"
@@ -57,7 +57,7 @@ def write_sentencepiece(folder: Path) -> None:
         else:
             kind = NORMAL
         pieces.pieces.add(piece=text, score=score, type=kind)
-    write_file(folder / "tokenizer.model", pieces.SerializeToString())
+    write_bytes(folder / "tokenizer.model", pieces.SerializeToString())
 
 
 def name_added_tokens(folder: Path, prefix_space: bool | None) -> None:
@@ -70,7 +70,7 @@ def name_added_tokens(folder: Path, prefix_space: bool | None) -> None:
     config["added_tokens_decoder"] = {str(e["id"]): {"content": e["content"], "special": e["special"]} for e in added}
     if prefix_space is not None:
         config["add_prefix_space"] = prefix_space
-    write_file(path, json.dumps(config, indent=1, ensure_ascii=False).encode())
+    write_bytes(path, json.dumps(config, indent=1, ensure_ascii=False).encode())
 
 
 def string_template(processor: Any, prefix: str = "") -> str:

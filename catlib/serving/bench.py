@@ -22,9 +22,9 @@ from catlib.paths import resolve
 from catlib.progress import track
 from catlib.serving.latency import Load, MemoryMeter, measure_load, server_memory_mb
 from catlib.serving.service import VLMService
-from catlib.serving.tuned import PRECISIONS, Tuned, open_checkpoint
 from catlib.serving.worker import Worker
 from catlib.settings import ServingSettings, split_list
+from catlib.vlm.checkpoint import PRECISIONS, Checkpoint, find_checkpoint
 
 if TYPE_CHECKING:
     from catlib.classifiers.clip import ClipZeroShot
@@ -67,7 +67,7 @@ class ServingBench:
 
     run_dir: Path
     image_root: Path
-    tuned: Tuned
+    tuned: Checkpoint
     breeds: tuple[str, ...]
     samples: tuple[Sample, ...]
     concurrency: tuple[int, ...]
@@ -85,6 +85,8 @@ class ServingBench:
 
 def open_serving(settings: ServingSettings) -> ServingBench:
     """Checkpoint and photos that the settings name. Raises InputError when something is missing or ill-formed."""
+    from demo.tiny_models import resolve_model
+
     dataset = load_dataset(resolve(settings.test_data).parent)
     test = read_samples(resolve(settings.test_data), dataset.image_root)
     try:
@@ -103,7 +105,11 @@ def open_serving(settings: ServingSettings) -> ServingBench:
     return ServingBench(
         resolve(settings.run_dir),
         dataset.image_root,
-        open_checkpoint(resolve(settings.checkpoint), settings.base_model),
+        find_checkpoint(
+            resolve(settings.checkpoint),
+            base_model=resolve_model(settings.base_model, "llava"),
+            question=settings.prompt,
+        ),
         dataset.breeds,
         evenly(test, settings.serving_photos, settings.seed),
         concurrency,
@@ -142,8 +148,8 @@ def _in_process(bench: ServingBench, settings: ServingSettings, precision: str) 
 
     meter = MemoryMeter(pick_device(settings.device))
     with closing(VLMService(max_batch=max(bench.concurrency))) as service:
-        service.load(resolve(settings.checkpoint), settings.device, precision, settings.base_model)
-        loads = _loads(bench, lambda photo: service.predict_finetuned(photo, settings.prompt).answer)
+        service.load(resolve(settings.checkpoint), settings.device, precision, bench.tuned.base)
+        loads = _loads(bench, lambda photo: service.predict_finetuned(photo, bench.tuned.question).answer)
         return loads, meter.growth_mb(service.model)
 
 
@@ -154,7 +160,7 @@ def _served(bench: ServingBench, settings: ServingSettings, url: str) -> tuple[l
     if not url:
         raise InputError("no URL given")
     crop = crop_side(resolve(settings.checkpoint)) or crop_side(Path(bench.tuned.base))
-    with closing(EndpointClassifier(url, bench.breeds, settings.prompt, crop=crop, tries=3)) as endpoint:
+    with closing(EndpointClassifier(url, bench.breeds, bench.tuned.question, crop=crop, tries=3)) as endpoint:
         loads = _loads(bench, lambda photo: endpoint.ask(open_image(photo)))
         return loads, server_memory_mb(endpoint.url)
 

@@ -14,8 +14,8 @@ from PIL import Image
 from catlib.data.images import open_image, to_rgb
 from catlib.errors import CatlibError, InputError
 from catlib.parsing import BreedParser
-from catlib.serving.tuned import Tuned, load_tuned, open_checkpoint
 from catlib.serving.worker import Worker
+from catlib.vlm.checkpoint import Checkpoint, find_checkpoint, open_vlm
 from catlib.vlm.decoding import generate_free
 from catlib.vlm.models import VLM
 
@@ -43,7 +43,7 @@ class VLMService:
     def __init__(self, max_batch: int = 8, max_waiting: int = 1000) -> None:
         self._worker = Worker(self._answer, max_batch, max_waiting)
         self._chunk = min(4 * max_batch, max_waiting)  # photos of a batch call that wait at the same time
-        self._tuned: Tuned | None = None
+        self._tuned: Checkpoint | None = None
         self._vlm: VLM | None = None
         self._parser: BreedParser | None = None
 
@@ -66,14 +66,14 @@ class VLMService:
         float32 or 4-bit. Raises InputError when the checkpoint cannot be used; what was loaded then stays when the
         folder itself is wrong.
         """
-        tuned = await asyncio.to_thread(open_checkpoint, Path(checkpoint_path).expanduser(), base_model)
+        tuned = await asyncio.to_thread(_find, checkpoint_path, base_model)
         await asyncio.wrap_future(self._worker.run(lambda: self._load(tuned, device, precision)))
 
     def load(
         self, checkpoint_path: str | Path, device: str = "auto", precision: str = "auto", base_model: str = ""
     ) -> None:
         """`load_finetuned_model` for code without an event loop."""
-        tuned = open_checkpoint(Path(checkpoint_path).expanduser(), base_model)
+        tuned = _find(checkpoint_path, base_model)
         self._worker.run(lambda: self._load(tuned, device, precision)).result()
 
     def predict_finetuned(self, image: Photo, prompt: str | None = None) -> BreedAnswer:
@@ -127,9 +127,9 @@ class VLMService:
             raise CatlibError("the model was unloaded before this call's turn came")
         return [BreedAnswer(a, self._parser.parse(a)) for a in generate_free(self._vlm, photos, question)]
 
-    def _load(self, tuned: Tuned, device: str, precision: str) -> None:
+    def _load(self, tuned: Checkpoint, device: str, precision: str) -> None:
         self._unload()
-        vlm = load_tuned(tuned, device, precision)
+        vlm = open_vlm(tuned, device=device, precision=precision)
         self._parser, self._vlm, self._tuned = BreedParser(tuned.breeds), vlm, tuned
 
     def _unload(self) -> None:
@@ -145,6 +145,11 @@ class VLMService:
             return call.result()
         except CatlibError as error:
             return error
+
+
+def _find(path: str | Path, base_model: str) -> Checkpoint:
+    """The checkpoint in a folder, named relative to the application's working directory."""
+    return find_checkpoint(Path(path).expanduser().absolute(), base_model=base_model)
 
 
 def read_photo(image: Photo) -> Image.Image:

@@ -91,7 +91,7 @@ def walk_through(classifier: VLMClassifier, path: Path, truth: str | None = None
 def _generate(vlm: "VLM", photo: Image, question: str) -> tuple[list[tuple[int, float]], list[float], dict]:
     """Greedy tokens with their probabilities, the milliseconds of PARTS[1:], and the inputs."""
     marks: dict[str, float] = {}  # of the first pass through each part
-    parts = {"tower": vlm.anatomy.tower, "projector": vlm.anatomy.projector, "reader": vlm.anatomy.language_model}
+    parts = {"tower": vlm.family.tower, "projector": vlm.family.projector, "reader": vlm.family.language_model}
     handles = []
     for name, path in parts.items():
         module = vlm.base.get_submodule(path)
@@ -109,7 +109,7 @@ def _generate(vlm: "VLM", photo: Image, question: str) -> tuple[list[tuple[int, 
     tokens = output.sequences[0, inputs["input_ids"].shape[1] :].tolist()
     chances = [float(step[0].float().softmax(-1)[token]) for step, token in zip(output.logits, tokens, strict=True)]
     tower, projector = (marks[f"{part} ends"] - marks[f"{part} begins"] for part in ("tower", "projector"))
-    if vlm.anatomy.projector.startswith(f"{vlm.anatomy.tower}."):  # Qwen-VL's is a part of its tower
+    if vlm.family.projector.startswith(f"{vlm.family.tower}."):  # Qwen-VL's is a part of its tower
         tower -= projector
     read = marks["reader ends"]
     seconds = [ready - start, tower, projector, read - ready - tower - projector, written - read]

@@ -8,7 +8,7 @@ from typing import Any
 from safetensors import safe_open
 
 from catlib.errors import InputError
-from catlib.vlm.checkpoint import CONFIG, WEIGHTS, base_of
+from catlib.vlm.adapters import CONFIG, WEIGHTS, base_of
 
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # that vLLM takes as --max-lora-rank
 PREFIX = "base_model.model."  # peft's, before a module's path

@@ -10,18 +10,19 @@ from peft.utils.constants import DUMMY_TARGET_MODULES
 
 from catlib.errors import CatlibError, InputError
 from catlib.settings import TrainSettings, split_list
-from catlib.vlm.models import VLM, Anatomy
+from catlib.vlm.families import Family, family_of
+from catlib.vlm.models import VLM
 
 log = logging.getLogger(__name__)
 
 
-def lora_module_names(model: torch.nn.Module, targets: Sequence[str], anatomy: Anatomy | None = None) -> list[str]:
+def lora_module_names(model: torch.nn.Module, targets: Sequence[str], family: Family | None = None) -> list[str]:
     """Full paths of the language model's linear layers whose last name is among `targets`, in the model's order.
 
     LLaVA's vision tower has q_proj, k_proj and v_proj too; they are never matched. Raises InputError for a target without a
     layer.
     """
-    prefix = (anatomy or Anatomy.of(model)).language_model + "."
+    prefix = (family or family_of(model)).language_model + "."
     names = [
         name
         for name, module in model.named_modules()
@@ -38,23 +39,23 @@ def lora_module_names(model: torch.nn.Module, targets: Sequence[str], anatomy: A
     return names
 
 
-def projector_linears(model: torch.nn.Module, anatomy: Anatomy) -> list[str]:
+def projector_linears(model: torch.nn.Module, family: Family) -> list[str]:
     """Full paths of the projector's linear layers."""
-    prefix = anatomy.projector + "."
+    prefix = family.projector + "."
     return [n for n, m in model.named_modules() if n.startswith(prefix) and isinstance(m, torch.nn.Linear)]
 
 
-def lora_config(model: torch.nn.Module, settings: TrainSettings, anatomy: Anatomy | None = None) -> LoraConfig:
+def lora_config(model: torch.nn.Module, settings: TrainSettings, family: Family | None = None) -> LoraConfig:
     """peft's configuration for the settings; in mode `projector` there is no LoRA, the projector is trained in full.
 
     The pattern is matched against a module's whole path (peft matches a list against its end, which would hit namesakes), the
     layers' numbers replaced by any number; it is checked that it matches exactly the layers that are meant.
     """
-    anatomy = anatomy or Anatomy.of(model)
+    family = family or family_of(model)
     full = settings.mode == "projector" or settings.train_projector == "full"
-    names = [] if settings.mode == "projector" else lora_module_names(model, split_list(settings.lora_targets), anatomy)
+    names = [] if settings.mode == "projector" else lora_module_names(model, split_list(settings.lora_targets), family)
     if settings.mode != "projector" and settings.train_projector == "lora":
-        names += projector_linears(model, anatomy)
+        names += projector_linears(model, family)
     pattern = "|".join(dict.fromkeys(re.sub(r"\\\.\d+\\\.", r"\\.\\d+\\.", re.escape(name)) for name in names))
     matched = {name for name, _ in model.named_modules() if re.fullmatch(pattern, name)} if names else set()
     if matched != set(names):
@@ -68,7 +69,7 @@ def lora_config(model: torch.nn.Module, settings: TrainSettings, anatomy: Anatom
         use_rslora=settings.use_rslora,
         use_dora=settings.use_dora,
         target_modules=pattern or DUMMY_TARGET_MODULES,  # the latter: peft, there is no LoRA
-        modules_to_save=[anatomy.projector] if full else None,
+        modules_to_save=[family.projector] if full else None,
     )
 
 
@@ -78,13 +79,13 @@ def add_lora(vlm: VLM, settings: TrainSettings) -> None:
     float32 because a bf16 weight of size 1 absorbs any update below 0.004. Raises CatlibError when something in the vision
     tower could be trained.
     """
-    config = lora_config(vlm.model, settings, vlm.anatomy)
+    config = lora_config(vlm.model, settings, vlm.family)
     vlm.model.requires_grad_(False)
     vlm.model = peft_model(vlm.model, config)
     keep_training_layout(vlm.model)
-    check_trainable(vlm.model, vlm.anatomy)
+    check_trainable(vlm.model, vlm.family)
     vlm.model.train()
-    vlm.base.get_submodule(vlm.anatomy.tower).eval()  # frozen: no dropout in it either
+    vlm.base.get_submodule(vlm.family.tower).eval()  # frozen: no dropout in it either
 
 
 def peft_model(model: torch.nn.Module, config: LoraConfig, empty: bool = False) -> torch.nn.Module:
@@ -107,10 +108,10 @@ def keep_training_layout(model: torch.nn.Module) -> None:
             module.support_avx512bf16_for_cpu = False
 
 
-def check_trainable(model: torch.nn.Module, anatomy: Anatomy) -> None:
+def check_trainable(model: torch.nn.Module, family: Family) -> None:
     """Raise CatlibError when nothing is trained, or anything in the vision tower apart from its projector."""
     trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
-    in_tower = [n for n in trained if f"{anatomy.tower}." in n and f"{anatomy.projector}." not in n]
+    in_tower = [n for n in trained if f"{family.tower}." in n and f"{family.projector}." not in n]
     if in_tower:
         raise CatlibError(f"{len(in_tower)} tensors of the vision tower would be trained, first {in_tower[0]}")
     if not trained:

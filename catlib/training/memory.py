@@ -16,8 +16,9 @@ from catlib.paths import resolve
 from catlib.settings import TrainSettings
 from catlib.training.lora import count_parameters, lora_config, peft_model
 from catlib.training.memory_trace import Shape, StepTrace, quantizable, trace_step, trace_tower
+from catlib.vlm.families import Family, family_of
 from catlib.vlm.image_tokens import image_tokens_of, photos_at_once
-from catlib.vlm.models import Anatomy, empty_model, load_config
+from catlib.vlm.models import empty_model, load_config
 from catlib.vlm.scoring import LOGITS_LIMIT
 
 SHIPPED = {
@@ -114,11 +115,11 @@ class Footprint:
             dtype = torch.bfloat16
         shape = shape or Shape(image_tokens_of(config), TEXT_TOKENS, ANSWER_TOKENS)
         model = empty_model(config)
-        anatomy = Anatomy.of(model)
-        weights = _weight_bytes(model, anatomy, dtype, settings.mode == "qlora")
+        family = family_of(model)
+        weights = _weight_bytes(model, family, dtype, settings.mode == "qlora")
         parameters = sum(p.numel() for p in model.parameters())
         model.requires_grad_(False)
-        trainable, _ = count_parameters(peft_model(model, lora_config(model, settings, anatomy), empty=True))
+        trainable, _ = count_parameters(peft_model(model, lora_config(model, settings, family), empty=True))
         cached = settings.cache_features and not settings.augment and config.model_type == "llava"
         return cls(
             settings,
@@ -228,8 +229,8 @@ def model_config(ref: str) -> Any:
     return load_config(ref)
 
 
-def _weight_bytes(model: torch.nn.Module, anatomy: Anatomy, dtype: torch.dtype, quantized: bool) -> int:
+def _weight_bytes(model: torch.nn.Module, family: Family, dtype: torch.dtype, quantized: bool) -> int:
     """Bytes of the frozen base."""
-    four_bit = {f"{name}.weight" for name in quantizable(model, anatomy.language_model)} if quantized else set()
+    four_bit = {f"{name}.weight" for name in quantizable(model, family.language_model)} if quantized else set()
     bits = [(NF4_BYTES if name in four_bit else dtype.itemsize) * p.numel() for name, p in model.named_parameters()]
     return int(sum(bits))

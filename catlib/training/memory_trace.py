@@ -23,7 +23,8 @@ from transformers import AutoConfig, LlavaForConditionalGeneration
 from catlib.settings import TrainSettings
 from catlib.training.kernels import fuse
 from catlib.training.lora import lora_config, peft_model
-from catlib.vlm.models import Anatomy, empty_model
+from catlib.vlm.families import Family, family_of
+from catlib.vlm.models import empty_model
 
 RELEVANT = (
     "mode",
@@ -156,15 +157,15 @@ def _trace(
 ) -> tuple[int, int, int]:
     """(kept by the layers, by the output layer, transient) of a slice of the model."""
     model = empty_model(_config_with(config, layers, vision_layers=1)).to(dtype)
-    anatomy = Anatomy.of(model)
+    family = family_of(model)
     plain = not settings.use_dora
     four_bit = (
-        {m.weight for m in quantizable(model, anatomy.language_model).values()}
+        {m.weight for m in quantizable(model, family.language_model).values()}
         if settings.mode == "qlora" and plain
         else set()
     )
     # Dropout draws numbers, which data-free tensors cannot; what it keeps for a moment is added by the caller.
-    wrapped = peft_model(model, lora_config(model, replace(settings, lora_dropout=0.0), anatomy), empty=True)
+    wrapped = peft_model(model, lora_config(model, replace(settings, lora_dropout=0.0), family), empty=True)
     fuse(wrapped)
     if settings.gradient_checkpointing:
         with warnings.catch_warnings(action="ignore", category=FutureWarning):
@@ -182,9 +183,9 @@ def _trace(
         with tracker:
             with torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype is torch.bfloat16):
                 embedded = _embeddings(
-                    model, anatomy, torch.empty(batch, length, text.hidden_size, dtype=dtype), shape.image_tokens
+                    model, family, torch.empty(batch, length, text.hidden_size, dtype=dtype), shape.image_tokens
                 )
-                hidden = model.get_submodule(anatomy.language_model)(
+                hidden = model.get_submodule(family.language_model)(
                     inputs_embeds=embedded, use_cache=False
                 ).last_hidden_state
                 del embedded
@@ -198,9 +199,9 @@ def _trace(
     return of_layers, kept - of_layers, tracker.peak - kept
 
 
-def _embeddings(model: torch.nn.Module, anatomy: Anatomy, embedded: torch.Tensor, image_tokens: int) -> torch.Tensor:
+def _embeddings(model: torch.nn.Module, family: Family, embedded: torch.Tensor, image_tokens: int) -> torch.Tensor:
     """The text's embeddings with the photos' in their places, from the tower's features, as the training loss makes them."""
-    projector = model.get_submodule(anatomy.projector)
+    projector = model.get_submodule(family.projector)
     batch, length, _width = embedded.shape
     if not isinstance(model, LlavaForConditionalGeneration):  # a projector of its own kind: three copies of its output
         grad = any(p.requires_grad for p in projector.parameters())

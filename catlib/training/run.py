@@ -19,8 +19,9 @@ from catlib.training.lora import add_lora
 from catlib.training.memory_check import check_fits
 from catlib.training.team import Team
 from catlib.vlm.batches import Collator
+from catlib.vlm.checkpoint import find_checkpoint, open_vlm
 from catlib.vlm.features import FrozenFeatures, can_cache
-from catlib.vlm.models import VLM, load_vlm
+from catlib.vlm.models import VLM, pick_device, pick_dtype
 
 log = logging.getLogger(__name__)
 FEATURE_CACHE = "outputs/cache/features"
@@ -83,7 +84,11 @@ def set_up(settings: TrainSettings, team: Team) -> Run:
     data = load_data(settings)
     ref = resolve_model(settings.base_model, "llava")
     check_fits(settings, ref, [(s, inside(root, s.image)) for root, part in data.parts for s in part])
-    vlm = load_vlm(ref, device=settings.device, dtype=settings.dtype, quantize=settings.mode == "qlora")
+    checkpoint = find_checkpoint(ref)
+    if checkpoint.adapter is not None:
+        raise InputError(f"base_model {ref!r} is an adapter; name the model that is to be trained")
+    dtype = str(pick_dtype(settings.dtype, pick_device(settings.device))).removeprefix("torch.")
+    vlm = open_vlm(checkpoint, device=settings.device, precision="4-bit" if settings.mode == "qlora" else dtype)
     add_lora(vlm, settings)
     log.info("%d layers use gradients written by hand", fuse(vlm.model))
     if settings.gradient_checkpointing:

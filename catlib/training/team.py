@@ -98,7 +98,7 @@ class Team:
         if not self.sharded:
             return
         mesh = init_device_mesh(vlm.base.device.type, (self.size,))
-        language_model = vlm.base.get_submodule(vlm.anatomy.language_model)
+        language_model = vlm.base.get_submodule(vlm.family.language_model)
         layers = _layers(language_model)
         for layer in layers:
             whole = {p for p in layer.parameters() if p.requires_grad or p.dim() < 2}

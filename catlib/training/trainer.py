@@ -25,8 +25,8 @@ from catlib.training.state import load_state, random_state, save_state, set_rand
 from catlib.training.team import Team
 from catlib.training.trackers import check_tracker
 from catlib.training.validation import Watch, validation_loss, watched_part
+from catlib.vlm.adapters import fingerprint, save_checkpoint
 from catlib.vlm.batches import check_batch
-from catlib.vlm.checkpoint import fingerprint, save_checkpoint
 
 log = logging.getLogger(__name__)
 SAME_RUN = (
@@ -103,7 +103,7 @@ class Trainer:
     def _prepare(self) -> None:
         s, run = self.settings, self.run
         named = [(n, p) for n, p in self.vlm.model.named_parameters() if p.requires_grad]
-        projector = [p for n, p in named if f"{self.vlm.anatomy.projector}." in n and "lora_" not in n]
+        projector = [p for n, p in named if f"{self.vlm.family.projector}." in n and "lora_" not in n]
         rest = [p for n, p in named if not any(p is q for q in projector)]
         groups = [{"params": rest, "lr": s.lr}, {"params": projector, "lr": s.projector_lr}]
         groups = [group for group in groups if group["params"]]

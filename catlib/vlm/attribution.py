@@ -145,7 +145,7 @@ def _edited(vlm: "VLM", edit: Callable[[torch.Tensor], torch.Tensor]) -> Iterato
         embeddings = edit(kwargs["inputs_embeds"])
         return args, {**kwargs, "inputs_embeds": embeddings, "attention_mask": None}
 
-    handle = vlm.base.get_submodule(vlm.anatomy.language_model).register_forward_pre_hook(before, with_kwargs=True)
+    handle = vlm.base.get_submodule(vlm.family.language_model).register_forward_pre_hook(before, with_kwargs=True)
     try:
         yield
     finally:

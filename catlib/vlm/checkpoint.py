@@ -1,171 +1,177 @@
-"""Checkpoints: the adapter in the layout that peft, transformers and vLLM read, and loading that refuses what does not fit."""
+"""The one door to a model: a folder or hub name becomes a Checkpoint (nothing loaded), and a Checkpoint a VLM.
 
-import hashlib
-import json
-import os
-import shutil
-from collections.abc import Mapping
+Which base, which question, which breeds and how their answers are spelled is decided here and nowhere else.
+"""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftConfig, PeftModel
-from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
 
-from catlib.data.records import write_atomically
 from catlib.errors import InputError
-from catlib.vlm.models import VLM
+from catlib.paths import resolve
+from catlib.vlm.adapters import CONFIG, TRAINING, base_of, load_adapter, read_training
+from catlib.vlm.families import family_of
+from catlib.vlm.models import (
+    VLM,
+    Checkpoint,
+    empty_model,
+    load_base,
+    load_config,
+    load_processor,
+    pick_device,
+    pick_dtype,
+)
 
-WEIGHTS, CONFIG, TRAINING = "adapter_model.safetensors", "adapter_config.json", "training.json"
+__all__ = ["PRECISIONS", "VLM", "Checkpoint", "choose_precision", "find_checkpoint", "open_vlm"]
 
-
-def write_file(path: Path, data: bytes) -> None:
-    """Write bytes by renaming a complete, synced temporary file; a failure leaves the former file as it was."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with temporary.open("wb") as stream:
-            stream.write(data)
-            stream.flush()
-            os.fsync(stream.fileno())
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-
-
-def adapter_state(model: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """The trained tensors under the names that peft saves them by, on the CPU."""
-    state = get_peft_model_state_dict(model, save_embedding_layers=False)
-    return {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+log = logging.getLogger(__name__)
+PRECISIONS = ("auto", "bfloat16", "float32", "4-bit")
+BLOCK = 64  # weights of NF4 that share a scale
+ROOM = 1.2  # what answering needs on top of the weights: cache, activations, the tower's pixels
 
 
-def save_adapter(vlm: VLM, folder: Path, state: Mapping[str, torch.Tensor] | None = None) -> None:
-    """Write adapter_config.json and then, as the last step, adapter_model.safetensors: each whole or not at all."""
-    folder.mkdir(parents=True, exist_ok=True)
-    config = vlm.model.peft_config["default"]
-    facts = {k: sorted(v) if isinstance(v, set) else v for k, v in config.to_dict().items()}
-    facts |= {"inference_mode": True, "base_model_name_or_path": vlm.name}
-    write_file(folder / CONFIG, json.dumps(facts, indent=2, sort_keys=True, default=str).encode())
-    write_file(folder / WEIGHTS, save(dict(state or adapter_state(vlm.model)), metadata={"format": "pt"}))
+def find_checkpoint(
+    name: str | Path, *, base_model: str = "", question: str = "", breeds: Sequence[str] = (), tuned: bool = True
+) -> Checkpoint:
+    """What a model is, asked and able to answer, by its name: a folder with an adapter, a folder with a whole model, a hub name.
 
-
-def save_processor(processor: Any, folder: Path) -> None:
-    """Tokenizer, chat template and processor_config.json, and the preprocessor_config.json that other engines read."""
-    folder.mkdir(parents=True, exist_ok=True)
-    processor.save_pretrained(folder)
-    write_file(folder / "preprocessor_config.json", processor.image_processor.to_json_string().encode())
-
-
-def save_checkpoint(vlm: VLM, folder: Path, training: Mapping[str, Any], card: str) -> None:
-    """The whole checkpoint. `training`: settings, data digests, metrics (training.json); `card`: the model card.
-
-    training_args.bin is written because the Hub's tools look for it. It is a pickle, so nothing here ever reads it.
+    `base_model` goes before the base that an adapter names, `question` before the one of the training (empty: as trained),
+    `breeds` before those of the training. `tuned=False`: the base without the adapter, asked the checkpoint's question.
+    Raises InputError when there is no such folder, it holds no model, or a record in it is ill-formed.
     """
-    save_processor(vlm.processor, folder)
-    torch.save(dict(training.get("settings", {})), folder / "training_args.bin")
-    write_atomically(folder / TRAINING, json.dumps(dict(training), indent=1, ensure_ascii=False))
-    write_atomically(folder / "README.md", card)
-    save_adapter(vlm, folder)
-
-
-def base_of(adapter: Path) -> str:
-    """The base model that an adapter names. Raises InputError when the folder holds no adapter."""
-    for name in (CONFIG, WEIGHTS):
-        if not (adapter / name).is_file():
-            raise InputError(f"{adapter}: no {name}; this folder holds no adapter")
-    try:
-        base = json.loads((adapter / CONFIG).read_text(encoding="utf-8")).get("base_model_name_or_path")
-    except ValueError as error:
-        raise InputError(f"{adapter / CONFIG}: not JSON: {error}") from None
-    if not base:
-        raise InputError(f"{adapter / CONFIG} names no base model (base_model_name_or_path); name it yourself")
-    return base
-
-
-def load_adapter(vlm: VLM, adapter: Path, trainable: bool = False) -> None:
-    """Put an adapter's weights into `vlm`; for inference they take the base's dtype.
-
-    Raises InputError when the base is not the one it was trained on, or a tensor is missing, left over or of another shape:
-    peft itself would only warn, and answer with an untrained adapter.
-    """
-    base_of(adapter)
-    facts = read_training(adapter)
-    if (expected := facts.get("base_fingerprint")) and expected != (found := fingerprint(vlm)):
-        raise InputError(
-            f"{adapter} was trained on {facts.get('base_model')!r} (fingerprint {expected}), not on {vlm.name!r} ({found})"
+    folder = _folder(name)
+    if folder is None:
+        found = Checkpoint(str(name), str(name))
+    else:
+        training = _checked(read_training(folder), folder / TRAINING)
+        found = replace(
+            _in_folder(str(name), folder, training, base_model, tuned),
+            folder=folder,
+            question=training.get("question") or Checkpoint.question,
+            trained_question=training.get("question", ""),
+            breeds=tuple(training.get("breeds") or Checkpoint.breeds),
+            spelled=training.get("spelled", {}),
+            training=training,
         )
-    try:
-        saved = load_file(adapter / WEIGHTS)
-    except (SafetensorError, OSError) as error:
-        raise InputError(f"{adapter / WEIGHTS}: broken: {error}") from None
-    config = PeftConfig.from_pretrained(str(adapter))
-    try:
-        model = PeftModel(vlm.model, config, autocast_adapter_dtype=trainable)
-    except ValueError as error:
-        raise InputError(f"{adapter / CONFIG} does not fit {vlm.name!r}: {str(error).splitlines()[0]}") from None
-    wanted = {
-        name: tuple(tensor.shape)
-        for name, tensor in get_peft_model_state_dict(model, save_embedding_layers=False).items()
-    }
-    shapes = {name: tuple(tensor.shape) for name, tensor in saved.items()}
-    problems = [
-        *(f"{name} is missing" for name in wanted.keys() - shapes.keys()),
-        *(f"{name} is left over" for name in shapes.keys() - wanted.keys()),
-        *(
-            f"{n} is {shapes[n]} in place of {wanted[n]}"
-            for n in wanted.keys() & shapes.keys()
-            if shapes[n] != wanted[n]
-        ),
-    ]
-    if problems:
-        raise InputError(
-            f"{adapter / WEIGHTS} does not fit {vlm.name!r}: {len(problems)} tensors, first: {sorted(problems)[0]}"
+    remarks = []
+    if question and question != found.trained_question and (found.trained_question or question != found.question):
+        trained = (
+            f"it was trained with {found.trained_question!r}" if found.trained_question else "not the standard one"
         )
-    set_peft_model_state_dict(model, saved)
-    if not trainable:
-        dtype = model.get_input_embeddings().weight.dtype
-        for name, parameter in model.named_parameters():
-            if "lora_" in name or "modules_to_save" in name:
-                parameter.data = parameter.data.to(dtype)
-        model.requires_grad_(False).eval()
-    vlm.model, vlm.adapter = model, adapter
+        remarks.append(f"{found.name} is asked {question!r}; {trained}")
+    if found.adapter is not None and not found.training:
+        remarks.append(
+            f"{found.name} has no {TRAINING}: which breeds and which question it was trained on is not known"
+        )
+    if found.training.get("breeds") and (unknown := [breed for breed in breeds if breed not in found.breeds]):
+        remarks.append(f"{found.name} was not trained on {', '.join(unknown)}")
+    return replace(
+        found,
+        question=question or found.question,
+        breeds=tuple(breeds) or found.breeds,
+        remarks=tuple(remarks),
+    )
 
 
-def read_training(adapter: Path) -> dict[str, Any]:
-    """What training wrote beside the adapter; empty for an adapter made by another tool."""
-    path = adapter / TRAINING
-    if not path.is_file():
-        return {}
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise InputError(f"{path}: not JSON: {error}") from None
+def open_vlm(checkpoint: Checkpoint | str | Path, *, device: str = "auto", precision: str = "auto") -> VLM:
+    """The model in memory, ready to answer; remarks of the checkpoint are logged.
 
-
-def fingerprint(vlm: VLM) -> str:
-    """16 hex digits that change with the base's weights and are the same in bf16, float32 and 4-bit.
-
-    Hashes what is never quantized, rounded to bf16: all norms and biases of the language model, rows of the embeddings, the
-    shapes of everything. Adapters and a projector that is trained do not count.
+    `precision`: bfloat16, float32, 4-bit (the language model in NF4), or auto: bfloat16 where the device computes in it, else
+    float32; 4-bit on a GPU without the room. Raises InputError when the precision is none of these, the base or its processor
+    is not there, or the adapter does not fit (see `catlib.vlm.adapters.load_adapter`).
     """
-    digest = hashlib.sha256(type(vlm.base).__name__.encode())
-    language_model = vlm.base.get_submodule(vlm.anatomy.language_model)
-    embeddings = vlm.base.get_input_embeddings().weight
-    rows = embeddings[:: max(1, len(embeddings) // 256)]
-    vectors = [p for n, p in language_model.named_parameters() if p.dim() == 1 and "lora_" not in n]
-    for tensor in (rows, *vectors):
-        digest.update(str(tuple(tensor.shape)).encode())
-        digest.update(tensor.detach().to("cpu", torch.bfloat16).view(torch.int16).numpy().tobytes())
-    return digest.hexdigest()[:16]
+    if not isinstance(checkpoint, Checkpoint):
+        checkpoint = find_checkpoint(checkpoint)
+    if precision not in PRECISIONS:
+        raise InputError(f"precision must be one of {', '.join(PRECISIONS)}; found {precision!r}")
+    where = pick_device(device)
+    processor = load_processor(checkpoint.base)
+    if precision == "auto":
+        precision = _best_precision(checkpoint.base, where)
+    if precision == "4-bit" and where.type == "cpu":
+        _check_widths(checkpoint.base)
+    with_adapter = f" with {checkpoint.adapter}" if checkpoint.adapter else ""
+    log.info("loading %s%s in %s on %s", checkpoint.base, with_adapter, precision, where)
+    for remark in checkpoint.remarks:
+        log.warning("%s", remark)
+    quantize = precision == "4-bit"
+    model = load_base(checkpoint.base, where, pick_dtype("auto" if quantize else precision, where), quantize)
+    vlm = VLM(model, processor, checkpoint, family_of(model))
+    if checkpoint.adapter is not None:
+        load_adapter(vlm, checkpoint.adapter)
+    return vlm
 
 
-def copy_adapter(source: Path, target: Path) -> None:
-    """Copy a checkpoint's files (no folders) by renaming whole files, the weights last."""
-    target.mkdir(parents=True, exist_ok=True)
-    for path in sorted(source.iterdir(), key=lambda p: p.name == WEIGHTS):
-        if path.is_file() and not path.name.startswith("."):
-            temporary = target / f".{path.name}.{os.getpid()}"
-            shutil.copyfile(path, temporary)
-            temporary.replace(target / path.name)
+def choose_precision(best: torch.dtype, parameters: int, free: int | None) -> str:
+    """The precision for `parameters` weights when `best` is the device's own and `free` bytes of GPU memory are left.
+
+    `free` None: the memory is not asked about (a CPU swaps rather than fails).
+    """
+    if free is not None and ROOM * parameters * best.itemsize > free:
+        return "4-bit"
+    return str(best).removeprefix("torch.")
+
+
+def _folder(name: str | Path) -> Path | None:
+    """The folder that a name means, None for a hub name. Raises InputError for a path that is not there."""
+    text = str(name).strip()
+    if not text or text == ".":
+        raise InputError("no model is named: give a folder or a hub name such as owner/model")
+    folder = resolve(name)
+    if folder.is_dir():
+        return folder
+    if isinstance(name, Path) or text.startswith((".", "/", "~")) or text.count("/") > 1:
+        raise InputError(f"model {text!r}: no such folder ({folder}); give a folder or a hub name such as owner/model")
+    return None
+
+
+def _in_folder(name: str, folder: Path, training: dict[str, Any], base_model: str, tuned: bool) -> Checkpoint:
+    """Base and adapter of a folder."""
+    if (folder / CONFIG).is_file():
+        named = base_of(folder)  # refuses a folder without weights before anything is loaded
+        base = base_model or training.get("base_model") or named
+        adapter = folder if tuned else None
+    elif (folder / "config.json").is_file() or training:
+        # A folder with no more than the record (a GGUF export) can be asked through a server; `open_vlm` refuses it.
+        base, adapter = str(folder), None
+        if not tuned:
+            base = base_model or training.get("base_model") or base
+    else:
+        raise InputError(f"{folder}: neither an adapter ({CONFIG}) nor a model (config.json) is in this folder")
+    own = _folder(base)
+    return Checkpoint(name, base if own is None else str(own), adapter)
+
+
+def _checked(training: dict[str, Any], path: Path) -> dict[str, Any]:
+    """The record, its entries of the kinds that are used here. Raises InputError."""
+    names = training.get("breeds") or []
+    texts = [training.get(key) or "" for key in ("question", "base_model")]
+    spelled, settings = (training.get(key) or {} for key in ("spelled", "settings"))
+    if not (
+        isinstance(names, list)
+        and isinstance(spelled, dict)
+        and isinstance(settings, dict)
+        and all(isinstance(text, str) for text in (*names, *texts, *spelled, *spelled.values()))
+    ):
+        raise InputError(f"{path}: question, base_model, breeds, spelled or settings is of the wrong kind")
+    return training
+
+
+def _best_precision(base: str, device: torch.device) -> str:
+    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else None
+    count = sum(p.numel() for p in empty_model(load_config(base)).parameters()) if free is not None else 0
+    return choose_precision(pick_dtype("auto", device), count, free)
+
+
+def _check_widths(base: str) -> None:
+    """Raise InputError where bitsandbytes could load the model in 4-bit and not compute with it on the CPU."""
+    text = load_config(base).get_text_config()
+    widths = {name: getattr(text, name, 0) or 0 for name in ("hidden_size", "intermediate_size")}
+    if odd := [f"{name} {width}" for name, width in widths.items() if width % BLOCK]:
+        raise InputError(
+            f"4-bit on a CPU needs layers whose width is a multiple of {BLOCK}; {Path(base).name} has {', '.join(odd)}"
+        )

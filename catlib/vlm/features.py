@@ -117,7 +117,7 @@ def compute_features(vlm: VLM, images: Sequence[Image]) -> list[PhotoFeatures]:
 
     handle = vlm.projector.register_forward_pre_hook(catch)
     try:
-        tower_dtype = next(base.get_submodule(vlm.anatomy.tower).parameters()).dtype
+        tower_dtype = next(base.get_submodule(vlm.family.tower).parameters()).dtype
         extra = {"image_sizes": inputs["image_sizes"].to(base.device)} if "image_sizes" in inputs else {}
         base.model.get_image_features(
             pixel_values=inputs["pixel_values"].to(base.device, tower_dtype),
@@ -151,7 +151,7 @@ def _trailing(row: torch.Tensor, special: set[int]) -> int:
 def model_key(vlm: VLM) -> str:
     """A digest of the tower's weights, what is read of it, and the preprocessing."""
     digest = hashlib.sha256()
-    for name, tensor in sorted(vlm.base.get_submodule(vlm.anatomy.tower).state_dict().items()):
+    for name, tensor in sorted(vlm.base.get_submodule(vlm.family.tower).state_dict().items()):
         if "lora_" not in name:
             digest.update(name.encode())
             digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy())

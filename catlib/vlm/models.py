@@ -1,7 +1,8 @@
-"""A vision-language model in memory: found, loaded in the right precision or in 4-bit, its three parts named by full path."""
+"""A model on disk (Checkpoint) and in memory (VLM), and the loading of processors, weights and configurations."""
 
 import logging
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -9,60 +10,91 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, BitsAndBytesConfig
 
+from catlib.breeds import BREEDS
+from catlib.data.conversations import QUESTION
 from catlib.errors import InputError
+from catlib.vlm.families import UNQUANTIZED, Family
 
 log = logging.getLogger(__name__)
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
-TOWERS = ("model.vision_tower", "model.vision_model", "model.visual", "model.vision_encoder")
-PROJECTORS = ("model.multi_modal_projector", "model.connector", "model.visual.merger", "model.vision_projector")
-LANGUAGE_MODELS = ("model.language_model", "model.text_model", "model.text_decoder")
 
 
 @dataclass(frozen=True)
-class Anatomy:
-    """Full module paths of the three parts. Matching by last names would hit the tower's layers as well."""
+class Checkpoint:
+    """What a folder or hub name says about itself; nothing is loaded. Made by `catlib.vlm.checkpoint.find_checkpoint`."""
 
-    tower: str
-    projector: str
-    language_model: str
+    name: str  # as it was given
+    base: str  # for from_pretrained
+    adapter: Path | None = None  # the folder of the adapter that goes into the base
+    folder: Path | None = None  # the checkpoint's own folder; None for a hub name
+    breeds: tuple[str, ...] = tuple(breed.name for breed in BREEDS)  # of the training, else the 67
+    question: str = QUESTION  # the one to ask
+    trained_question: str = ""  # empty: not known
+    spelled: Mapping[str, str] = field(
+        default_factory=dict
+    )  # answers that training taught where they are more than a name
+    training: Mapping[str, Any] = field(default_factory=dict)  # training.json
+    remarks: tuple[str, ...] = ()  # what is asked otherwise than it was trained
 
-    @classmethod
-    def of(cls, model: torch.nn.Module) -> "Anatomy":
-        """The parts of LLaVA, Pixtral, Idefics3/SmolVLM and Qwen-VL models. Raises InputError when a part is not found."""
-        names = {name for name, _ in model.named_modules()}
-        found = []
-        for part, candidates in (
-            ("vision tower", TOWERS),
-            ("projector", PROJECTORS),
-            ("language model", LANGUAGE_MODELS),
-        ):
-            path = next((candidate for candidate in candidates if candidate in names), None)
-            if path is None:
-                raise InputError(
-                    f"{type(model).__name__}: no {part} found under {', '.join(candidates)}; this architecture is not supported"
-                )
-            found.append(path)
-        return cls(*found)
+    @property
+    def mode(self) -> str:
+        """How it was trained (projector, lora, qlora); empty when no record says so."""
+        return str(self.training.get("settings", {}).get("mode", ""))
+
+    @property
+    def merged(self) -> bool:
+        """Whether the folder holds a tuned model whole, without an adapter."""
+        return self.adapter is None and bool(self.training) and self.base == str(self.folder)
 
 
 @dataclass
 class VLM:
-    """A loaded model with its processor. `adapter` is the checkpoint folder whose LoRA weights are in it, if any."""
+    """A loaded model with its processor, where it comes from, and what is particular to its architecture."""
 
-    model: torch.nn.Module
+    model: Any  # the transformers model, or peft's wrapper around it
     processor: Any
-    name: str
-    anatomy: Anatomy
-    adapter: Path | None = None
+    checkpoint: Checkpoint
+    family: Family
 
     @property
-    def base(self) -> torch.nn.Module:
+    def base(self) -> Any:
         """The transformers model itself, adapters injected, without peft's wrapper."""
         return self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
 
     @property
     def projector(self) -> torch.nn.Module:
-        return self.base.get_submodule(self.anatomy.projector)
+        return self.base.get_submodule(self.family.projector)
+
+    @property
+    def name(self) -> str:
+        """The base model's folder or hub name."""
+        return self.checkpoint.base
+
+    @property
+    def adapter(self) -> Path | None:
+        """The folder whose LoRA weights are in the model."""
+        return self.checkpoint.adapter
+
+    @property
+    def question(self) -> str:
+        return self.checkpoint.question
+
+    @property
+    def breeds(self) -> tuple[str, ...]:
+        return self.checkpoint.breeds
+
+    @property
+    def spelled(self) -> Mapping[str, str]:
+        return self.checkpoint.spelled
+
+    @property
+    def device(self) -> torch.device:
+        return self.base.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What is computed in: the dtype of the embeddings, since quantized weights are stored as bytes."""
+        return self.base.get_input_embeddings().weight.dtype
 
 
 def pick_device(device: str = "auto") -> torch.device:
@@ -105,34 +137,26 @@ def load_processor(ref: str) -> Any:
     return processor
 
 
-def load_base(ref: str, device: torch.device, dtype: torch.dtype, quantize: bool = False) -> torch.nn.Module:
+def load_base(ref: str, device: torch.device, dtype: torch.dtype, quantize: bool = False) -> Any:
     """A base model's weights: plain in `dtype`, or the language model in 4-bit NF4 (double quantization, bf16 compute).
 
     In 4-bit the tower, the projector and the output layer stay unquantized; bitsandbytes matches its skip list against full
     paths, so they are named in full (https://arxiv.org/abs/2305.14314 for NF4).
     """
-    if not ref:
-        raise InputError("base_model is empty: name a hub model or a folder")
     extra: dict[str, Any] = {}
+    if quantize:
+        extra["quantization_config"] = quantization(list(UNQUANTIZED))
+        dtype = torch.bfloat16
     try:
-        if quantize:
-            skipped = [*TOWERS, *PROJECTORS, "lm_head"]
-            extra["quantization_config"] = quantization(skipped)
-            dtype = torch.bfloat16
         model = AutoModelForImageTextToText.from_pretrained(ref, dtype=dtype, device_map={"": device}, **extra)
     except (OSError, ValueError, KeyError) as error:
         raise InputError(f"base model {ref!r} cannot be loaded: {_first_line(error)}") from None
     model.requires_grad_(False)
-    if quantize and device.type == "cpu":
-        _let_go_of_the_file(model)
+    if quantize and device.type == "cpu":  # views of the mapped file would keep all of the unquantized file resident
+        for parameter in model.parameters():
+            if parameter.dtype.is_floating_point:
+                parameter.data = parameter.data.clone()
     return model.eval()
-
-
-def _let_go_of_the_file(model: torch.nn.Module) -> None:
-    """Copy what was not quantized: as views of the mapped weights file it would keep all of the unquantized file resident."""
-    for parameter in model.parameters():
-        if parameter.dtype.is_floating_point:
-            parameter.data = parameter.data.clone()
 
 
 def quantization(skipped: list[str]) -> BitsAndBytesConfig:
@@ -146,28 +170,7 @@ def quantization(skipped: list[str]) -> BitsAndBytesConfig:
     )
 
 
-def load_vlm(
-    base: str, *, adapter: Path | None = None, device: str = "auto", dtype: str = "auto", quantize: bool = False
-) -> VLM:
-    """A model ready to answer: the base, or the base with a tuned adapter.
-
-    `base` may be empty when an adapter is given: its `adapter_config.json` names the base. Raises InputError when a folder
-    has no processor, or when the adapter does not fit (see `catlib.vlm.checkpoint.load_adapter`).
-    """
-    from catlib.vlm.checkpoint import base_of, load_adapter  # it imports this module
-
-    where = pick_device(device)
-    if adapter is not None:
-        base = base or base_of(adapter)
-    processor = load_processor(base)
-    model = load_base(base, where, pick_dtype(dtype, where), quantize)
-    vlm = VLM(model, processor, base, Anatomy.of(model))
-    if adapter is not None:
-        load_adapter(vlm, adapter)
-    return vlm
-
-
-def empty_model(config: Any) -> torch.nn.Module:
+def empty_model(config: Any) -> Any:
     """A model of this configuration on the meta device: structure and shapes without weights or memory."""
     with torch.device("meta"):
         return AutoModelForImageTextToText.from_config(config)

@@ -1,0 +1,127 @@
+"""Adapters in the layout that peft, transformers and vLLM read: saving, and loading that refuses what does not fit."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftConfig, PeftModel
+from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+
+from catlib.errors import InputError
+from catlib.files import read_json, replacing, write_bytes, write_json, write_text
+from catlib.vlm.models import VLM
+
+WEIGHTS, CONFIG, TRAINING = "adapter_model.safetensors", "adapter_config.json", "training.json"
+
+
+def save_adapter(vlm: VLM, folder: Path) -> None:
+    """Write adapter_config.json and then, as the last step, adapter_model.safetensors: each whole or not at all."""
+    config = vlm.model.peft_config["default"]
+    facts = {k: sorted(v) if isinstance(v, set) else v for k, v in config.to_dict().items()}
+    facts |= {"inference_mode": True, "base_model_name_or_path": vlm.name}
+    write_text(folder / CONFIG, json.dumps(facts, indent=2, sort_keys=True, default=str))
+    state = get_peft_model_state_dict(vlm.model, save_embedding_layers=False)
+    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+    write_bytes(folder / WEIGHTS, save(weights, metadata={"format": "pt"}))
+
+
+def save_processor(processor: Any, folder: Path) -> None:
+    """Tokenizer, chat template and processor_config.json, and the preprocessor_config.json that other engines read."""
+    folder.mkdir(parents=True, exist_ok=True)
+    processor.save_pretrained(folder)
+    write_text(folder / "preprocessor_config.json", processor.image_processor.to_json_string())
+
+
+def save_checkpoint(vlm: VLM, folder: Path, training: Mapping[str, Any], card: str) -> None:
+    """The whole checkpoint. `training`: settings, data digests, metrics (training.json); `card`: the model card.
+
+    training_args.bin is written because the Hub's tools look for it. It is a pickle, so nothing here ever reads it.
+    """
+    save_processor(vlm.processor, folder)
+    with replacing(folder / "training_args.bin") as path:
+        torch.save(dict(training.get("settings", {})), path)
+    write_json(folder / TRAINING, dict(training))
+    write_text(folder / "README.md", card)
+    save_adapter(vlm, folder)
+
+
+def base_of(adapter: Path) -> str:
+    """The base model that an adapter names. Raises InputError when the folder holds no adapter."""
+    for name in (CONFIG, WEIGHTS):
+        if not (adapter / name).is_file():
+            raise InputError(f"{adapter}: no {name}; this folder holds no adapter")
+    base = read_json(adapter / CONFIG).get("base_model_name_or_path")
+    if not base or not isinstance(base, str):
+        raise InputError(f"{adapter / CONFIG} names no base model (base_model_name_or_path); name it yourself")
+    return base
+
+
+def load_adapter(vlm: VLM, adapter: Path, trainable: bool = False) -> None:
+    """Put an adapter's weights into `vlm`; for inference they take the base's dtype.
+
+    Raises InputError when the base is not the one it was trained on, or a tensor is missing, left over or of another shape:
+    peft itself would only warn, and answer with an untrained adapter.
+    """
+    facts = read_training(adapter)
+    if (expected := facts.get("base_fingerprint")) and expected != (found := fingerprint(vlm)):
+        raise InputError(
+            f"{adapter} was trained on {facts.get('base_model')!r} (fingerprint {expected}), not on {vlm.name!r} ({found})"
+        )
+    try:
+        saved = load_file(adapter / WEIGHTS)
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{adapter / WEIGHTS}: broken: {error}") from None
+    config = PeftConfig.from_pretrained(str(adapter))
+    try:
+        model = PeftModel(vlm.base, config, autocast_adapter_dtype=trainable)
+    except ValueError as error:
+        raise InputError(f"{adapter / CONFIG} does not fit {vlm.name!r}: {str(error).splitlines()[0]}") from None
+    state = get_peft_model_state_dict(model, save_embedding_layers=False)
+    wanted = {name: tuple(tensor.shape) for name, tensor in state.items()}
+    shapes = {name: tuple(tensor.shape) for name, tensor in saved.items()}
+    problems = [
+        *(f"{name} is missing" for name in wanted.keys() - shapes.keys()),
+        *(f"{name} is left over" for name in shapes.keys() - wanted.keys()),
+        *(f"{n} is {shapes[n]} in place of {wanted[n]}" for n in wanted if n in shapes and shapes[n] != wanted[n]),
+    ]
+    if problems:
+        raise InputError(
+            f"{adapter / WEIGHTS} does not fit {vlm.name!r}: {len(problems)} tensors, first: {sorted(problems)[0]}"
+        )
+    set_peft_model_state_dict(model, saved)
+    if not trainable:
+        dtype = vlm.dtype
+        for name, parameter in model.named_parameters():
+            if "lora_" in name or "modules_to_save" in name:
+                parameter.data = parameter.data.to(dtype)
+        model.requires_grad_(False).eval()
+    vlm.model, vlm.checkpoint = model, replace(vlm.checkpoint, adapter=adapter)
+
+
+def read_training(folder: Path) -> dict[str, Any]:
+    """What training wrote beside the adapter; empty for an adapter made by another tool."""
+    path = folder / TRAINING
+    return read_json(path) if path.is_file() else {}
+
+
+def fingerprint(vlm: VLM) -> str:
+    """16 hex digits that change with the base's weights and are the same in bf16, float32 and 4-bit.
+
+    Hashes what is never quantized, rounded to bf16: all norms and biases of the language model, rows of the embeddings, the
+    shapes of everything. Adapters and a projector that is trained do not count.
+    """
+    digest = hashlib.sha256(type(vlm.base).__name__.encode())
+    language_model = vlm.base.get_submodule(vlm.family.language_model)
+    embeddings = vlm.base.get_input_embeddings().weight
+    rows = embeddings[:: max(1, len(embeddings) // 256)]
+    vectors = [p for n, p in language_model.named_parameters() if p.dim() == 1 and "lora_" not in n]
+    for tensor in (rows, *vectors):
+        digest.update(str(tuple(tensor.shape)).encode())
+        digest.update(tensor.detach().to("cpu", torch.bfloat16).view(torch.int16).numpy().tobytes())
+    return digest.hexdigest()[:16]
