@@ -87,8 +87,75 @@ def test_run_skip_change_force(project, capsys):
     assert cli.main(["report", "small", "--quiet", "-p", "epochs=3", "--force", "--notebooks", "02"]) == 0
     assert executions(project) == [1, 3, 2]
     assert "resume False" in page(project, "02_second")  # forced: trained anew, not continued
-    assert state(project)["status"] == "incomplete" and state(project)["stages"]["03_third"]["status"] == "not run"
-    assert not (project / "reports/small/03_third.html").exists()  # it showed results of the run before
+    entry = state(project)["stages"]["03_third"]
+    assert state(project)["status"] == "incomplete" and entry["status"] == "outdated"
+    assert "outdated. Changed since" in page(project, "index")
+    assert "is outdated" in page(project, "03_third") and "the end" in page(project, "03_third")  # kept, and marked
+
+
+def test_what_was_not_asked_for_is_never_deleted(project, monkeypatch):
+    assert cli.main(["report", "small", "--quiet"]) == 0
+    run_dir = project / "outputs/runs/small"
+    before = {path: path.read_bytes() for path in run_dir.glob("0*")}
+    monkeypatch.setattr(stages, "library", lambda: "changed")
+    assert cli.main(["report", "small", "--quiet", "-p", "epochs=2", "--notebooks", "03"]) == 0
+    assert executions(project) == [1, 1, 2]
+    assert [entry["status"] for entry in state(project)["stages"].values()] == ["outdated", "outdated", "done"]
+    assert state(project)["stages"]["01_first"]["changed"] == ["catlib"]
+    assert "epochs" in state(project)["stages"]["02_second"]["changed"]
+    for name in ("01_first", "02_second"):
+        assert (run_dir / f"{name}.ipynb").read_bytes() == before[run_dir / f"{name}.ipynb"]
+        assert "is outdated" in page(project, name)
+    monkeypatch.setattr(stages, "library", lambda: "as it was")
+    assert cli.main(["report", "small", "--quiet", "--notebooks", "01"]) == 0  # as it was run: up to date again
+    assert executions(project) == [1, 1, 2] and state(project)["stages"]["01_first"]["status"] == "done"
+
+
+def test_a_moved_project_is_unchanged(project, monkeypatch, tmp_path_factory):
+    code = '(folder / "table.csv").write_text("a")'
+    write_notebook(project / "notebooks/01_first.ipynb", "First", code)
+    assert cli.main(["report", "small", "--quiet"]) == 0
+    moved = tmp_path_factory.mktemp("elsewhere") / "project"
+    project.rename(moved)
+    monkeypatch.setenv("CATLIB_ROOT", str(moved))
+    assert cli.main(["report", "small", "--quiet"]) == 0
+    assert executions(moved) == [1, 1, 1]
+    assert str(project) not in (moved / "outputs/runs/small/state.json").read_text()
+
+
+def test_a_lost_notebook_is_run_again_and_a_damaged_run_stops_no_other(project):
+    assert cli.main(["report", "small", "--quiet"]) == 0
+    (project / "outputs/runs/small/02_second.ipynb").unlink()
+    (project / "outputs/runs/broken").mkdir()
+    for damage in ("{}", '{"stages": []}', "no json"):
+        (project / "outputs/runs/broken/state.json").write_text(damage)
+        assert cli.main(["report", "small", "--quiet"]) == 0
+        listed = (project / "reports/index.html").read_text()
+        assert "outputs/runs/broken" in listed and "small/index.html" in listed
+    assert executions(project) == [1, 2, 1]
+    assert cli.main(["report", "small", "--quiet", "--run", "broken"]) == 0  # and is itself begun anew
+
+
+def test_a_training_with_other_settings_sets_the_earlier_attempt_aside(project):
+    """Notebook 02 calls `set_aside` before it trains; the runner is at work in the folder and keeps an account of both."""
+    parameters = PARAMETERS + "output_dir = None  # checkpoint\nepochs = 1  # passes\n"
+    train = (
+        "from catlib.runs import set_aside\ncheckpoint = resolve(output_dir)\n"
+        'if (checkpoint / "epochs").is_file() and (checkpoint / "epochs").read_text() != str(epochs):\n'
+        "    print(set_aside(folder, checkpoint))\n"
+        'checkpoint.mkdir(parents=True, exist_ok=True)\n(checkpoint / "epochs").write_text(str(epochs))\nprint("epochs", epochs)'
+    )
+    write_notebook(project / "notebooks/02_second.ipynb", "Second", train, parameters)
+    assert cli.main(["report", "small", "--quiet"]) == cli.main(["report", "small", "--quiet", "-p", "epochs=2"]) == 0
+    assert [entry["status"] for entry in state(project)["stages"].values()] == ["done"] * 3
+    assert "outputs/runs/small~1" in page(project, "02_second") and "epochs 2" in page(project, "02_second")
+    earlier = project / "outputs/runs/small~1"
+    assert read_state(earlier)["status"] == "done" and read_state(earlier)["run"] == "small~1"
+    assert "epochs 1" in page(project, "02_second", "small~1") and "the end" in page(project, "03_third", "small~1")
+    assert "epochs: 1" in (earlier / "parameters.yaml").read_text()
+    assert (project / "outputs/vlm_checkpoints/small~1/epochs").read_text() == "1"
+    assert (project / "outputs/vlm_checkpoints/small/epochs").read_text() == "2"
+    assert 'href="small~1/index.html"' in (project / "reports/index.html").read_text()
 
 
 def test_what_makes_a_stage_run_again(project, monkeypatch):
@@ -124,7 +191,7 @@ def test_library_hash_changes_with_the_source(tmp_path, monkeypatch):
     assert stages.library() != before
 
 
-def test_metrics_of_an_earlier_run_do_not_survive_a_failure(project):
+def test_metrics_begin_anew_with_the_notebook_that_begins_them(project):
     """One stage begins metrics.json and the next adds to it, as notebooks 03 and 04 do."""
     write = "import json\nm = folder / 'metrics.json'\nold = json.loads(m.read_text()) if m.exists() else {}\n"
     write_notebook(
@@ -140,10 +207,10 @@ def test_metrics_of_an_earlier_run_do_not_survive_a_failure(project):
     assert executions(project) == [1, 1, 2] and json.loads(metrics.read_text()) == {"second": 1, "third": 1}
     assert cli.main(["report", "small", "--quiet", "--force", "--notebooks", "02"]) == 0
     assert json.loads(metrics.read_text()) == {"second": 1}
-    assert state(project)["stages"]["03_third"]["status"] == "not run"
+    assert state(project)["stages"]["03_third"]["status"] == "outdated"
     write_notebook(project / "notebooks/01_first.ipynb", "First", "1 / 0")
     assert cli.main(["report", "small", "--quiet"]) == 1
-    assert not metrics.exists()
+    assert [entry["status"] for entry in state(project)["stages"].values()] == ["failed", "outdated", "outdated"]
 
 
 def test_failure_shows_page_and_marks_the_rest(project, capsys):
@@ -248,7 +315,9 @@ def test_a_killed_run_is_not_called_running(project):
     run_dir.mkdir(parents=True)
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()
-    kept = {"status": "running", "pid": gone.pid, "stages": {"01_first": {"status": "running"}}}
+    stage = {"01_first": {"status": "running", "title": "First"}}
+    kept = {"run": "small", "profile": "small", "status": "running", "pid": gone.pid, "stages": stage}
+    kept |= {"started": "2026-01-02T03:04:05+00:00", "commit": None, "versions": {}}
     (run_dir / "state.json").write_text(json.dumps(kept))
     assert state(project)["status"] == "interrupted"
     assert state(project)["stages"]["01_first"]["status"] == "interrupted"

@@ -1,7 +1,7 @@
 """An executed notebook as one HTML page that needs nothing else: figures inline, code folded, no script, no network."""
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import cache
 from html import escape
 from pathlib import Path
@@ -41,10 +41,10 @@ def notebook_body(path: Path, changed: int) -> str:
     return exporter.from_notebook_node(notebook)[0]
 
 
-def navigation(run: str, stages: Mapping[str, Mapping[str, Any]], here: str) -> str:
-    """The line of links between the pages of a run; the page `here` and stages without a page are not links."""
+def navigation(run: str, stages: Mapping[str, Mapping[str, Any]], pages: Collection[str], here: str) -> str:
+    """The line of links between the pages of a run; the page `here` and stages that are not among `pages` are not links."""
     entries = [("../index.html", "all runs", True), ("index.html", run, True)]
-    entries += [(f"{name}.html", stage["title"], stage["page"]) for name, stage in stages.items()]
+    entries += [(f"{name}.html", stage["title"], name in pages) for name, stage in stages.items()]
     return " ".join(
         f"<b>{escape(text)}</b>"
         if target == here

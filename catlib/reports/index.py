@@ -1,33 +1,48 @@
 """The pages of a run and the page over all runs, written from state.json and metrics.json alone."""
 
-import json
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from html import escape
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from catlib.data.records import write_atomically
+from catlib.errors import InputError
 from catlib.evaluation.criteria import criteria_rows
 from catlib.evaluation.metrics_file import METRICS_FILE, read_metrics
 from catlib.evaluation.names import TUNED, ZERO_SHOT
 from catlib.evaluation.tables import Rows, model_rows, share
-from catlib.paths import resolve
+from catlib.files import read_json, write_text
+from catlib.paths import relative, resolve
 from catlib.reports import html
+
+STATE_FIELDS = {"run", "profile", "status", "pid", "started", "commit", "versions", "stages"}
+FIELDS = {"title", "status"}  # of each stage
 
 
 def read_state(run_dir: Path) -> dict[str, Any] | None:
-    """The state of a run; None where there is none. One said to be running whose process is gone was interrupted."""
+    """The state of a run; None where there is none or it cannot be read. One whose process is gone was interrupted."""
     try:
-        state = json.loads((run_dir / "state.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None  # not a run, or one whose disk was full: the next run starts anew
+        state = read_json(run_dir / "state.json")
+        entries = state["stages"].values()
+        if not (state.keys() >= STATE_FIELDS and all(entry.keys() >= FIELDS for entry in entries)):
+            return None
+    except (InputError, KeyError, AttributeError):
+        return None
+    state["run"] = run_dir.name  # as the training may have set the run aside under another name
     if state["status"] == "running" and not _alive(state["pid"]):
         state["status"] = "interrupted"
-        for entry in state["stages"].values():
+        for entry in entries:
             entry["status"] = "interrupted" if entry["status"] == "running" else entry["status"]
     return state
+
+
+def settle(state: Mapping[str, Any], run_dir: Path) -> None:
+    """Bring a run's state in line with its folder: results whose executed notebook is gone count as not run."""
+    for name, entry in state["stages"].items():
+        if entry["status"] in ("done", "outdated") and not (run_dir / f"{name}.ipynb").is_file():
+            entry["status"] = "not run"
 
 
 def results(run_dir: Path) -> dict[str, Any]:
@@ -47,34 +62,41 @@ def report_path(run: str) -> Path:
 
 
 def render(state: Mapping[str, Any], run_dir: Path) -> None:
-    """Write the pages of a run and the page over all runs; pages of stages that were not run are removed."""
+    """Write the pages of a run and the page over all runs."""
+    render_run(state, run_dir)
+    render_all_runs()
+
+
+def render_run(state: Mapping[str, Any], run_dir: Path) -> None:
+    """Write the pages of a run; those without an executed notebook are removed."""
     folder = report_path(state["run"]).parent
+    pages = {name for name in state["stages"] if (run_dir / f"{name}.ipynb").is_file()}
     for name, entry in state["stages"].items():
         page, source = folder / f"{name}.html", run_dir / f"{name}.ipynb"
-        if not entry["page"]:
+        if name not in pages:
             page.unlink(missing_ok=True)
             continue
         body = _problem(entry, f'{escape(entry["title"])} ended with an error. <a href="#error">Go there.</a>')
         body += html.notebook_body(source, source.stat().st_mtime_ns)
-        nav = html.navigation(state["run"], state["stages"], page.name)
+        nav = html.navigation(state["run"], state["stages"], pages, page.name)
         footer = html.facts([("notebook", f"{name} ({entry['status']})"), *_origin(state, entry)])
         footer += f"<details><summary>parameters</summary>{html.facts(entry.get('parameters', {}).items())}</details>"
-        write_atomically(page, html.page(f"{entry['title']} · {state['run']}", nav, body, footer))
-    write_atomically(folder / "index.html", _run_page(state, results(run_dir)))
-    render_all_runs()
+        write_text(page, html.page(f"{entry['title']} · {state['run']}", nav, body, footer))
+    write_text(folder / "index.html", _run_page(state, results(run_dir), pages))
 
 
-def _run_page(state: Mapping[str, Any], metrics: Mapping[str, Any]) -> str:
+def _run_page(state: Mapping[str, Any], metrics: Mapping[str, Any], pages: Collection[str]) -> str:
     body = f"<h1>{escape(state['run'])}</h1><p>Profile {escape(state['profile'])}, {_status(state['status'])}.</p>"
     for name, entry in state["stages"].items():
         body += _problem(entry, f"<b>{escape(name)}</b>")
-    if state["status"] == "done" and metrics.get("recommendation"):
+    complete = state["status"] == "done"
+    if complete and metrics.get("recommendation"):
         reasons = "".join(f"<li>{escape(reason)}</li>" for reason in metrics.get("reasons", []))
         body += (
             f'<div class="box good">Recommendation: <b>{escape(metrics["recommendation"])}</b><ul>{reasons}</ul></div>'
         )
     stages = "".join(
-        f"<tr><td>{_link(f'{name}.html', entry['title']) if entry['page'] else escape(entry['title'])}</td>"
+        f"<tr><td>{_link(f'{name}.html', entry['title']) if name in pages else escape(entry['title'])}</td>"
         f"<td>{_status(entry['status'])}</td><td>{_duration(entry)}</td></tr>"
         for name, entry in state["stages"].items()
     )
@@ -82,21 +104,31 @@ def _run_page(state: Mapping[str, Any], metrics: Mapping[str, Any]) -> str:
         f"<h2>Notebooks</h2><table><thead><tr><th>page</th><th>status</th><th>took</th></tr></thead>{stages}</table>"
     )
     if rows := headline(metrics):
-        body += (
-            f"<h2>Figures on the test photos</h2>{html.table(rows)}<p>Per cent, with 95 % intervals in brackets.</p>"
-        )
-    if state["status"] == "done" and metrics.get("criteria"):
+        note = "" if complete else " They are of an earlier state of this run: some notebooks have not been run since."
+        body += f"<h2>Figures on the test photos</h2>{html.table(rows)}"
+        body += f"<p>Per cent, with 95 % intervals in brackets.{note}</p>"
+    if complete and metrics.get("criteria"):
         body += f"<h2>Criteria</h2>{html.table(criteria_rows(metrics['criteria']))}"
-    nav = html.navigation(state["run"], state["stages"], "index.html")
+    nav = html.navigation(state["run"], state["stages"], pages, "index.html")
     return html.page(f"{state['run']} · catlib report", nav, body, html.facts(_origin(state, state)))
 
 
 def render_all_runs() -> Path:
     """Write reports/index.html: every run with its headline figures, the latest first, then the learning curves."""
-    states = [state for path in resolve("outputs/runs").glob("*/state.json") if (state := read_state(path.parent))]
+    states, unreadable = [], []
+    for path in sorted(resolve("outputs/runs").glob("*/state.json")):
+        state = read_state(path.parent)
+        try:
+            if state is None:
+                raise InputError("not the state of a run")
+            states.append((state["started"], state, results(path.parent)))
+            if not report_path(state["run"]).is_file():
+                settle(state, path.parent)
+                render_run(state, path.parent)
+        except InputError:
+            unreadable.append(path.parent)
     rows = ""
-    for state in sorted(states, key=lambda state: state["started"], reverse=True):
-        metrics = results(resolve("outputs/runs") / state["run"])
+    for _, state, metrics in sorted(states, key=itemgetter(0), reverse=True):
         models = metrics.get("models", {})
         figures = [
             share(models.get(m, {}).get(k)) for m in (TUNED, ZERO_SHOT) for k in ("accuracy", "priority_macro_f1")
@@ -118,10 +150,12 @@ def render_all_runs() -> Path:
     head = "".join(f"<th>{name}</th>" for name in names)
     body = f"<h1>All runs</h1><table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
     body += "<p>Per cent, with 95 % intervals in brackets. CLIP: zero-shot.</p>"
+    if unreadable:
+        body += f"<p>Cannot be read: {escape(', '.join(relative(folder) for folder in unreadable))}.</p>"
     if curves := sorted(resolve("reports").glob("sweep-*.html")):
         body += "<h2>Learning curves</h2><ul>" + "".join(f"<li>{_link(p.name, p.stem)}</li>" for p in curves) + "</ul>"
     path = resolve("reports") / "index.html"
-    write_atomically(path, html.page("catlib reports", "<b>all runs</b>", body))
+    write_text(path, html.page("catlib reports", "<b>all runs</b>", body))
     return path
 
 
@@ -141,7 +175,13 @@ def _origin(state: Mapping[str, Any], part: Mapping[str, Any]) -> list[tuple[str
 
 
 def _problem(entry: Mapping[str, Any], before: str) -> str:
-    return f'<div class="box">{before}<p>{escape(entry["error"])}</p></div>' if "error" in entry else ""
+    """What a reader must know before the results: that they ended with an error, or that they are outdated."""
+    if "error" in entry:
+        return f'<div class="box">{before}<p>{escape(entry["error"])}</p></div>'
+    if entry["status"] == "outdated":
+        changed = escape(", ".join(entry.get("changed", [])))
+        return f'<div class="box">{escape(entry["title"])} is outdated. Changed since: {changed}.</div>'
+    return ""
 
 
 def _link(target: str, text: str) -> str:

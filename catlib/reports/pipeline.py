@@ -1,7 +1,7 @@
 """Executes the notebooks of a run in order, keeps a truthful account of it in state.json, and renders its pages."""
 
-import fcntl
-import json
+import copy
+import glob
 import logging
 import os
 import signal
@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any, TextIO
@@ -19,13 +20,13 @@ from jupyter_client import AsyncKernelManager
 from nbclient.exceptions import DeadKernelError
 from papermill.exceptions import PapermillExecutionError
 
-from catlib.data.records import write_atomically
 from catlib.errors import CatlibError, InputError
 from catlib.evaluation.metrics_file import METRICS_FILE
-from catlib.paths import project_root, resolve
+from catlib.files import locked, write_json, write_text
+from catlib.paths import project_root, relative, resolve
 from catlib.provenance import git_commit, package_versions
 from catlib.reports import index
-from catlib.reports.stages import Stage, fingerprint, output_files, plan, select, signatures
+from catlib.reports.stages import Stage, changes, fingerprint, output_files, plan, select, signatures
 
 # The kernel of this interpreter, and no progress bars in log files: catlib.progress logs lines there.
 KERNEL_ENVIRONMENT = {
@@ -49,100 +50,168 @@ def run_profile(
 ) -> dict[str, Any]:
     """Execute the notebooks of a profile whose inputs have changed and return the run's state.
 
-    `tell` gets a line for each stage. A stage that fails ends the run: its page shows the error, the later stages are
-    marked as not run, and state["status"] is "failed". Raises InputError when a parameter is wrong or the run is in
-    progress, before anything is executed; KeyboardInterrupt after the state has been written down.
+    `tell` gets a line for each stage. A stage that fails ends the run: its page shows the error and state["status"] is
+    "failed". Results that were not asked for again stay; where something that they depend on has changed, they are marked
+    as outdated. Raises InputError when a parameter is wrong or the run is in progress, before anything is executed;
+    KeyboardInterrupt after the state has been written down.
     """
     stages = plan(profile, {**overrides, "run": run})
     chosen = select([stage.name for stage in stages], notebooks)
     run_dir = resolve(f"outputs/runs/{run}")
-    run_dir.mkdir(parents=True, exist_ok=True)
-    with (
-        _locked(run_dir, run),
-        _terminable(),
-        _environment(),
-        (run_dir / "log.txt").open("a", encoding="utf-8") as log_file,
-    ):
-        values = {key: value for stage in stages for key, value in stage.parameters.items()}
-        write_atomically(run_dir / "parameters.yaml", yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
-        state = _begin(run_dir, run, profile, stages)
-        log_file.write(f"--- {state['started']} {' '.join(sys.argv)}\n")
-        try:
-            _execute_all(state, stages, chosen, run_dir, force, log_file, tell)
-        except BaseException as unexpected:
-            state["status"] = "interrupted" if isinstance(unexpected, KeyboardInterrupt) else "failed"
-            raise
-        finally:
-            state["finished"] = _now()
-            _save(state, run_dir)
-        return state
+    earlier = index.read_state(run_dir)
+    holder = earlier["pid"] if earlier else "unknown"
+    busy = f"run {run!r} is in progress (process {holder}); wait for it or choose another --run"
+    with locked(run_dir / ".lock", busy), _terminable(), _environment():
+        with (run_dir / "log.txt").open("a", encoding="utf-8") as log_file:
+            values = {key: value for stage in stages for key, value in stage.parameters.items()}
+            write_text(run_dir / "parameters.yaml", yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
+            runner = _Runner(run_dir, force, log_file, tell, _begin(run, profile, stages, earlier), earlier)
+            log_file.write(f"--- {runner.state['started']} {' '.join(sys.argv)}\n")
+            try:
+                runner.run(stages, chosen)
+            except BaseException as unexpected:
+                runner.state["status"] = "interrupted" if isinstance(unexpected, KeyboardInterrupt) else "failed"
+                raise
+            finally:
+                runner.state["finished"] = _now()
+                runner.save()
+        return runner.state
 
 
-def _execute_all(
-    state: dict,
-    stages: Sequence[Stage],
-    chosen: Sequence[str],
-    run_dir: Path,
-    force: bool,
-    log_file: TextIO,
-    tell: Callable,
-) -> None:
-    """Go through the stages; skip what is unchanged, stop at the first that fails."""
-    before = ""
-    for number, stage in enumerate(stages):
-        entry = state["stages"][stage.name]
-        before = fingerprint(stage, before)
+def _begin(run: str, profile: Path, stages: Sequence[Stage], earlier: Mapping[str, Any] | None) -> dict[str, Any]:
+    """The state of a run that starts now, with what an earlier one of the same name has left."""
+    kept = copy.deepcopy(earlier["stages"]) if earlier else {}
+    return {
+        "run": run,
+        "profile": profile.stem,
+        "status": "running",
+        "pid": os.getpid(),
+        "started": _now(),
+        "commit": git_commit(),
+        "versions": package_versions(),
+        "stages": {s.name: {"status": "not run"} | kept.get(s.name, {}) | {"title": s.title} for s in stages},
+    }
+
+
+@dataclass
+class _Runner:
+    """One invocation: the folder that it fills and the account that it keeps."""
+
+    run_dir: Path
+    force: bool
+    log_file: TextIO
+    tell: Callable[[str], None]
+    state: dict[str, Any]
+    earlier: dict[str, Any] | None  # the state before
+
+    def run(self, stages: Sequence[Stage], chosen: Sequence[str]) -> None:
+        """Go through the stages; skip what is unchanged, mark what has changed and was not asked for, stop at a failure."""
+        now: dict[str, str] = {}
+        for number, stage in enumerate(stages):
+            entry = self.state["stages"][stage.name]
+            now = fingerprint(stage, now)
+            changed = changes(entry, stage, now)
+            if entry["status"] in ("done", "outdated"):
+                entry |= {"status": "outdated" if changed else "done", "changed": changed}
+            if stage.name not in chosen:
+                continue
+            if entry["status"] == "done" and not self.force:
+                self.tell(f"{stage.name:<22} unchanged")
+                continue
+            self.tell(f"{stage.name:<22} …")
+            try:
+                self.execute(stage, now)
+            finally:
+                if entry["status"] != "done":
+                    self.state["status"] = "failed"
+                    for later in stages[number + 1 :]:
+                        if (kept := self.state["stages"][later.name])["status"] in ("done", "outdated"):
+                            kept |= {"status": "outdated", "changed": [f"{stage.name}, which has {entry['status']}"]}
+            self.tell(f"{stage.name:<22} {entry['status']} in {entry['duration_s']:.0f} s")
+            if entry["status"] != "done":
+                return
+            self.save()
+        done = all(entry["status"] == "done" for entry in self.state["stages"].values())
+        self.state["status"] = "done" if done else "incomplete"
+
+    def execute(self, stage: Stage, now: Mapping[str, str]) -> None:
+        """Execute one notebook and write down how it went, also when that is an interruption."""
+        entry = self.state["stages"][stage.name]
+        attempts = self.attempts()
         recorded = entry.get("outputs", {})
-        unchanged = entry["status"] == "done" and entry["fingerprint"] == before and signatures(recorded) == recorded
-        if stage.name not in chosen:
-            if not unchanged:
-                _forget(state, [stage], run_dir)  # its results belong to other inputs
-            continue
-        if unchanged and not force:
-            tell(f"{stage.name:<22} unchanged")
-            continue
-        _forget(state, [stage], run_dir)
-        entry |= {"status": "running", "fingerprint": before, "started": _now(), "parameters": dict(stage.parameters)}
-        _save(state, run_dir)
-        tell(f"{stage.name:<22} …")
+        metrics = self.run_dir / METRICS_FILE
+        began = next((n for n, e in self.state["stages"].items() if relative(metrics) in e.get("outputs", {})), None)
+        if stage.name == began:  # what the others have added to it would stand beside other predictions
+            metrics.unlink(missing_ok=True)
+        entry.clear()
+        entry |= {"status": "running", "title": stage.title, "started": _now(), "parameters": dict(stage.parameters)}
+        self.save()
         start, clock = time.time(), time.monotonic()
         try:
-            error = _execute(stage, run_dir, force, log_file)
+            error = _execute(stage, self.run_dir, self.force, self.log_file)
         except BaseException as unexpected:
             entry["status"] = "interrupted" if isinstance(unexpected, KeyboardInterrupt) else "failed"
-            _forget(state, stages[number + 1 :], run_dir)
             raise
         finally:
-            entry |= {
-                "duration_s": round(time.monotonic() - clock, 1),
-                "page": (run_dir / f"{stage.name}.ipynb").is_file(),
-            }
-        entry["status"] = "failed" if error else "done"
-        tell(f"{stage.name:<22} {entry['status']} in {entry['duration_s']:.0f} s")
+            entry["duration_s"] = round(time.monotonic() - clock, 1)
+            for folder in self.attempts() - attempts:
+                self.account_of_attempt(folder, stage.name)
         if error:
-            entry["error"], entry["exit_code"] = str(error), error.exit_code
-            state["status"] = "failed"
-            _forget(state, stages[number + 1 :], run_dir)
+            entry |= {"status": "failed", "error": str(error), "exit_code": error.exit_code}
             return
-        written = [path for path in output_files(stage) if path.stat().st_mtime >= start - 1 or str(path) in recorded]
-        entry["outputs"] = signatures(written)
-        for other in stages[:number]:  # what an earlier stage has begun, this one may have added to
-            files = state["stages"][other.name].get("outputs", {})
-            files |= {path: signature for path, signature in entry["outputs"].items() if path in files}
-        _save(state, run_dir)
-    state["status"] = "done" if all(entry["status"] == "done" for entry in state["stages"].values()) else "incomplete"
+        files = output_files(stage)
+        written = [path for path in files if path.stat().st_mtime >= start - 1 or relative(path) in recorded]
+        entry |= {"status": "done", "fingerprint": dict(now), "outputs": signatures(written)}
+        for other in self.state["stages"]:  # what an earlier stage has begun, this one may have added to
+            if other == stage.name:
+                break
+            theirs = self.state["stages"][other].get("outputs", {})
+            theirs |= {path: signature for path, signature in entry["outputs"].items() if path in theirs}
+
+    def attempts(self) -> set[Path]:
+        """The folders in which earlier attempts of this run are kept (`catlib.runs.set_aside`)."""
+        return set(self.run_dir.parent.glob(f"{glob.escape(self.run_dir.name)}~*"))
+
+    def account_of_attempt(self, folder: Path, training: str) -> None:
+        """State and pages of the attempt that the notebook `training` has just set aside, as they were before."""
+        for name in ("state.json", "parameters.yaml"):  # these are of the run that goes on
+            (folder / name).unlink(missing_ok=True)
+        if self.earlier is None:
+            return
+        state = copy.deepcopy(self.earlier) | {"run": folder.name}
+        for name, entry in state["stages"].items():
+            now = self.state["stages"].get(name, {})
+            if name != training and now.get("fingerprint") != entry.get("fingerprint"):
+                (folder / f"{name}.ipynb").unlink(missing_ok=True)  # run again since, for other data
+        values = {
+            key: value for entry in state["stages"].values() for key, value in entry.get("parameters", {}).items()
+        }
+        write_text(folder / "parameters.yaml", yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
+        index.settle(state, folder)
+        write_json(folder / "state.json", state)
+        index.render_run(state, folder)
+
+    def save(self) -> None:
+        """Write state.json and bring the pages up to date with it."""
+        index.settle(self.state, self.run_dir)
+        write_json(self.run_dir / "state.json", self.state)
+        index.render(self.state, self.run_dir)
 
 
 def _execute(stage: Stage, run_dir: Path, force: bool, log_file: TextIO) -> CatlibError | None:
-    """Execute one notebook with papermill into the run's folder; the error that it ended with, if any."""
+    """Execute one notebook with papermill into the run's folder; the error that it ended with, if any.
+
+    It gets its name there when it has ended, however it did: until then the earlier one stays, which may be set aside.
+    """
     parameters = dict(stage.injected)
     if force and "resume" in stage.parameters:
         parameters["resume"] = False
+    unfinished, done = run_dir / f".{stage.name}.ipynb", run_dir / f"{stage.name}.ipynb"
     stream = _Tee(log_file, sys.stderr if log.isEnabledFor(logging.INFO) else None)
     try:
         papermill.execute_notebook(
             stage.source,
-            run_dir / f"{stage.name}.ipynb",
+            unfinished,
             parameters,
             kernel_name="python3",
             cwd=stage.source.parent,
@@ -156,11 +225,14 @@ def _execute(stage: Stage, run_dir: Path, force: bool, log_file: TextIO) -> Catl
         log_file.write("\n".join(error.traceback) + "\n")
         kind = _own_errors().get(error.ename)
         if not kind:
-            where = f"the traceback is in its page and in {run_dir / 'log.txt'}"
+            where = f"the traceback is in its page and in {relative(run_dir / 'log.txt')}"
             return CatlibError(f"{stage.name}: {error.ename}: {error.evalue} ({where})")
         return InputError(error.evalue) if kind.exit_code == InputError.exit_code else CatlibError(error.evalue)
     except DeadKernelError:
         return CatlibError(f"{stage.name}: its kernel died, most likely for lack of memory; smaller batches need less")
+    finally:
+        if unfinished.is_file():
+            unfinished.replace(done)
     return None
 
 
@@ -176,52 +248,13 @@ def _logged_kernel(log_file: TextIO) -> type[AsyncKernelManager]:
 
 def _own_errors() -> dict[str, type[CatlibError]]:
     """catlib's error classes by name."""
-    found, queue = {}, [CatlibError]
+    found: dict[str, type[CatlibError]] = {}
+    queue: list[type[CatlibError]] = [CatlibError]
     while queue:
         kind = queue.pop()
         found[kind.__name__] = kind
         queue += kind.__subclasses__()
     return found
-
-
-def _begin(run_dir: Path, run: str, profile: Path, stages: Sequence[Stage]) -> dict[str, Any]:
-    """The state of a run that starts now, with what an earlier one of the same name has left."""
-    earlier = index.read_state(run_dir) or {"stages": {}}
-    entries = {
-        stage.name: {"status": "not run", "page": False} | earlier["stages"].get(stage.name, {}) for stage in stages
-    }
-    for stage in stages:
-        entries[stage.name]["title"] = stage.title
-    return {
-        "run": run,
-        "profile": profile.stem,
-        "status": "running",
-        "pid": os.getpid(),
-        "started": _now(),
-        "finished": None,
-        "commit": git_commit(),
-        "versions": package_versions(),
-        "stages": entries,
-    }
-
-
-def _forget(state: dict[str, Any], stages: Sequence[Stage], run_dir: Path) -> None:
-    """Remove what earlier results of `stages` would claim: copies, pages, and metrics that one of them has begun."""
-    metrics = run_dir / METRICS_FILE
-    began = next((name for name, entry in state["stages"].items() if str(metrics) in entry.get("outputs", {})), None)
-    for stage in stages:
-        (run_dir / f"{stage.name}.ipynb").unlink(missing_ok=True)
-        if stage.name == began:
-            metrics.unlink(missing_ok=True)
-        entry = state["stages"][stage.name]
-        entry.clear()
-        entry |= {"status": "not run", "page": False, "title": stage.title}
-
-
-def _save(state: dict[str, Any], run_dir: Path) -> None:
-    """Write state.json and bring the pages up to date with it."""
-    write_atomically(run_dir / "state.json", json.dumps(state, indent=1, ensure_ascii=False) + "\n")
-    index.render(state, run_dir)
 
 
 def _now() -> str:
@@ -241,24 +274,6 @@ class _Tee:
     def flush(self) -> None:
         for stream in self.streams:
             stream.flush()
-
-
-@contextmanager
-def _locked(run_dir: Path, run: str) -> Iterator[None]:
-    """Hold the run's lock, which the system releases however the process ends. Raises InputError when it is taken."""
-    with (run_dir / ".lock").open("a+", encoding="utf-8") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            lock.seek(0)
-            holder = lock.read().strip() or "unknown"
-            raise InputError(
-                f"run {run!r} is in progress (process {holder}); wait for it or choose another --run"
-            ) from None
-        lock.truncate(0)
-        lock.write(str(os.getpid()))
-        lock.flush()
-        yield
 
 
 @contextmanager

@@ -92,12 +92,30 @@ def plan(profile: Path, overrides: Mapping[str, Any]) -> list[Stage]:
     return stages
 
 
-def fingerprint(stage: Stage, before: str) -> str:
-    """A hash of all that a result depends on: notebook, library, versions, parameters, input files, stages before."""
-    sources = [cell.source for cell in nbformat.read(stage.source, as_version=4).cells]
-    paths = [stage.parameters[key] for key in INPUTS if stage.parameters.get(key)]
-    parts = [sources, library(), package_versions(), dict(stage.parameters), [_listing(path) for path in paths], before]
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+def fingerprint(stage: Stage, before: Mapping[str, str]) -> dict[str, str]:
+    """A hash of each thing that a result depends on; `before` is the fingerprint of the notebook before this one."""
+    parts = {
+        "the notebook": [cell.source for cell in nbformat.read(stage.source, as_version=4).cells],
+        "catlib": library(),
+        "package versions": package_versions(),
+        "parameters": {key: value for key, value in stage.parameters.items() if key != "hint"},
+        "input files": [_listing(stage.parameters[key]) for key in INPUTS if stage.parameters.get(key)],
+        "an earlier notebook": before,
+    }
+    return {name: hashlib.sha256(json.dumps(part, sort_keys=True).encode()).hexdigest() for name, part in parts.items()}
+
+
+def changes(entry: Mapping[str, Any], stage: Stage, now: Mapping[str, str]) -> list[str]:
+    """What differs between the results that a run's state lists for a stage and those it would have now; empty: nothing."""
+    then = entry.get("fingerprint")
+    if not isinstance(then, dict):
+        return ["never completed"]
+    found = [name for name, digest in now.items() if then.get(name) != digest]
+    if "parameters" in found:
+        old, new = entry.get("parameters", {}), stage.parameters
+        found[found.index("parameters")] = ", ".join(sorted(key for key in new if old.get(key, new) != new[key]))
+    recorded = entry.get("outputs", {})
+    return found + (["output files"] if signatures(recorded) != recorded else [])
 
 
 def library() -> str:
@@ -115,25 +133,20 @@ def output_files(stage: Stage) -> list[Path]:
     """The files that lie in the folders a stage writes to, in order; the runner's own files are left out."""
     folders = {resolve(stage.parameters[key]) for key in OUTPUTS if key in stage.parameters}
     run_dir = resolve(stage.parameters.get("run_dir", "outputs"))
-    return sorted(
-        {path for folder in folders for path in folder.rglob("*") if path.is_file() and path.parent != run_dir}
-        | {
-            path
-            for path in run_dir.glob("*")
-            if path.suffix in (".csv", ".json", ".jsonl") and path.name != "state.json"
-        }
-    )
+    found = {path for folder in folders for path in folder.rglob("*") if path.is_file() and path.parent != run_dir}
+    tables = {p for p in run_dir.glob("*") if p.suffix in (".csv", ".json", ".jsonl") and p.name != "state.json"}
+    return sorted(found | tables)
 
 
 def signatures(paths: Iterable[str | Path]) -> dict[str, str]:
-    """For each path that is a file, a text that changes with its content."""
+    """For each path that is a file, by its name relative to the project, a text that changes with its content."""
     found = {}
-    for path in map(Path, paths):
+    for path in map(resolve, paths):
         if path.is_file():
             facts = path.stat()
             small = facts.st_size <= WHOLE_FILE
             mark = hashlib.sha256(path.read_bytes()).hexdigest()[:16] if small else str(facts.st_mtime_ns)
-            found[str(path)] = f"{facts.st_size}:{mark}"
+            found[relative(path)] = f"{facts.st_size}:{mark}"
     return found
 
 

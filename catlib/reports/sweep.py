@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from catlib.data.records import write_atomically
 from catlib.errors import InputError
 from catlib.evaluation.names import PROBES, TUNED, short
 from catlib.evaluation.plots import learning_curve_figure, learning_curve_sentence
 from catlib.evaluation.tables import share
+from catlib.files import write_text
 from catlib.paths import resolve
 from catlib.reports import html
 from catlib.reports.index import render_all_runs, results
@@ -79,6 +79,6 @@ def curve_page(run: str, key: str, runs: Sequence[tuple[float, str]]) -> Path:
     )
     links = " ".join(f'<a href="{quote(name)}/index.html">{escape(name)}</a>' for _, name in runs)
     path = resolve("reports") / f"sweep-{run}-{key}.html"
-    write_atomically(path, html.page(title, f'<a href="index.html">all runs</a> {links}', body))
+    write_text(path, html.page(title, f'<a href="index.html">all runs</a> {links}', body))
     render_all_runs()
     return path
