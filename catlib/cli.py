@@ -1,4 +1,4 @@
-"""The command `catlib`: parses, runs one subcommand, and turns every failure into one paragraph and an honest exit code."""
+"""The command `catlib`: parses, runs one subcommand, and turns every failure into one paragraph and its exit code."""
 
 import argparse
 import logging
@@ -22,6 +22,7 @@ def build_parser() -> argparse.ArgumentParser:
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument("--debug", action="store_true", help="show the traceback of a failure")
     common.add_argument("--quiet", action="store_true", help="log warnings only")
+    common.add_argument("--json", action="store_true", help="print the result as JSON, for a program to read")
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name in COMMANDS:
         import_module(f"catlib.commands.{name}").add_parser(subparsers, common)

@@ -36,7 +36,6 @@ def add_parser(subparsers: Any, common: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--to", metavar="DIR", default="data/oxford-pets", help="folder for fetch (default: data/oxford-pets)"
     )
-    parser.add_argument("--json", action="store_true", help="print the result as one JSON object")
     add_settings_options(parser, DataSettings, skip=("photos", "data_dir", "run_dir"))
     parser.add_argument(
         "--run-dir", "--run_dir", metavar="DIR", help="folder that gets audit.csv (default: beside the split)"

@@ -33,7 +33,6 @@ def add_parser(subparsers: argparse._SubParsersAction, common: argparse.Argument
         "--bootstrap", type=int, default=2000, metavar="N", help="resamples behind each interval (default: 2000)"
     )
     parser.add_argument("--seed", type=int, default=0, help="seed of the resampling (default: 0)")
-    parser.add_argument("--json", action="store_true", help="print the metrics as JSON instead of a table")
     parser.set_defaults(run=run)
 
 

@@ -42,7 +42,6 @@ def add_parser(subparsers: Any, common: argparse.ArgumentParser) -> None:
         "--device", default="auto", choices=["auto", "cpu", "cuda", "mps"], help="auto: the GPU, if any"
     )
     shared.add_argument("--force", action="store_true", help="replace an existing folder, once the new one is verified")
-    shared.add_argument("--json", action="store_true", help="print the result as JSON")
     merge = kinds.add_parser(
         "merge",
         parents=[shared],

@@ -1,36 +1,28 @@
 """`catlib memory`: how much memory a training run will need, whether it fits, and which batch would."""
 
 import argparse
-import json
+from collections.abc import Iterator
 from dataclasses import replace
+from functools import cache
 from typing import Any
 
-from catlib.commands.options import add_settings_options
-from catlib.commands.train import training_settings
+from catlib.commands.options import show
+from catlib.commands.train import add_training_options, training_settings
 from catlib.errors import InputError
 from catlib.settings import TrainSettings
 
-PLAN = (
-    ("LoRA, r 16", "lora", 16, 16.0),
-    ("LoRA, r 32", "lora", 32, 24.0),
-    ("QLoRA, r 32", "qlora", 32, 20.0),
-)  # GB of a GPU
+PLAN = (("LoRA, r 16", "lora", 16, 16.0), ("LoRA, r 32", "lora", 32, 24.0), ("QLoRA, r 32", "qlora", 32, 20.0))  # GB
 PARTS = ("weights", "adapters", "gradients", "optimizer", "activations", "logits", "features", "transient")
 
 
 def add_parser(subparsers: Any, common: argparse.ArgumentParser) -> None:
     """The options of `catlib memory`."""
     parser = subparsers.add_parser("memory", parents=[common], help="memory that training needs", description=__doc__)
-    parser.add_argument(
-        "--profile", metavar="NAME", help="take the settings of notebooks/profiles/NAME.yaml, or of a file"
-    )
-    parser.add_argument("--model_name", "--model-name", metavar="REF", help="the plan's name of --base_model")
     parser.add_argument("--vram", type=float, metavar="GB", help="memory of the device, GB (10^9 bytes)")
     parser.add_argument(
         "--image_tokens", "--image-tokens", type=int, metavar="N", help="tokens of one photo; default: the model's most"
     )
-    parser.add_argument("--json", action="store_true", help="print bytes as JSON")
-    add_settings_options(parser, TrainSettings)
+    add_training_options(parser)
     parser.set_defaults(run=run)
 
 
@@ -41,10 +33,7 @@ def run(args: argparse.Namespace) -> int:
         if (value := getattr(args, name)) is not None and value <= 0:
             raise InputError(f"--{name} must be above 0, found {value}")
     facts = gather(settings, args.vram, args.image_tokens)
-    if args.json:
-        print(json.dumps(facts))
-    else:
-        print("\n".join(lines(settings, facts)))
+    show(args, facts, "\n".join(lines(settings, facts)))
     return 0
 
 
@@ -59,83 +48,48 @@ def gather(settings: TrainSettings, vram: float | None, image_tokens: int | None
     config = model_config(settings.base_model)
     shape = Shape(image_tokens or image_tokens_of(config), TEXT_TOKENS, ANSWER_TOKENS)
     limit = vram * GB if vram else None
-    made: dict[TrainSettings, Footprint] = {}
+    of = cache(lambda variant: Footprint.of(variant, config, shape))
 
-    def footprint(**changes: Any) -> Footprint:
-        variant = replace(settings, **changes)
-        if variant not in made:
-            made[variant] = Footprint.of(variant, config, shape)
-        return made[variant]
+    def row(limit: float | None, **changes: Any) -> dict[str, Any]:
+        footprint = of(replace(settings, **changes))
+        most = None if limit is None else largest_batch(footprint, limit)
+        return {"peak": footprint.at(settings.batch_size).peak, "largest_batch": most}
 
-    def row(of: Footprint, limit: float | None) -> dict[str, Any]:
-        return {
-            "peak": of.at(settings.batch_size).peak,
-            "largest_batch": None if limit is None else largest_batch(of, limit),
-        }
-
-    modes = {
-        f"{mode}{', gradient checkpointing' if checkpointing else ''}": row(
-            footprint(mode=mode, gradient_checkpointing=checkpointing), limit
-        )
-        for mode in ("lora", "qlora")
-        for checkpointing in (False, True)
-    }
+    saving = {"": {"gradient_checkpointing": False}, ", gradient checkpointing": {"gradient_checkpointing": True}}
+    modes = {mode + way: row(limit, mode=mode, **on) for mode in ("lora", "qlora") for way, on in saving.items()}
     plan = []
     for what, mode, rank, gb in PLAN:
-        plain, saving = (
-            row(footprint(mode=mode, lora_r=rank, lora_alpha=2 * rank, gradient_checkpointing=on), gb * GB)
-            for on in (False, True)
-        )
-        plan.append({"what": what, "plan": gb * GB, "ours": plain, "ours_gradient_checkpointing": saving})
-    chosen = footprint()
-    need = chosen.at(settings.batch_size)
-    return {
-        **need.as_dict(),
-        "vram": limit,
-        "fits": None if limit is None else need.peak <= limit,
-        "largest_batch": None if limit is None else largest_batch(chosen, limit),
-        "modes": modes,
-        "plan": plan,
-    }
+        plain, less = (row(gb * GB, mode=mode, lora_r=rank, **on) for on in saving.values())
+        plan.append({"what": what, "plan": gb * GB, "ours": plain, "ours_gradient_checkpointing": less})
+    need, chosen = of(settings).at(settings.batch_size), row(limit)
+    fits = None if limit is None else need.peak <= limit
+    more = {"vram": limit, "fits": fits, "largest_batch": chosen["largest_batch"], "modes": modes, "plan": plan}
+    return {**need.as_dict(), **more}
 
 
-def lines(settings: TrainSettings, facts: dict[str, Any]) -> list[str]:
+def lines(settings: TrainSettings, facts: dict[str, Any]) -> Iterator[str]:
     """The figures as text, GB of 10^9 bytes."""
     batch, limit = settings.batch_size, facts["vram"]
 
-    def gb(value: float) -> str:
-        return f"{value / 1e9:.2f} GB"
+    def gb(label: str, value: float) -> str:
+        return f"{label:<32} {value / 1e9:>15.2f} GB"
 
-    def most(value: int | None) -> str:
-        return "none" if value == 0 else str(value)
+    def most(row: dict[str, Any]) -> str:
+        return "none" if row["largest_batch"] == 0 else str(row["largest_batch"])
 
-    text = [
-        f"{settings.base_model}, mode {settings.mode}, r {settings.lora_r}, batch {batch}, gradient checkpointing "
-        f"{'on' if settings.gradient_checkpointing else 'off'}, {facts['image_tokens']} image tokens a photo",
-        f"{'trainable parameters':<32} {facts['trainable_parameters']:>15,}   of {facts['parameters']:,}",
-    ]
-    text += [f"{part:<32} {gb(facts[part]):>18}" for part in PARTS]
-    text += [f"{f'peak in the {phase}':<32} {gb(value):>18}" for phase, value in facts["phases"].items()]
-    text.append(f"{'peak':<32} {gb(facts['peak']):>18}")
+    checkpointing = "on" if settings.gradient_checkpointing else "off"
+    yield f"{settings.base_model}, mode {settings.mode}, r {settings.lora_r}, batch {batch}, gradient checkpointing {checkpointing}"
+    yield f"{facts['image_tokens']} image tokens a photo; {facts['trainable_parameters']:,} of {facts['parameters']:,} parameters trained"
+    yield from (gb(part, facts[part]) for part in PARTS)
+    yield from (gb(f"peak in the {phase}", value) for phase, value in facts["phases"].items())
+    yield gb("peak", facts["peak"])
     if limit:
-        text += [
-            "",
-            f"{limit / 1e9:g} GB: {'fits' if facts['fits'] else 'does not fit'}; "
-            f"largest batch that does: {most(facts['largest_batch'])}",
-        ]
-    text += ["", f"at batch {batch}" + (f", and the largest batch in {limit / 1e9:g} GB" if limit else "")]
-    text += [
-        f"{label:<32} {gb(way['peak']):>18}" + ("" if limit is None else f"   {most(way['largest_batch'])}")
-        for label, way in facts["modes"].items()
-    ]
-    text += [
-        "",
-        f"{'the plan says':<32} {'ours, batch ' + str(batch):>18}   with checkpointing   largest batch in the plan's memory",
-    ]
-    for entry in facts["plan"]:
-        plain, saving = entry["ours"], entry["ours_gradient_checkpointing"]
-        text.append(
-            f"{entry['what'] + ': ' + format(entry['plan'] / 1e9, 'g') + ' GB':<32} {gb(plain['peak']):>18}   {gb(saving['peak']):>18}"
-            f"   {most(plain['largest_batch'])}, with checkpointing {most(saving['largest_batch'])}"
-        )
-    return [*text, "(elsewhere the plan says 8 GB for QLoRA)"]
+        yield f"\n{limit / 1e9:g} GB: {'fits' if facts['fits'] else 'does not fit'}; largest batch that does: {most(facts)}"
+    yield f"\nat batch {batch}" + (f", and the largest batch in {limit / 1e9:g} GB" if limit else "")
+    yield from (gb(way, row["peak"]) + (f"   {most(row)}" if limit else "") for way, row in facts["modes"].items())
+    yield f"\n{'the plan says':<32} {f'ours, batch {batch}':>18}   with checkpointing   largest batch in the plan's memory"
+    for row in facts["plan"]:
+        plain, less = row["ours"], row["ours_gradient_checkpointing"]
+        label = f"{row['what']}: {row['plan'] / 1e9:g} GB"
+        yield f"{gb(label, plain['peak'])}{less['peak'] / 1e9:>18.2f} GB   {most(plain)}, with checkpointing {most(less)}"
+    yield "(elsewhere the plan says 8 GB for QLoRA)"

@@ -1,7 +1,8 @@
-"""Command-line options made from a settings class, so that name, type, default and meaning are stated there alone."""
+"""What the commands share: options made from a settings class, so that a name is stated there alone, and printing."""
 
 import argparse
-from collections.abc import Collection
+import json
+from collections.abc import Collection, Mapping
 from dataclasses import fields
 from typing import Any, TypeVar
 
@@ -12,38 +13,48 @@ PREFIX = "setting:"  # keeps the namespace entries apart from a command's own op
 
 
 def add_settings_options(
-    parser: argparse.ArgumentParser, settings_class: type[Settings], skip: Collection[str] = ()
+    parser: argparse.ArgumentParser,
+    settings_class: type[Settings],
+    only: Collection[str] = (),
+    skip: Collection[str] = (),
+    also: Mapping[str, str] | None = None,
 ) -> None:
-    """An option for every field not in `skip`: `--batch_size 4` and `--batch-size 4`, bools as `--flag` and `--no-flag`.
-
-    The options have no default of their own: what is not given is left to the settings class.
+    """An option for every field (those in `only`, or those not in `skip`): `--batch_size 4` and `--batch-size 4`; bools as `--flag`
+    and `--no-flag`. `also`: a further name of an option. What is not given is left to the settings class.
     """
     group = parser.add_argument_group("settings", "underscores or dashes, as you like")
     for option in fields(settings_class):
-        if option.name in (*skip, "hint"):
+        if option.name in skip or (only and option.name not in only):
             continue
-        names = list(dict.fromkeys((f"--{option.name.replace('_', '-')}", f"--{option.name}")))
+        names = [
+            f"--{option.name.replace('_', '-')}",
+            f"--{option.name}",
+            *filter(None, [(also or {}).get(option.name)]),
+        ]
         text = option.metadata["help"].replace("%", "%%")
-        shared = {"dest": PREFIX + option.name, "default": argparse.SUPPRESS}
-        if option.type is bool:
-            help = f"{text} (default: {'yes' if option.default else 'no'})"
-            group.add_argument(*names, action=argparse.BooleanOptionalAction, help=help, **shared)
-            continue
-        choices = option.metadata.get("choices", ())
-        metavar = "{" + ",".join(choices) + "}" if choices else {str: "TEXT", int: "N", float: "X"}[option.type]
         default = repr(option.default) if option.default == "" else option.default
-        group.add_argument(*names, metavar=metavar, help=f"{text} (default: {default})", **shared)
+        more: dict[str, Any] = {"help": f"{text} (default: {default})"}
+        if option.type is bool:
+            more = {"help": f"{text} (default: {'yes' if default else 'no'})", "action": argparse.BooleanOptionalAction}
+        elif choices := option.metadata.get("choices"):
+            more["metavar"] = "{" + ",".join(choices) + "}"
+        else:
+            more["metavar"] = {"str": "TEXT", "int": "N", "float": "X"}[getattr(option.type, "__name__", "str")]
+        group.add_argument(*dict.fromkeys(names), dest=PREFIX + option.name, default=argparse.SUPPRESS, **more)
 
 
 def settings_given(settings_class: type[Settings], args: argparse.Namespace) -> dict[str, Any]:
     """The settings that stand on the command line. Raises InputError naming one that is ill-typed or none of its choices."""
-    given = {
-        name: value for name in settings_class.names() if (value := getattr(args, PREFIX + name, None)) is not None
-    }
-    known = {option.name: option for option in fields(settings_class)}
-    return {n: v if isinstance(v, bool) else parse_value(known[n], v, "command line") for n, v in given.items()}
+    texts = {option: getattr(args, PREFIX + option.name, None) for option in fields(settings_class)}
+    given = {option: text for option, text in texts.items() if text is not None}
+    return {o.name: v if isinstance(v, bool) else parse_value(o, v, "command line") for o, v in given.items()}
 
 
 def settings_from_args(settings_class: type[S], args: argparse.Namespace, **values: Any) -> S:
     """The settings as given on the command line; `values` come from the command's own arguments."""
     return settings_class.build(values | settings_given(settings_class, args), "command line")
+
+
+def show(args: argparse.Namespace, facts: Any, text: str) -> None:
+    """The result of a command on standard output: `facts` with --json, else `text`."""
+    print(json.dumps(facts, ensure_ascii=False, allow_nan=False, default=str) if args.json else text, flush=True)

@@ -6,7 +6,7 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +21,14 @@ if TYPE_CHECKING:
     from catlib.vlm.models import Checkpoint
 
 PHOTO_ENDINGS = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
-SHARED = ("decoding", "score_norm", "quantize", "dtype", "device")  # options that mean what they mean in an evaluation
+SHARED = (
+    "prompt",
+    "decoding",
+    "score_norm",
+    "quantize",
+    "dtype",
+    "device",
+)  # they mean what they mean in an evaluation
 log = logging.getLogger(__name__)
 
 
@@ -49,7 +56,6 @@ def add_parser(subparsers: Any, common: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--breeds", metavar="LIST", help="candidate breeds, comma separated, or a text file with one a line"
     )
-    parser.add_argument("--prompt", help="question put to the model; default: the one it was trained with")
     parser.add_argument("--batch-size", type=int, help="photos in one forward pass (default: 8)")
     parser.add_argument(
         "--concurrency", type=int, default=4, metavar="N", help="endpoint: requests at a time (default: 4)"
@@ -60,13 +66,10 @@ def add_parser(subparsers: Any, common: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--timeout", type=float, default=120.0, metavar="S", help="endpoint: seconds for an answer (default: 120)"
     )
-    add_settings_options(
-        parser, EvaluationSettings, skip=[f.name for f in fields(EvaluationSettings) if f.name not in SHARED]
-    )
+    add_settings_options(parser, EvaluationSettings, only=SHARED)
     parser.add_argument(
         "--out", type=Path, metavar="FILE.jsonl", help="predictions file with sidecar; default: standard output"
     )
-    parser.add_argument("--json", action="store_true", help="JSON lines on standard output: what it does anyway")
     parser.set_defaults(run=run)
 
 
@@ -137,10 +140,9 @@ def load_classifier(args: argparse.Namespace) -> "Classifier":
     kind, _, ref = args.model.partition(":")
     if args.model not in ("tuned", "base") and not (kind in ("clip", "probe", "endpoint") and ref):
         raise InputError(f"--model must be tuned, base, clip:REF, probe:FILE or endpoint:URL; found {args.model!r}")
-    checkpoint = resolve(args.checkpoint) if args.checkpoint else None
-    if checkpoint and not checkpoint.is_dir():
-        raise InputError(f"--checkpoint {args.checkpoint}: no such folder ({checkpoint})")
-    if not ref and not checkpoint and not (args.model == "base" and args.base_model):
+    if args.checkpoint and not resolve(args.checkpoint).is_dir():
+        raise InputError(f"--checkpoint {args.checkpoint}: no such folder ({resolve(args.checkpoint)})")
+    if not ref and not args.checkpoint and not (kind == "base" and args.base_model):
         raise InputError(
             "which model? give --checkpoint DIR, or --model base with --base-model REF, or --model clip:REF or probe:FILE"
         )
@@ -153,34 +155,29 @@ def load_classifier(args: argparse.Namespace) -> "Classifier":
         return LinearProbe.restore(given_file(ref), settings.device, settings.dtype)
 
     from catlib.vlm.checkpoint import Checkpoint, find_checkpoint, open_vlm
-    from demo.tiny_models import resolve_model
 
-    breeds = _breeds(args.breeds)
-    base = resolve_model(args.base_model, "llava") if args.base_model else ""
-    if checkpoint or kind == "base":
-        tuned = args.model != "base"
-        found = find_checkpoint(
-            checkpoint or base, base_model=base, question=args.prompt or "", breeds=breeds, tuned=tuned
-        )
-    else:  # CLIP, or a server of which no more is known than its address
-        found = Checkpoint(
-            "", "", breeds=tuple(breeds) or Checkpoint.breeds, question=args.prompt or Checkpoint.question
-        )
+    about: dict[str, Any] = {"question": settings.prompt, "breeds": _breeds(args.breeds)}
+    if kind == "clip" or not (
+        args.checkpoint or args.base_model
+    ):  # a server of which no more is known than its address
+        about = {name: value for name, value in about.items() if value}
+        found = Checkpoint("", "", **about)
+    else:
+        name = resolve(args.checkpoint) if args.checkpoint else args.base_model
+        found = find_checkpoint(name, base_model=args.base_model, tuned=kind != "base", **about)
     if kind == "endpoint":
         return _endpoint(args, found)
     if kind == "clip":
         from catlib.classifiers.clip import ClipZeroShot
         from catlib.classifiers.encoder import ClipEncoder
 
-        encoder = ClipEncoder.load(resolve_model(ref, "clip"), settings.device, settings.dtype)
-        return ClipZeroShot(encoder, found.breeds)
+        return ClipZeroShot(ClipEncoder.load(ref, settings.device, settings.dtype), found.breeds)
 
     from catlib.classifiers.vlm import VLMClassifier
 
     vlm = open_vlm(found, device=settings.device, precision="4-bit" if settings.quantize else settings.dtype)
-    return VLMClassifier(
-        vlm, decoding=settings.decoding, score_norm=settings.score_norm, name="vlm-tuned" if tuned else "vlm-base"
-    )
+    name = "vlm-base" if kind == "base" else "vlm-tuned"
+    return VLMClassifier(vlm, decoding=settings.decoding, score_norm=settings.score_norm, name=name)
 
 
 def _endpoint(args: argparse.Namespace, served: "Checkpoint") -> "Classifier":

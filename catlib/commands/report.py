@@ -1,15 +1,15 @@
 """`catlib report`: run the notebooks of a profile and render their reports."""
 
 import argparse
-import json
 import sys
 from pathlib import Path
 from typing import Any
 
+from catlib.commands.options import show
 from catlib.errors import CatlibError, InputError
 
 
-def add_parser(subparsers: argparse._SubParsersAction, common: argparse.ArgumentParser) -> None:
+def add_parser(subparsers: Any, common: argparse.ArgumentParser) -> None:
     """Add the subcommand."""
     parser = subparsers.add_parser(
         "report",
@@ -27,7 +27,6 @@ def add_parser(subparsers: argparse._SubParsersAction, common: argparse.Argument
     parser.add_argument(
         "--sweep", metavar="KEY=V1,V2,…", help="a run for each value, and a page with the learning curve"
     )
-    parser.add_argument("--json", action="store_true", help="print the result as JSON")
     parser.set_defaults(run=run)
 
 
@@ -43,7 +42,7 @@ def run(args: argparse.Namespace) -> int:
     if args.sweep:
         return _sweep(args, profile, overrides, name)
     outcome = _run_one(args, profile, overrides, name)
-    print(json.dumps(outcome, ensure_ascii=False) if args.json else _summary(outcome))
+    show(args, outcome, _summary(outcome))
     return 0
 
 
@@ -57,22 +56,14 @@ def _run_one(args: argparse.Namespace, profile: Path, overrides: dict[str, Any],
         print(line, file=sys.stderr if args.json else sys.stdout, flush=True)
 
     state = run_profile(profile, overrides, name, force=args.force, notebooks=args.notebooks, tell=tell)
-    report = report_path(name)
-    failed = next((entry for entry in state["stages"].values() if entry["status"] == "failed"), None)
-    if state["status"] == "failed" and failed:
-        kind = InputError if failed["exit_code"] == InputError.exit_code else CatlibError
-        raise kind(f"{failed['error']}\nThe report shows how far it came: {report}")
-    stages = {
-        key: {"status": entry["status"], "duration_s": entry.get("duration_s")}
-        for key, entry in state["stages"].items()
-    }
-    return {
-        "run": name,
-        "status": state["status"],
-        "report": str(report),
-        "stages": stages,
-        **results(resolve("outputs/runs") / name),
-    }
+    report, stages = report_path(name), state["stages"].items()
+    for _, entry in stages:
+        if "error" in entry and state["status"] == "failed":
+            kind = InputError if entry["exit_code"] == InputError.exit_code else CatlibError
+            raise kind(f"{entry['error']}\nThe report shows how far it came: {report}")
+    told = {key: {"status": entry["status"], "duration_s": entry.get("duration_s")} for key, entry in stages}
+    figures = results(resolve("outputs/runs") / name)
+    return {"run": name, "status": state["status"], "report": str(report), "stages": told, **figures}
 
 
 def _summary(outcome: dict[str, Any]) -> str:
@@ -81,14 +72,11 @@ def _summary(outcome: dict[str, Any]) -> str:
     from catlib.reports.index import headline
 
     lines = []
-    if rows := headline(outcome):
+    if len(rows := headline(outcome)):
         lines += ["", "Test photos, per cent [95 % interval]", text_table(rows)]
     if outcome["status"] == "done" and outcome.get("recommendation"):
-        lines += [
-            "",
-            f"Recommendation: {outcome['recommendation']}",
-            *(f"  - {reason}" for reason in outcome.get("reasons", [])),
-        ]
+        reasons = [f"  - {reason}" for reason in outcome.get("reasons", [])]
+        lines += ["", f"Recommendation: {outcome['recommendation']}", *reasons]
     return "\n".join([*lines, "", f"Report: {outcome['report']}"])
 
 
@@ -102,12 +90,6 @@ def _sweep(args: argparse.Namespace, profile: Path, overrides: dict[str, Any], n
         member, parameters = sweep.member(name, profile, overrides, key, value)
         print(f"{key} = {value:g}", file=sys.stderr if args.json else sys.stdout, flush=True)
         outcomes.append(_run_one(args, profile, parameters, member))
-    page = sweep.curve_page(
-        name, key, [(value, outcome["run"]) for value, outcome in zip(values, outcomes, strict=True)]
-    )
-    print(
-        json.dumps({"page": str(page), "runs": outcomes}, ensure_ascii=False)
-        if args.json
-        else f"\nLearning curve: {page}"
-    )
+    page = sweep.curve_page(name, key, list(zip(values, (outcome["run"] for outcome in outcomes), strict=True)))
+    show(args, {"page": str(page), "runs": outcomes}, f"\nLearning curve: {page}")
     return 0
