@@ -4,6 +4,7 @@ import os
 import re
 
 import nbformat
+import pandas as pd
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
@@ -119,10 +120,28 @@ def test_no_recommendation_of_a_run_that_failed(run, tmp_path):
     assert "adopt" not in (tmp_path / "reports" / "index.html").read_text()
 
 
-def test_tables_escape_text():
-    assert html.table([{"<a>": "<b>&"}]) == (
-        "<table><thead><tr><th>&lt;a&gt;</th></tr></thead><tbody><tr><td>&lt;b&gt;&amp;</td></tr></tbody></table>"
-    )
+def test_tables_escape_text_and_keep_a_figure_with_its_interval(run, tmp_path):
+    frame = pd.DataFrame({"<a>": ["<b>&"], "F1": ["82.3 [79.4, 85.0]"]})
+    text = re.sub(r"\s+", "", html.table(frame))
+    assert "<th>&lt;a&gt;</th>" in text and "<td>&lt;b&gt;&amp;</td>" in text
+    assert '<tdclass="figure">82.3[79.4,85.0]</td>' in text
+    assert html.table(pd.DataFrame()) == ""
+    named = re.sub(r"\s+", "", html.tidy(frame.set_index("F1")._repr_html_()))
+    assert "<thead><tr><th>F1</th><th>&lt;a&gt;</th></tr></thead>" in named and "scoped" not in named
+
+
+def test_dataframes_and_figures_show_themselves_on_a_page(run, tmp_path):
+    run_dir, state = run
+    frame = pd.DataFrame({"breed": ["Manx"], "F1": ["82.3 [79.4, 85.0]"]}).set_index("breed")
+    caption = f"<figure><img alt='cats' src='data:image/png;base64,{PIXEL}'><figcaption>Cats.</figcaption></figure>"
+    outputs = [new_output("display_data", {"text/html": text}) for text in (frame._repr_html_(), caption)]
+    nbformat.write(new_notebook(cells=[new_code_cell("1", outputs=outputs)]), run_dir / "01_first.ipynb")
+    index.render(state, run_dir)
+    text = (tmp_path / "reports" / "a run" / "01_first.html").read_text()
+    assert '<td class="figure">82.3 [79.4, 85.0]</td>' in text and "<figcaption>Cats.</figcaption>" in text
+    assert "figcaption {" in text and 'class="output_html' in text.replace(
+        "rendered_html ", ""
+    )  # scrolls where it is wide
 
 
 def test_learning_curve_page(run, tmp_path):

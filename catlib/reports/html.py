@@ -1,7 +1,8 @@
 """An executed notebook as one HTML page that needs nothing else: figures inline, code folded, no script, no network."""
 
 import logging
-from collections.abc import Collection, Iterable, Mapping, Sequence
+import re
+from collections.abc import Collection, Iterable, Mapping
 from functools import cache
 from html import escape
 from pathlib import Path
@@ -9,12 +10,18 @@ from typing import Any
 from urllib.parse import quote
 
 import nbformat
+import pandas as pd
 from nbconvert import HTMLExporter
 from papermill.execute import remove_error_markers
 from pygments.formatters import HtmlFormatter
 
 TEMPLATE = Path(__file__).with_name("template")
 WIDGET = "application/vnd.jupyter.widget-view+json"
+# pandas writes an index's name in a header row of its own.
+TWO_HEADER_ROWS = re.compile(
+    r"<thead>\s*<tr[^>]*>\s*<th></th>(?P<columns>(?:\s*<th>[^<]*</th>)*)\s*</tr>\s*"
+    r"<tr>\s*(?P<name><th>[^<]*</th>)(?:\s*<th></th>)*\s*</tr>\s*</thead>"
+)
 # No page may fetch or execute anything: it opens offline, and a name in the data cannot smuggle in a script.
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 
@@ -35,7 +42,10 @@ def notebook_body(path: Path, changed: int) -> str:
     """The cells of an executed notebook as HTML; `changed`, its time of change, tells versions apart in the cache."""
     notebook = remove_error_markers(nbformat.read(path, as_version=4))
     for output in (output for cell in notebook.cells for output in cell.get("outputs", [])):
-        output.get("data", {}).pop(WIDGET, None)  # a page without scripts shows what stands in for a widget
+        data = output.get("data", {})
+        data.pop(WIDGET, None)  # a page without scripts shows what stands in for a widget
+        if 'class="dataframe"' in data.get("text/html", ""):
+            data["text/html"] = tidy(data["text/html"])
     exporter = HTMLExporter(template_name=TEMPLATE.name, extra_template_basedirs=[str(TEMPLATE.parent)])
     exporter.log.setLevel(logging.ERROR)  # it warns of every figure that has no alternative text
     return exporter.from_notebook_node(notebook)[0]
@@ -61,16 +71,17 @@ def facts(rows: Iterable[tuple[str, Any]]) -> str:
     return f"<table>{cells}</table>"
 
 
-def table(rows: Sequence[Mapping[str, str]]) -> str:
-    """Rows of text, all with the same keys, as a table with a header."""
-    if not rows:
-        return ""
-    head = "".join(f"<th>{escape(key)}</th>" for key in rows[0])
-    body = "".join("<tr>" + "".join(map(_cell, map(str, row.values()))) + "</tr>" for row in rows)
-    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+def table(rows: pd.DataFrame) -> str:
+    """A DataFrame as a table with a header, its index as the first column where that has a name; the cells are text."""
+    plain = rows.reset_index() if rows.index.name else rows
+    return "" if plain.empty else tidy(plain.to_html(index=False, border=0))
 
 
-def _cell(text: str) -> str:
-    """A cell; a figure and its interval stay on one line."""
-    kind = ' class="figure"' if "[" in text else ""
-    return f"<td{kind}>{escape(text)}</td>"
+def tidy(text: str) -> str:
+    """HTML with the tables that pandas wrote, for a page: one header row, no style of their own, a figure and its interval on one
+    line.
+    """
+    text = re.sub(r"<style scoped>.*?</style>", "", text, flags=re.DOTALL)
+    text = re.sub(r' border="\d"', "", text)
+    text = TWO_HEADER_ROWS.sub(r"<thead><tr>\g<name>\g<columns></tr></thead>", text)
+    return re.sub(r"<td>(?=[^<\[]*\[[^<]*\]</td>)", '<td class="figure">', text)

@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+import pandas as pd
+
 from catlib.errors import InputError
 from catlib.evaluation.criteria import criteria_rows
 from catlib.evaluation.metrics_file import METRICS_FILE, read_metrics
 from catlib.evaluation.names import TUNED, ZERO_SHOT
-from catlib.evaluation.tables import Rows, model_rows, share
+from catlib.evaluation.tables import model_rows, share
 from catlib.files import read_json, write_text
 from catlib.paths import relative, resolve
 from catlib.reports import html
@@ -51,9 +53,9 @@ def results(run_dir: Path) -> dict[str, Any]:
     return read_metrics(path) if path.is_file() else {}
 
 
-def headline(metrics: Mapping[str, Any]) -> Rows:
-    """The headline figures of each model as rows of text."""
-    return model_rows(metrics.get("models", {}))
+def headline(metrics: Mapping[str, Any]) -> pd.DataFrame:
+    """The headline figures of each model as text."""
+    return pd.DataFrame(model_rows(metrics.get("models", {})))
 
 
 def report_path(run: str) -> Path:
@@ -103,12 +105,12 @@ def _run_page(state: Mapping[str, Any], metrics: Mapping[str, Any], pages: Colle
     body += (
         f"<h2>Notebooks</h2><table><thead><tr><th>page</th><th>status</th><th>took</th></tr></thead>{stages}</table>"
     )
-    if rows := headline(metrics):
+    if len(rows := headline(metrics)):
         note = "" if complete else " They are of an earlier state of this run: some notebooks have not been run since."
         body += f"<h2>Figures on the test photos</h2>{html.table(rows)}"
         body += f"<p>Per cent, with 95 % intervals in brackets.{note}</p>"
     if complete and metrics.get("criteria"):
-        body += f"<h2>Criteria</h2>{html.table(criteria_rows(metrics['criteria']))}"
+        body += f"<h2>Criteria</h2>{html.table(pd.DataFrame(criteria_rows(metrics['criteria'])))}"
     nav = html.navigation(state["run"], state["stages"], pages, "index.html")
     return html.page(f"{state['run']} · catlib report", nav, body, html.facts(_origin(state, state)))
 

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+import pandas as pd
+
 from catlib.errors import InputError
 from catlib.evaluation.names import PROBES, TUNED, short
 from catlib.evaluation.plots import learning_curve_figure, learning_curve_sentence
@@ -73,7 +75,7 @@ def curve_page(run: str, key: str, runs: Sequence[tuple[float, str]]) -> Path:
         if any(metrics["models"].get(name, {}).get(figure) for _, metrics in measured)
     ]
     body = f"<h1>{escape(title)}</h1><ul>{''.join(f'<li>{escape(sentence)}</li>' for sentence in said)}</ul>"
-    body += f'<img alt="learning curve" src="data:image/png;base64,{inline}">{html.table(rows)}'
+    body += f'<img alt="learning curve" src="data:image/png;base64,{inline}">{html.table(pd.DataFrame(rows))}'
     body += (
         f"<p>Meaning of {key}: {escape(all_options()[key].metadata['help'])}. Per cent, 95 % intervals in brackets.</p>"
     )
