@@ -2,6 +2,7 @@
 # make test                                            the tests
 # make lab                                             JupyterLab on the notebooks
 # make lock                                            new versions for requirements.lock
+# make demo                                            draw the demo's photos (the three above do it, too)
 # make clean                                           remove .venv, caches and what the demo profile produced
 # Needs Python 3.11 or newer, make and git. PYTHON=python3.12 chooses the interpreter that .venv is made with.
 PYTHON ?= python3
@@ -14,18 +15,21 @@ INSTALLED := $(VENV)/installed
 PIP := -m pip --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help report test lab lock clean
+.PHONY: help demo report test lab lock clean
 
 help:
-	@sed -n '1,6s/^# //p' Makefile
+	@sed -n '1,7s/^# //p' Makefile
 
-report: $(INSTALLED)
+demo: $(INSTALLED)
+	@$(BIN)/python -m demo
+
+report: demo
 	@$(BIN)/catlib report $(PROFILE) $(ARGS)
 
-test: $(INSTALLED)
+test: demo
 	@$(BIN)/python -m pytest $(ARGS)
 
-lab: $(INSTALLED)
+lab: demo
 	@JUPYTER_PREFER_ENV_PATH=1 $(BIN)/jupyter lab --ServerApp.root_dir="$(CURDIR)" --LabApp.default_url=/lab/tree/notebooks $(ARGS)
 
 # Written anew whenever the requirements are newer than the last complete installation.
