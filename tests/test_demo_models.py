@@ -1,8 +1,11 @@
 """The shipped demo models: they load as any checkpoint, are small, know common breeds and no priority one."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
+from demo_files import LLAVA
 from safetensors.torch import load_file
 from transformers import (
     AutoProcessor,
@@ -14,6 +17,12 @@ from transformers import (
 )
 
 from catlib.breeds import BREEDS, PRIORITY_BREEDS
+from catlib.classifiers.encoder import ClipEncoder
+from catlib.errors import InputError
+from catlib.settings import TrainSettings
+from catlib.training.lora import add_lora
+from catlib.vlm.adapters import save_adapter
+from catlib.vlm.checkpoint import find_checkpoint, open_vlm
 from demo.corpus import COMMON, OTHERS, QUESTIONS, draw_corpus, sketch
 from demo.photos import draw_breed
 from demo.tiny_models import MODELS, build, size_mb
@@ -164,3 +173,28 @@ def test_the_command_makes_the_same_models_again(tmp_path):
         assert share_that_differs(first, second) < 0.02 < 0.5 < share_that_differs(first, shipped)
         shapes = {p.name for p in (made[0] / kind).iterdir()}
         assert shapes == {p.name for p in (MODELS / kind).iterdir()}
+
+
+def test_models_are_found_by_their_path_below_the_project_from_any_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    found = find_checkpoint("demo/models/llava")
+    assert found.base == LLAVA and found.folder == MODELS / "llava" and found.adapter is None
+    assert ClipEncoder.load("demo/models/clip").name == "demo/models/clip"
+    assert find_checkpoint(LLAVA).base == LLAVA
+    assert find_checkpoint("llava-hf/llava-1.5-7b-hf").base == "llava-hf/llava-1.5-7b-hf"
+    for wrong in (str(tmp_path / "nothing"), "./nothing", "models/of/mine"):
+        with pytest.raises(InputError, match="no such folder"):
+            find_checkpoint(wrong)
+    with pytest.raises(InputError, match="no model is named"):
+        find_checkpoint("")
+
+
+def test_an_adapter_records_its_base_as_it_was_named(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    vlm = open_vlm("demo/models/llava", precision="float32")
+    add_lora(vlm, TrainSettings(lora_r=4, lora_alpha=8))
+    save_adapter(vlm, tmp_path / "adapter")
+    config = json.loads((tmp_path / "adapter/adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == "demo/models/llava"
+    again = find_checkpoint(tmp_path / "adapter")
+    assert again.base == LLAVA and open_vlm(again, precision="float32").name == "demo/models/llava"

@@ -153,10 +153,9 @@ def load_classifier(args: argparse.Namespace) -> "Classifier":
         return LinearProbe.restore(given_file(ref), settings.device, settings.dtype)
 
     from catlib.vlm.checkpoint import Checkpoint, find_checkpoint, open_vlm
-    from demo.tiny_models import resolve_model
 
     breeds = _breeds(args.breeds)
-    base = resolve_model(args.base_model, "llava") if args.base_model else ""
+    base = args.base_model or ""
     if checkpoint or kind == "base":
         tuned = args.model != "base"
         found = find_checkpoint(
@@ -172,7 +171,7 @@ def load_classifier(args: argparse.Namespace) -> "Classifier":
         from catlib.classifiers.clip import ClipZeroShot
         from catlib.classifiers.encoder import ClipEncoder
 
-        encoder = ClipEncoder.load(resolve_model(ref, "clip"), settings.device, settings.dtype)
+        encoder = ClipEncoder.load(ref, settings.device, settings.dtype)
         return ClipZeroShot(encoder, found.breeds)
 
     from catlib.classifiers.vlm import VLMClassifier
