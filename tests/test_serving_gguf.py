@@ -7,7 +7,6 @@ import jinja2
 import numpy as np
 import pytest
 import torch
-from demo_files import LLAVA
 from tiny_encoders import photo
 from tiny_models import pixtral_processor_class, save_llava, save_pixtral
 
@@ -25,12 +24,13 @@ from catlib.vlm.checkpoint import open_vlm
 from catlib.vlm.decoding import generate_free
 from catlib.vlm.models import load_processor
 from catlib.vlm.prompting import prompt_text
+from demo.tiny_models import ensure_demo_models
 
 
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory):
     """The shipped LLaVA, written anew."""
-    source = find_source(LLAVA)
+    source = find_source(ensure_demo_models().llava)
     return merge(source, tmp_path_factory.mktemp("gguf") / "plain", dtype="float32", count=1).folder
 
 

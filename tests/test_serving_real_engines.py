@@ -7,7 +7,6 @@ import json
 
 import pytest
 import torch
-from demo_files import LLAVA
 
 from catlib.classifiers.photo_urls import crop_side
 from catlib.errors import CatlibError
@@ -21,6 +20,7 @@ from catlib.settings import TrainSettings
 from catlib.training.lora import add_lora
 from catlib.vlm.adapters import load_adapter, save_adapter
 from catlib.vlm.checkpoint import open_vlm
+from demo.tiny_models import ensure_demo_models
 
 pytestmark = pytest.mark.engine
 PHOTOS = choose_photos([], {}, 8)
@@ -43,7 +43,7 @@ def place(tmp_path_factory):
 
 def make_adapter(place, train_projector):
     """An adapter of the shipped LLaVA that changes its answers."""
-    base, folder = LLAVA, place / train_projector
+    base, folder = str(ensure_demo_models().llava), place / train_projector
     vlm = open_vlm(base, precision="float32")
     add_lora(vlm, TrainSettings(lora_r=4, lora_alpha=8, train_projector=train_projector))
     torch.manual_seed(2)
@@ -73,7 +73,7 @@ def spoken_there(command, source, crop, log):
 def test_vllm_says_the_same_with_an_adapter_unmerged(place, train_projector):
     base = place / "base"
     if not base.exists():
-        merge(find_source(LLAVA), base, dtype="float32", count=1)
+        merge(find_source(ensure_demo_models().llava), base, dtype="float32", count=1)
     source = find_source(make_adapter(place, train_projector), str(base))
     command = vllm_command(
         str(base), Where(port=free_port()), adapter=source.adapter, dtype="float32", max_model_len=256

@@ -10,7 +10,6 @@ from concurrent.futures import wait
 
 import pytest
 import torch
-from demo_files import LLAVA
 from PIL import Image
 from serving_cases import BROKEN, jpeg, one_thread, save_tuned  # noqa: F401
 from tiny_encoders import photo
@@ -22,6 +21,7 @@ from catlib.serving.service import BreedAnswer, VLMService
 from catlib.serving.worker import Busy, Worker
 from catlib.vlm.checkpoint import choose_precision, find_checkpoint, open_vlm
 from catlib.vlm.decoding import generate_free
+from demo.tiny_models import ensure_demo_models
 
 
 @pytest.fixture(scope="module")
@@ -134,7 +134,7 @@ def test_a_wrong_checkpoint_leaves_the_model_in_place(checkpoint, service, tmp_p
 
 
 def test_a_merged_model_and_its_breeds(tmp_path):
-    folder = shutil.copytree(LLAVA, tmp_path / "merged")
+    folder = shutil.copytree(ensure_demo_models().llava, tmp_path / "merged")
     (folder / "training.json").write_text(
         json.dumps({"breeds": ["Sphynx - Hairless Cat", "Manx"], "question": "Which breed?"})
     )
