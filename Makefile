@@ -2,7 +2,6 @@
 # make test                                            the tests
 # make lab                                             JupyterLab on the notebooks
 # make lock                                            new versions for requirements.lock
-# make demo                                            draw the demo's photos (the three above do it, too)
 # make clean                                           remove .venv, caches and what the demo profile produced
 # Needs Python 3.11 or newer, make and git. PYTHON=python3.12 chooses the interpreter that .venv is made with.
 PYTHON ?= python3
@@ -15,21 +14,18 @@ INSTALLED := $(VENV)/installed
 PIP := -m pip --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help demo report test lab lock clean
+.PHONY: help report test lab lock clean
 
 help:
-	@sed -n '1,7s/^# //p' Makefile
+	@sed -n '1,6s/^# //p' Makefile
 
-demo: $(INSTALLED)
-	@$(BIN)/python -m demo
-
-report: demo
+report: $(INSTALLED)
 	@$(BIN)/catlib report $(PROFILE) $(ARGS)
 
-test: demo
+test: $(INSTALLED)
 	@$(BIN)/python -m pytest $(ARGS)
 
-lab: demo
+lab: $(INSTALLED)
 	@JUPYTER_PREFER_ENV_PATH=1 $(BIN)/jupyter lab --ServerApp.root_dir="$(CURDIR)" --LabApp.default_url=/lab/tree/notebooks $(ARGS)
 
 # Written anew whenever the requirements are newer than the last complete installation.
@@ -48,6 +44,12 @@ lock:
 	{ echo "# Exact versions of catlib[lab,test]; written by make lock"; \
 	  $$folder/bin/python $(PIP) freeze --all --exclude pip --exclude catlib | sed 's/+cpu$$//'; } > requirements.lock.new && \
 	mv requirements.lock.new requirements.lock && rm -rf $$folder
+
+# Nothing is drawn where the demo's photos are complete.
+.PHONY: demo
+report test lab: demo
+demo: $(INSTALLED)
+	@$(BIN)/python -m demo
 
 clean:
 	rm -rf $(VENV) build .pytest_cache catlib.egg-info outputs/cache \
