@@ -45,6 +45,12 @@ lock:
 	  $$folder/bin/python $(PIP) freeze --all --exclude pip --exclude catlib | sed 's/+cpu$$//'; } > requirements.lock.new && \
 	mv requirements.lock.new requirements.lock && rm -rf $$folder
 
+# Nothing is drawn where the demo's photos are complete.
+.PHONY: demo
+report test lab: demo
+demo: $(INSTALLED)
+	@$(BIN)/python -m demo
+
 clean:
 	rm -rf $(VENV) build .pytest_cache catlib.egg-info outputs/cache \
 	  data/demo outputs/runs/demo outputs/vlm_checkpoints/demo reports/demo reports/index.html

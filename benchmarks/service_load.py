@@ -1,6 +1,6 @@
 """The service in a crowd: answers against sequential ones, bad photos, the event loop's longest pause, memory over time.
 
-    python benchmarks/service_load.py [--checkpoint DIR] [--requests 200] [--bad 10] [--long 2000] [--json]
+    python -m benchmarks.service_load [--checkpoint DIR] [--requests 200] [--bad 10] [--long 2000] [--json]
 
 Without --checkpoint the model is the demo's tiny LLaVA. The photos are drawn cats. All requests come at once through an
 ASGI application (httpx, no network), as in docs/service.md, and once more straight to the service; the event loop is
@@ -33,7 +33,7 @@ from catlib.serving.service import BreedAnswer, VLMService, read_photo
 from catlib.vlm.checkpoint import find_checkpoint, open_vlm
 from catlib.vlm.decoding import generate_free
 from demo.photos import draw_breed
-from demo.tiny_models import ensure_demo_models
+from demo.tiny_models import MODELS
 
 
 @dataclass
@@ -176,7 +176,7 @@ def main() -> int:
     parser.add_argument("--no-freeze", action="store_true", help="leave out the documented gc.freeze() after loading")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
-    result = asyncio.run(measure(args, args.checkpoint or ensure_demo_models().llava))
+    result = asyncio.run(measure(args, args.checkpoint or MODELS / "llava"))
     if args.json:
         print(json.dumps(result))
         return 0

@@ -12,7 +12,7 @@ TABLE = Path(__file__).parent / "assets" / "breeds.yaml"
 
 @dataclass(frozen=True)
 class Traits:
-    """What a judge looks at. Feeds CLIP prompts, answers with reasons, and the drawn demo cats."""
+    """What a judge looks at. Feeds CLIP prompts, answers with reasons, and drawings of cats."""
 
     coat_length: str  # hairless | short | medium | long
     coat: str  # its kind in words: "wiry and springy"

@@ -7,6 +7,7 @@ a two-layer projector and a Llama decoder.
 
 import json
 from collections.abc import Iterable
+from typing import Any, TypeVar
 
 import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
@@ -21,12 +22,14 @@ from transformers import (
     LlavaConfig,
     LlavaForConditionalGeneration,
     LlavaProcessor,
+    PreTrainedModel,
 )
 
 SIDE = 96  # pixels
 PATCH = 16  # pixels; 36 image tokens
 IMAGE_TOKEN, PAD_TOKEN = "<image>", "<pad>"
 CLIP_MERGES, LLAMA_MERGES = 500, 420
+Model = TypeVar("Model", bound=PreTrainedModel)
 CHAT_TEMPLATE = (  # LLaVA-1.5's, with the end token after an answer
     "{% for message in messages %}"
     "{% if message['role'] == 'user' %}USER: "
@@ -92,7 +95,7 @@ def make_llava(clip: CLIPModel, texts: Iterable[str]) -> tuple[LlavaForCondition
     config = LlavaConfig(
         vision_config=clip.config.vision_config,
         text_config=decoder,
-        image_token_index=tokenizer.convert_tokens_to_ids(IMAGE_TOKEN),
+        image_token_index=tokenizer.get_vocab()[IMAGE_TOKEN],
         image_seq_length=(SIDE // PATCH) ** 2,
         vision_feature_layer=-2,
         vision_feature_select_strategy="default",
@@ -117,10 +120,11 @@ def make_llava(clip: CLIPModel, texts: Iterable[str]) -> tuple[LlavaForCondition
     return model, processor
 
 
-def set_dtype(model: torch.nn.Module, dtype: torch.dtype) -> torch.nn.Module:
+def set_dtype(model: Model, dtype: torch.dtype) -> Model:
     """Weights in the type they are shipped in; the config says so, too."""
     model.config.dtype = dtype
-    return model.to(dtype)
+    torch.nn.Module.to(model, dtype)
+    return model
 
 
 def _image_processor() -> CLIPImageProcessor:
@@ -182,6 +186,7 @@ def _llama_tokenizer(texts: Iterable[str]) -> LlamaTokenizer:
     return tokenizer
 
 
-def _merges(bpe: Tokenizer) -> list[tuple[str, str]]:
-    merges = json.loads(bpe.to_str())["model"]["merges"]
-    return [tuple(pair.split(" ")) if isinstance(pair, str) else tuple(pair) for pair in merges]
+def _merges(bpe: Tokenizer) -> list[Any]:
+    pairs = json.loads(bpe.to_str())["model"]["merges"]
+    split = (pair.split(" ") if isinstance(pair, str) else pair for pair in pairs)
+    return [(left, right) for left, right in split]

@@ -95,10 +95,11 @@ class Corpus:
         if kind < 0.15:
             name = BREEDS[rng.integers(len(BREEDS))].name
             return REPEAT.format(name), name
-        if self.breeds[i] is None or kind < 0.4:
+        breed = self.breeds[i]
+        if breed is None or kind < 0.4:
             question, answer = LOOKS[rng.integers(len(LOOKS))]
             return question, answer(self.looks[i])
-        return str(rng.choice(QUESTIONS)), self.breeds[i]
+        return str(rng.choice(QUESTIONS)), breed
 
 
 def sketch(look: Look) -> str:
@@ -164,6 +165,7 @@ def _draw(job: tuple[int, int]) -> tuple[np.ndarray, str | None, Look]:
     rng = np.random.default_rng((seed, STREAMS["demo-models"], index))
     kind = rng.random()
     breed = None if kind < 0.32 else str(rng.choice(COMMON)) if kind < 0.82 else str(rng.choice(OTHERS))
-    look = look_of(find(breed).traits if breed else random_traits(rng), rng)
+    known = find(breed) if breed else None
+    look = look_of(known.traits if known else random_traits(rng), rng)
     picture = draw_cat(look, rng).resize((SIDE, SIDE), Image.Resampling.BICUBIC)
     return np.asarray(picture), breed, look

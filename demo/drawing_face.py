@@ -1,5 +1,7 @@
 """The head of a drawn cat: outline, ears, eyes, nose, mouth and whiskers, in units of the head's radius."""
 
+from collections.abc import Callable
+
 import numpy as np
 from PIL import Image, ImageDraw
 
@@ -60,8 +62,14 @@ class Face:
     """Draws the features of the face through a function that maps head coordinates (n, 2) to canvas pixels."""
 
     def __init__(
-        self, image: Image.Image, look: Look, to_canvas: object, unit: float, turn: float, rng: np.random.Generator
-    ):
+        self,
+        image: Image.Image,
+        look: Look,
+        to_canvas: Callable[[Array], Array],
+        unit: float,
+        turn: float,
+        rng: np.random.Generator,
+    ) -> None:
         self.draw, self.look, self.to_canvas, self.unit, self.rng = (
             ImageDraw.Draw(image, "RGBA"),
             look,

@@ -118,7 +118,7 @@ def look_of(traits: Traits, rng: np.random.Generator) -> Look:
     )
     return Look(
         coat_length=traits.coat_length, color=color, pattern=pattern, eye=eye, base=base, dark=dark, second=second,
-        eyes=tuple(tuple(np.clip(np.array(c) * rng.normal(1, 0.07, 3), 20, 250)) for c in iris),
+        eyes=(_iris(iris[0], rng), _iris(iris[1], rng)),
         fur=vary(FUR[traits.coat_length] * (1.2 if "shaggy" in traits.coat else 1.0), 0.2),
         crimp=vary(1.0, 0.15) if any(w in traits.coat for w in ("crimped", "wav", "curl")) else 0.0,
         wrinkles=vary(1.0, 0.3) if traits.coat_length == "hairless" else 0.0,
@@ -178,6 +178,11 @@ def _colors(words: str) -> tuple[RGB, RGB]:
         return known[-1] if "white tipped" not in words else (COLORS["white"][0], COLORS["silver"][1])
     base, dark = np.mean([k[0] for k in known], axis=0), known[0][1]
     return tuple(base), dark
+
+
+def _iris(color: RGB, rng: np.random.Generator) -> RGB:
+    red, green, blue = np.clip(np.array(color) * rng.normal(1, 0.07, 3), 20, 250)
+    return red, green, blue
 
 
 def _eye_color(words: str) -> RGB:

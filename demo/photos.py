@@ -1,19 +1,14 @@
-"""The embedded photo set: drawn cats of 20 breeds, the seven rare ones with few pictures, with a test split of its own.
+"""The demo's photo folder: drawn cats of 20 breeds, the seven rare ones with few photos, with a test part of its own.
 
-Layout: `images/<Breed>/<split>_NNNN.jpg` and `labels.csv` with the columns image (relative to the folder of
-labels.csv), breed, split (train or test). Every picture has its own random stream, named by seed, stream, breed and
-number: the test pictures share none with training pictures, nor with those that the demo models have seen.
+Layout: `<part>/<Breed>/<part>_NNNN_drawn.jpg` with the parts train and test, as anyone's photos in folders. The names end in no
+number: numbered photos are taken for a sequence, and each of these is drawn apart. Every photo has its own random stream, named
+by seed, stream, breed and number: those of the test share none with training photos, nor with those that the demo's models saw.
 """
 
-import argparse
-import csv
 import hashlib
-import io
-import json
 import logging
-import shutil
-import subprocess
-import sys
+import multiprocessing
+import re
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,20 +17,19 @@ import numpy as np
 from PIL.Image import Image
 
 from catlib.breeds import TABLE, find
-from catlib.data.records import write_atomically
-from catlib.errors import CatlibError
+from catlib.errors import InputError
+from catlib.files import read_json, whole_folder, write_json
 from catlib.progress import track
 from demo.drawing import draw_cat
 from demo.drawing_look import look_of
 
 log = logging.getLogger(__name__)
-LABELS = "labels.csv"
-CARD = "demo.json"
+CARD = "drawn.json"  # lies in the photo folder, and says what was drawn
 SIZE = 160  # pixels
 STREAMS = {"train": 1, "test": 2, "demo-models": 3}
-TEST_SHARE = 0.2  # test pictures of each breed, as a share of the most frequent breed's training pictures
-MIN_PICTURES = 3
-# training pictures of each breed, as a share of the most frequent breed's
+TEST_SHARE = 0.2  # test photos of each breed, as a share of the most frequent breed's training photos
+MIN_PHOTOS = 3
+# training photos of each breed, as a share of the most frequent breed's
 SHARES: Mapping[str, float] = {
     "Domestic Short Hair": 1.0,
     "Maine Coon": 0.85,
@@ -58,105 +52,72 @@ SHARES: Mapping[str, float] = {
     "American Wirehair": 0.16,
     "Canadian Hairless": 0.16,
 }
+Job = tuple[str, str, int]  # breed, part and number of a photo
 
 
-def draw_dataset(out: Path, photos: int, seed: int) -> Path:
-    """Draw the set into the folder `out` and return its labels.csv; a complete set of the same kind is left alone.
+def draw_photos(out: Path, photos: int = 120, seed: int = 0) -> list[Path]:
+    """Draw the photos into the folder `out` and return their paths; a complete set of the same kind is left alone.
 
-    `photos` is the number of training pictures of the most frequent breed. Same arguments, same bytes.
+    `photos` is the number of training photos of the most frequent breed. Same arguments, same bytes. Raises InputError when
+    `out` holds anything that was not drawn here.
     """
-    labels = out / LABELS
+    jobs = [(name, part, i) for part in ("train", "test") for name in SHARES for i in range(count(name, part, photos))]
+    paths = [out / _relative(job) for job in jobs]
     card = {"photos": photos, "seed": seed, "size": SIZE, "drawing": _fingerprint()}
-    jobs = _jobs(photos)
-    if _is_complete(out, card, jobs):
-        return labels
-    if (out / CARD).is_file():
-        shutil.rmtree(out / "images", ignore_errors=True)
-    labels.unlink(missing_ok=True)
-    write_atomically(out / CARD, json.dumps(card, indent=1))
-    for name in SHARES:
-        (out / "images" / name).mkdir(parents=True, exist_ok=True)
-    # The helper is a command of its own: forking does not mix with a notebook's threads, and spawning imports main.
-    command = [
-        sys.executable,
-        "-m",
-        "demo.photos",
-        str(out),
-        "--photos",
-        str(photos),
-        "--seed",
-        str(seed),
-        "--half",
-    ]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as helper:
-        for job in track(jobs[::2], "drawing cats (each stands for two)"):
-            _draw_file(out, *job, seed)
-        _, trouble = helper.communicate()
-    if helper.returncode:
-        raise CatlibError(f"drawing cats into {out} failed: {trouble.strip()}")
-    table = io.StringIO()
-    rows = csv.writer(table, lineterminator="\n")
-    rows.writerow(("image", "breed", "split"))
-    rows.writerows((_relative(*job), job[0], job[1]) for job in jobs)
-    write_atomically(labels, table.getvalue())  # last: a set without it is not complete
+    drawn_before = (out / CARD).is_file()
+    if drawn_before and read_json(out / CARD) == card and all(path.is_file() for path in paths):
+        return paths
+    if drawn_before and (foreign := _foreign(out)):
+        raise InputError(
+            f"{foreign} was not drawn here, and {out} would be drawn anew: move it away, or name another folder"
+        )
+    with whole_folder(out, force=drawn_before) as folder:
+        for job in jobs:
+            (folder / _relative(job)).parent.mkdir(parents=True, exist_ok=True)
+        with multiprocessing.get_context("spawn").Pool() as pool:
+            tasks = [(folder, job, seed) for job in jobs]
+            for _ in track(pool.imap(_draw_file, tasks, chunksize=8), "drawing cats", total=len(jobs)):
+                pass
+        write_json(folder / CARD, card)
     log.info("%d drawn cats of %d breeds in %s", len(jobs), len(SHARES), out)
-    return labels
+    return paths
 
 
-def count(name: str, split: str, photos: int) -> int:
-    """How many pictures of a breed a split has when the most frequent breed has `photos` training pictures."""
-    return max(MIN_PICTURES, round(photos * (SHARES[name] if split == "train" else TEST_SHARE)))
+def count(name: str, part: str, photos: int) -> int:
+    """How many photos of a breed a part has when the most frequent breed has `photos` training photos."""
+    return max(MIN_PHOTOS, round(photos * (SHARES[name] if part == "train" else TEST_SHARE)))
 
 
 def draw_breed(name: str, stream: str, index: int, seed: int, size: int = SIZE) -> Image:
-    """Picture number `index` of a breed in one of the STREAMS."""
+    """Photo number `index` of a breed in one of the STREAMS. Raises InputError for a breed that is not in the table."""
+    breed = find(name)
+    if breed is None:
+        raise InputError(f"{name!r} is none of the breeds that can be drawn")
     rng = np.random.default_rng((seed, STREAMS[stream], zlib.crc32(name.encode()), index))
-    return draw_cat(look_of(find(name).traits, rng), rng, size)
+    return draw_cat(look_of(breed.traits, rng), rng, size)
 
 
-def _jobs(photos: int) -> list[tuple[str, str, int]]:
-    """Breed, split and number of every picture."""
-    return [
-        (name, split, i) for name in SHARES for split in ("train", "test") for i in range(count(name, split, photos))
-    ]
+def _draw_file(task: tuple[Path, Job, int]) -> None:
+    folder, job, seed = task
+    name, part, index = job
+    draw_breed(name, part, index, seed).save(folder / _relative(job), quality=80 + 7 * (index % 3))
 
 
-def _draw_file(out: Path, name: str, split: str, index: int, seed: int) -> None:
-    quality = 80 + 7 * (index % 3)
-    draw_breed(name, split, index, seed).save(out / _relative(name, split, index), quality=quality)
+def _relative(job: Job) -> str:
+    name, part, index = job
+    return f"{part}/{name}/{part}_{index:04d}_drawn.jpg"
 
 
-def _relative(name: str, split: str, index: int) -> str:
-    return f"images/{name}/{split}_{index:04d}.jpg"
-
-
-def _is_complete(out: Path, card: Mapping[str, object], jobs: list[tuple[str, str, int]]) -> bool:
-    if not (out / LABELS).is_file() or not (out / CARD).is_file():
-        return False
-    if json.loads((out / CARD).read_text(encoding="utf-8")) != card:
-        return False
-    return all((out / _relative(*job)).is_file() for job in jobs)
+def _foreign(folder: Path) -> Path | None:
+    """A file below the folder that is neither a drawn photo nor the card."""
+    for path in sorted(folder.rglob("*")):
+        drawn = re.fullmatch(r"(train|test)_\d{4,}_drawn\.jpg|\..*", path.name) or path == folder / CARD
+        if path.is_file() and not drawn:
+            return path
+    return None
 
 
 def _fingerprint() -> str:
     """Changes when the drawing changes, so that an old set is drawn again."""
-    sources = sorted(Path(__file__).parent.glob("drawing*.py")) + [Path(__file__), TABLE]
+    sources = [*sorted(Path(__file__).parent.glob("drawing*.py")), Path(__file__), TABLE]
     return hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()[:16]
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("out", type=Path)
-    parser.add_argument("--photos", type=int, default=120, help="training pictures of the most frequent breed")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--half", action="store_true", help=argparse.SUPPRESS)  # the other half is draw_dataset's own
-    args = parser.parse_args()
-    if args.half:
-        for job in _jobs(args.photos)[1::2]:
-            _draw_file(args.out, *job, args.seed)
-    else:
-        draw_dataset(args.out, args.photos, args.seed)
-
-
-if __name__ == "__main__":
-    main()

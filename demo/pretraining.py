@@ -3,11 +3,12 @@
 import logging
 import math
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
 from torch.nn.functional import cross_entropy, smooth_l1_loss
-from transformers import CLIPModel, CLIPProcessor, LlavaForConditionalGeneration, LlavaProcessor
+from transformers import CLIPProcessor, LlavaForConditionalGeneration
 
 from catlib.progress import track
 from demo.architecture import SIDE
@@ -20,9 +21,7 @@ Loss = Callable[[np.ndarray, np.random.Generator], torch.Tensor]  # of the corpu
 IGNORED = -100  # label of a token that is not supervised
 
 
-def train_clip(
-    model: CLIPModel, processor: CLIPProcessor, corpus: Corpus, epochs: int, seed: int, lr: float = 1e-3
-) -> None:
+def train_clip(model: Any, processor: CLIPProcessor, corpus: Corpus, epochs: int, seed: int, lr: float = 1e-3) -> None:
     """Contrastive training (Radford et al. 2021); equal captions are positives, too (UniCL, Yang et al. 2022).
 
     A few ten thousand pictures are little for a transformer, so linear heads learn breed, traits and measures beside it, from the
@@ -60,7 +59,7 @@ def train_clip(
 
 def train_llava(
     model: LlavaForConditionalGeneration,
-    processor: LlavaProcessor,
+    processor: Any,
     corpus: Corpus,
     epochs: int,
     seed: int,
@@ -138,8 +137,10 @@ def _fit(
             head.grad = None
         loss.backward()
         torch.nn.utils.clip_grad_norm_([*matrices, *rest], 1.0)
-        for mover in (*optimizers, *schedules):
-            mover.step()
+        for optimizer in optimizers:
+            optimizer.step()
+        for schedule in schedules:
+            schedule.step()
         losses.append(loss.item())
         if len(losses) % (size // BATCH) == 0:
             epoch = len(losses) // (size // BATCH)

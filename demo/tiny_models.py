@@ -1,4 +1,4 @@
-"""The demo models: a tiny CLIP and a tiny LLaVA that come with the package, and the command that made them.
+"""The demo models: a tiny CLIP and a tiny LLaVA in `demo/models`, and the command that made them.
 
     python -m demo.tiny_models OUT_DIR
 
@@ -9,59 +9,13 @@ torch and Pillow on the same kind of processor give the same weights up to round
 import argparse
 import logging
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from catlib.errors import CatlibError, InputError
-from catlib.paths import resolve
-
 log = logging.getLogger(__name__)
-SHIPPED = Path(__file__).parent / "models"
-KINDS = ("llava", "clip")
-DEMO = "demo"  # the model name that stands for the shipped ones
+MODELS = Path(__file__).parent / "models"  # plain `from_pretrained` loads model and processor from each folder in it
 SEED = 7
 PICTURES, CLIP_EPOCHS, LLAVA_EPOCHS = 28160, 14, 5
-
-
-@dataclass(frozen=True)
-class DemoModels:
-    """The folders of both models; plain `from_pretrained` loads model and processor from each."""
-
-    clip: Path
-    llava: Path
-
-
-def ensure_demo_models() -> DemoModels:
-    """The shipped models. Raises CatlibError with the command that makes them when they are missing."""
-    found = DemoModels(SHIPPED / "clip", SHIPPED / "llava")
-    for folder in (found.clip, found.llava):
-        if not (folder / "model.safetensors").is_file():
-            raise CatlibError(
-                f"{folder} has no weights: make the demo models with: python -m demo.tiny_models {SHIPPED}"
-            )
-    return found
-
-
-def resolve_model(ref: str, kind: str) -> str:
-    """What `from_pretrained` takes for a model parameter.
-
-    `demo` is the shipped model of that kind (llava or clip), a folder below the project's root its absolute path,
-    anything
-    else a name on the hub. Raises InputError for a folder that is not there.
-    """
-    if kind not in KINDS:
-        raise ValueError(f"kind must be one of {KINDS}, not {kind!r}")
-    if ref == DEMO:
-        return str(getattr(ensure_demo_models(), kind))
-    folder = resolve(ref)
-    if ref.strip() and folder.is_dir():
-        return str(folder)
-    if not ref.strip() or ref.startswith((".", "/", "~")) or ref.count("/") > 1:
-        raise InputError(
-            f"model {ref!r}: no such folder ({folder}); give a folder, a hub name such as owner/model, or {DEMO!r}"
-        )
-    return ref
 
 
 def build(
@@ -70,8 +24,8 @@ def build(
     clip_epochs: int = CLIP_EPOCHS,
     llava_epochs: int = LLAVA_EPOCHS,
     seed: int = SEED,
-) -> DemoModels:
-    """Draw the corpus, train both models on one core and write them to `out`/clip and `out`/llava in bfloat16."""
+) -> Path:
+    """Draw the corpus, train both models on one core and write them to `out`/clip and `out`/llava in bfloat16; `out`."""
     import torch
 
     threads = torch.get_num_threads()
@@ -83,7 +37,7 @@ def build(
         torch.set_num_threads(threads)
 
 
-def _build(out: Path, pictures: int, clip_epochs: int, llava_epochs: int, seed: int) -> DemoModels:
+def _build(out: Path, pictures: int, clip_epochs: int, llava_epochs: int, seed: int) -> Path:
     import torch
 
     from demo.architecture import make_clip, make_llava, set_dtype
@@ -91,19 +45,18 @@ def _build(out: Path, pictures: int, clip_epochs: int, llava_epochs: int, seed: 
     from demo.pretraining import train_clip, train_llava
 
     start = time.perf_counter()
-    made = DemoModels(out / "clip", out / "llava")
     corpus = draw_corpus(pictures, seed)
     clip, clip_processor = make_clip(texts())
     train_clip(clip, clip_processor, corpus, clip_epochs, seed)
-    _save(clip, clip_processor, made.clip)
+    _save(clip, clip_processor, out / "clip")
     torch.manual_seed(seed + 1)
     llava, llava_processor = make_llava(
         set_dtype(clip, torch.float32), texts()
     )  # LLaVA learns on the tower as it was saved
     train_llava(llava, llava_processor, corpus, llava_epochs, seed)
-    _save(llava, llava_processor, made.llava)
+    _save(llava, llava_processor, out / "llava")
     log.info("demo models in %s after %.0f s, %.1f MB", out, time.perf_counter() - start, size_mb(out))
-    return made
+    return out
 
 
 def _save(model: Any, processor: Any, folder: Path) -> None:

@@ -76,8 +76,10 @@ def test_sidecar(folder, tmp_path):
 
 
 def test_no_clip_there(tmp_path):
-    with pytest.raises(InputError, match="cannot be loaded"):
+    with pytest.raises(InputError, match="no such folder"):
         ClipEncoder.load(str(tmp_path / "nothing"))
+    with pytest.raises(InputError, match="cannot be loaded"):
+        ClipEncoder.load(str(tmp_path))
     folder = clip(tmp_path / "clip")
     for file in folder.glob("*processor*"):
         file.unlink()

@@ -13,6 +13,7 @@ from typing import ClassVar
 
 import numpy as np
 import pytest
+from demo_files import LLAVA
 from photo_makers import fill, jpeg
 
 from catlib.cli import main
@@ -23,7 +24,6 @@ from catlib.data.dataset import load_dataset
 from catlib.data.prepare import prepare
 from catlib.errors import CatlibError, InputError
 from catlib.settings import DataSettings
-from demo.tiny_models import SHIPPED
 
 NAMES = ("train.jsonl", "val.jsonl", "test.jsonl", "dataset.json", "groups.csv")
 
@@ -393,7 +393,7 @@ def test_the_jsonl_loads_unchanged_in_trl(tmp_path, monkeypatch):
     assert len(rows) == len(dataset.train)
     monkeypatch.chdir(dataset.image_root)  # image paths are relative to the image root
     rows = rows.cast_column("image", datasets.Image())
-    processor = AutoProcessor.from_pretrained(os.environ.get("CATLIB_SMALL_LLAVA") or SHIPPED / "llava")
+    processor = AutoProcessor.from_pretrained(os.environ.get("CATLIB_SMALL_LLAVA") or LLAVA)
     batch = sft.DataCollatorForVisionLanguageModeling(processor, completion_only_loss=True)([rows[i] for i in range(4)])
     assert batch["pixel_values"].shape[0] == 4
     for i, labels in enumerate(batch["labels"]):

@@ -1,6 +1,10 @@
-"""The drawn cats: the same every time, train and test apart, valid pictures, no breed given away by its colour."""
+"""The drawn cats: the same every time, train and test apart, valid photos, no breed given away by its colour."""
 
-import csv
+import ast
+import json
+import re
+from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,26 +13,29 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
 from catlib.breeds import BREEDS, PRIORITY_BREEDS, find
+from catlib.cli import main
+from catlib.errors import InputError
+from demo.__main__ import main as draw
 from demo.drawing import draw_cat
 from demo.drawing_look import look_of, random_traits
-from demo.photos import SHARES, SIZE, count, draw_breed, draw_dataset
+from demo.photos import CARD, SHARES, SIZE, count, draw_breed, draw_photos
+
+ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture(scope="module")
 def small_set(tmp_path_factory):
-    return draw_dataset(tmp_path_factory.mktemp("demo"), photos=10, seed=3)
-
-
-def rows_of(labels):
-    with labels.open(encoding="utf-8") as stream:
-        return list(csv.DictReader(stream))
+    """A folder of photos, and their paths."""
+    folder = tmp_path_factory.mktemp("demo") / "photos"
+    return folder, draw_photos(folder, photos=10, seed=3)
 
 
 def test_the_same_seed_gives_the_same_bytes(small_set, tmp_path):
-    again = draw_dataset(tmp_path, photos=10, seed=3)
-    assert again.read_bytes() == small_set.read_bytes()
-    for row in rows_of(small_set)[::9]:
-        assert (small_set.parent / row["image"]).read_bytes() == (tmp_path / row["image"]).read_bytes()
+    folder, paths = small_set
+    again = draw_photos(tmp_path, photos=10, seed=3)
+    assert [path.relative_to(tmp_path) for path in again] == [path.relative_to(folder) for path in paths]
+    for path in paths[::9]:
+        assert path.read_bytes() == (tmp_path / path.relative_to(folder)).read_bytes()
 
 
 def test_another_seed_gives_other_cats():
@@ -36,26 +43,80 @@ def test_another_seed_gives_other_cats():
 
 
 def test_a_complete_set_is_left_alone_and_a_broken_or_other_one_is_drawn_again(tmp_path):
-    labels = draw_dataset(tmp_path, photos=5, seed=0)
-    picture = tmp_path / rows_of(labels)[0]["image"]
+    command = ["--out", str(tmp_path / "photos"), "--photos", "5"]
+    assert draw(command) == 0
+    picture = tmp_path / "photos/train/Maine Coon/train_0000_drawn.jpg"
     before, drawn = picture.read_bytes(), picture.stat().st_mtime_ns
-    draw_dataset(tmp_path, photos=5, seed=0)
+    assert draw(command) == 0
     assert picture.stat().st_mtime_ns == drawn
     picture.unlink()
-    draw_dataset(tmp_path, photos=5, seed=0)
+    assert draw(command) == 0
     assert picture.read_bytes() == before
-    draw_dataset(tmp_path, photos=5, seed=1)
+    assert draw([*command, "--seed", "1"]) == 0
     assert picture.read_bytes() != before
+    assert [path.name for path in tmp_path.iterdir()] == ["photos"]
 
 
-def test_the_table_lists_every_picture_once_with_its_split(small_set):
-    rows = rows_of(small_set)
-    listed = [row["image"] for row in rows]
-    on_disk = {path.relative_to(small_set.parent).as_posix() for path in small_set.parent.rglob("*.jpg")}
-    assert len(listed) == len(set(listed)) and set(listed) == on_disk
-    for row in rows:
-        _, breed, name = row["image"].split("/")
-        assert breed == row["breed"] and name.startswith(row["split"])
+def test_what_was_not_drawn_here_is_not_replaced(tmp_path, capsys):
+    mine = tmp_path / "train" / "Bengal" / "mine.jpg"
+    mine.parent.mkdir(parents=True)
+    mine.write_bytes(b"mine")
+    with pytest.raises(InputError, match=str(tmp_path)):
+        draw_photos(tmp_path, photos=5)
+    (tmp_path / CARD).write_text(json.dumps({"photos": 4}))
+    assert draw(["--out", str(tmp_path), "--photos", "5"]) == 2
+    assert str(mine) in capsys.readouterr().err and mine.read_bytes() == b"mine"
+
+
+def test_every_photo_lies_in_the_folder_of_its_part_and_breed(small_set):
+    folder, paths = small_set
+    on_disk = {path for path in folder.rglob("*") if path.is_file()}
+    assert len(paths) == len(set(paths)) and {*paths, folder / CARD} == on_disk
+    found = Counter(path.relative_to(folder).parts[:2] for path in paths)
+    assert found == {(part, name): count(name, part, 10) for part in ("train", "test") for name in SHARES}
+
+
+def test_catlib_reads_the_folder_with_its_own_test_part(small_set, tmp_path):
+    folder, paths = small_set
+    assert main(["data", str(folder), "--out", str(tmp_path / "vlm"), "--quiet"]) == 0
+    card = json.loads((tmp_path / "vlm/dataset.json").read_text())
+    assert card["source"] == "folders" and set(card["breeds"]) == set(SHARES) and not card["left_out"]
+    rows = {
+        part: [json.loads(line) for line in (tmp_path / f"vlm/{part}.jsonl").open()]
+        for part in ("train", "val", "test")
+    }
+    listed = {part: {folder / row["image"] for row in rows[part]} for part in rows}
+    assert listed["test"] == {path for path in paths if "test" in path.parts}
+    assert listed["train"] | listed["val"] == {path for path in paths if "train" in path.parts}
+    assert not listed["train"] & listed["val"]
+    # Numbered photos would give a block of the highest numbers for validation; these are all drawn apart.
+    assert not any(re.search(r"\d$", path.stem) for path in paths)
+
+
+def test_no_test_picture_stands_in_training(small_set):
+    pictures = {"train": set(), "test": set()}
+    for path in small_set[1]:
+        pictures[path.parts[-3]].add(np.asarray(Image.open(path)).tobytes())
+    assert not pictures["train"] & pictures["test"]
+    streams = [draw_breed("Siamese", stream, 0, seed=0).tobytes() for stream in ("train", "test", "demo-models")]
+    assert len(set(streams)) == 3
+
+
+def test_pictures_are_rgb_jpegs_with_a_cat_in_front_of_a_background(small_set):
+    for path in small_set[1][::5]:
+        with Image.open(path) as picture:
+            assert (picture.format, picture.mode, picture.size) == ("JPEG", "RGB", (SIZE, SIZE))
+            assert np.asarray(picture).std() > 8, f"{path} is all but uniform"
+
+
+def test_the_library_does_not_import_the_demo():
+    imported = set()
+    for path in (ROOT / "catlib").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            imported |= {(path.name, name) for name in names if name.split(".")[0] == "demo"}
+    assert not imported
 
 
 def test_priority_breeds_are_rare_in_training_and_the_test_part_is_even():
@@ -66,22 +127,6 @@ def test_priority_breeds_are_rare_in_training_and_the_test_part_is_even():
         train[name] for name in SHARES if name not in PRIORITY_BREEDS
     )
     assert {count(name, "test", 120) for name in SHARES} == {24}
-
-
-def test_no_test_picture_stands_in_training(small_set):
-    pictures = {"train": set(), "test": set()}
-    for row in rows_of(small_set):
-        pictures[row["split"]].add(np.asarray(Image.open(small_set.parent / row["image"])).tobytes())
-    assert not pictures["train"] & pictures["test"]
-    streams = [draw_breed("Siamese", stream, 0, seed=0).tobytes() for stream in ("train", "test", "demo-models")]
-    assert len(set(streams)) == 3
-
-
-def test_pictures_are_rgb_jpegs_with_a_cat_in_front_of_a_background(small_set):
-    for row in rows_of(small_set)[::5]:
-        with Image.open(small_set.parent / row["image"]) as picture:
-            assert (picture.format, picture.mode, picture.size) == ("JPEG", "RGB", (SIZE, SIZE))
-            assert np.asarray(picture).std() > 8, f"{row['image']} is all but uniform"
 
 
 @pytest.mark.parametrize("breed", BREEDS, ids=lambda breed: breed.name)

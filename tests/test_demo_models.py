@@ -1,8 +1,11 @@
 """The shipped demo models: they load as any checkpoint, are small, know common breeds and no priority one."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
+from demo_files import LLAVA
 from safetensors.torch import load_file
 from transformers import (
     AutoProcessor,
@@ -14,23 +17,28 @@ from transformers import (
 )
 
 from catlib.breeds import BREEDS, PRIORITY_BREEDS
+from catlib.classifiers.encoder import ClipEncoder
 from catlib.errors import InputError
+from catlib.settings import TrainSettings
+from catlib.training.lora import add_lora
+from catlib.vlm.adapters import save_adapter
+from catlib.vlm.checkpoint import find_checkpoint, open_vlm
 from demo.corpus import COMMON, OTHERS, QUESTIONS, draw_corpus, sketch
 from demo.photos import draw_breed
-from demo.tiny_models import SHIPPED, build, ensure_demo_models, resolve_model, size_mb
+from demo.tiny_models import MODELS, build, size_mb
 
 KNOWN = ("Abyssinian", "Bengal", "Calico", "Russian Blue", "Siamese")  # the common breeds that differ most
 
 
 @pytest.fixture(scope="module")
 def clip():
-    folder = ensure_demo_models().clip
+    folder = MODELS / "clip"
     return CLIPModel.from_pretrained(folder, dtype=torch.float32).eval(), CLIPProcessor.from_pretrained(folder)
 
 
 @pytest.fixture(scope="module")
 def llava():
-    folder = ensure_demo_models().llava
+    folder = MODELS / "llava"
     model = LlavaForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
     return model, LlavaProcessor.from_pretrained(folder)
 
@@ -47,8 +55,8 @@ def recall(names, predicted, among):
 
 
 def test_the_shipped_models_are_small():
-    assert size_mb(SHIPPED) <= 8
-    assert {path.name for path in (SHIPPED / "llava").iterdir()} >= {
+    assert size_mb(MODELS) <= 8
+    assert {path.name for path in (MODELS / "llava").iterdir()} >= {
         "config.json",
         "model.safetensors",
         "processor_config.json",
@@ -81,11 +89,11 @@ def test_tokenizers_fit_their_models_and_spell_every_breed(clip, llava):
 
 
 def test_auto_classes_load_them_too(llava):
-    folder = ensure_demo_models().llava
+    folder = MODELS / "llava"
     text = "What breed is the cat in this photo?"
     assert AutoTokenizer.from_pretrained(folder)(text)["input_ids"] == llava[1].tokenizer(text)["input_ids"]
     assert type(AutoProcessor.from_pretrained(folder)) is LlavaProcessor
-    assert type(AutoProcessor.from_pretrained(ensure_demo_models().clip)) is CLIPProcessor
+    assert type(AutoProcessor.from_pretrained(MODELS / "clip")) is CLIPProcessor
 
 
 def test_the_chat_template_round_trip(llava):
@@ -159,23 +167,34 @@ def test_the_command_makes_the_same_models_again(tmp_path):
     made = [build(tmp_path / str(i), pictures=64, clip_epochs=1, llava_epochs=1, seed=2) for i in range(2)]
     assert torch.get_num_threads() == threads
     for kind in ("clip", "llava"):
-        first, second, shipped = (
-            load_file(folder / "model.safetensors") for folder in (*(getattr(m, kind) for m in made), SHIPPED / kind)
-        )
+        first, second, shipped = (load_file(place / kind / "model.safetensors") for place in (*made, MODELS))
         # The order in which a sum is added may depend on where memory lies, and Adam's first steps are as long for a tiny
         # gradient as for a large one: where a gradient is nothing but rounding, a weight may go the other way.
         assert share_that_differs(first, second) < 0.02 < 0.5 < share_that_differs(first, shipped)
-        shapes = {p.name for p in getattr(made[0], kind).iterdir()}
-        assert shapes == {p.name for p in (SHIPPED / kind).iterdir()}
+        shapes = {p.name for p in (made[0] / kind).iterdir()}
+        assert shapes == {p.name for p in (MODELS / kind).iterdir()}
 
 
-def test_model_names(tmp_path):
-    assert resolve_model("demo", "clip") == str(SHIPPED / "clip")
-    assert resolve_model("demo", "llava") == str(SHIPPED / "llava")
-    assert resolve_model(str(tmp_path), "llava") == str(tmp_path)
-    assert resolve_model("llava-hf/llava-1.5-7b-hf", "llava") == "llava-hf/llava-1.5-7b-hf"
-    for wrong in (str(tmp_path / "nothing"), "./nothing", "", "models/of/mine"):
+def test_models_are_found_by_their_path_below_the_project_from_any_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    found = find_checkpoint("demo/models/llava")
+    assert found.base == LLAVA and found.folder == MODELS / "llava" and found.adapter is None
+    assert ClipEncoder.load("demo/models/clip").name == "demo/models/clip"
+    assert find_checkpoint(LLAVA).base == LLAVA
+    assert find_checkpoint("llava-hf/llava-1.5-7b-hf").base == "llava-hf/llava-1.5-7b-hf"
+    for wrong in (str(tmp_path / "nothing"), "./nothing", "models/of/mine"):
         with pytest.raises(InputError, match="no such folder"):
-            resolve_model(wrong, "llava")
-    with pytest.raises(ValueError, match="kind"):
-        resolve_model("demo", "bert")
+            find_checkpoint(wrong)
+    with pytest.raises(InputError, match="no model is named"):
+        find_checkpoint("")
+
+
+def test_an_adapter_records_its_base_as_it_was_named(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    vlm = open_vlm("demo/models/llava", precision="float32")
+    add_lora(vlm, TrainSettings(lora_r=4, lora_alpha=8))
+    save_adapter(vlm, tmp_path / "adapter")
+    config = json.loads((tmp_path / "adapter/adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == "demo/models/llava"
+    again = find_checkpoint(tmp_path / "adapter")
+    assert again.base == LLAVA and open_vlm(again, precision="float32").name == "demo/models/llava"

@@ -10,7 +10,6 @@ from PIL.Image import Image
 
 from catlib.classifiers.weights import weights_digest
 from catlib.errors import InputError
-from catlib.paths import resolve
 from catlib.vlm.features import can_cache, compute_features
 from catlib.vlm.models import pick_device
 from catlib.vlm.prompting import inference_inputs
@@ -65,14 +64,14 @@ class ClipEncoder(FeatureExtractor):
         """A hub name or folder. Raises InputError when it is no model of this family or lacks its processor."""
         from transformers import AutoModel, AutoProcessor
 
-        if (folder := resolve(ref)).is_dir():
-            ref = str(folder)
-        where = pick_device(device)
+        from catlib.vlm.checkpoint import model_folder
+
+        where, found = pick_device(device), model_folder(ref) or ref
         # Half precision is slow on most CPUs, and these models are small: float32 unless asked for.
         kind = {"auto": torch.float32, "bfloat16": torch.bfloat16, "float32": torch.float32}[dtype]
         try:
-            model = AutoModel.from_pretrained(ref, dtype=kind)
-            processor = AutoProcessor.from_pretrained(ref)
+            model = AutoModel.from_pretrained(found, dtype=kind)
+            processor = AutoProcessor.from_pretrained(found)
         except (OSError, ValueError) as error:
             raise InputError(f"CLIP model {ref!r} cannot be loaded: {str(error).strip().splitlines()[0]}") from None
         if not (

@@ -79,14 +79,11 @@ def load_data(settings: TrainSettings) -> TrainingData:
 
 def set_up(settings: TrainSettings, team: Team) -> Run:
     """Load data and model, attach what is trained, and make the feature cache ready, each process with a share of the photos."""
-    from demo.tiny_models import resolve_model  # it builds on this room
-
     data = load_data(settings)
-    ref = resolve_model(settings.base_model, "llava")
-    check_fits(settings, ref, [(s, inside(root, s.image)) for root, part in data.parts for s in part])
-    checkpoint = find_checkpoint(ref)
+    checkpoint = find_checkpoint(settings.base_model)
+    check_fits(settings, checkpoint.base, [(s, inside(root, s.image)) for root, part in data.parts for s in part])
     if checkpoint.adapter is not None:
-        raise InputError(f"base_model {ref!r} is an adapter; name the model that is to be trained")
+        raise InputError(f"base_model {settings.base_model!r} is an adapter; name the model that is to be trained")
     dtype = str(pick_dtype(settings.dtype, pick_device(settings.device))).removeprefix("torch.")
     vlm = open_vlm(checkpoint, device=settings.device, precision="4-bit" if settings.mode == "qlora" else dtype)
     add_lora(vlm, settings)

@@ -26,7 +26,7 @@ from catlib.vlm.models import (
     pick_dtype,
 )
 
-__all__ = ["PRECISIONS", "VLM", "Checkpoint", "choose_precision", "find_checkpoint", "open_vlm"]
+__all__ = ["PRECISIONS", "VLM", "Checkpoint", "choose_precision", "find_checkpoint", "model_folder", "open_vlm"]
 
 log = logging.getLogger(__name__)
 PRECISIONS = ("auto", "bfloat16", "float32", "4-bit")
@@ -43,7 +43,7 @@ def find_checkpoint(
     `breeds` before those of the training. `tuned=False`: the base without the adapter, asked the checkpoint's question.
     Raises InputError when there is no such folder, it holds no model, or a record in it is ill-formed.
     """
-    folder = _folder(name)
+    folder = model_folder(name)
     if folder is None:
         found = Checkpoint(str(name), str(name))
     else:
@@ -116,8 +116,11 @@ def choose_precision(best: torch.dtype, parameters: int, free: int | None) -> st
     return str(best).removeprefix("torch.")
 
 
-def _folder(name: str | Path) -> Path | None:
-    """The folder that a name means, None for a hub name. Raises InputError for a path that is not there."""
+def model_folder(name: str | Path) -> Path | None:
+    """The folder that a model's name means, None for a hub name. A relative folder lies below the project's root.
+
+    Raises InputError for a path that is not there.
+    """
     text = str(name).strip()
     if not text or text == ".":
         raise InputError("no model is named: give a folder or a hub name such as owner/model")
@@ -137,13 +140,13 @@ def _in_folder(name: str, folder: Path, training: dict[str, Any], base_model: st
         adapter = folder if tuned else None
     elif (folder / "config.json").is_file() or training:
         # A folder with no more than the record (a GGUF export) can be asked through a server; `open_vlm` refuses it.
-        base, adapter = str(folder), None
+        base, adapter = name, None
         if not tuned:
             base = base_model or training.get("base_model") or base
     else:
         raise InputError(f"{folder}: neither an adapter ({CONFIG}) nor a model (config.json) is in this folder")
-    own = _folder(base)
-    return Checkpoint(name, base if own is None else str(own), adapter)
+    own = model_folder(base)
+    return Checkpoint(name, base if own is None else str(own), adapter, base_name=base)
 
 
 def _checked(training: dict[str, Any], path: Path) -> dict[str, Any]:

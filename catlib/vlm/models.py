@@ -27,6 +27,7 @@ class Checkpoint:
     base: str  # for from_pretrained
     adapter: Path | None = None  # the folder of the adapter that goes into the base
     folder: Path | None = None  # the checkpoint's own folder; None for a hub name
+    base_name: str = ""  # the base as it was given or recorded, where that is another folder name than `base`
     breeds: tuple[str, ...] = tuple(breed.name for breed in BREEDS)  # of the training, else the 67
     question: str = QUESTION  # the one to ask
     trained_question: str = ""  # empty: not known
@@ -67,8 +68,8 @@ class VLM:
 
     @property
     def name(self) -> str:
-        """The base model's folder or hub name."""
-        return self.checkpoint.base
+        """The base model's folder or hub name, as it is recorded."""
+        return self.checkpoint.base_name or self.checkpoint.base
 
     @property
     def adapter(self) -> Path | None:
