@@ -10,8 +10,9 @@ import pytest
 from photo_makers import fill, jpeg, picture
 from PIL import Image, ImageOps
 
-from catlib.data.audit import KEPT, MAX_BYTES, Finding, audit, read_audit
+from catlib.data.audit import MAX_BYTES, audit
 from catlib.data.duplicates import close_pairs
+from catlib.data.findings import KEPT, Finding, read_audit
 from catlib.data.images import open_image
 from catlib.data.prepare import prepare
 from catlib.errors import InputError

@@ -16,7 +16,7 @@ import pytest
 from photo_makers import fill, jpeg
 
 from catlib.cli import main
-from catlib.data.archives import Archive, fetch_oxford_pets
+from catlib.data.archives import Archive, fetch_oxford_pets, unpacked
 from catlib.data.check import check
 from catlib.data.conversations import PARAPHRASES, answer_for, balance_weights
 from catlib.data.dataset import load_dataset
@@ -264,7 +264,7 @@ def test_folders_that_cannot_be_read_or_written_are_named(tmp_path, capsys):
     out = str(tmp_path / "d" / "vlm")
     assert main(["data", str(photos), "--out", str(tmp_path / "file" / "vlm")]) == 1
     assert main(["data", str(photos), "--out", out, "--run-dir", str(tmp_path / "file" / "run")]) == 1
-    assert capsys.readouterr().err.count("cannot write") == 2
+    assert capsys.readouterr().err.count("cannot be written") == 2
     for folder, words in ((photos / "Manx", "Manx cannot be read"), (photos, "Permission denied")):
         folder.chmod(0)
         if os.access(folder, os.R_OK):
@@ -358,7 +358,8 @@ def test_fetch_resumes_checks_and_says_what_to_do_without_network(tmp_path, monk
     finally:
         server.shutdown()
         server.server_close()
-    assert (folder / "images" / "Bengal_1.jpg").is_file()
+    unpacked(folder, tmp_path / "photos")
+    assert (tmp_path / "photos" / "images" / "Bengal_1.jpg").is_file()
     (to / "images.tar.gz").write_bytes(b"damaged")
     with pytest.raises(CatlibError, match="checksum"):
         fetch_oxford_pets(to, "http://127.0.0.1:9/", tuple(archives))

@@ -8,7 +8,8 @@ import pytest
 from photo_makers import picture
 from PIL import ImageOps
 
-from catlib.data.audit import Finding, audit
+from catlib.data.audit import audit
+from catlib.data.findings import Finding
 from catlib.data.hashing import group_labels, near_pairs, perceptual_hash, perceptual_hashes
 
 

@@ -1,24 +1,22 @@
 """The Oxford-IIIT Pet archives: downloaded with a checksum, resumed after an interruption, unpacked once."""
 
-import fcntl
 import hashlib
 import logging
-import os
-import shutil
 import tarfile
-import tempfile
 import urllib.error
 import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
 
 from catlib.errors import CatlibError, InputError
+from catlib.files import locked, whole_folder, write_text
 from catlib.progress import track
 
 PAGE = "https://www.robots.ox.ac.uk/~vgg/data/pets/"
 BASE = "https://thor.robots.ox.ac.uk/~vgg/data/pets/"
 BLOCK = 1 << 20  # bytes
 TIMEOUT = 30  # seconds without a byte
+ORIGIN = ".from"  # names the archives that an unpacked folder comes from
 log = logging.getLogger(__name__)
 
 
@@ -37,7 +35,7 @@ OXFORD_PETS = (
 
 
 def fetch_oxford_pets(to: Path, base: str = BASE, archives: tuple[Archive, ...] = OXFORD_PETS) -> Path:
-    """Download both archives into `to` and unpack them there; the folder, ready as `photos`.
+    """Download both archives into `to`; the folder, ready as `photos`: `unpacked` does the rest.
 
     A finished file with the right checksum is not downloaded again, a partial one (.part) is continued. Raises CatlibError when
     there is no network or the bytes are not the published ones.
@@ -45,72 +43,54 @@ def fetch_oxford_pets(to: Path, base: str = BASE, archives: tuple[Archive, ...] 
     try:
         to.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise CatlibError(f"{to}: cannot write here: {error.strerror}") from None
+        raise CatlibError(f"{to}: cannot be written: {error.strerror}") from None
     for archive in archives:
         _fetch(archive, to, base)
-    return unpacked(to, to)
+    return to
 
 
 def unpacked(photos: Path, to: Path) -> Path:
-    """The folder of photos behind `photos`: itself, or what its Oxford archives hold, unpacked into `to` once.
+    """The folder of photos behind `photos`: itself, or `to`, where what its Oxford archives hold is unpacked once.
 
     `photos` may be a folder with images.tar.gz and annotations.tar.gz in it, or one of the two files. Raises InputError when
-    the other one is missing or an archive is broken.
+    the other one is missing, an archive is broken (the folder stays as it was), or `to` holds something else.
     """
-    folder = photos.parent if photos.name.endswith((".tar.gz", ".tgz")) and photos.is_file() else photos
-    names = [archive.name for archive in OXFORD_PETS]
+    folder = photos.parent if photos.is_file() and photos.name.endswith((".tar.gz", ".tgz")) else photos
     if folder == photos and ((folder / "images").is_dir() or not (folder / "images.tar.gz").is_file()):
         return photos
+    names = [archive.name for archive in OXFORD_PETS]
     if folder != photos and photos.name not in names:
         raise InputError(
             f"photos: {photos}: only the Oxford archives {' and '.join(names)} can be read packed; unpack it first"
         )
-    for name in names:
-        if not (folder / name).is_file():
-            raise InputError(f"photos: {folder / name} is missing; both archives are needed ({PAGE})")
-        _unpack_once(folder / name, to, name.removesuffix(".tar.gz"))
+    origin = ""
+    for archive in (folder / name for name in names):
+        if not archive.is_file():
+            raise InputError(f"photos: {archive} is missing; both archives are needed ({PAGE})")
+        origin += f"{archive.resolve()} {archive.stat().st_size} bytes, changed {archive.stat().st_mtime_ns}\n"
+    mark = to / ORIGIN
+    with locked(to.parent / f".{to.name}.lock"):
+        if mark.is_file() and mark.read_text(encoding="utf-8") == origin:
+            return to
+        if to.exists() and not mark.is_file():
+            raise InputError(f"{to} is in the way: it did not come from {folder}; move it, or give it as the photos")
+        with whole_folder(to, force=True) as new:
+            for name in names:
+                _unpack(folder / name, new)
+            write_text(new / ORIGIN, origin)
     return to
 
 
-def _unpack_once(archive: Path, to: Path, top: str) -> None:
-    """Unpack unless `to`/`top` has come from this archive already; what came from another one is replaced.
-
-    A lock makes a second run wait. Raises InputError where `to`/`top` holds something that no archive has brought.
-    """
-    to.mkdir(parents=True, exist_ok=True)
-    status = archive.stat()
-    origin = f"{archive.resolve()} {status.st_size} bytes, changed {status.st_mtime_ns}\n"
-    mark = to / f".{top}.from"
-    with (to / ".lock").open("a") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if (to / top).is_dir():
-            known = mark.read_text(encoding="utf-8") if mark.is_file() else ""
-            if known == origin or (not known and archive.parent == to):  # beside its archive: unpacked by hand
-                return
-            if not known:
-                raise InputError(
-                    f"{to / top} is in the way: it did not come from {archive}; move it, or give {to} as the photos"
-                )
-        _unpack(archive, to, top, mark, origin)
-
-
-def _unpack(archive: Path, to: Path, top: str, mark: Path, origin: str) -> None:
-    """Unpack beside the target first: an interrupted run leaves no folder that looks complete, a broken archive replaces none."""
-    work = Path(tempfile.mkdtemp(dir=to, prefix=".unpack."))
-    log.info("unpacking %s into %s", archive, to)
+def _unpack(archive: Path, to: Path) -> None:
+    log.info("unpacking %s", archive)
     try:
         with tarfile.open(archive) as tar:
-            tar.extractall(work, filter="data")  # refuses members that leave the folder
-        if not (work / top).is_dir():
-            raise InputError(f"{archive}: has no folder {top}/ in it; is it the Oxford-IIIT Pet archive?")
-        if (to / top).is_dir():
-            os.rename(to / top, work / "old")
-        mark.write_text(origin, encoding="utf-8")
-        os.rename(work / top, to / top)
+            tar.extractall(to, filter="data")  # refuses members that leave the folder
     except (tarfile.TarError, EOFError, OSError) as error:
         raise InputError(f"{archive}: cannot be unpacked: {error}") from None
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
+    top = archive.name.removesuffix(".tar.gz")
+    if not (to / top).is_dir():
+        raise InputError(f"{archive}: has no folder {top}/ in it; is it the Oxford-IIIT Pet archive?")
 
 
 def _fetch(archive: Archive, to: Path, base: str) -> None:
@@ -140,7 +120,7 @@ def _fetch(archive: Archive, to: Path, base: str) -> None:
         raise CatlibError(
             f"{base + archive.name}: checksum {found}, expected {archive.md5}; the download was damaged, run again"
         )
-    os.replace(part, target)
+    part.replace(target)
 
 
 def _download(url: str, part: Path) -> None:

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from catlib.data.audit import Finding, audit
+from catlib.data.audit import audit
 from catlib.data.dataset import PARTS, Dataset, load_dataset, read_groups
 from catlib.data.duplicates import labels_of
+from catlib.data.findings import Finding
 from catlib.errors import InputError
 from catlib.settings import DataSettings
 

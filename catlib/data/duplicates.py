@@ -8,7 +8,7 @@ import numpy as np
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from catlib.data.audit import Finding
+from catlib.data.findings import Finding
 from catlib.data.hashing import group_labels, near_pairs
 
 ALIKE = 20
@@ -102,7 +102,8 @@ def close_pairs(findings: Iterable[Finding], bits: int) -> list[tuple[Finding, F
 
     For looking at: of more than ALIKE photos with the same hash only the first are paired, as n of them make n²/2 pairs.
     """
-    hashed, seen = [], Counter()
+    hashed: list[Finding] = []
+    seen: Counter[str] = Counter()
     for finding in findings:
         if finding.group and finding.phash and seen[finding.phash] < ALIKE:
             seen[finding.phash] += 1

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from catlib.data.archives import unpacked
-from catlib.data.audit import Finding, audit, write_audit
+from catlib.data.audit import audit
 from catlib.data.conversations import answer_for, question_for
 from catlib.data.dataset import PARTS, Dataset, load_dataset, read_card, read_groups, write_dataset, writing
 from catlib.data.duplicates import group_photos, judge_copies
+from catlib.data.findings import Finding, write_audit
 from catlib.data.names import Names, priority_of, restrict, understand
 from catlib.data.records import Sample, make_sample
 from catlib.data.sources import Source, read_source
@@ -20,7 +21,6 @@ from catlib.errors import InputError
 from catlib.paths import resolve
 from catlib.settings import DataSettings
 
-__all__ = ["Dataset", "load_dataset", "prepare"]
 SPLIT_SETTINGS = ("seed", "val_share", "test_share", "min_val", "min_test")  # another value of these: another split
 log = logging.getLogger(__name__)
 
@@ -69,17 +69,15 @@ def prepare(settings: DataSettings, out: Path | None = None) -> Dataset:
 
 
 def _photos(settings: DataSettings) -> Source:
-    """The photos that the settings name; cats drawn by code when they name none."""
+    """The photos that the settings name. Raises InputError, with the profile's hint, when there are none."""
+    said = getattr(settings, "hint", "")
+    hint = f". {said}" if said else ""
     if not settings.photos:
-        if settings.source not in ("auto", "demo"):
-            raise InputError(f"source is {settings.source!r} but photos is empty: name the folder of the photos")
-        from demo.photos import draw_dataset
-
-        folder = resolve(settings.data_dir)
-        draw_dataset(folder, settings.demo_photos, settings.seed)
-        return read_source(folder, "demo")
+        raise InputError(f"photos is empty: name the folder of the labelled photos{hint}")
     try:
         folder = unpacked(resolve(settings.photos), resolve(settings.data_dir) / "photos")
+        if not folder.exists():
+            raise InputError(f"photos: {folder} does not exist; give a folder of labelled photos{hint}")
         return read_source(folder, settings.source)
     except PermissionError as error:
         raise InputError(f"photos: {error.filename}: {error.strerror}") from None
@@ -112,15 +110,16 @@ def _samples(used: Sequence[Finding], source: Source, settings: DataSettings) ->
     """The conversations of each part, in the order of the image paths; those that came with the photos stay as they are."""
     samples: dict[str, list[Sample]] = {part: [] for part in PARTS}
     for f in used:
-        meta = {"breed": f.breed, "source": source.name, "sha256": f.sha256, "split": f.part}
+        about = {"breed": f.breed, "source": source.name, "sha256": f.sha256, "split": f.part}
+        more: dict[str, Any] = {"group": f.group}
         if given := source.samples.get(f.image):
-            samples[f.part].append(replace(given, metadata={**given.metadata, **meta}))
+            samples[f.part].append(replace(given, metadata={**given.metadata, **about, **more}))
             continue
         if f.image in source.about:
-            meta["cat"] = source.about[f.image]
+            more["cat"] = source.about[f.image]
         question = question_for(f.sha256, f.part, settings.seed)
         answer = answer_for(f.breed, settings.answer_style)
-        samples[f.part].append(make_sample(f.image, f.image, question, answer, **meta))
+        samples[f.part].append(make_sample(f.image, f.image, question, answer, **about, **more))
     return samples
 
 

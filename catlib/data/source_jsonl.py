@@ -4,10 +4,11 @@ import json
 from pathlib import Path
 
 from catlib.breeds import BREEDS
-from catlib.data.audit import Finding
+from catlib.data.findings import Finding
 from catlib.data.images import inside
-from catlib.data.records import DATASET_CARD, Sample, image_root_of, parse_sample, read_jsonl
+from catlib.data.records import DATASET_CARD, Sample, image_root_of, parse_sample
 from catlib.errors import InputError
+from catlib.files import read_jsonl
 from catlib.parsing import BreedParser
 
 FILES = ("train", "val", "test")
@@ -33,20 +34,15 @@ def read_jsonl_source(photos: Path) -> tuple[Path, list[Finding], dict[str, Samp
     folder = photos.parent if photos.is_file() else jsonl_folder(photos)
     if folder is None:
         raise InputError(f"{photos}: no train.jsonl in it, nor in its folder 'vlm'")
-    paths = (
-        [photos]
-        if photos.is_file()
-        else [folder / f"{part}.jsonl" for part in FILES if (folder / f"{part}.jsonl").is_file()]
-    )
+    paths = [path for part in FILES if (path := folder / f"{part}.jsonl").is_file()] if photos.is_dir() else [photos]
     root = _root(paths[0])
-    findings, samples, ids = [], {}, {}
+    # with no validation file the validation photos come out of train, so train is not fixed then
+    fixed_parts = FILES if folder / "val.jsonl" in paths else ("val", "test")
+    findings: list[Finding] = []
+    samples: dict[str, Sample] = {}
+    ids: dict[str, str] = {}
     for path in paths:
-        # with no validation file the validation photos come out of train, so train is not fixed then
-        fixed = (
-            path.stem
-            if path.stem in ("val", "test") or ((folder / "val.jsonl") in paths and path.stem == "train")
-            else ""
-        )
+        fixed = path.stem if path.stem in fixed_parts else ""
         for number, row in read_jsonl(path):
             where = f"{path}:{number}"
             sample = parse_sample(_with_breed(row, where), where)
@@ -61,7 +57,8 @@ def read_jsonl_source(photos: Path) -> tuple[Path, list[Finding], dict[str, Samp
                     f"{where}: photo {sample.image!r} stands in more than one line; one conversation a photo"
                 )
             samples[sample.image] = sample
-            findings.append(Finding(sample.image, "", source_name=sample.breed, official=fixed, animal=sample.animal))
+            together = str(sample.metadata.get("group") or sample.animal)
+            findings.append(Finding(sample.image, "", source_name=sample.breed, official=fixed, animal=together))
     if not findings:
         raise InputError(f"{paths[0]}: no samples in it")
     return root, findings, samples, [f"conversations taken from {', '.join(path.name for path in paths)} as they are"]

@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from catlib.data.audit import Finding
-from catlib.data.files import files, finding, is_photo
+from catlib.data.findings import Finding, found_file
+from catlib.data.walk import is_photo, walk
 from catlib.errors import InputError
 
 BREED = ("breed", "primary_breed", "label")  # columns of cats.csv that may hold the breed,
@@ -40,7 +40,7 @@ def read_petfinder(photos: Path) -> tuple[list[Finding], list[str], dict[str, di
     path = photos / "data" / "cats.csv"
     table = _read(path) if path.is_file() else _Table()
     found, about, disagree = [], {}, 0
-    for folder, file in files(photos / "images"):
+    for folder, file in walk(photos / "images"):
         image = f"images/{(folder / file).as_posix()}"
         name, row = folder.parts[0] if folder.parts else "", table.row(image) if is_photo(file) else None
         if row:
@@ -48,7 +48,7 @@ def read_petfinder(photos: Path) -> tuple[list[Finding], list[str], dict[str, di
             name = name or row[table.breed]
             about[image] = {key: row[key] or "" for key in ABOUT if key in row}
         if name or is_photo(file):
-            found.append(finding(image, name, animal=about.get(image, {}).get("id", "")))
+            found.append(found_file(image, name, animal=about.get(image, {}).get("id", "")))
     notes = [table.note] if table.note else []
     if table.rows:
         notes.append(

@@ -1,29 +1,21 @@
-"""Where labelled photos come from: five layouts, detected from what is there, each turned into one list of files."""
+"""Where labelled photos come from: four layouts, detected from what is there, each turned into one list of files."""
 
-import csv
 import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from catlib.data.audit import Finding
 from catlib.data.dataset import read_card
-from catlib.data.files import NO_BREED, files, finding, has_folders, is_photo
+from catlib.data.findings import NO_BREED, Finding, found_file
 from catlib.data.records import DATASET_CARD, Sample, image_root_of
 from catlib.data.source_jsonl import is_jsonl, jsonl_folder, read_jsonl_source
 from catlib.data.source_petfinder import read_petfinder
+from catlib.data.walk import has_folders, is_photo, walk
 from catlib.errors import InputError
 
-PARTS = {
-    "train": "train",
-    "training": "train",
-    "trainval": "train",
-    "val": "val",
-    "valid": "val",
-    "validation": "val",
-    "test": "test",
-}
+PARTS = {"train": "train", "training": "train", "trainval": "train"}
+PARTS |= {"val": "val", "valid": "val", "validation": "val", "test": "test"}
 
 
 @dataclass(frozen=True)
@@ -35,33 +27,20 @@ class Source:
     findings: tuple[Finding, ...]
     notes: tuple[str, ...] = ()
     missing: tuple[str, ...] = ()  # listed photos that are not there
-    samples: Mapping[str, Sample] = field(
-        default_factory=dict
-    )  # conversations that came with the photos, by image path
-    about: Mapping[str, Mapping[str, str]] = field(
-        default_factory=dict
-    )  # what a table says of a photo's cat, by image path
+    # by image path: conversations that came with the photos, and what a table says of a photo's cat
+    samples: Mapping[str, Sample] = field(default_factory=dict)
+    about: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
 
 def read_source(photos: Path, source: str) -> Source:
     """The photos below the folder `photos` in the layout `source` (auto: the one that is found there).
 
-    Raises InputError when the folder is missing or empty, or does not have the layout.
+    Raises InputError when there is no photo in it, or it does not have the layout.
     """
-    if not photos.exists():
-        raise InputError(
-            f"photos: {photos} does not exist; give a folder of labelled photos (breed folders, for example)"
-        )
     if photos.is_file() and not is_jsonl(photos):
         raise InputError(f"photos: {photos} is a file; give a folder, a .jsonl file, or the dataset's images.tar.gz")
     name = detect(photos) if source == "auto" else source
-    readers = {
-        "oxford-pets": _oxford,
-        "petfinder": _petfinder,
-        "folders": _folders,
-        "demo": _demo,
-        "llava-jsonl": _jsonl,
-    }
+    readers = {"oxford-pets": _oxford, "petfinder": _petfinder, "folders": _folders, "llava-jsonl": _jsonl}
     found = readers[name](photos)
     if not found.findings:
         raise InputError(
@@ -82,8 +61,6 @@ def detect(photos: Path) -> str:
         return "llava-jsonl"
     if (photos / "annotations" / "list.txt").is_file():
         return "oxford-pets"
-    if (photos / "labels.csv").is_file() and (photos / "images").is_dir():
-        return "demo"
     if (photos / "images").is_dir() and has_folders(photos / "images"):
         return "petfinder"
     return "folders"
@@ -147,47 +124,17 @@ def _folders(photos: Path) -> Source:
     if parts and not any(has_folders(photos / entry) for entry in parts):
         parts = []  # a breed that happens to be called like a part
     findings = []
-    for folder, file in files(photos):
-        steps = list(folder.parts)
-        official = ""
+    for folder, file in walk(photos):
+        steps, official = list(folder.parts), ""
         if parts:
-            known = bool(steps) and steps[0] in parts
-            official = PARTS[steps[0].casefold()] if known else ""
-            steps = steps[1:] if known else []
+            official = PARTS[steps[0].casefold()] if steps and steps[0] in parts else ""
+            steps = steps[1:] if official else []
         if steps or is_photo(file):  # a README beside the breed folders is no matter
-            findings.append(finding((folder / file).as_posix(), steps[0] if steps else "", official))
-    has_val = any(f.official == "val" for f in findings)
-    if parts and not has_val:  # the validation part is carved from train, so train is not fixed
-        findings = [
-            Finding(
-                f.image,
-                "",
-                verdict=f.verdict,
-                detail=f.detail,
-                source_name=f.source_name,
-                official="" if f.official == "train" else f.official,
-            )
-            for f in findings
-        ]
+            findings.append(found_file((folder / file).as_posix(), steps[0] if steps else "", official))
+    if not any(f.official == "val" for f in findings):  # validation is carved from train, so train is not fixed
+        findings = [replace(f, official="") if f.official == "train" else f for f in findings]
     notes = (f"official parts kept: {', '.join(parts)}",) if parts else ()
     return Source("folders", photos, tuple(findings), notes)
-
-
-def _demo(photos: Path) -> Source:
-    """`labels.csv` with columns image, breed, split (train | test), as `demo.photos` writes it."""
-    table = photos / "labels.csv"
-    try:
-        with table.open(encoding="utf-8", newline="") as stream:
-            rows = list(csv.DictReader(stream))
-        findings = [
-            Finding(row["image"], "", source_name=row["breed"], official="test" if row["split"] == "test" else "")
-            for row in rows
-        ]
-    except OSError as error:
-        raise InputError(f"{table}: {error.strerror}") from None
-    except KeyError as error:
-        raise InputError(f"{table}: column {error} is missing; expected image, breed, split") from None
-    return Source("demo", photos, tuple(findings), ("the test part was drawn apart and is kept",))
 
 
 def _jsonl(photos: Path) -> Source:

@@ -25,7 +25,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 
-from catlib.data.audit import Finding
+from catlib.data.findings import Finding
 from catlib.errors import InputError
 from catlib.settings import DataSettings
 
@@ -54,7 +54,7 @@ def check_shares(settings: DataSettings) -> None:
         raise InputError(
             f"val_share {settings.val_share} and test_share {settings.test_share} must each be above 0 and leave a part for training"
         )
-    for name in ("min_val", "min_test", "photos_per_breed", "min_side", "demo_photos"):
+    for name in ("min_val", "min_test", "photos_per_breed", "min_side"):
         if getattr(settings, name) < 0:
             raise InputError(f"{name} must not be negative, found {getattr(settings, name)}")
     if not 0 <= settings.near_duplicate_bits <= MOST_BITS:
