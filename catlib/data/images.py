@@ -75,6 +75,12 @@ def open_image(file: Path | BinaryIO) -> Image.Image:
         return to_rgb(ImageOps.exif_transpose(image))
 
 
+def size_of(file: Path) -> tuple[int, int]:
+    """Width and height as the header states them, before EXIF orientation. Raises ImageError as `open_image` does."""
+    with opening(file) as image:
+        return image.size
+
+
 def to_rgb(image: Image.Image) -> Image.Image:
     """The image as RGB, transparency flattened onto white."""
     image = to_8_bits(image)
