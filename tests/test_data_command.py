@@ -16,7 +16,7 @@ import pytest
 from photo_makers import fill, jpeg
 
 from catlib.cli import main
-from catlib.data.archives import Archive, fetch_oxford_pets, unpacked
+from catlib.data.archives import fetch_oxford_pets, unpacked
 from catlib.data.check import check
 from catlib.data.conversations import PARAPHRASES, answer_for, balance_weights
 from catlib.data.dataset import load_dataset
@@ -328,32 +328,32 @@ class Ranges(BaseHTTPRequestHandler):
 
 def test_fetch_resumes_checks_and_says_what_to_do_without_network(tmp_path, monkeypatch):
     site = oxford(tmp_path / "site")
-    archives = []
+    archives = {}
     for name in ("annotations", "images"):
         with tarfile.open(site / f"{name}.tar.gz", "w:gz") as tar:
             tar.add(site / name, name)
-        archives.append(Archive(f"{name}.tar.gz", hashlib.md5((site / f"{name}.tar.gz").read_bytes()).hexdigest()))
+        archives[f"{name}.tar.gz"] = hashlib.md5((site / f"{name}.tar.gz").read_bytes()).hexdigest()
     to = tmp_path / "to"
     to.mkdir()
     with pytest.raises(CatlibError, match="put both into"):
-        fetch_oxford_pets(to, "http://127.0.0.1:9/", tuple(archives))
+        fetch_oxford_pets(to, "http://127.0.0.1:9/", archives)
     (to / "images.tar.gz.part").write_bytes((site / "images.tar.gz").read_bytes()[:1000])
     monkeypatch.setattr(Ranges, "asked", [])
     server = ThreadingHTTPServer(("127.0.0.1", 0), Ranges)
     server.folder = site
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
-        folder = fetch_oxford_pets(to, f"http://127.0.0.1:{server.server_port}/", tuple(archives))
+        folder = fetch_oxford_pets(to, f"http://127.0.0.1:{server.server_port}/", archives)
         assert Ranges.asked == [None, "bytes=1000-"]
         monkeypatch.setattr(Ranges, "broken", 2)  # the connection breaks off twice: it goes on from there by itself
         Ranges.asked.clear()
         (tmp_path / "shaky").mkdir()
         shutil.copy(site / "annotations.tar.gz", tmp_path / "shaky")
-        fetch_oxford_pets(tmp_path / "shaky", f"http://127.0.0.1:{server.server_port}/", tuple(archives))
+        fetch_oxford_pets(tmp_path / "shaky", f"http://127.0.0.1:{server.server_port}/", archives)
         assert Ranges.asked == [None, "bytes=1500-", "bytes=3000-"]
         monkeypatch.setattr(Ranges, "spoilt", True)
         with pytest.raises(CatlibError, match="damaged"):
-            fetch_oxford_pets(tmp_path / "spoilt", f"http://127.0.0.1:{server.server_port}/", tuple(archives))
+            fetch_oxford_pets(tmp_path / "spoilt", f"http://127.0.0.1:{server.server_port}/", archives)
         assert list((tmp_path / "spoilt").iterdir()) == []
     finally:
         server.shutdown()
@@ -362,7 +362,7 @@ def test_fetch_resumes_checks_and_says_what_to_do_without_network(tmp_path, monk
     assert (tmp_path / "photos" / "images" / "Bengal_1.jpg").is_file()
     (to / "images.tar.gz").write_bytes(b"damaged")
     with pytest.raises(CatlibError, match="checksum"):
-        fetch_oxford_pets(to, "http://127.0.0.1:9/", tuple(archives))
+        fetch_oxford_pets(to, "http://127.0.0.1:9/", archives)
 
 
 def test_the_fields_are_those_that_llava_reads(tmp_path):

@@ -5,7 +5,7 @@ import logging
 import tarfile
 import urllib.error
 import urllib.request
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 
 from catlib.errors import CatlibError, InputError
@@ -20,21 +20,13 @@ ORIGIN = ".from"  # names the archives that an unpacked folder comes from
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class Archive:
-    """A published file and its checksum."""
-
-    name: str
-    md5: str
+OXFORD_PETS = {  # file → MD5
+    "annotations.tar.gz": "95a8c909bbe2e81eed6a22bccdf3f68f",
+    "images.tar.gz": "5c4f3ee8e5d25df40f4fd59a7f44e54c",
+}
 
 
-OXFORD_PETS = (
-    Archive("annotations.tar.gz", "95a8c909bbe2e81eed6a22bccdf3f68f"),
-    Archive("images.tar.gz", "5c4f3ee8e5d25df40f4fd59a7f44e54c"),
-)
-
-
-def fetch_oxford_pets(to: Path, base: str = BASE, archives: tuple[Archive, ...] = OXFORD_PETS) -> Path:
+def fetch_oxford_pets(to: Path, base: str = BASE, archives: Mapping[str, str] = OXFORD_PETS) -> Path:
     """Download both archives into `to`; the folder, ready as `photos`: `unpacked` does the rest.
 
     A finished file with the right checksum is not downloaded again, a partial one (.part) is continued. Raises CatlibError when
@@ -44,8 +36,8 @@ def fetch_oxford_pets(to: Path, base: str = BASE, archives: tuple[Archive, ...] 
         to.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise CatlibError(f"{to}: cannot be written: {error.strerror}") from None
-    for archive in archives:
-        _fetch(archive, to, base)
+    for name, md5 in archives.items():
+        _fetch(base + name, to / name, md5)
     return to
 
 
@@ -58,13 +50,12 @@ def unpacked(photos: Path, to: Path) -> Path:
     folder = photos.parent if photos.is_file() and photos.name.endswith((".tar.gz", ".tgz")) else photos
     if folder == photos and ((folder / "images").is_dir() or not (folder / "images.tar.gz").is_file()):
         return photos
-    names = [archive.name for archive in OXFORD_PETS]
-    if folder != photos and photos.name not in names:
+    if folder != photos and photos.name not in OXFORD_PETS:
         raise InputError(
-            f"photos: {photos}: only the Oxford archives {' and '.join(names)} can be read packed; unpack it first"
+            f"photos: {photos}: only the archives {' and '.join(OXFORD_PETS)} can be read packed; unpack it first"
         )
     origin = ""
-    for archive in (folder / name for name in names):
+    for archive in (folder / name for name in OXFORD_PETS):
         if not archive.is_file():
             raise InputError(f"photos: {archive} is missing; both archives are needed ({PAGE})")
         origin += f"{archive.resolve()} {archive.stat().st_size} bytes, changed {archive.stat().st_mtime_ns}\n"
@@ -75,7 +66,7 @@ def unpacked(photos: Path, to: Path) -> Path:
         if to.exists() and not mark.is_file():
             raise InputError(f"{to} is in the way: it did not come from {folder}; move it, or give it as the photos")
         with whole_folder(to, force=True) as new:
-            for name in names:
+            for name in OXFORD_PETS:
                 _unpack(folder / name, new)
             write_text(new / ORIGIN, origin)
     return to
@@ -93,39 +84,37 @@ def _unpack(archive: Path, to: Path) -> None:
         raise InputError(f"{archive}: has no folder {top}/ in it; is it the Oxford-IIIT Pet archive?")
 
 
-def _fetch(archive: Archive, to: Path, base: str) -> None:
-    target, part = to / archive.name, to / f"{archive.name}.part"
+def _fetch(url: str, target: Path, md5: str) -> None:
     if target.is_file():
-        if _md5(target) == archive.md5:
+        if _md5(target) == md5:
             return
         raise CatlibError(
-            f"{target}: its checksum is not {archive.md5}, so it is not the published file; delete it and run again"
+            f"{target}: its checksum is not {md5}, so it is not the published file; delete it and run again"
         )
-    have = -1
-    while have < (have := _size(part)):  # again as long as each attempt brings something
+    part = target.with_name(f"{target.name}.part")
+    have, reason = -1, ""
+    while have < (
+        have := part.stat().st_size if part.is_file() else 0
+    ):  # again as long as each attempt brings something
         try:
-            _download(base + archive.name, part)
+            _download(url, part, have)
             break
-        except (urllib.error.URLError, TimeoutError, ConnectionError) as error:
-            reason = getattr(error, "reason", None) or error
-            log.info("%s: %s after %d bytes", archive.name, reason, _size(part))
+        except OSError as error:  # refused, timed out, broken off: urllib's errors are of this kind
+            reason = str(getattr(error, "reason", error))
+            log.info("%s: %s", target.name, reason)
     else:
         raise CatlibError(
-            f"cannot download {base + archive.name} ({reason}). On a machine with network, get images.tar.gz and annotations.tar.gz "
-            f"from {PAGE} and put both into {to}; then run: catlib data {to} --out data/vlm. What has arrived is kept and continued"
+            f"cannot download {url} ({reason}). On a machine with network, get {' and '.join(OXFORD_PETS)} from {PAGE} and put both "
+            f"into {target.parent}; then run: catlib data {target.parent} --out data/vlm. What has arrived is kept and continued"
         )
-    found = _md5(part)
-    if found != archive.md5:
+    if (found := _md5(part)) != md5:
         part.unlink()
-        raise CatlibError(
-            f"{base + archive.name}: checksum {found}, expected {archive.md5}; the download was damaged, run again"
-        )
+        raise CatlibError(f"{url}: checksum {found}, expected {md5}; the download was damaged, run again")
     part.replace(target)
 
 
-def _download(url: str, part: Path) -> None:
+def _download(url: str, part: Path, have: int) -> None:
     """Append to `part` what it lacks. A server that does not know ranges sends everything, and the file begins anew."""
-    have = _size(part)
     request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
     try:
         answer = urllib.request.urlopen(request, timeout=TIMEOUT)
@@ -134,17 +123,13 @@ def _download(url: str, part: Path) -> None:
             return
         raise
     with answer, part.open("ab" if answer.status == 206 else "wb") as stream:
+        start = stream.tell()
         length = int(answer.headers.get("Content-Length") or 0)
         blocks = iter(lambda: answer.read(BLOCK), b"")
         for block in track(blocks, f"downloading {part.stem}", total=-(-length // BLOCK) or None, unit="MB"):
             stream.write(block)
-        got = stream.tell() - (have if answer.status == 206 else 0)
-    if got < length:
-        raise ConnectionError(f"the connection ended {length - got:,} bytes early")
-
-
-def _size(part: Path) -> int:
-    return part.stat().st_size if part.is_file() else 0
+        if missing := max(0, length - (stream.tell() - start)):
+            raise ConnectionError(f"the connection ended {missing:,} bytes early")
 
 
 def _md5(path: Path) -> str:

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from catlib.data.audit import audit
-from catlib.data.dataset import PARTS, Dataset, load_dataset, read_groups
+from catlib.data.dataset import Dataset, load_dataset, read_groups
 from catlib.data.duplicates import labels_of
 from catlib.data.findings import Finding
+from catlib.data.records import PARTS
 from catlib.errors import InputError
 from catlib.settings import DataSettings
 

@@ -12,11 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from catlib.data.findings import Finding, table
-from catlib.data.records import DATASET_CARD, Sample, image_root_of, read_samples, sample_line
+from catlib.data.records import DATASET_CARD, PARTS, Sample, image_root_of, read_samples, sample_line
 from catlib.errors import InputError
 from catlib.files import locked, read_json, write_text
 
-PARTS = ("train", "val", "test")
 GROUPS = "groups.csv"  # every photo of the split with its hashes and group: what `catlib data check` goes by
 GROUP_COLUMNS = ("image", "breed", "part", "verdict", "group", "sha256", "phash")
 

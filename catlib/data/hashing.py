@@ -74,8 +74,14 @@ def group_labels(hashes: np.ndarray, bits: int, mirrored: np.ndarray | None = No
     edges, _ = _close_values(distinct, bits)
     if mirrored is not None:
         edges = np.concatenate([edges, np.stack([which[:n], which[n:]], 1)])
-    graph = coo_array((np.ones(len(edges)), (edges[:, 0], edges[:, 1])), shape=(len(distinct), len(distinct)))
-    return connected_components(graph, directed=False)[1][which[:n]]
+    return components(len(distinct), edges)[which[:n]]
+
+
+def components(n: int, edges: np.ndarray) -> np.ndarray:
+    """The number (n,) of the connected component of each of n nodes; `edges`: pairs of nodes (m, 2)."""
+    edges = np.asarray(edges, dtype=np.int64).reshape(-1, 2)
+    graph = coo_array((np.ones(len(edges)), (edges[:, 0], edges[:, 1])), shape=(n, n))
+    return connected_components(graph, directed=False)[1]
 
 
 def _close_values(distinct: np.ndarray, bits: int) -> tuple[np.ndarray, np.ndarray]:

@@ -11,10 +11,11 @@ import seaborn as sns
 from matplotlib.figure import Figure
 from PIL import Image, ImageOps
 
-from catlib.data.dataset import PARTS, Dataset
+from catlib.data.dataset import Dataset
 from catlib.data.duplicates import close_pairs
 from catlib.data.findings import Finding
 from catlib.data.images import inside, open_image
+from catlib.data.records import PARTS
 from catlib.data.splits import MOST_BITS
 from catlib.data.tables import SUPPOSED_F1, TOO_WIDE, by_breed, f1_width
 from catlib.figures import (

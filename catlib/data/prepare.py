@@ -10,11 +10,11 @@ from typing import Any
 from catlib.data.archives import unpacked
 from catlib.data.audit import audit
 from catlib.data.conversations import answer_for, question_for
-from catlib.data.dataset import PARTS, Dataset, load_dataset, read_card, read_groups, write_dataset, writing
+from catlib.data.dataset import Dataset, load_dataset, read_card, read_groups, write_dataset, writing
 from catlib.data.duplicates import group_photos, judge_copies
 from catlib.data.findings import Finding, write_audit
 from catlib.data.names import Names, priority_of, restrict, understand
-from catlib.data.records import Sample, make_sample
+from catlib.data.records import PARTS, Sample, make_sample
 from catlib.data.sources import Source, read_source
 from catlib.data.splits import SCHEME, check_shares, split
 from catlib.errors import InputError

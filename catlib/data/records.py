@@ -13,6 +13,7 @@ from catlib.files import read_json, read_jsonl, write_text
 write_atomically = write_text  # until the other rooms import catlib.files
 
 IMAGE_TOKEN = "<image>"
+PARTS = ("train", "val", "test")
 DATASET_CARD = "dataset.json"  # beside the JSONL files: image root, breeds, priority breeds, split settings
 
 

@@ -6,12 +6,11 @@ from pathlib import Path
 from catlib.breeds import BREEDS
 from catlib.data.findings import Finding
 from catlib.data.images import inside
-from catlib.data.records import DATASET_CARD, Sample, image_root_of, parse_sample
+from catlib.data.records import DATASET_CARD, PARTS, Sample, image_root_of, parse_sample
 from catlib.errors import InputError
 from catlib.files import read_jsonl
 from catlib.parsing import BreedParser
 
-FILES = ("train", "val", "test")
 _ANSWERS = BreedParser([breed.name for breed in BREEDS])
 
 
@@ -34,10 +33,10 @@ def read_jsonl_source(photos: Path) -> tuple[Path, list[Finding], dict[str, Samp
     folder = photos.parent if photos.is_file() else jsonl_folder(photos)
     if folder is None:
         raise InputError(f"{photos}: no train.jsonl in it, nor in its folder 'vlm'")
-    paths = [path for part in FILES if (path := folder / f"{part}.jsonl").is_file()] if photos.is_dir() else [photos]
+    paths = [path for part in PARTS if (path := folder / f"{part}.jsonl").is_file()] if photos.is_dir() else [photos]
     root = _root(paths[0])
     # with no validation file the validation photos come out of train, so train is not fixed then
-    fixed_parts = FILES if folder / "val.jsonl" in paths else ("val", "test")
+    fixed_parts = PARTS if folder / "val.jsonl" in paths else ("val", "test")
     findings: list[Finding] = []
     samples: dict[str, Sample] = {}
     ids: dict[str, str] = {}

@@ -9,8 +9,9 @@ import pandas as pd
 
 from catlib.data.check import Check
 from catlib.data.conversations import questions_of
-from catlib.data.dataset import PARTS, Dataset
+from catlib.data.dataset import Dataset
 from catlib.data.findings import Finding
+from catlib.data.records import PARTS
 from catlib.figures import breed_label
 
 SUPPOSED_F1 = 0.7  # the interval of an F1 depends on the F1; this one is in the middle of what is hoped for
