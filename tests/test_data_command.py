@@ -207,11 +207,23 @@ def test_a_split_beside_its_photos_is_made_anew_and_foreign_samples_are_not_repl
         "the old split was taken for the source"
     )
     assert dataset.card["unknown_breeds"] == []
-    (out / "dataset.json").unlink()
+    for name in ("dataset.json", "groups.csv"):
+        (out / name).unlink()
     capsys.readouterr()
     assert main(["data", str(tmp_path / "photos" / "Bengal"), "--source", "folders", "--out", str(out)]) == 2
     assert main(["data", str(photos), "--source", "folders", "--out", str(out)]) == 2
     assert "has not written" in capsys.readouterr().err and (out / "test.jsonl").read_bytes()
+
+
+def test_a_run_that_was_cut_short_is_made_anew(tmp_path):
+    fill(tmp_path / "photos", {"Bengal": 12, "Manx": 12})
+    first = prepare(settings(tmp_path))
+    out = tmp_path / "data" / "vlm"
+    before = {name: (out / name).read_bytes() for name in NAMES}
+    for name in ("dataset.json", "test.jsonl"):  # killed while it wrote the test part
+        (out / name).unlink()
+    assert prepare(settings(tmp_path)) == first
+    assert {name: (out / name).read_bytes() for name in NAMES} == before
 
 
 def test_check_proves_the_split_and_finds_a_leak(tmp_path, capsys):

@@ -62,11 +62,12 @@ def writing(vlm_dir: Path) -> Iterator[None]:
 
     Raises InputError where the folder holds samples of another origin, CatlibError where it cannot be written.
     """
-    if (vlm_dir / "train.jsonl").is_file() and not (vlm_dir / DATASET_CARD).is_file():
-        raise InputError(
-            f"{vlm_dir}: holds a train.jsonl that catlib has not written and would replace; give another folder"
-        )
     with locked(vlm_dir / ".lock"):
+        ours = any((vlm_dir / name).is_file() for name in (GROUPS, DATASET_CARD))  # the first and the last file of a split
+        if (vlm_dir / "train.jsonl").is_file() and not ours:
+            raise InputError(
+                f"{vlm_dir}: holds a train.jsonl that catlib has not written and would replace; give another folder"
+            )
         yield
 
 
@@ -78,8 +79,8 @@ def write_dataset(
     card: Mapping[str, Any],
 ) -> None:
     """Write all files of a split; call it inside `writing`. The card goes last and holds the others' digests."""
-    files = {f"{part}.jsonl": "".join(map(sample_line, samples[part])) for part in PARTS}
-    files[GROUPS] = table(GROUP_COLUMNS, [finding for finding in findings if finding.part])
+    files = {GROUPS: table(GROUP_COLUMNS, [finding for finding in findings if finding.part])}
+    files |= {f"{part}.jsonl": "".join(map(sample_line, samples[part])) for part in PARTS}
     digests = {name: hashlib.sha256(text.encode()).hexdigest() for name, text in files.items()}
     whole = {"image_root": _root_from(vlm_dir, root), **card, "files": digests}
     for name, text in files.items():

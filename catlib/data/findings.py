@@ -2,10 +2,11 @@
 
 import csv
 import io
-from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 
+from catlib.data.records import Sample
 from catlib.data.walk import is_photo
 from catlib.errors import InputError
 from catlib.files import write_text
@@ -42,6 +43,20 @@ class Finding:
         return self.verdict == KEPT
 
 
+@dataclass(frozen=True)
+class Source:
+    """The files of one layout, not opened yet. `findings` are sorted by path."""
+
+    name: str
+    root: Path
+    findings: tuple[Finding, ...]
+    notes: tuple[str, ...] = ()
+    missing: tuple[str, ...] = ()  # listed photos that are not there
+    # by image path: conversations that came with the photos, and what a table says of a photo's cat
+    samples: Mapping[str, Sample] = field(default_factory=dict)
+    about: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+
+
 def found_file(image: str, name: str, official: str = "", animal: str = "") -> Finding:
     """A file that a source has found; one that cannot be a photo, or has no breed, has its verdict already."""
     try:
@@ -59,7 +74,7 @@ def found_file(image: str, name: str, official: str = "", animal: str = "") -> F
 
 def write_audit(path: Path, findings: Sequence[Finding]) -> None:
     """Write audit.csv, a line a file. Raises CatlibError where that is not possible."""
-    write_text(path, table([field.name for field in fields(Finding)], findings))
+    write_text(path, table([column.name for column in fields(Finding)], findings))
 
 
 def table(columns: Sequence[str], findings: Sequence[Finding]) -> str:

@@ -2,34 +2,19 @@
 
 import os
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 
 from catlib.data.dataset import read_card
-from catlib.data.findings import NO_BREED, Finding, found_file
-from catlib.data.records import DATASET_CARD, Sample, image_root_of
+from catlib.data.findings import NO_BREED, Finding, Source, found_file
+from catlib.data.records import DATASET_CARD, image_root_of
 from catlib.data.source_jsonl import is_jsonl, jsonl_folder, read_jsonl_source
 from catlib.data.source_petfinder import read_petfinder
 from catlib.data.walk import has_folders, is_photo, walk
 from catlib.errors import InputError
 
-PARTS = {"train": "train", "training": "train", "trainval": "train"}
-PARTS |= {"val": "val", "valid": "val", "validation": "val", "test": "test"}
-
-
-@dataclass(frozen=True)
-class Source:
-    """The files of one layout, not opened yet. `findings` are sorted by path."""
-
-    name: str
-    root: Path
-    findings: tuple[Finding, ...]
-    notes: tuple[str, ...] = ()
-    missing: tuple[str, ...] = ()  # listed photos that are not there
-    # by image path: conversations that came with the photos, and what a table says of a photo's cat
-    samples: Mapping[str, Sample] = field(default_factory=dict)
-    about: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+FOLDERS = {"train": "train", "training": "train", "trainval": "train"}
+FOLDERS |= {"val": "val", "valid": "val", "validation": "val", "test": "test"}
 
 
 def read_source(photos: Path, source: str) -> Source:
@@ -40,7 +25,12 @@ def read_source(photos: Path, source: str) -> Source:
     if photos.is_file() and not is_jsonl(photos):
         raise InputError(f"photos: {photos} is a file; give a folder, a .jsonl file, or the dataset's images.tar.gz")
     name = detect(photos) if source == "auto" else source
-    readers = {"oxford-pets": _oxford, "petfinder": _petfinder, "folders": _folders, "llava-jsonl": _jsonl}
+    readers = {
+        "oxford-pets": _oxford,
+        "petfinder": read_petfinder,
+        "folders": _folders,
+        "llava-jsonl": read_jsonl_source,
+    }
     found = readers[name](photos)
     if not found.findings:
         raise InputError(
@@ -48,10 +38,8 @@ def read_source(photos: Path, source: str) -> Source:
             "with or without train/val/test above; images/<Breed>/ with data/cats.csv; the Oxford-IIIT Pet folders; LLaVA JSONL"
         )
     if all(f.verdict == NO_BREED for f in found.findings):
-        example = found.findings[0].image
-        raise InputError(
-            f"photos: no photo in {photos} lies in a breed's folder (see {example}); make one folder for each breed"
-        )
+        example = f"(see {found.findings[0].image}); make one folder for each breed"
+        raise InputError(f"photos: no photo in {photos} lies in a breed's folder {example}")
     return replace(found, findings=tuple(sorted(found.findings, key=lambda f: f.image)))
 
 
@@ -68,13 +56,10 @@ def detect(photos: Path) -> str:
 
 def _holds_its_split(photos: Path) -> bool:
     """Whether `photos`/vlm is the split that catlib has made from the photos in `photos`; the photos may have changed since."""
-    card = photos / "vlm" / DATASET_CARD
-    if jsonl_folder(photos) != card.parent or not card.is_file():
+    made = photos / "vlm"
+    if jsonl_folder(photos) != made or not (made / DATASET_CARD).is_file():
         return False
-    return (
-        image_root_of(card.parent / "train.jsonl") == photos.resolve()
-        and read_card(card.parent).get("source") != "llava-jsonl"
-    )
+    return image_root_of(made / "train.jsonl") == photos.resolve() and read_card(made).get("source") != "llava-jsonl"
 
 
 def _oxford(photos: Path) -> Source:
@@ -95,39 +80,33 @@ def _oxford(photos: Path) -> Source:
             if words[2] == "1":
                 listed[words[0]] = part or listed.get(words[0], "")
     present = {entry.name for entry in os.scandir(photos / "images")} if (photos / "images").is_dir() else set()
-    findings, missing = [], []
-    for stem, part in listed.items():
-        if f"{stem}.jpg" not in present:
-            missing.append(stem)
-            continue
-        findings.append(Finding(f"images/{stem}.jpg", "", source_name=stem.rsplit("_", 1)[0], official=part))
+    findings = [
+        Finding(f"images/{stem}.jpg", "", source_name=stem.rsplit("_", 1)[0], official=part)
+        for stem, part in listed.items()
+        if f"{stem}.jpg" in present
+    ]
+    missing = sorted(stem for stem in listed if f"{stem}.jpg" not in present)
     notes = ["cats only: species 1 of annotations/list.txt"]
     if missing:
-        notes.append(
-            f"{len(missing):,} of {len(listed):,} listed photos are not in {photos / 'images'}: {_some(missing)}"
-        )
+        some = ", ".join(missing[:3]) + (" and more (all are named in dataset.json)" if len(missing) > 3 else "")
+        notes.append(f"{len(missing):,} of {len(listed):,} listed photos are not in {photos / 'images'}: {some}")
         if "test" in listed.values() and not any(f.official for f in findings):
             notes.append("of the official test part no photo is there, so the test part is drawn from the other photos")
     if unlisted := len([n for n in present if n.endswith(".jpg") and not n.startswith(".")]) - len(findings):
         notes.append(f"{unlisted:,} photos in images/ are not listed as cats and were not looked at")
-    return Source("oxford-pets", photos, tuple(findings), tuple(notes), tuple(sorted(missing)))
-
-
-def _petfinder(photos: Path) -> Source:
-    found, notes, about = read_petfinder(photos)
-    return Source("petfinder", photos, tuple(found), tuple(notes), about=about)
+    return Source("oxford-pets", photos, tuple(findings), tuple(notes), tuple(missing))
 
 
 def _folders(photos: Path) -> Source:
     """`<Breed>/*`, or `train/<Breed>/*`, `val/<Breed>/*`, `test/<Breed>/*`; deeper folders belong to their breed."""
-    parts = [entry for entry in sorted(os.listdir(photos)) if entry.casefold() in PARTS and (photos / entry).is_dir()]
+    parts = [entry for entry in sorted(os.listdir(photos)) if entry.casefold() in FOLDERS and (photos / entry).is_dir()]
     if parts and not any(has_folders(photos / entry) for entry in parts):
         parts = []  # a breed that happens to be called like a part
     findings = []
     for folder, file in walk(photos):
         steps, official = list(folder.parts), ""
         if parts:
-            official = PARTS[steps[0].casefold()] if steps and steps[0] in parts else ""
+            official = FOLDERS[steps[0].casefold()] if steps and steps[0] in parts else ""
             steps = steps[1:] if official else []
         if steps or is_photo(file):  # a README beside the breed folders is no matter
             findings.append(found_file((folder / file).as_posix(), steps[0] if steps else "", official))
@@ -135,14 +114,3 @@ def _folders(photos: Path) -> Source:
         findings = [replace(f, official="") if f.official == "train" else f for f in findings]
     notes = (f"official parts kept: {', '.join(parts)}",) if parts else ()
     return Source("folders", photos, tuple(findings), notes)
-
-
-def _jsonl(photos: Path) -> Source:
-    root, findings, samples, notes = read_jsonl_source(photos)
-    return Source("llava-jsonl", root, tuple(findings), tuple(notes), samples=samples)
-
-
-def _some(names: Sequence[str], most: int = 3) -> str:
-    """The first of many names."""
-    more = f" and {len(names) - most:,} more (all are named in dataset.json)" if len(names) > most else ""
-    return ", ".join(sorted(names)[:most]) + more
