@@ -230,6 +230,5 @@ def test_missing_photos_quote_the_hint_of_the_profile(tmp_path):
         with pytest.raises(InputError, match="photos") as error:
             prepare(settings(tmp_path, photos=photos))
         assert photos in str(error.value)
-        if hasattr(DataSettings, "hint"):
-            with pytest.raises(InputError, match="run make cats"):
-                prepare(settings(tmp_path, photos=photos, hint="run make cats"))
+        with pytest.raises(InputError, match="run make cats"):
+            prepare(settings(tmp_path, photos=photos, hint="run make cats"))

@@ -66,8 +66,7 @@ def prepare(settings: DataSettings, out: Path | None = None) -> Dataset:
 
 def _photos(settings: DataSettings) -> Source:
     """The photos that the settings name. Raises InputError, with the profile's hint, when there are none."""
-    said = getattr(settings, "hint", "")
-    hint = f". {said}" if said else ""
+    hint = f"; {settings.hint}" if settings.hint else ""
     if not settings.photos:
         raise InputError(f"photos is empty: name the folder of the labelled photos{hint}")
     try:
