@@ -99,7 +99,7 @@ def test_near_duplicates_are_shown_and_the_conclusion_counts(case):
     assert files == ("1 of 52 are left out", "1 not an image")
     train = tables.by_breed(dataset)["train"]
     assert even[0] == f"{train['Siamese'] / train['Burmilla']:.1f} to 1" and "balance=sqrt" in even[1]
-    assert "points" in priority[0] and "1 breeds" in priority[1]
+    assert "points" in priority[0] and "of the 1: " in priority[1]
     assert measured[0].startswith("2 of 2") and "Burmilla 4" in measured[1]
     assert "Burmilla" in shares[1]
 

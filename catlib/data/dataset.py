@@ -63,7 +63,9 @@ def writing(vlm_dir: Path) -> Iterator[None]:
     Raises InputError where the folder holds samples of another origin, CatlibError where it cannot be written.
     """
     with locked(vlm_dir / ".lock"):
-        ours = any((vlm_dir / name).is_file() for name in (GROUPS, DATASET_CARD))  # the first and the last file of a split
+        ours = any(
+            (vlm_dir / name).is_file() for name in (GROUPS, DATASET_CARD)
+        )  # the first and the last file of a split
         if (vlm_dir / "train.jsonl").is_file() and not ours:
             raise InputError(
                 f"{vlm_dir}: holds a train.jsonl that catlib has not written and would replace; give another folder"

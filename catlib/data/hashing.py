@@ -22,12 +22,6 @@ _DCT = np.cos(np.pi * np.arange(8)[:, None] * (2 * _N + 1) / (2 * SIDE))  # the 
 _MIRROR = np.where(np.arange(8) % 2, -1, 1)
 
 
-def perceptual_hash(grey: Image.Image) -> int | None:
-    """The 64-bit pHash of a photo in mode L, None when it is flat."""
-    both = perceptual_hashes(grey)
-    return both and both[0]
-
-
 def perceptual_hashes(grey: Image.Image) -> tuple[int, int] | None:
     """The 64-bit pHash of a photo in mode L and that of the photo mirrored left to right; None when it is flat.
 

@@ -60,7 +60,7 @@ def counts(dataset: Dataset) -> tuple[Figure, str]:
     mark_priority(axes.get_yticklabels(), flags)
     axes.grid(axis="y", visible=False)
     axes.set(xlabel="photos", ylabel="", xlim=(0, table["all"].max() * 1.07), title="Photos by breed and part")
-    axes.legend(loc="lower right", ncols=len(PARTS))
+    axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=len(PARTS))
     train = table["train"]
     total = ", ".join(f"{table[part].sum():,} {part}" for part in PARTS)
     return drawn, (
@@ -132,8 +132,8 @@ def pairs(findings: Sequence[Finding], image_root: Path, bits: int, most: int = 
     across = sum(a.breed != b.breed for a, b, _ in close_pairs(findings, bits))
     doubt = f" {across} of the pairs carry two different breeds (red): look at their labels." if across else ""
     return _panels(panels, 3), (
-        f"{sum(groups):,} photos are alike (hashes at most {bits} bits apart{by_id}) in {len(groups)} groups, the "
-        f"largest of {max(groups)} photos; each group is kept in one part.{doubt}"
+        f"{sum(groups):,} photos are alike (hashes at most {bits} bits apart{by_id}): groups of up to {max(groups)}, each kept in one "
+        f"part.{doubt}"
     )
 
 
@@ -170,10 +170,11 @@ def widths(dataset: Dataset) -> tuple[Figure, str]:
     axes.set(xlabel="test photos of the breed", ylabel="points", ylim=(0, 105), xlim=(0, top * 1.12))
     axes.set_title(f"Width of the 95 % interval of a breed's F1 (true F1 {100 * SUPPOSED_F1:.0f} %)")
     axes.legend(loc="lower left")
-    wide = table[table["width"] > TOO_WIDE]
+    wide = sum(table["width"] > TOO_WIDE)
+    small = f"{wide} of {len(table)} breeds cannot be measured alone" if wide else "Every breed can be measured"
     return drawn, (
-        f"{len(wide)} of {len(table)} breeds have intervals wider than {100 * TOO_WIDE:.0f} points and cannot be measured alone; the "
-        f"widest is that of {table['width'].idxmax()} with {table['test'].min()} test photos, {100 * table['width'].max():.0f} points."
+        f"{small} within ± {50 * TOO_WIDE:.0f} points of F1; the widest interval, {100 * table['width'].max():.0f} points, is that of "
+        f"{table['width'].idxmax()} with {table['test'].min()} test photos."
     )
 
 

@@ -112,7 +112,7 @@ def conclusion(dataset: Dataset, findings: Sequence[Finding], checked: Check) ->
         half = macro_half_width(rare["test"].tolist())
         answer = f"their macro-F1 within ± {100 * half:.0f} points"
         fewest = f"the fewest {rare['train'].idxmin()}, {rare['train'].min()}"
-        why = f"{len(rare)} breeds, {rare['train'].sum()} training photos together, {fewest}"
+        why = f"training photos of the {len(rare)}: {rare['train'].sum()} together, {fewest}"
         rows.append(("What can be known of the priority breeds?", answer, why))
     small = frame[frame["width"] > TOO_WIDE].sort_values("test")
     answer = f"{len(small)} of {len(frame)} are too small to be measured alone" if len(small) else "every one"
