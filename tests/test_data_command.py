@@ -16,6 +16,7 @@ import pytest
 from photo_makers import fill, jpeg
 
 from catlib.cli import main
+from catlib.data import archives
 from catlib.data.archives import fetch_oxford_pets, unpacked
 from catlib.data.check import check
 from catlib.data.conversations import PARAPHRASES, answer_for, balance_weights
@@ -340,32 +341,33 @@ class Ranges(BaseHTTPRequestHandler):
 
 def test_fetch_resumes_checks_and_says_what_to_do_without_network(tmp_path, monkeypatch):
     site = oxford(tmp_path / "site")
-    archives = {}
+    published = {}
     for name in ("annotations", "images"):
         with tarfile.open(site / f"{name}.tar.gz", "w:gz") as tar:
             tar.add(site / name, name)
-        archives[f"{name}.tar.gz"] = hashlib.md5((site / f"{name}.tar.gz").read_bytes()).hexdigest()
+        published[f"{name}.tar.gz"] = hashlib.md5((site / f"{name}.tar.gz").read_bytes()).hexdigest()
     to = tmp_path / "to"
     to.mkdir()
     with pytest.raises(CatlibError, match="put both into"):
-        fetch_oxford_pets(to, "http://127.0.0.1:9/", archives)
+        fetch_oxford_pets(to, "http://127.0.0.1:9/", published)
     (to / "images.tar.gz.part").write_bytes((site / "images.tar.gz").read_bytes()[:1000])
+    monkeypatch.setattr(archives, "BLOCK", 500)  # bytes; what is less is lost where the connection breaks off
     monkeypatch.setattr(Ranges, "asked", [])
     server = ThreadingHTTPServer(("127.0.0.1", 0), Ranges)
     server.folder = site
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
-        folder = fetch_oxford_pets(to, f"http://127.0.0.1:{server.server_port}/", archives)
+        folder = fetch_oxford_pets(to, f"http://127.0.0.1:{server.server_port}/", published)
         assert Ranges.asked == [None, "bytes=1000-"]
         monkeypatch.setattr(Ranges, "broken", 2)  # the connection breaks off twice: it goes on from there by itself
         Ranges.asked.clear()
         (tmp_path / "shaky").mkdir()
         shutil.copy(site / "annotations.tar.gz", tmp_path / "shaky")
-        fetch_oxford_pets(tmp_path / "shaky", f"http://127.0.0.1:{server.server_port}/", archives)
+        fetch_oxford_pets(tmp_path / "shaky", f"http://127.0.0.1:{server.server_port}/", published)
         assert Ranges.asked == [None, "bytes=1500-", "bytes=3000-"]
         monkeypatch.setattr(Ranges, "spoilt", True)
         with pytest.raises(CatlibError, match="damaged"):
-            fetch_oxford_pets(tmp_path / "spoilt", f"http://127.0.0.1:{server.server_port}/", archives)
+            fetch_oxford_pets(tmp_path / "spoilt", f"http://127.0.0.1:{server.server_port}/", published)
         assert list((tmp_path / "spoilt").iterdir()) == []
     finally:
         server.shutdown()
@@ -374,7 +376,7 @@ def test_fetch_resumes_checks_and_says_what_to_do_without_network(tmp_path, monk
     assert (tmp_path / "photos" / "images" / "Bengal_1.jpg").is_file()
     (to / "images.tar.gz").write_bytes(b"damaged")
     with pytest.raises(CatlibError, match="checksum"):
-        fetch_oxford_pets(to, "http://127.0.0.1:9/", archives)
+        fetch_oxford_pets(to, "http://127.0.0.1:9/", published)
 
 
 def test_the_fields_are_those_that_llava_reads(tmp_path):

@@ -3,10 +3,10 @@
 import hashlib
 import logging
 import tarfile
-import urllib.error
-import urllib.request
 from collections.abc import Mapping
 from pathlib import Path
+
+import httpx
 
 from catlib.errors import CatlibError, InputError
 from catlib.files import locked, whole_folder, write_text
@@ -99,8 +99,8 @@ def _fetch(url: str, target: Path, md5: str) -> None:
         try:
             _download(url, part, have)
             break
-        except OSError as error:  # refused, timed out, broken off: urllib's errors are of this kind
-            reason = str(getattr(error, "reason", error))
+        except httpx.HTTPError as error:
+            reason = str(error) or type(error).__name__
             log.info("%s: %s", target.name, reason)
     else:
         raise CatlibError(
@@ -115,21 +115,15 @@ def _fetch(url: str, target: Path, md5: str) -> None:
 
 def _download(url: str, part: Path, have: int) -> None:
     """Append to `part` what it lacks. A server that does not know ranges sends everything, and the file begins anew."""
-    request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
-    try:
-        answer = urllib.request.urlopen(request, timeout=TIMEOUT)
-    except urllib.error.HTTPError as error:
-        if error.code == 416:  # nothing beyond what is there; the checksum tells whether it is right
+    ranges = {"Range": f"bytes={have}-"} if have else {}
+    with httpx.stream("GET", url, headers=ranges, timeout=TIMEOUT, follow_redirects=True) as answer:
+        if answer.status_code == 416:  # nothing beyond what is there; the checksum tells whether it is right
             return
-        raise
-    with answer, part.open("ab" if answer.status == 206 else "wb") as stream:
-        start = stream.tell()
-        length = int(answer.headers.get("Content-Length") or 0)
-        blocks = iter(lambda: answer.read(BLOCK), b"")
-        for block in track(blocks, f"downloading {part.stem}", total=-(-length // BLOCK) or None, unit="MB"):
-            stream.write(block)
-        if missing := max(0, length - (stream.tell() - start)):
-            raise ConnectionError(f"the connection ended {missing:,} bytes early")
+        answer.raise_for_status()
+        blocks = -(-int(answer.headers.get("Content-Length", 0)) // BLOCK) or None
+        with part.open("ab" if answer.status_code == 206 else "wb") as stream:
+            for block in track(answer.iter_raw(BLOCK), f"downloading {part.stem}", total=blocks, unit="MB"):
+                stream.write(block)
 
 
 def _md5(path: Path) -> str:

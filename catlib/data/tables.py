@@ -17,6 +17,7 @@ from catlib.figures import breed_label
 SUPPOSED_F1 = 0.7  # the interval of an F1 depends on the F1; this one is in the middle of what is hoped for
 TOO_WIDE = 0.4  # an F1 known no better than ± 20 points does not tell a good model from a middling one
 UNEVEN = 3  # times the training photos of the rarest breed, from where on sampling should be balanced
+SHOWN = 8  # breeds that a cell names
 DRAWS = 20_000
 
 
@@ -116,7 +117,8 @@ def conclusion(dataset: Dataset, findings: Sequence[Finding], checked: Check) ->
         rows.append(("What can be known of the priority breeds?", answer, why))
     small = frame[frame["width"] > TOO_WIDE].sort_values("test")
     answer = f"{len(small)} of {len(frame)} are too small to be measured alone" if len(small) else "every one"
-    why = f"interval wider than {100 * TOO_WIDE:.0f} points: " + ", ".join(f"{b} {n}" for b, n in small["test"].items())
+    some = ", ".join(f"{breed} {n}" for breed, n in small["test"].head(SHOWN).items()) + " …" * (len(small) > SHOWN)
+    why = f"interval wider than {100 * TOO_WIDE:.0f} points: {some} test photos"
     enough = f"the least certain is {frame['test'].idxmin()} with {frame['test'].min()} test photos"
     rows.append(("Which breeds can be measured?", answer, why if len(small) else enough))
     if remarks := dataset.card.get("remarks"):
