@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageEnhance, ImageOps
 
-from catlib.data.hashing import near_pairs, perceptual_hash, perceptual_hashes
+from catlib.data.hashing import near_pairs, perceptual_hashes
 from catlib.data.images import open_image
 
 BITS = (4, 6, 8, 10)
@@ -50,6 +50,11 @@ def _saved(photo: Image.Image, quality: int) -> Image.Image:
     return Image.open(stream)
 
 
+def _plain(photo: Image.Image) -> int | None:
+    both = perceptual_hashes(photo.convert("L"))
+    return both and both[0]
+
+
 def _distance(original: int, copy: tuple[int, int]) -> int:
     """The smallest limit at which the two are joined: mirror images are at half the limit."""
     plain, mirrored = copy
@@ -65,13 +70,13 @@ def main() -> None:
         sys.exit("set CATLIB_PHOTOS to a folder of photos")
     paths = sorted(Path(folder).rglob("*.jpg"))
     photos = [open_image(path) for path in random.Random(0).sample(paths, min(args.photos, len(paths)))]
-    hashes = [perceptual_hash(photo.convert("L")) for photo in photos]
+    hashes = [_plain(photo) for photo in photos]
     for name, change in CHANGES.items():
         changed = [perceptual_hashes(_saved(change(photo), 90).convert("L")) for photo in photos]
         away = np.array([_distance(a, both) for a, both in zip(hashes, changed, strict=True) if a and both])
         found = {f"within_{n}": round(float((away <= n).mean()), 3) for n in BITS}
         print(json.dumps({"change": name, "photos": len(away), **found}))
-    everything = [perceptual_hash(open_image(path).convert("L")) for path in paths]
+    everything = [_plain(open_image(path)) for path in paths]
     _, gaps = near_pairs(np.array([value for value in everything if value is not None], dtype=np.uint64), max(BITS) + 2)
     bits, count = np.unique(gaps, return_counts=True)
     print(json.dumps({"pairs_at_bits": dict(zip(bits.tolist(), count.tolist(), strict=True))}))

@@ -73,9 +73,9 @@ class Settings:
 class DataSettings(Settings):
     """From photos to a split that can be trusted (notebook 01, `catlib data`)."""
 
-    photos: str = option("", "folder (or archive, or JSONL folder) of labelled photos; empty: cats drawn by code")
+    photos: str = option("", "folder (or archive, or JSONL folder) of labelled photos")
     source: str = option(
-        "auto", "layout of the photos", choices=("auto", "oxford-pets", "petfinder", "folders", "llava-jsonl", "demo")
+        "auto", "layout of the photos", choices=("auto", "oxford-pets", "petfinder", "folders", "llava-jsonl")
     )
     data_dir: str = option("data", "folder that gets vlm/train.jsonl, vlm/val.jsonl and vlm/test.jsonl")
     breeds: str = option("", "use only these breeds, comma separated; empty: all that are found")
@@ -94,7 +94,6 @@ class DataSettings(Settings):
     min_side: int = option(32, "smallest side of a usable photo, pixels")
     photos_per_breed: int = option(0, "at most so many training photos of each breed; 0: all")
     answer_style: str = option("label", "what the model learns to answer", choices=("label", "label+traits"))
-    demo_photos: int = option(120, "drawn training cats of the most frequent breed; the other breeds have fewer")
 
 
 @dataclass(frozen=True)

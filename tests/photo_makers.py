@@ -2,6 +2,7 @@
 
 import io
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -13,11 +14,16 @@ def picture(number: int, size: tuple[int, int] = (64, 48)) -> Image.Image:
     return Image.fromarray(small).resize(size, Image.Resampling.BICUBIC)
 
 
-def jpeg(number: int, **options: object) -> bytes:
-    """A picture as JPEG bytes."""
+def encoded(image: Image.Image, kind: str, **options: Any) -> bytes:
+    """An image as the bytes of a file of the format `kind`."""
     stream = io.BytesIO()
-    picture(number).save(stream, "JPEG", **{"quality": 90, **options})
+    image.save(stream, kind, **options)
     return stream.getvalue()
+
+
+def jpeg(number: int, **options: Any) -> bytes:
+    """A picture as JPEG bytes."""
+    return encoded(picture(number), "JPEG", **{"quality": 90, **options})
 
 
 def fill(root: Path, counts: dict[str, int], start: int = 0) -> Path:

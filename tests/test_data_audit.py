@@ -1,27 +1,21 @@
 """The audit tells each kind of broken file apart and keeps every good one."""
 
-import io
 import os
 import struct
 import zlib
 
 import numpy as np
 import pytest
-from photo_makers import fill, jpeg, picture
+from photo_makers import encoded, fill, jpeg, picture
 from PIL import Image, ImageOps
 
-from catlib.data.audit import KEPT, MAX_BYTES, Finding, audit, read_audit
+from catlib.data.audit import MAX_BYTES, audit
 from catlib.data.duplicates import close_pairs
+from catlib.data.findings import KEPT, Finding, read_audit
 from catlib.data.images import open_image
 from catlib.data.prepare import prepare
 from catlib.errors import InputError
 from catlib.settings import DataSettings
-
-
-def encoded(image: Image.Image, kind: str, **options: object) -> bytes:
-    stream = io.BytesIO()
-    image.save(stream, kind, **options)
-    return stream.getvalue()
 
 
 def huge_png() -> bytes:

@@ -17,7 +17,8 @@ from demo_files import LLAVA
 from photo_makers import fill, jpeg
 
 from catlib.cli import main
-from catlib.data.archives import Archive, fetch_oxford_pets
+from catlib.data import archives
+from catlib.data.archives import fetch_oxford_pets, unpacked
 from catlib.data.check import check
 from catlib.data.conversations import PARAPHRASES, answer_for, balance_weights
 from catlib.data.dataset import load_dataset
@@ -207,11 +208,23 @@ def test_a_split_beside_its_photos_is_made_anew_and_foreign_samples_are_not_repl
         "the old split was taken for the source"
     )
     assert dataset.card["unknown_breeds"] == []
-    (out / "dataset.json").unlink()
+    for name in ("dataset.json", "groups.csv"):
+        (out / name).unlink()
     capsys.readouterr()
     assert main(["data", str(tmp_path / "photos" / "Bengal"), "--source", "folders", "--out", str(out)]) == 2
     assert main(["data", str(photos), "--source", "folders", "--out", str(out)]) == 2
     assert "has not written" in capsys.readouterr().err and (out / "test.jsonl").read_bytes()
+
+
+def test_a_run_that_was_cut_short_is_made_anew(tmp_path):
+    fill(tmp_path / "photos", {"Bengal": 12, "Manx": 12})
+    first = prepare(settings(tmp_path))
+    out = tmp_path / "data" / "vlm"
+    before = {name: (out / name).read_bytes() for name in NAMES}
+    for name in ("dataset.json", "test.jsonl"):  # killed while it wrote the test part
+        (out / name).unlink()
+    assert prepare(settings(tmp_path)) == first
+    assert {name: (out / name).read_bytes() for name in NAMES} == before
 
 
 def test_check_proves_the_split_and_finds_a_leak(tmp_path, capsys):
@@ -264,7 +277,7 @@ def test_folders_that_cannot_be_read_or_written_are_named(tmp_path, capsys):
     out = str(tmp_path / "d" / "vlm")
     assert main(["data", str(photos), "--out", str(tmp_path / "file" / "vlm")]) == 1
     assert main(["data", str(photos), "--out", out, "--run-dir", str(tmp_path / "file" / "run")]) == 1
-    assert capsys.readouterr().err.count("cannot write") == 2
+    assert capsys.readouterr().err.count("cannot be written") == 2
     for folder, words in ((photos / "Manx", "Manx cannot be read"), (photos, "Permission denied")):
         folder.chmod(0)
         if os.access(folder, os.R_OK):
@@ -328,40 +341,42 @@ class Ranges(BaseHTTPRequestHandler):
 
 def test_fetch_resumes_checks_and_says_what_to_do_without_network(tmp_path, monkeypatch):
     site = oxford(tmp_path / "site")
-    archives = []
+    published = {}
     for name in ("annotations", "images"):
         with tarfile.open(site / f"{name}.tar.gz", "w:gz") as tar:
             tar.add(site / name, name)
-        archives.append(Archive(f"{name}.tar.gz", hashlib.md5((site / f"{name}.tar.gz").read_bytes()).hexdigest()))
+        published[f"{name}.tar.gz"] = hashlib.md5((site / f"{name}.tar.gz").read_bytes()).hexdigest()
     to = tmp_path / "to"
     to.mkdir()
     with pytest.raises(CatlibError, match="put both into"):
-        fetch_oxford_pets(to, "http://127.0.0.1:9/", tuple(archives))
+        fetch_oxford_pets(to, "http://127.0.0.1:9/", published)
     (to / "images.tar.gz.part").write_bytes((site / "images.tar.gz").read_bytes()[:1000])
+    monkeypatch.setattr(archives, "BLOCK", 500)  # bytes; what is less is lost where the connection breaks off
     monkeypatch.setattr(Ranges, "asked", [])
     server = ThreadingHTTPServer(("127.0.0.1", 0), Ranges)
     server.folder = site
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
-        folder = fetch_oxford_pets(to, f"http://127.0.0.1:{server.server_port}/", tuple(archives))
+        folder = fetch_oxford_pets(to, f"http://127.0.0.1:{server.server_port}/", published)
         assert Ranges.asked == [None, "bytes=1000-"]
         monkeypatch.setattr(Ranges, "broken", 2)  # the connection breaks off twice: it goes on from there by itself
         Ranges.asked.clear()
         (tmp_path / "shaky").mkdir()
         shutil.copy(site / "annotations.tar.gz", tmp_path / "shaky")
-        fetch_oxford_pets(tmp_path / "shaky", f"http://127.0.0.1:{server.server_port}/", tuple(archives))
+        fetch_oxford_pets(tmp_path / "shaky", f"http://127.0.0.1:{server.server_port}/", published)
         assert Ranges.asked == [None, "bytes=1500-", "bytes=3000-"]
         monkeypatch.setattr(Ranges, "spoilt", True)
         with pytest.raises(CatlibError, match="damaged"):
-            fetch_oxford_pets(tmp_path / "spoilt", f"http://127.0.0.1:{server.server_port}/", tuple(archives))
+            fetch_oxford_pets(tmp_path / "spoilt", f"http://127.0.0.1:{server.server_port}/", published)
         assert list((tmp_path / "spoilt").iterdir()) == []
     finally:
         server.shutdown()
         server.server_close()
-    assert (folder / "images" / "Bengal_1.jpg").is_file()
+    unpacked(folder, tmp_path / "photos")
+    assert (tmp_path / "photos" / "images" / "Bengal_1.jpg").is_file()
     (to / "images.tar.gz").write_bytes(b"damaged")
     with pytest.raises(CatlibError, match="checksum"):
-        fetch_oxford_pets(to, "http://127.0.0.1:9/", tuple(archives))
+        fetch_oxford_pets(to, "http://127.0.0.1:9/", published)
 
 
 def test_the_fields_are_those_that_llava_reads(tmp_path):

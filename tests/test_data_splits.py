@@ -5,7 +5,7 @@ import hashlib
 
 import pytest
 
-from catlib.data.audit import Finding
+from catlib.data.findings import Finding
 from catlib.data.splits import split
 from catlib.errors import InputError
 from catlib.settings import DataSettings

@@ -10,7 +10,7 @@ from catlib.errors import InputError
 from catlib.paths import resolve
 from catlib.settings import DataSettings
 
-USAGE = """catlib data PHOTOS --out DIR [option …]   split a folder of labelled photos (none: cats drawn by code)
+USAGE = """catlib data PHOTOS --out DIR [option …]   split a folder of labelled photos
        catlib data check DIR                    prove that no near-duplicate group crosses the parts of a split
        catlib data fetch oxford-pets --to DIR   download the Oxford-IIIT Pet photos"""
 DEFAULT_OUT = "data/vlm"

@@ -1,43 +1,33 @@
 """The Oxford-IIIT Pet archives: downloaded with a checksum, resumed after an interruption, unpacked once."""
 
-import fcntl
 import hashlib
 import logging
-import os
-import shutil
 import tarfile
-import tempfile
-import urllib.error
-import urllib.request
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 
+import httpx
+
 from catlib.errors import CatlibError, InputError
+from catlib.files import locked, whole_folder, write_text
 from catlib.progress import track
 
 PAGE = "https://www.robots.ox.ac.uk/~vgg/data/pets/"
 BASE = "https://thor.robots.ox.ac.uk/~vgg/data/pets/"
 BLOCK = 1 << 20  # bytes
 TIMEOUT = 30  # seconds without a byte
+ORIGIN = ".from"  # names the archives that an unpacked folder comes from
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class Archive:
-    """A published file and its checksum."""
-
-    name: str
-    md5: str
+OXFORD_PETS = {  # file → MD5
+    "annotations.tar.gz": "95a8c909bbe2e81eed6a22bccdf3f68f",
+    "images.tar.gz": "5c4f3ee8e5d25df40f4fd59a7f44e54c",
+}
 
 
-OXFORD_PETS = (
-    Archive("annotations.tar.gz", "95a8c909bbe2e81eed6a22bccdf3f68f"),
-    Archive("images.tar.gz", "5c4f3ee8e5d25df40f4fd59a7f44e54c"),
-)
-
-
-def fetch_oxford_pets(to: Path, base: str = BASE, archives: tuple[Archive, ...] = OXFORD_PETS) -> Path:
-    """Download both archives into `to` and unpack them there; the folder, ready as `photos`.
+def fetch_oxford_pets(to: Path, base: str = BASE, archives: Mapping[str, str] = OXFORD_PETS) -> Path:
+    """Download both archives into `to`; the folder, ready as `photos`: `unpacked` does the rest.
 
     A finished file with the right checksum is not downloaded again, a partial one (.part) is continued. Raises CatlibError when
     there is no network or the bytes are not the published ones.
@@ -45,126 +35,95 @@ def fetch_oxford_pets(to: Path, base: str = BASE, archives: tuple[Archive, ...] 
     try:
         to.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise CatlibError(f"{to}: cannot write here: {error.strerror}") from None
-    for archive in archives:
-        _fetch(archive, to, base)
-    return unpacked(to, to)
-
-
-def unpacked(photos: Path, to: Path) -> Path:
-    """The folder of photos behind `photos`: itself, or what its Oxford archives hold, unpacked into `to` once.
-
-    `photos` may be a folder with images.tar.gz and annotations.tar.gz in it, or one of the two files. Raises InputError when
-    the other one is missing or an archive is broken.
-    """
-    folder = photos.parent if photos.name.endswith((".tar.gz", ".tgz")) and photos.is_file() else photos
-    names = [archive.name for archive in OXFORD_PETS]
-    if folder == photos and ((folder / "images").is_dir() or not (folder / "images.tar.gz").is_file()):
-        return photos
-    if folder != photos and photos.name not in names:
-        raise InputError(
-            f"photos: {photos}: only the Oxford archives {' and '.join(names)} can be read packed; unpack it first"
-        )
-    for name in names:
-        if not (folder / name).is_file():
-            raise InputError(f"photos: {folder / name} is missing; both archives are needed ({PAGE})")
-        _unpack_once(folder / name, to, name.removesuffix(".tar.gz"))
+        raise CatlibError(f"{to}: cannot be written: {error.strerror}") from None
+    for name, md5 in archives.items():
+        _fetch(base + name, to / name, md5)
     return to
 
 
-def _unpack_once(archive: Path, to: Path, top: str) -> None:
-    """Unpack unless `to`/`top` has come from this archive already; what came from another one is replaced.
+def unpacked(photos: Path, to: Path) -> Path:
+    """The folder of photos behind `photos`: itself, or `to`, where what its Oxford archives hold is unpacked once.
 
-    A lock makes a second run wait. Raises InputError where `to`/`top` holds something that no archive has brought.
+    `photos` may be a folder with images.tar.gz and annotations.tar.gz in it, or one of the two files. Raises InputError when
+    the other one is missing, an archive is broken (the folder stays as it was), or `to` holds something else.
     """
-    to.mkdir(parents=True, exist_ok=True)
-    status = archive.stat()
-    origin = f"{archive.resolve()} {status.st_size} bytes, changed {status.st_mtime_ns}\n"
-    mark = to / f".{top}.from"
-    with (to / ".lock").open("a") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if (to / top).is_dir():
-            known = mark.read_text(encoding="utf-8") if mark.is_file() else ""
-            if known == origin or (not known and archive.parent == to):  # beside its archive: unpacked by hand
-                return
-            if not known:
-                raise InputError(
-                    f"{to / top} is in the way: it did not come from {archive}; move it, or give {to} as the photos"
-                )
-        _unpack(archive, to, top, mark, origin)
+    folder = photos.parent if photos.is_file() and photos.name.endswith((".tar.gz", ".tgz")) else photos
+    if folder == photos and ((folder / "images").is_dir() or not (folder / "images.tar.gz").is_file()):
+        return photos
+    if folder != photos and photos.name not in OXFORD_PETS:
+        raise InputError(
+            f"photos: {photos}: only the archives {' and '.join(OXFORD_PETS)} can be read packed; unpack it first"
+        )
+    origin = ""
+    for archive in (folder / name for name in OXFORD_PETS):
+        if not archive.is_file():
+            raise InputError(f"photos: {archive} is missing; both archives are needed ({PAGE})")
+        origin += f"{archive.resolve()} {archive.stat().st_size} bytes, changed {archive.stat().st_mtime_ns}\n"
+    mark = to / ORIGIN
+    with locked(to.parent / f".{to.name}.lock"):
+        if mark.is_file() and mark.read_text(encoding="utf-8") == origin:
+            return to
+        if to.exists() and not mark.is_file():
+            raise InputError(f"{to} is in the way: it did not come from {folder}; move it, or give it as the photos")
+        with whole_folder(to, force=True) as new:
+            for name in OXFORD_PETS:
+                _unpack(folder / name, new)
+            write_text(new / ORIGIN, origin)
+    return to
 
 
-def _unpack(archive: Path, to: Path, top: str, mark: Path, origin: str) -> None:
-    """Unpack beside the target first: an interrupted run leaves no folder that looks complete, a broken archive replaces none."""
-    work = Path(tempfile.mkdtemp(dir=to, prefix=".unpack."))
-    log.info("unpacking %s into %s", archive, to)
+def _unpack(archive: Path, to: Path) -> None:
+    log.info("unpacking %s", archive)
     try:
         with tarfile.open(archive) as tar:
-            tar.extractall(work, filter="data")  # refuses members that leave the folder
-        if not (work / top).is_dir():
-            raise InputError(f"{archive}: has no folder {top}/ in it; is it the Oxford-IIIT Pet archive?")
-        if (to / top).is_dir():
-            os.rename(to / top, work / "old")
-        mark.write_text(origin, encoding="utf-8")
-        os.rename(work / top, to / top)
+            tar.extractall(to, filter="data")  # refuses members that leave the folder
     except (tarfile.TarError, EOFError, OSError) as error:
         raise InputError(f"{archive}: cannot be unpacked: {error}") from None
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
+    top = archive.name.removesuffix(".tar.gz")
+    if not (to / top).is_dir():
+        raise InputError(f"{archive}: has no folder {top}/ in it; is it the Oxford-IIIT Pet archive?")
 
 
-def _fetch(archive: Archive, to: Path, base: str) -> None:
-    target, part = to / archive.name, to / f"{archive.name}.part"
+def _fetch(url: str, target: Path, md5: str) -> None:
     if target.is_file():
-        if _md5(target) == archive.md5:
+        if _md5(target) == md5:
             return
         raise CatlibError(
-            f"{target}: its checksum is not {archive.md5}, so it is not the published file; delete it and run again"
+            f"{target}: its checksum is not {md5}, so it is not the published file; delete it and run again"
         )
-    have = -1
-    while have < (have := _size(part)):  # again as long as each attempt brings something
+    part = target.with_name(f"{target.name}.part")
+    have, reason = -1, ""
+    while have < (
+        have := part.stat().st_size if part.is_file() else 0
+    ):  # again as long as each attempt brings something
         try:
-            _download(base + archive.name, part)
+            _download(url, part, have)
             break
-        except (urllib.error.URLError, TimeoutError, ConnectionError) as error:
-            reason = getattr(error, "reason", None) or error
-            log.info("%s: %s after %d bytes", archive.name, reason, _size(part))
+        except httpx.HTTPError as error:
+            reason = str(error) or type(error).__name__
+            log.info("%s: %s", target.name, reason)
     else:
         raise CatlibError(
-            f"cannot download {base + archive.name} ({reason}). On a machine with network, get images.tar.gz and annotations.tar.gz "
-            f"from {PAGE} and put both into {to}; then run: catlib data {to} --out data/vlm. What has arrived is kept and continued"
+            f"cannot download {url} ({reason}). On a machine with network, get {' and '.join(OXFORD_PETS)} from {PAGE} and put both "
+            f"into {target.parent}; then run: catlib data {target.parent} --out data/vlm. What has arrived is kept and continued"
         )
-    found = _md5(part)
-    if found != archive.md5:
+    if (found := _md5(part)) != md5:
         part.unlink()
-        raise CatlibError(
-            f"{base + archive.name}: checksum {found}, expected {archive.md5}; the download was damaged, run again"
-        )
-    os.replace(part, target)
+        raise CatlibError(f"{url}: checksum {found}, expected {md5}; the download was damaged, run again")
+    part.replace(target)
 
 
-def _download(url: str, part: Path) -> None:
+def _download(url: str, part: Path, have: int) -> None:
     """Append to `part` what it lacks. A server that does not know ranges sends everything, and the file begins anew."""
-    have = _size(part)
-    request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
-    try:
-        answer = urllib.request.urlopen(request, timeout=TIMEOUT)
-    except urllib.error.HTTPError as error:
-        if error.code == 416:  # nothing beyond what is there; the checksum tells whether it is right
+    ranges = {"Range": f"bytes={have}-"} if have else {}
+    with httpx.stream("GET", url, headers=ranges, timeout=TIMEOUT, follow_redirects=True) as answer:
+        if answer.status_code == 416:  # nothing beyond what is there; the checksum tells whether it is right
             return
-        raise
-    with answer, part.open("ab" if answer.status == 206 else "wb") as stream:
-        length = int(answer.headers.get("Content-Length") or 0)
-        blocks = iter(lambda: answer.read(BLOCK), b"")
-        for block in track(blocks, f"downloading {part.stem}", total=-(-length // BLOCK) or None, unit="MB"):
-            stream.write(block)
-        got = stream.tell() - (have if answer.status == 206 else 0)
-    if got < length:
-        raise ConnectionError(f"the connection ended {length - got:,} bytes early")
-
-
-def _size(part: Path) -> int:
-    return part.stat().st_size if part.is_file() else 0
+        answer.raise_for_status()
+        blocks = -(-int(answer.headers.get("Content-Length", 0)) // BLOCK) or None
+        with part.open("ab" if answer.status_code == 206 else "wb") as stream:
+            for block in track(answer.iter_raw(BLOCK), f"downloading {part.stem}", total=blocks, unit="MB"):
+                stream.write(block)
 
 
 def _md5(path: Path) -> str:

@@ -6,9 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from catlib.data.audit import Finding, audit
-from catlib.data.dataset import PARTS, Dataset, load_dataset, read_groups
+from catlib.data.audit import audit
+from catlib.data.dataset import Dataset, load_dataset, read_groups
 from catlib.data.duplicates import labels_of
+from catlib.data.findings import Finding
+from catlib.data.records import PARTS
 from catlib.errors import InputError
 from catlib.settings import DataSettings
 
@@ -47,6 +49,7 @@ def check(vlm_dir: Path) -> Check:
     ]
     problems += _crossing(zip((f.sha256 for f in found), found, parts, strict=True), "the same bytes")
     problems += _crossing(zip((f.animal for f in found), found, parts, strict=True), "photos of the same cat")
+    problems += _crossing(zip((f.group for f in found), found, parts, strict=True), "photos of one group")
     hashed = [(f, part) for f, part in zip(found, parts, strict=True) if f.phash]
     labels = labels_of([f for f, _ in hashed], bits).tolist()
     problems += _crossing(
@@ -59,11 +62,12 @@ def check(vlm_dir: Path) -> Check:
 
 def _entries(dataset: Dataset, vlm_dir: Path) -> list[tuple[Finding, str]]:
     """Every photo of the split with its part and recorded SHA-256; the problem of a photo in two parts is found by its bytes."""
-    entries = [
-        (Finding(sample.image, sample.breed, part=part, animal=sample.animal), str(sample.metadata.get("sha256", "")))
-        for part in PARTS
-        for sample in dataset.part(part)
-    ]
+    entries = []
+    for part in PARTS:
+        for sample in dataset.part(part):
+            group = str(sample.metadata.get("group") or "")
+            finding = Finding(sample.image, sample.breed, part=part, animal=sample.animal, group=group)
+            entries.append((finding, str(sample.metadata.get("sha256", ""))))
     if not dataset.card:
         return entries
     inside = {finding.image: finding.part for finding, _ in entries}
@@ -73,7 +77,7 @@ def _entries(dataset: Dataset, vlm_dir: Path) -> list[tuple[Finding, str]]:
                 raise InputError(
                     f"{vlm_dir}: {row['image']} is in groups.csv and in no JSONL file; run catlib data again"
                 )
-            entries.append((Finding(row["image"], row["breed"], part=row["part"]), row["sha256"]))
+            entries.append((Finding(row["image"], row["breed"], row["part"], group=row["group"]), row["sha256"]))
     return entries
 
 

@@ -10,7 +10,7 @@ from catlib.breeds import describe, find
 from catlib.data.records import Sample
 from catlib.errors import InputError
 
-QUESTION = "What breed is the cat in this photo?"  # asked of every validation and test photo
+QUESTION = "What breed is the cat in this photo?"  # the standard one, asked of every validation and test photo
 # Training photos are asked in several ways, so that the model learns the question and not its wording.
 PARAPHRASES = (
     QUESTION,
@@ -27,6 +27,13 @@ def question_for(sha256: str, part: str, seed: int) -> str:
         return QUESTION
     digest = hashlib.sha256(f"question {seed} {sha256}".encode()).digest()
     return PARAPHRASES[int.from_bytes(digest[:8], "big") % len(PARAPHRASES)]
+
+
+def questions_of(samples: Iterable[Sample]) -> tuple[str, int]:
+    """The question that most samples ask, and how many ask another one; the standard question where there is no sample."""
+    counts = Counter(sample.question for sample in samples)
+    question = min(counts, key=lambda text: (-counts[text], text), default=QUESTION)
+    return question, counts.total() - counts[question]
 
 
 def answer_for(breed: str, style: str) -> str:

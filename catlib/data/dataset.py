@@ -1,9 +1,7 @@
 """A finished split on disk: three JSONL files, the card that describes them and the table of groups, always of one run."""
 
 import csv
-import fcntl
 import hashlib
-import io
 import json
 import os
 import time
@@ -13,11 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from catlib.data.audit import Finding
-from catlib.data.records import DATASET_CARD, Sample, image_root_of, read_samples, sample_line, write_atomically
-from catlib.errors import CatlibError, InputError
+from catlib.data.findings import Finding, table
+from catlib.data.records import DATASET_CARD, PARTS, Sample, image_root_of, read_samples, sample_line
+from catlib.errors import InputError
+from catlib.files import locked, read_json, write_text
 
-PARTS = ("train", "val", "test")
 GROUPS = "groups.csv"  # every photo of the split with its hashes and group: what `catlib data check` goes by
 GROUP_COLUMNS = ("image", "breed", "part", "verdict", "group", "sha256", "phash")
 
@@ -64,20 +62,15 @@ def writing(vlm_dir: Path) -> Iterator[None]:
 
     Raises InputError where the folder holds samples of another origin, CatlibError where it cannot be written.
     """
-    if (vlm_dir / "train.jsonl").is_file() and not (vlm_dir / DATASET_CARD).is_file():
-        raise InputError(
-            f"{vlm_dir}: holds a train.jsonl that catlib has not written and would replace; give another folder"
-        )
-    try:
-        vlm_dir.mkdir(parents=True, exist_ok=True)
-        handle = os.open(vlm_dir / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
-    except OSError as error:
-        raise CatlibError(f"{vlm_dir}: cannot write here: {error.strerror}") from None
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
+    with locked(vlm_dir / ".lock"):
+        ours = any(
+            (vlm_dir / name).is_file() for name in (GROUPS, DATASET_CARD)
+        )  # the first and the last file of a split
+        if (vlm_dir / "train.jsonl").is_file() and not ours:
+            raise InputError(
+                f"{vlm_dir}: holds a train.jsonl that catlib has not written and would replace; give another folder"
+            )
         yield
-    finally:
-        os.close(handle)
 
 
 def write_dataset(
@@ -88,10 +81,8 @@ def write_dataset(
     card: Mapping[str, Any],
 ) -> None:
     """Write all files of a split; call it inside `writing`. The card goes last and holds the others' digests."""
-    files = {}
-    for part in PARTS:
-        files[f"{part}.jsonl"] = "".join(map(sample_line, samples[part]))
-    files[GROUPS] = _groups_table(findings)
+    files = {GROUPS: table(GROUP_COLUMNS, [finding for finding in findings if finding.part])}
+    files |= {f"{part}.jsonl": "".join(map(sample_line, samples[part])) for part in PARTS}
     digests = {name: hashlib.sha256(text.encode()).hexdigest() for name, text in files.items()}
     whole = {"image_root": _root_from(vlm_dir, root), **card, "files": digests}
     for name, text in files.items():
@@ -115,15 +106,7 @@ def read_groups(vlm_dir: Path) -> list[dict[str, str]]:
 def read_card(vlm_dir: Path) -> dict[str, Any]:
     """The dataset card; empty when there is none. Raises InputError when it is no JSON object."""
     path = vlm_dir / DATASET_CARD
-    if not path.is_file():
-        return {}
-    try:
-        card = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise InputError(f"{path}: not JSON ({error})") from None
-    if not isinstance(card, dict):
-        raise InputError(f"{path}: expected a JSON object")
-    return card
+    return read_json(path) if path.is_file() else {}
 
 
 def _card_of_its_files(vlm_dir: Path) -> dict[str, Any]:
@@ -145,14 +128,6 @@ def _card_of_its_files(vlm_dir: Path) -> dict[str, Any]:
     )
 
 
-def _groups_table(findings: Sequence[Finding]) -> str:
-    text = io.StringIO()
-    table = csv.writer(text, lineterminator="\n")
-    table.writerow(GROUP_COLUMNS)
-    table.writerows([getattr(f, name) for name in GROUP_COLUMNS] for f in findings if f.part)
-    return text.getvalue()
-
-
 def _root_from(vlm_dir: Path, root: Path) -> str:
     """The image root as the card states it: relative where the photos lie in the folder above, so that both can be moved."""
     root, above = root.resolve(), vlm_dir.resolve().parent
@@ -161,9 +136,5 @@ def _root_from(vlm_dir: Path, root: Path) -> str:
 
 def _write_when_new(path: Path, text: str) -> None:
     """An unchanged file keeps its time, so that later stages of a report see that nothing is new."""
-    if path.is_file() and path.read_bytes() == text.encode():
-        return
-    try:
-        write_atomically(path, text)
-    except OSError as error:
-        raise CatlibError(f"{path}: cannot write: {error.strerror}") from None
+    if not path.is_file() or path.read_bytes() != text.encode():
+        write_text(path, text)

@@ -5,19 +5,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 import numpy as np
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
-from catlib.data.audit import Finding
-from catlib.data.hashing import group_labels, near_pairs
+from catlib.data.findings import Finding
+from catlib.data.hashing import components, group_labels, near_pairs
 
 ALIKE = 20
-STRONGEST = (
-    "test",
-    "val",
-    "train",
-    "",
-)  # of near-duplicates with different official parts, the first of these keeps its photos
+STRONGEST = ("test", "val", "train", "")  # of near-duplicates with different official parts, the first keeps its photos
 
 
 def judge_copies(findings: Sequence[Finding]) -> list[Finding]:
@@ -35,13 +28,11 @@ def judge_copies(findings: Sequence[Finding]) -> list[Finding]:
         for i in same:
             if len(breeds) > 1:
                 others = ", ".join(findings[j].image for j in same if j != i)
-                judged[i] = replace(
-                    findings[i], verdict="two breeds", detail=f"the same bytes as {others} ({' / '.join(breeds)})"
-                )
+                detail = f"the same bytes as {others} ({' / '.join(breeds)})"
+                judged[i] = replace(findings[i], verdict="two breeds", detail=detail)
             elif i != first:
-                judged[i] = replace(
-                    findings[i], verdict="duplicate", detail=f"the same bytes as {findings[first].image}"
-                )
+                detail = f"the same bytes as {findings[first].image}"
+                judged[i] = replace(findings[i], verdict="duplicate", detail=detail)
     return judged
 
 
@@ -54,16 +45,20 @@ def group_photos(findings: Sequence[Finding], bits: int) -> list[Finding]:
     """
     kept = [i for i, finding in enumerate(findings) if finding.kept]
     hashed = [i for i in kept if findings[i].phash]
-    labels = labels_of([findings[i] for i in hashed], bits)
-    alike: dict[object, list[int]] = defaultdict(list)
-    for i, label in zip(hashed, labels.tolist(), strict=True):
-        alike[label].append(i)
+    labels = labels_of([findings[i] for i in hashed], bits).tolist()
+    # whatever joins photos is a node too, behind those of the photos, so that chains over several reasons are found
+    joins: dict[object, int] = {}
+    edges = [(i, joins.setdefault(label, len(findings) + len(joins))) for i, label in zip(hashed, labels, strict=True)]
     for i in kept:
-        if findings[i].animal:
-            alike[findings[i].animal].append(i)
+        if animal := findings[i].animal:
+            edges.append((i, joins.setdefault(animal, len(findings) + len(joins))))
+    members: dict[int, list[int]] = defaultdict(list)
+    group_of = components(len(findings) + len(joins), np.array(edges)).tolist()
+    for i in kept:
+        members[group_of[i]].append(i)
     judged = list(findings)
-    for members in _joined(kept, alike.values()):
-        _judge_group(judged, members)
+    for together in members.values():
+        _judge_group(judged, together)
     return judged
 
 
@@ -75,26 +70,11 @@ def labels_of(hashed: Sequence[Finding], bits: int) -> np.ndarray:
     """
     plain = _numbers(f.phash for f in hashed)
     near, mirrored = group_labels(plain, bits), group_labels(plain, bits // 2, _numbers(f.mirrored for f in hashed))
-    n = len(hashed)
-    graph = coo_array((np.ones(n), (near, n + mirrored)), shape=(2 * n, 2 * n))
-    return connected_components(graph, directed=False)[1][near]
+    return components(2 * len(hashed), np.stack([near, len(hashed) + mirrored], 1))[near]
 
 
 def _numbers(hashes: Iterable[str]) -> np.ndarray:
     return np.array([int(value, 16) for value in hashes], dtype=np.uint64)
-
-
-def _joined(photos: Sequence[int], alike: Iterable[Sequence[int]]) -> list[list[int]]:
-    """The photos in groups: those that a chain of sets in `alike` connects are together."""
-    position = {photo: place for place, photo in enumerate(photos)}
-    edges = np.array(
-        [(position[members[0]], position[i]) for members in alike for i in members[1:]], dtype=int
-    ).reshape(-1, 2)
-    graph = coo_array((np.ones(len(edges)), (edges[:, 0], edges[:, 1])), shape=(len(photos), len(photos)))
-    groups: dict[int, list[int]] = defaultdict(list)
-    for photo, label in zip(photos, connected_components(graph, directed=False)[1].tolist(), strict=True):
-        groups[label].append(photo)
-    return list(groups.values())
 
 
 def close_pairs(findings: Iterable[Finding], bits: int) -> list[tuple[Finding, Finding, int]]:
@@ -102,7 +82,8 @@ def close_pairs(findings: Iterable[Finding], bits: int) -> list[tuple[Finding, F
 
     For looking at: of more than ALIKE photos with the same hash only the first are paired, as n of them make n²/2 pairs.
     """
-    hashed, seen = [], Counter()
+    hashed: list[Finding] = []
+    seen: Counter[str] = Counter()
     for finding in findings:
         if finding.group and finding.phash and seen[finding.phash] < ALIKE:
             seen[finding.phash] += 1

@@ -22,12 +22,6 @@ _DCT = np.cos(np.pi * np.arange(8)[:, None] * (2 * _N + 1) / (2 * SIDE))  # the 
 _MIRROR = np.where(np.arange(8) % 2, -1, 1)
 
 
-def perceptual_hash(grey: Image.Image) -> int | None:
-    """The 64-bit pHash of a photo in mode L, None when it is flat."""
-    both = perceptual_hashes(grey)
-    return both and both[0]
-
-
 def perceptual_hashes(grey: Image.Image) -> tuple[int, int] | None:
     """The 64-bit pHash of a photo in mode L and that of the photo mirrored left to right; None when it is flat.
 
@@ -74,8 +68,14 @@ def group_labels(hashes: np.ndarray, bits: int, mirrored: np.ndarray | None = No
     edges, _ = _close_values(distinct, bits)
     if mirrored is not None:
         edges = np.concatenate([edges, np.stack([which[:n], which[n:]], 1)])
-    graph = coo_array((np.ones(len(edges)), (edges[:, 0], edges[:, 1])), shape=(len(distinct), len(distinct)))
-    return connected_components(graph, directed=False)[1][which[:n]]
+    return components(len(distinct), edges)[which[:n]]
+
+
+def components(n: int, edges: np.ndarray) -> np.ndarray:
+    """The number (n,) of the connected component of each of n nodes; `edges`: pairs of nodes (m, 2)."""
+    edges = np.asarray(edges, dtype=np.int64).reshape(-1, 2)
+    graph = coo_array((np.ones(len(edges)), (edges[:, 0], edges[:, 1])), shape=(n, n))
+    return connected_components(graph, directed=False)[1]
 
 
 def _close_values(distinct: np.ndarray, bits: int) -> tuple[np.ndarray, np.ndarray]:

@@ -1,6 +1,7 @@
-"""The one place where a photo is opened: inside its root, upright, RGB, within size limits, or a clear error."""
+"""The one place where a photo is opened: a format of the list, within the limits, upright, RGB, or a clear error."""
 
-import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
@@ -9,11 +10,21 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from catlib.errors import InputError
 
-MAX_PIXELS = 100_000_000  # a 100-megapixel photo decodes to 300 MB; more is a mistake or a decompression bomb
+# What Pillow may decode. It goes by a file's content, not by its ending, and would hand an EPS named .jpg to Ghostscript.
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "AVIF")
+PHOTO_ENDINGS = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif"})
+MAX_PIXELS = 89_478_485  # where Pillow itself begins to warn: decoded 270 MB; more is a mistake or a decompression bomb
 
 
 class ImageError(InputError):
-    """A photo that cannot be used; the message names the file and the reason."""
+    """A photo that cannot be used; the message names the file and the reason.
+
+    `verdict` is the reason in a word or two and `detail` what is known beyond it, as the audit's table has them.
+    """
+
+    def __init__(self, message: str, verdict: str = "broken", detail: str = "") -> None:
+        super().__init__(message)
+        self.verdict, self.detail = verdict, detail or message
 
 
 def inside(root: Path, relative: str) -> Path:
@@ -25,43 +36,64 @@ def inside(root: Path, relative: str) -> Path:
     return path
 
 
-def open_image(path: Path | BinaryIO, max_pixels: int = MAX_PIXELS) -> Image.Image:
+@contextmanager
+def opening(file: Path | BinaryIO) -> Iterator[Image.Image]:
+    """A photo whose header has been read and whose pixels have not; of an animated one the first frame.
+
+    `file`: a path, or an open file, which errors call by its `name`. Whatever goes wrong here or in the block is an ImageError:
+    on a broken file Pillow's decoders raise nearly everything that Python has.
+    """
+    name = file if isinstance(file, Path) else getattr(file, "name", "photo")
+    try:
+        with Image.open(file, formats=FORMATS) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise Image.DecompressionBombError(f"{image.width} x {image.height} pixels, limit {MAX_PIXELS:,}")
+            image.seek(0)
+            yield image
+    except ImageError:
+        raise
+    except FileNotFoundError:
+        raise ImageError(f"{name}: no such photo", "missing", "no such file") from None
+    except UnidentifiedImageError:
+        reason = f"not a photo of the formats {', '.join(FORMATS)}"
+        raise ImageError(f"{name}: {reason}", "not an image", reason) from None
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise ImageError(f"{name}: {error}", "too large", str(error)) from None
+    except Exception as error:
+        cut = isinstance(error, EOFError) or "truncated" in str(error).lower()
+        reason = str(error) or type(error).__name__
+        raise ImageError(f"{name}: broken image: {reason}", "truncated" if cut else "broken", reason) from None
+
+
+def open_image(file: Path | BinaryIO) -> Image.Image:
     """Decode a photo to an RGB image, EXIF orientation applied, transparency flattened onto white.
 
-    `path`: a file, or an open one, which errors call by its `name`. Raises ImageError when the file is missing, is not an
-    image, is truncated, or has more than `max_pixels` pixels. Of an animated file the first frame is taken.
+    Raises ImageError when the file is missing, not a photo, broken, or larger than MAX_PIXELS.
     """
-    name = path if isinstance(path, Path) else getattr(path, "name", "photo")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path) as image:
-                if image.width * image.height > max_pixels:
-                    raise ImageError(f"{name}: {image.width} x {image.height} pixels, over the limit of {max_pixels}")
-                image.seek(0)
-                image.load()
-                image = ImageOps.exif_transpose(image)
-                return to_rgb(image)
-    except FileNotFoundError:
-        raise ImageError(f"{name}: no such photo") from None
-    except UnidentifiedImageError:
-        raise ImageError(f"{name}: not an image that Pillow can read") from None
-    except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
-        raise ImageError(f"{name}: {error}") from None
-    except (OSError, SyntaxError, ValueError, EOFError) as error:
-        if isinstance(error, ImageError):
-            raise
-        raise ImageError(f"{name}: broken image: {error}") from None
+    with opening(file) as image:
+        image.load()
+        return to_rgb(ImageOps.exif_transpose(image))
+
+
+def size_of(file: Path) -> tuple[int, int]:
+    """Width and height as the header states them, before EXIF orientation. Raises ImageError as `open_image` does."""
+    with opening(file) as image:
+        return image.size
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
     """The image as RGB, transparency flattened onto white."""
     image = to_8_bits(image)
-    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+    if has_alpha(image):
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")
         return Image.alpha_composite(white, image).convert("RGB")
     return image.convert("RGB")
+
+
+def has_alpha(image: Image.Image) -> bool:
+    """Whether some of the image may be transparent."""
+    return image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info
 
 
 def to_8_bits(image: Image.Image) -> Image.Image:

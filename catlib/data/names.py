@@ -23,15 +23,10 @@ class Names:
 
     def notes(self) -> list[str]:
         """What a reader has to know about the names, a line each."""
-        lines = []
-        if self.merged:
-            more = f" and {len(self.merged) - SHOWN} more" if len(self.merged) > SHOWN else ""
-            lines.append(f"names mapped to the list of breeds: {'; '.join(self.merged[:SHOWN])}{more}")
-        if self.unknown:
-            lines.append(
-                f"not in the list of {len(BREEDS)} breeds and kept as breeds of their own: {_hinted(self.unknown)}"
-            )
-        return lines
+        more = "" if len(self.merged) <= SHOWN else f" and {len(self.merged) - SHOWN} more"
+        merged = f"names mapped to the list of breeds: {'; '.join(self.merged[:SHOWN])}{more}"
+        unknown = f"not in the list of {len(BREEDS)} breeds, kept as breeds of their own: {_hinted(self.unknown)}"
+        return [merged] * bool(self.merged) + [unknown] * bool(self.unknown)
 
 
 def understand(found: Iterable[str], unknown_breeds: str = "keep") -> Names:
@@ -47,9 +42,8 @@ def understand(found: Iterable[str], unknown_breeds: str = "keep") -> Names:
         else:
             breed_of[name] = unknown.setdefault(_fold(name), _plain(name))
     if unknown and unknown_breeds == "refuse":
-        raise InputError(
-            f"unknown breeds: {_hinted(unknown.values())}. Rename them to names of the list of {len(BREEDS)} breeds, or set unknown_breeds=keep"
-        )
+        advice = f"Rename them to names of the list of {len(BREEDS)} breeds, or set unknown_breeds=keep"
+        raise InputError(f"unknown breeds: {_hinted(unknown.values())}. {advice}")
     merged = tuple(f"{name} → {breed}" for name, breed in breed_of.items() if name != breed)
     return Names(breed_of, tuple(sorted(set(breed_of.values()))), tuple(unknown.values()), merged)
 
@@ -62,8 +56,7 @@ def restrict(breeds: Sequence[str], settings: DataSettings) -> set[str]:
 
 
 def priority_of(breeds: Sequence[str], settings: DataSettings) -> tuple[str, ...]:
-    """The priority breeds. Named ones must be in the data, as an average over breeds without photos means nothing (InputError
-    otherwise); when none are named, they are those of the plan's seven that the data have."""
+    """The priority breeds: the named ones, which must be in the data (InputError), else those of the plan's seven that are."""
     named = _match(split_list(settings.priority_breeds), breeds, "priority_breeds")
     return tuple(named) or tuple(breed for breed in PRIORITY_BREEDS if breed in breeds)
 
@@ -75,9 +68,8 @@ def _match(wanted: Sequence[str], present: Sequence[str], option: str) -> list[s
         known = find(name)
         breed = known.name if known and known.name in present else folded.get(_fold(name))
         if breed is None:
-            raise InputError(
-                f"{option}: {name!r} has no photos{_hint(name, present)}; the breeds here are {', '.join(present)}"
-            )
+            here = f"the breeds here are {', '.join(present)}"
+            raise InputError(f"{option}: {name!r} has no photos{_hint(name, present)}; {here}")
         matched.append(breed)
     return list(dict.fromkeys(matched))
 

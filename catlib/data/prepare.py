@@ -3,35 +3,26 @@
 import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from catlib.data.archives import unpacked
-from catlib.data.audit import Finding, audit, write_audit
+from catlib.data.audit import audit
 from catlib.data.conversations import answer_for, question_for
-from catlib.data.dataset import PARTS, Dataset, load_dataset, read_card, read_groups, write_dataset, writing
+from catlib.data.dataset import Dataset, load_dataset, read_card, read_groups, write_dataset, writing
 from catlib.data.duplicates import group_photos, judge_copies
+from catlib.data.findings import Finding, Source, write_audit
 from catlib.data.names import Names, priority_of, restrict, understand
-from catlib.data.records import Sample, make_sample
-from catlib.data.sources import Source, read_source
+from catlib.data.records import PARTS, Sample, make_sample
+from catlib.data.sources import read_source
 from catlib.data.splits import SCHEME, check_shares, split
 from catlib.errors import InputError
 from catlib.paths import resolve
 from catlib.settings import DataSettings
 
-__all__ = ["Dataset", "load_dataset", "prepare"]
 SPLIT_SETTINGS = ("seed", "val_share", "test_share", "min_val", "min_test")  # another value of these: another split
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class _Judged:
-    """The photos of a run after everything but the split."""
-
-    source: Source
-    names: Names
-    findings: list[Finding]
 
 
 def prepare(settings: DataSettings, out: Path | None = None) -> Dataset:
@@ -42,24 +33,29 @@ def prepare(settings: DataSettings, out: Path | None = None) -> Dataset:
     """
     check_shares(settings)
     out = out or resolve(settings.data_dir) / "vlm"
-    judged = _judge(_photos(settings), settings)
+    source = _photos(settings)
+    names = understand((f.source_name for f in source.findings if f.kept), settings.unknown_breeds)
+    judged = _judge(source, names, settings)
     with writing(out):  # from reading the earlier split to the last file, so that two runs cannot mix theirs
         table = resolve(settings.run_dir) / "audit.csv"
         try:
-            findings, remarks = split(judged.findings, settings, _earlier(out, settings))
+            findings, remarks = split(judged, settings, _earlier(out, settings))
         except InputError as error:
-            write_audit(table, judged.findings)  # whoever has to mend the photos needs the verdicts most
+            write_audit(table, judged)  # whoever has to mend the photos needs the verdicts most
             raise InputError(f"{error}. The verdict on every file: {table}") from None
         write_audit(table, findings)
-        used = [finding for finding in findings if finding.kept]
-        breeds = sorted({finding.breed for finding in used})
-        card = _card(settings, judged, findings, remarks, priority_of(breeds, settings))
-        samples = _samples(used, judged.source, settings)
-        for part in PARTS:
-            if not samples[part]:
-                raise InputError(f"the {part} part would be empty: {len(used)} usable photos are too few; see {table}")
-        write_dataset(out, judged.source.root, samples, findings, card)
-    for line in (*judged.source.notes, *judged.names.notes(), *remarks):
+        samples = _samples([finding for finding in findings if finding.kept], source, settings)
+        if empty := [part for part in PARTS if not samples[part]]:
+            raise InputError(f"the {empty[0]} part would be empty: too few usable photos; see {table}")
+        about = {
+            "missing": {"count": len(source.missing), "images": list(source.missing)},
+            "unknown_breeds": list(names.unknown),
+            "names_mapped": list(names.merged),
+            "notes": list(source.notes),
+            "remarks": remarks,
+        }
+        write_dataset(out, source.root, samples, findings, _card(settings, source.name, samples, findings, about))
+    for line in (*source.notes, *names.notes(), *remarks):
         log.info("%s", line)
     left_out = Counter(finding.verdict for finding in findings if not finding.kept)
     log.info("%s: %s", out, ", ".join(f"{part} {len(samples[part])}" for part in PARTS))
@@ -69,25 +65,21 @@ def prepare(settings: DataSettings, out: Path | None = None) -> Dataset:
 
 
 def _photos(settings: DataSettings) -> Source:
-    """The photos that the settings name; cats drawn by code when they name none."""
+    """The photos that the settings name. Raises InputError, with the profile's hint, when there are none."""
+    hint = f"; {settings.hint}" if settings.hint else ""
     if not settings.photos:
-        if settings.source not in ("auto", "demo"):
-            raise InputError(f"source is {settings.source!r} but photos is empty: name the folder of the photos")
-        from demo.photos import draw_dataset
-
-        folder = resolve(settings.data_dir)
-        draw_dataset(folder, settings.demo_photos, settings.seed)
-        return read_source(folder, "demo")
+        raise InputError(f"photos is empty: name the folder of the labelled photos{hint}")
     try:
         folder = unpacked(resolve(settings.photos), resolve(settings.data_dir) / "photos")
+        if not folder.exists():
+            raise InputError(f"photos: {folder} does not exist; give a folder of labelled photos{hint}")
         return read_source(folder, settings.source)
     except PermissionError as error:
         raise InputError(f"photos: {error.filename}: {error.strerror}") from None
 
 
-def _judge(source: Source, settings: DataSettings) -> _Judged:
-    """Names and breeds, then every file opened, then copies and near-duplicates."""
-    names = understand((f.source_name for f in source.findings if f.kept), settings.unknown_breeds)
+def _judge(source: Source, names: Names, settings: DataSettings) -> list[Finding]:
+    """Every file of the wanted breeds opened, then copies and near-duplicates: everything but the split."""
     wanted = restrict(names.breeds, settings)
     if len(wanted) == 1:
         raise InputError(
@@ -96,7 +88,7 @@ def _judge(source: Source, settings: DataSettings) -> _Judged:
         )
     named = [replace(finding, breed=names.breed_of.get(finding.source_name, "")) for finding in source.findings]
     findings = audit(source.root, [f for f in named if f.breed in wanted or not f.breed], settings.min_side)
-    return _Judged(source, names, group_photos(judge_copies(findings), settings.near_duplicate_bits))
+    return group_photos(judge_copies(findings), settings.near_duplicate_bits)
 
 
 def _earlier(out: Path, settings: DataSettings) -> dict[str, str]:
@@ -112,40 +104,38 @@ def _samples(used: Sequence[Finding], source: Source, settings: DataSettings) ->
     """The conversations of each part, in the order of the image paths; those that came with the photos stay as they are."""
     samples: dict[str, list[Sample]] = {part: [] for part in PARTS}
     for f in used:
-        meta = {"breed": f.breed, "source": source.name, "sha256": f.sha256, "split": f.part}
+        about = {"breed": f.breed, "source": source.name, "sha256": f.sha256, "split": f.part}
+        more: dict[str, Any] = {"group": f.group}
         if given := source.samples.get(f.image):
-            samples[f.part].append(replace(given, metadata={**given.metadata, **meta}))
+            samples[f.part].append(replace(given, metadata={**given.metadata, **about, **more}))
             continue
         if f.image in source.about:
-            meta["cat"] = source.about[f.image]
+            more["cat"] = source.about[f.image]
         question = question_for(f.sha256, f.part, settings.seed)
         answer = answer_for(f.breed, settings.answer_style)
-        samples[f.part].append(make_sample(f.image, f.image, question, answer, **meta))
+        samples[f.part].append(make_sample(f.image, f.image, question, answer, **about, **more))
     return samples
 
 
 def _card(
     settings: DataSettings,
-    judged: _Judged,
+    source: str,
+    samples: Mapping[str, Sequence[Sample]],
     findings: Sequence[Finding],
-    remarks: Sequence[str],
-    priority: Sequence[str],
+    about: Mapping[str, Any],
 ) -> dict[str, Any]:
-    used = [finding for finding in findings if finding.kept]
+    """dataset.json: what was used, left out and decided."""
     skip = {"run", "run_dir", "data_dir", "hint"}  # where it was written is no property of the data
-    counts: Mapping[str, Counter[str]] = {part: Counter(f.breed for f in used if f.part == part) for part in PARTS}
+    counts = {part: Counter(sample.breed for sample in samples[part]) for part in PARTS}
+    breeds = sorted(set().union(*counts.values()))
     return {
-        "breeds": sorted({finding.breed for finding in used}),
-        "priority_breeds": list(priority),
-        "source": judged.source.name,
+        "breeds": breeds,
+        "priority_breeds": list(priority_of(breeds, settings)),
+        "source": source,
         "counts": {part: dict(sorted(counts[part].items())) for part in PARTS},
         "files_seen": len(findings),
         "left_out": dict(sorted(Counter(f.verdict for f in findings if not f.kept).items())),
-        "missing": {"count": len(judged.source.missing), "images": list(judged.source.missing)},
-        "unknown_breeds": list(judged.names.unknown),
-        "names_mapped": list(judged.names.merged),
-        "notes": list(judged.source.notes),
-        "remarks": list(remarks),
+        **about,
         "split": {"scheme": SCHEME} | {name: getattr(settings, name) for name in SPLIT_SETTINGS},
         "settings": {key: value for key, value in asdict(settings).items() if key not in skip},
     }

@@ -1,18 +1,19 @@
 """The two file formats that connect the rooms: samples (LLaVA conversations) and predictions, both JSONL."""
 
 import json
-import math
-import os
-import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from catlib.data.images import inside
 from catlib.errors import InputError
+from catlib.files import read_json, read_jsonl, write_text
+
+write_atomically = write_text  # until the other rooms import catlib.files
 
 IMAGE_TOKEN = "<image>"
+PARTS = ("train", "val", "test")
 DATASET_CARD = "dataset.json"  # beside the JSONL files: image root, breeds, priority breeds, split settings
 
 
@@ -22,10 +23,8 @@ class Sample:
 
     id: str
     image: str  # relative to the image root
-    conversations: tuple[
-        Mapping[str, str], ...
-    ]  # [{"from": "human", "value": "<image>\n…"}, {"from": "gpt", "value": …}]
-    metadata: Mapping[str, Any]  # breed, source, sha256, split
+    conversations: tuple[Mapping[str, str], ...]  # {from: human, value: "<image>\n…"}, {from: gpt, value: …}
+    metadata: Mapping[str, Any]  # breed, source, sha256, split, group
 
     @property
     def breed(self) -> str:
@@ -36,6 +35,11 @@ class Sample:
         """The id of the photo's cat, where its source has one; else empty."""
         about = self.metadata.get("cat")
         return str(about.get("id") or "") if isinstance(about, dict) else ""
+
+    @property
+    def group(self) -> str:
+        """The same for photos that are not independent (one cat, near-duplicates); a photo without one is its own group."""
+        return str(self.metadata.get("group") or self.metadata.get("sha256") or self.id)
 
     @property
     def question(self) -> str:
@@ -96,16 +100,14 @@ def sample_line(sample: Sample) -> str:
 
 def write_samples(path: Path, samples: Iterable[Sample]) -> None:
     """Write samples as JSONL, whole or not at all."""
-    write_atomically(path, "".join(map(sample_line, samples)))
+    write_text(path, "".join(map(sample_line, samples)))
 
 
 def image_root_of(jsonl: Path) -> Path:
     """The folder that a JSONL file's image paths are relative to: as its dataset card says, else `data/` of `data/vlm/x.jsonl`."""
     card = jsonl.parent / DATASET_CARD
-    if card.is_file():
-        named = json.loads(card.read_text(encoding="utf-8")).get("image_root")
-        if named:
-            return (jsonl.parent / named).resolve()
+    if card.is_file() and (named := read_json(card).get("image_root")):
+        return (jsonl.parent / str(named)).resolve()
     return jsonl.resolve().parent.parent
 
 
@@ -116,6 +118,7 @@ class Prediction:
     id: str
     image: str
     breed: str | None  # the true breed; None where it is not known (catlib predict on unlabelled photos)
+    group: str | None = field(default=None, kw_only=True)  # the sample's; None in files that do not say it
     predicted: str | None  # a breed of the list; None when the answer named none, which counts as wrong
     scores: tuple[float, ...] | None  # log-probabilities over the sidecar's breeds: exp(scores) sums to 1
     answer: str | None = None  # raw text, where the model produced text
@@ -129,6 +132,7 @@ class PredictionSet:
     name: str
     predictions: tuple[Prediction, ...]
     meta: Mapping[str, Any] = field(default_factory=dict)
+    remarks: tuple[str, ...] = ()  # what a reader of figures from this file has to know
 
     @property
     def breeds(self) -> tuple[str, ...]:
@@ -160,11 +164,10 @@ def read_predictions(path: Path) -> PredictionSet:
         raise InputError(
             f"{path}: its sidecar {sidecar.name} is missing; without it the order of the scores is unknown"
         )
-    try:
-        meta = json.loads(sidecar.read_text(encoding="utf-8"))
-        breeds = list(meta["breeds"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{sidecar}: not a sidecar with a list 'breeds': {error}") from None
+    meta = read_json(sidecar)
+    breeds = meta.get("breeds")
+    if not isinstance(breeds, list) or not breeds or not all(isinstance(breed, str) for breed in breeds):
+        raise InputError(f"{sidecar}: not a sidecar with a list 'breeds' of texts")
     rows: dict[str, Prediction] = {}
     for number, row in read_jsonl(path):
         where = f"{path}:{number}"
@@ -172,41 +175,11 @@ def read_predictions(path: Path) -> PredictionSet:
         if prediction.id in rows:
             raise InputError(f"{where}: id {prediction.id!r} stands twice; each photo is predicted once")
         rows[prediction.id] = prediction
-    return PredictionSet(path.stem, tuple(rows.values()), meta)
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write a text file by renaming a complete temporary one, so that a reader never sees half of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as stream:
-            stream.write(text)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
-
-
-def read_jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Line number and object of each non-empty line. Raises InputError naming file and line."""
-    if not path.is_file():
-        raise InputError(f"{path}: no such file")
-    with path.open(encoding="utf-8") as stream:
-        try:
-            for number, line in enumerate(stream, start=1):
-                if not line.strip():
-                    continue
-                try:
-                    row = json.loads(line.rstrip())
-                except json.JSONDecodeError as error:
-                    raise InputError(f"{path}:{number}: not JSON ({error.msg}, column {error.pos + 1})") from None
-                if not isinstance(row, dict):
-                    raise InputError(f"{path}:{number}: expected a JSON object, found {type(row).__name__}")
-                yield number, row
-        except UnicodeDecodeError as error:
-            raise InputError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start})") from None
+    alone = sum(prediction.group is None for prediction in rows.values())
+    remarks = [f"{alone:,} of {len(rows):,} predictions name no group: each such photo counts as independent"] * (
+        alone > 0
+    )
+    return PredictionSet(path.stem, tuple(rows.values()), meta, tuple(remarks))
 
 
 def parse_sample(row: Mapping[str, Any], where: str) -> Sample:
@@ -233,7 +206,10 @@ def parse_sample(row: Mapping[str, Any], where: str) -> Sample:
 def _parse_prediction(row: Mapping[str, Any], breeds: Sequence[str], where: str) -> Prediction:
     if not isinstance(row.get("id"), str):
         raise InputError(f"{where}: key 'id' is missing or no text")
-    predicted, scores = row.get("predicted"), row.get("scores")
+    for key in ("image", "breed", "group", "answer"):
+        if not isinstance(row.get(key), str | None):
+            raise InputError(f"{where}: key {key!r} is no text")
+    predicted, scores, latency = row.get("predicted"), row.get("scores"), row.get("latency_ms")
     if predicted is not None and predicted not in breeds:
         raise InputError(f"{where}: predicted breed {predicted!r} is not among the sidecar's breeds")
     if scores is not None:
@@ -241,9 +217,14 @@ def _parse_prediction(row: Mapping[str, Any], breeds: Sequence[str], where: str)
             raise InputError(
                 f"{where}: key 'scores' must hold {len(breeds)} numbers, one for each of the sidecar's breeds"
             )
-        if not all(isinstance(s, int | float) and not math.isnan(s) for s in scores):
+        if not all(map(_is_number, scores)):
             raise InputError(f"{where}: key 'scores' holds something that is no number")
-        scores = tuple(float(s) for s in scores)
-    return Prediction(
-        row["id"], row.get("image", ""), row.get("breed"), predicted, scores, row.get("answer"), row.get("latency_ms")
-    )
+        scores = tuple(map(float, scores))
+    if latency is not None and not _is_number(latency):
+        raise InputError(f"{where}: key 'latency_ms' is no number")
+    breed, group, answer = row.get("breed"), row.get("group"), row.get("answer")
+    return Prediction(row["id"], row.get("image") or "", breed, predicted, scores, answer, latency, group=group)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and -1e300 < value < 1e300

@@ -4,13 +4,13 @@ import json
 from pathlib import Path
 
 from catlib.breeds import BREEDS
-from catlib.data.audit import Finding
+from catlib.data.findings import Finding, Source
 from catlib.data.images import inside
-from catlib.data.records import DATASET_CARD, Sample, image_root_of, parse_sample, read_jsonl
+from catlib.data.records import DATASET_CARD, PARTS, Sample, image_root_of, parse_sample
 from catlib.errors import InputError
+from catlib.files import read_jsonl
 from catlib.parsing import BreedParser
 
-FILES = ("train", "val", "test")
 _ANSWERS = BreedParser([breed.name for breed in BREEDS])
 
 
@@ -24,29 +24,24 @@ def jsonl_folder(photos: Path) -> Path | None:
     return next((folder for folder in (photos, photos / "vlm") if (folder / "train.jsonl").is_file()), None)
 
 
-def read_jsonl_source(photos: Path) -> tuple[Path, list[Finding], dict[str, Sample], list[str]]:
-    """Image root, files, their samples by image path, and remarks.
+def read_jsonl_source(photos: Path) -> Source:
+    """The photos and samples of a .jsonl file, or of a folder's three.
 
-    A missing `metadata.breed` is taken from the answer, where its first sentence, or all of it, names one breed of the list. Raises InputError
-    naming file, line and key.
+    A missing `metadata.breed` is taken from the answer, where its first sentence, or all of it, names one breed of the list.
+    Raises InputError naming file, line and key.
     """
     folder = photos.parent if photos.is_file() else jsonl_folder(photos)
     if folder is None:
         raise InputError(f"{photos}: no train.jsonl in it, nor in its folder 'vlm'")
-    paths = (
-        [photos]
-        if photos.is_file()
-        else [folder / f"{part}.jsonl" for part in FILES if (folder / f"{part}.jsonl").is_file()]
-    )
+    paths = [path for part in PARTS if (path := folder / f"{part}.jsonl").is_file()] if photos.is_dir() else [photos]
     root = _root(paths[0])
-    findings, samples, ids = [], {}, {}
+    # with no validation file the validation photos come out of train, so train is not fixed then
+    fixed_parts = PARTS if folder / "val.jsonl" in paths else ("val", "test")
+    findings: list[Finding] = []
+    samples: dict[str, Sample] = {}
+    ids: dict[str, str] = {}
     for path in paths:
-        # with no validation file the validation photos come out of train, so train is not fixed then
-        fixed = (
-            path.stem
-            if path.stem in ("val", "test") or ((folder / "val.jsonl") in paths and path.stem == "train")
-            else ""
-        )
+        fixed = path.stem if path.stem in fixed_parts else ""
         for number, row in read_jsonl(path):
             where = f"{path}:{number}"
             sample = parse_sample(_with_breed(row, where), where)
@@ -57,27 +52,23 @@ def read_jsonl_source(photos: Path) -> tuple[Path, list[Finding], dict[str, Samp
             if (first := ids.setdefault(sample.id, where)) != where:
                 raise InputError(f"{where}: id {sample.id!r} stands already in {first}; ids are unique")
             if sample.image in samples:
-                raise InputError(
-                    f"{where}: photo {sample.image!r} stands in more than one line; one conversation a photo"
-                )
+                raise InputError(f"{where}: photo {sample.image!r} stands in two lines; one conversation a photo")
             samples[sample.image] = sample
-            findings.append(Finding(sample.image, "", source_name=sample.breed, official=fixed, animal=sample.animal))
+            together = str(sample.metadata.get("group") or sample.animal)
+            findings.append(Finding(sample.image, "", source_name=sample.breed, official=fixed, animal=together))
     if not findings:
         raise InputError(f"{paths[0]}: no samples in it")
-    return root, findings, samples, [f"conversations taken from {', '.join(path.name for path in paths)} as they are"]
+    note = f"conversations taken from {', '.join(path.name for path in paths)} as they are"
+    return Source("llava-jsonl", root, tuple(findings), (note,), samples=samples)
 
 
 def _root(path: Path) -> Path:
     """The image root: the card's, else the first of the folder above (`data/` of `data/vlm`) and the folder itself that fits."""
     if (path.parent / DATASET_CARD).is_file():
         return image_root_of(path)
-    for _, row in read_jsonl(path):
-        image = row.get("image")
-        for root in (path.resolve().parent.parent, path.resolve().parent):
-            if isinstance(image, str) and (root / image).is_file():
-                return root
-        break
-    return image_root_of(path)
+    _, first = next(read_jsonl(path), (0, {}))
+    roots = (path.resolve().parent.parent, path.resolve().parent)
+    return next((root for root in roots if (root / str(first.get("image"))).is_file()), image_root_of(path))
 
 
 def _with_breed(row: dict, where: str) -> dict:
@@ -89,8 +80,8 @@ def _with_breed(row: dict, where: str) -> dict:
     answer = last.get("value", "") if isinstance(last, dict) else ""
     breed = _ANSWERS.parse(str(answer).split(".")[0]) or _ANSWERS.parse(str(answer))  # reasons may name other breeds
     if breed is None:
+        said = f"the answer {json.dumps(answer)[:60]} does not name one breed of the list"
         raise InputError(
-            f"{where}: key 'metadata' has no 'breed', and the answer {json.dumps(answer)[:60]} does not name one breed of the list; "
-            'add "metadata": {"breed": …} to the line'
+            f"{where}: key 'metadata' has no 'breed', and {said}; add \"metadata\": {{\"breed\": …}} to the line"
         )
     return {**row, "metadata": {**metadata, "breed": breed}}

@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from catlib.data.audit import Finding
-from catlib.data.files import files, finding, is_photo
+from catlib.data.findings import Finding, Source, found_file
+from catlib.data.walk import is_photo, walk
 from catlib.errors import InputError
 
 BREED = ("breed", "primary_breed", "label")  # columns of cats.csv that may hold the breed,
@@ -30,7 +30,7 @@ class _Table:
         )
 
 
-def read_petfinder(photos: Path) -> tuple[list[Finding], list[str], dict[str, dict[str, str]]]:
+def read_petfinder(photos: Path) -> Source:
     """The files below `images/`, remarks, and what the table says of each photo's cat.
 
     A folder's name outranks the breed in the table. Raises InputError when there is no folder `images/`.
@@ -39,8 +39,10 @@ def read_petfinder(photos: Path) -> tuple[list[Finding], list[str], dict[str, di
         raise InputError(f"{photos / 'images'}: no such folder; the petfinder layout has breed folders in it")
     path = photos / "data" / "cats.csv"
     table = _read(path) if path.is_file() else _Table()
-    found, about, disagree = [], {}, 0
-    for folder, file in files(photos / "images"):
+    found: list[Finding] = []
+    about: dict[str, dict[str, str]] = {}
+    disagree = 0
+    for folder, file in walk(photos / "images"):
         image = f"images/{(folder / file).as_posix()}"
         name, row = folder.parts[0] if folder.parts else "", table.row(image) if is_photo(file) else None
         if row:
@@ -48,19 +50,19 @@ def read_petfinder(photos: Path) -> tuple[list[Finding], list[str], dict[str, di
             name = name or row[table.breed]
             about[image] = {key: row[key] or "" for key in ABOUT if key in row}
         if name or is_photo(file):
-            found.append(finding(image, name, animal=about.get(image, {}).get("id", "")))
+            found.append(found_file(image, name, animal=about.get(image, {}).get("id", "")))
     notes = [table.note] if table.note else []
     if table.rows:
         notes.append(
             f"the table data/cats.csv describes {len(about):,} of {len(found):,} photos, {disagree:,} under another breed than their "
             "folder, which is what counts"
         )
-        cats = {about[image]["id"] for image in about if about[image].get("id")}
-        if cats and len(cats) < len(about):
-            notes.append(
-                f"{len(about):,} photos show {len(cats):,} cats by their id; all photos of one cat stay in one part"
-            )
-    return found, notes, about
+    cats = {cat["id"] for cat in about.values() if cat.get("id")}
+    if cats and len(cats) < len(about):
+        notes.append(
+            f"{len(about):,} photos show {len(cats):,} cats by their id; all photos of one cat stay in one part"
+        )
+    return Source("petfinder", photos, tuple(found), tuple(notes), about=about)
 
 
 def _read(path: Path) -> _Table:

@@ -1,66 +1,35 @@
-"""Where labelled photos come from: five layouts, detected from what is there, each turned into one list of files."""
+"""Where labelled photos come from: four layouts, detected from what is there, each turned into one list of files."""
 
-import csv
 import os
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 
-from catlib.data.audit import Finding
 from catlib.data.dataset import read_card
-from catlib.data.files import NO_BREED, files, finding, has_folders, is_photo
-from catlib.data.records import DATASET_CARD, Sample, image_root_of
+from catlib.data.findings import NO_BREED, Finding, Source, found_file
+from catlib.data.records import DATASET_CARD, image_root_of
 from catlib.data.source_jsonl import is_jsonl, jsonl_folder, read_jsonl_source
 from catlib.data.source_petfinder import read_petfinder
+from catlib.data.walk import has_folders, is_photo, walk
 from catlib.errors import InputError
 
-PARTS = {
-    "train": "train",
-    "training": "train",
-    "trainval": "train",
-    "val": "val",
-    "valid": "val",
-    "validation": "val",
-    "test": "test",
-}
-
-
-@dataclass(frozen=True)
-class Source:
-    """The files of one layout, not opened yet. `findings` are sorted by path."""
-
-    name: str
-    root: Path
-    findings: tuple[Finding, ...]
-    notes: tuple[str, ...] = ()
-    missing: tuple[str, ...] = ()  # listed photos that are not there
-    samples: Mapping[str, Sample] = field(
-        default_factory=dict
-    )  # conversations that came with the photos, by image path
-    about: Mapping[str, Mapping[str, str]] = field(
-        default_factory=dict
-    )  # what a table says of a photo's cat, by image path
+FOLDERS = {"train": "train", "training": "train", "trainval": "train"}
+FOLDERS |= {"val": "val", "valid": "val", "validation": "val", "test": "test"}
 
 
 def read_source(photos: Path, source: str) -> Source:
     """The photos below the folder `photos` in the layout `source` (auto: the one that is found there).
 
-    Raises InputError when the folder is missing or empty, or does not have the layout.
+    Raises InputError when there is no photo in it, or it does not have the layout.
     """
-    if not photos.exists():
-        raise InputError(
-            f"photos: {photos} does not exist; give a folder of labelled photos (breed folders, for example)"
-        )
     if photos.is_file() and not is_jsonl(photos):
         raise InputError(f"photos: {photos} is a file; give a folder, a .jsonl file, or the dataset's images.tar.gz")
     name = detect(photos) if source == "auto" else source
     readers = {
         "oxford-pets": _oxford,
-        "petfinder": _petfinder,
+        "petfinder": read_petfinder,
         "folders": _folders,
-        "demo": _demo,
-        "llava-jsonl": _jsonl,
+        "llava-jsonl": read_jsonl_source,
     }
     found = readers[name](photos)
     if not found.findings:
@@ -69,10 +38,8 @@ def read_source(photos: Path, source: str) -> Source:
             "with or without train/val/test above; images/<Breed>/ with data/cats.csv; the Oxford-IIIT Pet folders; LLaVA JSONL"
         )
     if all(f.verdict == NO_BREED for f in found.findings):
-        example = found.findings[0].image
-        raise InputError(
-            f"photos: no photo in {photos} lies in a breed's folder (see {example}); make one folder for each breed"
-        )
+        example = f"(see {found.findings[0].image}); make one folder for each breed"
+        raise InputError(f"photos: no photo in {photos} lies in a breed's folder {example}")
     return replace(found, findings=tuple(sorted(found.findings, key=lambda f: f.image)))
 
 
@@ -82,8 +49,6 @@ def detect(photos: Path) -> str:
         return "llava-jsonl"
     if (photos / "annotations" / "list.txt").is_file():
         return "oxford-pets"
-    if (photos / "labels.csv").is_file() and (photos / "images").is_dir():
-        return "demo"
     if (photos / "images").is_dir() and has_folders(photos / "images"):
         return "petfinder"
     return "folders"
@@ -91,13 +56,10 @@ def detect(photos: Path) -> str:
 
 def _holds_its_split(photos: Path) -> bool:
     """Whether `photos`/vlm is the split that catlib has made from the photos in `photos`; the photos may have changed since."""
-    card = photos / "vlm" / DATASET_CARD
-    if jsonl_folder(photos) != card.parent or not card.is_file():
+    made = photos / "vlm"
+    if jsonl_folder(photos) != made or not (made / DATASET_CARD).is_file():
         return False
-    return (
-        image_root_of(card.parent / "train.jsonl") == photos.resolve()
-        and read_card(card.parent).get("source") != "llava-jsonl"
-    )
+    return image_root_of(made / "train.jsonl") == photos.resolve() and read_card(made).get("source") != "llava-jsonl"
 
 
 def _oxford(photos: Path) -> Source:
@@ -118,84 +80,37 @@ def _oxford(photos: Path) -> Source:
             if words[2] == "1":
                 listed[words[0]] = part or listed.get(words[0], "")
     present = {entry.name for entry in os.scandir(photos / "images")} if (photos / "images").is_dir() else set()
-    findings, missing = [], []
-    for stem, part in listed.items():
-        if f"{stem}.jpg" not in present:
-            missing.append(stem)
-            continue
-        findings.append(Finding(f"images/{stem}.jpg", "", source_name=stem.rsplit("_", 1)[0], official=part))
+    findings = [
+        Finding(f"images/{stem}.jpg", "", source_name=stem.rsplit("_", 1)[0], official=part)
+        for stem, part in listed.items()
+        if f"{stem}.jpg" in present
+    ]
+    missing = sorted(stem for stem in listed if f"{stem}.jpg" not in present)
     notes = ["cats only: species 1 of annotations/list.txt"]
     if missing:
-        notes.append(
-            f"{len(missing):,} of {len(listed):,} listed photos are not in {photos / 'images'}: {_some(missing)}"
-        )
+        some = ", ".join(missing[:3]) + (" and more (all are named in dataset.json)" if len(missing) > 3 else "")
+        notes.append(f"{len(missing):,} of {len(listed):,} listed photos are not in {photos / 'images'}: {some}")
         if "test" in listed.values() and not any(f.official for f in findings):
             notes.append("of the official test part no photo is there, so the test part is drawn from the other photos")
     if unlisted := len([n for n in present if n.endswith(".jpg") and not n.startswith(".")]) - len(findings):
         notes.append(f"{unlisted:,} photos in images/ are not listed as cats and were not looked at")
-    return Source("oxford-pets", photos, tuple(findings), tuple(notes), tuple(sorted(missing)))
-
-
-def _petfinder(photos: Path) -> Source:
-    found, notes, about = read_petfinder(photos)
-    return Source("petfinder", photos, tuple(found), tuple(notes), about=about)
+    return Source("oxford-pets", photos, tuple(findings), tuple(notes), tuple(missing))
 
 
 def _folders(photos: Path) -> Source:
     """`<Breed>/*`, or `train/<Breed>/*`, `val/<Breed>/*`, `test/<Breed>/*`; deeper folders belong to their breed."""
-    parts = [entry for entry in sorted(os.listdir(photos)) if entry.casefold() in PARTS and (photos / entry).is_dir()]
+    parts = [entry for entry in sorted(os.listdir(photos)) if entry.casefold() in FOLDERS and (photos / entry).is_dir()]
     if parts and not any(has_folders(photos / entry) for entry in parts):
         parts = []  # a breed that happens to be called like a part
     findings = []
-    for folder, file in files(photos):
-        steps = list(folder.parts)
-        official = ""
+    for folder, file in walk(photos):
+        steps, official = list(folder.parts), ""
         if parts:
-            known = bool(steps) and steps[0] in parts
-            official = PARTS[steps[0].casefold()] if known else ""
-            steps = steps[1:] if known else []
+            official = FOLDERS[steps[0].casefold()] if steps and steps[0] in parts else ""
+            steps = steps[1:] if official else []
         if steps or is_photo(file):  # a README beside the breed folders is no matter
-            findings.append(finding((folder / file).as_posix(), steps[0] if steps else "", official))
-    has_val = any(f.official == "val" for f in findings)
-    if parts and not has_val:  # the validation part is carved from train, so train is not fixed
-        findings = [
-            Finding(
-                f.image,
-                "",
-                verdict=f.verdict,
-                detail=f.detail,
-                source_name=f.source_name,
-                official="" if f.official == "train" else f.official,
-            )
-            for f in findings
-        ]
+            findings.append(found_file((folder / file).as_posix(), steps[0] if steps else "", official))
+    if not any(f.official == "val" for f in findings):  # validation is carved from train, so train is not fixed
+        findings = [replace(f, official="") if f.official == "train" else f for f in findings]
     notes = (f"official parts kept: {', '.join(parts)}",) if parts else ()
     return Source("folders", photos, tuple(findings), notes)
-
-
-def _demo(photos: Path) -> Source:
-    """`labels.csv` with columns image, breed, split (train | test), as `demo.photos` writes it."""
-    table = photos / "labels.csv"
-    try:
-        with table.open(encoding="utf-8", newline="") as stream:
-            rows = list(csv.DictReader(stream))
-        findings = [
-            Finding(row["image"], "", source_name=row["breed"], official="test" if row["split"] == "test" else "")
-            for row in rows
-        ]
-    except OSError as error:
-        raise InputError(f"{table}: {error.strerror}") from None
-    except KeyError as error:
-        raise InputError(f"{table}: column {error} is missing; expected image, breed, split") from None
-    return Source("demo", photos, tuple(findings), ("the test part was drawn apart and is kept",))
-
-
-def _jsonl(photos: Path) -> Source:
-    root, findings, samples, notes = read_jsonl_source(photos)
-    return Source("llava-jsonl", root, tuple(findings), tuple(notes), samples=samples)
-
-
-def _some(names: Sequence[str], most: int = 3) -> str:
-    """The first of many names."""
-    more = f" and {len(names) - most:,} more (all are named in dataset.json)" if len(names) > most else ""
-    return ", ".join(sorted(names)[:most]) + more

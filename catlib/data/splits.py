@@ -25,12 +25,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 
-from catlib.data.audit import Finding
+from catlib.data.findings import Finding
+from catlib.data.records import PARTS
 from catlib.errors import InputError
 from catlib.settings import DataSettings
 
 SCHEME = "group-hash-2"  # changes when the same photos would get another split
-PARTS = ("train", "val", "test")
 TOLERANCE = 0.2  # a breed's share may be off by so much of itself before chance is corrected
 MOST_BITS = 16  # of 64: beyond, hashes of unlike photos meet
 MOST_TEST, MOST_VAL = 0.4, 0.2  # shares of a breed that floors may take; the rest is for training
@@ -54,7 +54,7 @@ def check_shares(settings: DataSettings) -> None:
         raise InputError(
             f"val_share {settings.val_share} and test_share {settings.test_share} must each be above 0 and leave a part for training"
         )
-    for name in ("min_val", "min_test", "photos_per_breed", "min_side", "demo_photos"):
+    for name in ("min_val", "min_test", "photos_per_breed", "min_side"):
         if getattr(settings, name) < 0:
             raise InputError(f"{name} must not be negative, found {getattr(settings, name)}")
     if not 0 <= settings.near_duplicate_bits <= MOST_BITS:
@@ -76,43 +76,33 @@ def split(
         named = "; ".join(f"{finding.image} ({finding.verdict})" for finding in findings[:3])
         more = f" and {len(findings) - 3} more" if len(findings) > 3 else ""
         raise InputError(f"no usable photo is left: {named}{more}")
-    fixed, free = {}, defaultdict(list)
+    parts: dict[str, str] = {}
+    free = defaultdict(list)
     for name, photos in sorted(members.items()):
         breed = min(Counter(photo.breed for photo in photos).items(), key=lambda item: (-item[1], item[0]))[0]
         group = Group(name, breed, len(photos), _highest_number(photos))
         if official := photos[0].official:
-            fixed[name] = official
+            parts[name] = official
         elif known := {part for photo in photos if (part := (earlier or {}).get(photo.sha256))}:
-            fixed[name] = min(known, key=PARTS.index)
+            parts[name] = min(known, key=PARTS.index)
         free[breed].append(group)
-    official_test = {finding.breed for finding in findings if finding.kept and finding.official == "test"}
-    official_val = {finding.breed for finding in findings if finding.kept and finding.official == "val"}
-    parts, remarks, hopeless = dict(fixed), [], []
+    given = {(finding.breed, finding.official) for finding in findings if finding.kept and finding.official}
+    remarks, hopeless = [], []
     for breed, groups in sorted(free.items()):
-        wanted = [part for part, given in (("test", official_test), ("val", official_val)) if breed not in given]
-        remark = _cannot_split(breed, groups, parts, wanted)
-        if remark:
+        wanted = [part for part in ("test", "val") if (breed, part) not in given]
+        if remark := _cannot_split(breed, groups, parts, wanted):
             hopeless.append(remark)
             for group in groups:
                 parts.pop(group.name, None)
-        elif remark := _split_breed(breed, groups, parts, settings, wanted, by_number=breed in official_test):
+        elif remark := _split_breed(breed, groups, parts, settings, wanted):
             remarks.append(remark)
     if hopeless and settings.small_breeds == "refuse":
-        raise InputError(
-            "cannot split: "
-            + "; ".join(hopeless)
-            + ". Add photos, restrict with breeds=…, or leave such breeds out with "
-            "small_breeds=leave-out"
-        )
+        advice = "Add photos, restrict with breeds=…, or leave such breeds out with small_breeds=leave-out"
+        raise InputError(f"cannot split: {'; '.join(hopeless)}. {advice}")
     remarks += [f"left out: {remark}" for remark in hopeless]
-    done = [
-        finding
-        if not finding.kept
-        else replace(finding, part=parts[finding.group])
-        if finding.group in parts
-        else replace(finding, verdict="breed too small", detail="too few different photos of this breed to split")
-        for finding in findings
-    ]
+    done = [replace(f, part=parts.get(f.group, "")) if f.kept else f for f in findings]
+    detail = "too few different photos of this breed to split"
+    done = [replace(f, verdict="breed too small", detail=detail) if f.kept and not f.part else f for f in done]
     return _limit_training(done, settings), remarks
 
 
@@ -131,28 +121,15 @@ def _cannot_split(breed: str, groups: list[Group], parts: Mapping[str, str], wan
 
 
 def _split_breed(
-    breed: str,
-    groups: list[Group],
-    parts: dict[str, str],
-    settings: DataSettings,
-    wanted: Sequence[str],
-    by_number: bool,
+    breed: str, groups: list[Group], parts: dict[str, str], settings: DataSettings, wanted: Sequence[str]
 ) -> str:
-    """Assign, in `parts`, the groups of a breed that have no part yet; a remark when a floor could not be had.
-
-    `by_number`: validation is a block of the photos' numbers, where all have one.
-    """
+    """Assign, in `parts`, the groups of a breed that have no part yet; a remark when a floor could not be had."""
     short = []
-    plan = {
-        "test": (settings.test_share, settings.min_test, MOST_TEST),
-        "val": (settings.val_share, settings.min_val, MOST_VAL),
-    }
     pool = [group for group in groups if "test" in wanted or parts.get(group.name) != "test"]
     for part in wanted:
         have = {parts[group.name] for group in groups if group.name in parts}
         spare = ("train" not in have) + (part == "test" and "val" in wanted and "val" not in have)
-        share, least, most = plan[part]
-        got = _take(part, share, least, most, pool, parts, settings.seed, spare, by_number)
+        got, least = _take(part, pool, parts, settings, spare, by_number="test" not in wanted)
         if got < least:
             short.append(f"{_count(got, part + ' photo')} instead of {least}")
     for group in pool:
@@ -161,20 +138,17 @@ def _split_breed(
 
 
 def _take(
-    part: str,
-    share: float,
-    least: int,
-    most: float,
-    pool: list[Group],
-    parts: dict[str, str],
-    seed: int,
-    spare: int,
-    by_number: bool,
-) -> int:
-    """Move groups of `pool` into `part` in the order of their numbers; how many photos it has then.
+    part: str, pool: list[Group], parts: dict[str, str], settings: DataSettings, spare: int, by_number: bool
+) -> tuple[int, int]:
+    """Move groups of `pool` into `part` in the order of their numbers; how many photos it has then, and how many were wanted at least.
 
-    At least `spare` groups are left over. The floor `least` yields where it would take more than `most` of the breed.
+    At least `spare` groups are left over. The floor yields where it would take more than the most that a part may have of the
+    breed. `by_number`: a block of the photos' numbers, where all have one.
     """
+    share, least, most = {
+        "test": (settings.test_share, settings.min_test, MOST_TEST),
+        "val": (settings.val_share, settings.min_val, MOST_VAL),
+    }[part]
     total = sum(group.size for group in pool)
     low = max(1, min(least, int(most * total)), math.floor((1 - TOLERANCE) * share * total))
     high = max(low, math.ceil((1 + TOLERANCE) * share * total))
@@ -183,21 +157,18 @@ def _take(
     # validation is drawn from what the test has left, so its chance is higher by that
     chance = share if part == "test" else min(1.0, share * total / max(1, total - tested))
     open_groups = [group for group in pool if group.name not in parts]
-    drawn = {group.name: _number(seed, part, group.name) for group in open_groups}
+    drawn = {group.name: _number(settings.seed, part, group.name) for group in open_groups}
     block = by_number and all(group.number is not None for group in open_groups)
     if block:
         low = max(low, round(share * total))  # a block has no chance that would bring it there
-        open_groups.sort(key=lambda group: (-(group.number or 0), group.name))
-    else:
-        open_groups.sort(key=lambda group: (drawn[group.name], group.name))
+    open_groups.sort(key=lambda group: (-(group.number or 0) if block else drawn[group.name], group.name))
     for group in open_groups[: max(0, len(open_groups) - spare)]:
-        name, size = group.name, group.size
-        if got < low or (not block and drawn[name] < chance and got + size <= high):
-            if got and got + size > max(high, int(most * total)):
+        if got < low or (not block and drawn[group.name] < chance and got + group.size <= high):
+            if got and got + group.size > max(high, int(most * total)):
                 continue  # one big group of near-duplicates must not eat the breed
-            parts[name] = part
-            got += size
-    return got
+            parts[group.name] = part
+            got += group.size
+    return got, least
 
 
 def _highest_number(photos: Sequence[Finding]) -> int | None:

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 
+from catlib.data.images import size_of
 from catlib.data.records import Sample
 from catlib.errors import InputError
 from catlib.settings import TrainSettings
@@ -79,7 +79,7 @@ def longest(processor: Any, config: Any, samples: Iterable[tuple[Sample, Path]])
     text = max(prompts[q] - 1 + n for (q, _), n in answers.items())  # one token of the prompt stands for the photo
     tokens = image_tokens_of(config)
     if hasattr(processor, "_get_num_multimodal_tokens") and config.vision_config.model_type == "pixtral":
-        sizes = {_size(path) for _, path in pairs}
+        sizes = {size_of(path)[::-1] for _, path in pairs}
         tokens = max(
             processor._get_num_multimodal_tokens(image_sizes=[list(size) for size in sizes])["num_image_tokens"]
         )
@@ -102,9 +102,3 @@ def device_memory(device: torch.device) -> float | None:
     if limit.is_file() and used.is_file() and (most := limit.read_text(encoding="utf-8").strip()) != "max":
         free = min(free, float(most) - float(used.read_text(encoding="utf-8")))
     return free / int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-
-
-def _size(path: Path) -> tuple[int, int]:
-    """(height, width) from the photo's header."""
-    with Image.open(path) as image:
-        return image.height, image.width

@@ -1,0 +1,102 @@
+"""What is found out about each photo file, and audit.csv, the table that holds it."""
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+
+from catlib.data.records import Sample
+from catlib.data.walk import is_photo
+from catlib.errors import InputError
+from catlib.files import write_text
+
+KEPT = "kept"
+NO_BREED = "no breed"  # the verdict on a photo that lies outside the breed folders
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What the audit says of one file; a line of audit.csv."""
+
+    image: str  # relative to the image root
+    breed: str
+    part: str = ""  # train | val | test; empty when left out
+    verdict: str = KEPT  # kept, or the reason why it is left out
+    detail: str = ""  # the reason in words, naming the other photo where there is one
+    remarks: str = ""  # what is unusual of a kept photo, comma separated
+    group: str = ""  # photos of one group are not independent: near-duplicates, or photos of one cat
+    width: int = 0  # pixels, after EXIF rotation
+    height: int = 0
+    bytes: int = 0
+    format: str = ""
+    mode: str = ""
+    sha256: str = ""
+    phash: str = ""  # 16 hexadecimal digits; empty for a photo without contrast
+    mirrored: str = ""  # the same of the photo mirrored left to right
+    source_name: str = ""  # the breed as the source names it
+    official: str = ""  # the part that the source gives it: test, val, train, or empty
+    animal: str = ""  # the cat's id, or the group that the source states: such photos stay in one part
+
+    @property
+    def kept(self) -> bool:
+        return self.verdict == KEPT
+
+
+@dataclass(frozen=True)
+class Source:
+    """The files of one layout, not opened yet. `findings` are sorted by path."""
+
+    name: str
+    root: Path
+    findings: tuple[Finding, ...]
+    notes: tuple[str, ...] = ()
+    missing: tuple[str, ...] = ()  # listed photos that are not there
+    # by image path: conversations that came with the photos, and what a table says of a photo's cat
+    samples: Mapping[str, Sample] = field(default_factory=dict)
+    about: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+
+
+def found_file(image: str, name: str, official: str = "", animal: str = "") -> Finding:
+    """A file that a source has found; one that cannot be a photo, or has no breed, has its verdict already."""
+    try:
+        image.encode()
+    except UnicodeEncodeError:
+        shown = image.encode(errors="backslashreplace").decode()
+        detail = "the name is not UTF-8, so no JSON can hold it: rename the file"
+        return Finding(shown, "", verdict="bad name", detail=detail)
+    if not name:
+        return Finding(image, "", verdict=NO_BREED, detail="lies in no breed's folder, and no table names its breed")
+    if is_photo(image):
+        return Finding(image, "", source_name=name, official=official, animal=animal)
+    return Finding(image, "", verdict="no photo ending", detail="not opened", source_name=name, official=official)
+
+
+def write_audit(path: Path, findings: Sequence[Finding]) -> None:
+    """Write audit.csv, a line a file. Raises CatlibError where that is not possible."""
+    write_text(path, table([column.name for column in fields(Finding)], findings))
+
+
+def table(columns: Sequence[str], findings: Sequence[Finding]) -> str:
+    """Some columns of the findings as CSV text."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(columns)
+    writer.writerows([getattr(finding, name) for name in columns] for finding in findings)
+    return text.getvalue()
+
+
+def read_audit(path: Path) -> list[Finding]:
+    """Read audit.csv. Raises InputError when it is not one."""
+    try:
+        with path.open(encoding="utf-8", newline="") as stream:
+            return [_finding(row) for row in csv.DictReader(stream)]
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror}") from None
+    except (TypeError, ValueError, KeyError, csv.Error) as error:
+        raise InputError(f"{path}: not an audit table of this version ({error}); run catlib data again") from None
+
+
+def _finding(row: dict[str, str]) -> Finding:
+    size = {key: int(row.pop(key)) for key in ("width", "height", "bytes")}
+    return Finding(**row, **size)  # type: ignore[arg-type]  # an unknown column is a TypeError

@@ -1,0 +1,153 @@
+"""The tables of notebook 01: what the data are, how clean, how even, and what their test can tell."""
+
+from collections import Counter
+from collections.abc import Sequence
+from functools import cache
+
+import numpy as np
+import pandas as pd
+
+from catlib.data.check import Check
+from catlib.data.conversations import questions_of
+from catlib.data.dataset import Dataset
+from catlib.data.findings import Finding
+from catlib.data.records import PARTS
+from catlib.figures import breed_label
+
+SUPPOSED_F1 = 0.7  # the interval of an F1 depends on the F1; this one is in the middle of what is hoped for
+TOO_WIDE = 0.4  # an F1 known no better than ± 20 points does not tell a good model from a middling one
+UNEVEN = 3  # times the training photos of the rarest breed, from where on sampling should be balanced
+SHOWN = 8  # breeds that a cell names
+DRAWS = 20_000
+
+
+@cache
+def f1_interval(support: int, f1: float = SUPPOSED_F1) -> tuple[float, float]:
+    """Where 95 % of the measured F1 values would fall for a breed with `support` test photos and a true F1 of `f1`.
+
+    Simulated for a model whose precision and recall are both `f1`: true positives are binomial(support, f1), false positives
+    Poisson with mean support · (1 - f1), F1 = 2 TP / (TP + FP + support).
+    """
+    if support == 0:
+        return 0.0, 1.0
+    rng = np.random.default_rng(support)
+    hits = rng.binomial(support, f1, DRAWS)
+    false = rng.poisson(support * (1 - f1), DRAWS)
+    low, high = np.quantile(2 * hits / (hits + false + support), [0.025, 0.975])
+    return float(low), float(high)
+
+
+def f1_width(support: int) -> float:
+    """Width of that interval, from 0 to 1."""
+    low, high = f1_interval(support)
+    return high - low
+
+
+def macro_half_width(supports: Sequence[int]) -> float:
+    """Half the width of the 95 % interval of the mean F1 over breeds, their errors taken as independent."""
+    return float(np.sqrt(sum((f1_width(n) / 2) ** 2 for n in supports)) / len(supports)) if supports else 1.0
+
+
+def by_breed(dataset: Dataset) -> pd.DataFrame:
+    """Photos of each breed (index) in each part and in `all`, whether it is a `priority` breed, and the `width` of its F1's
+    interval; the breed with the most photos first."""
+    counts = {part: Counter(sample.breed for sample in dataset.part(part)) for part in PARTS}
+    index = pd.Index(dataset.breeds, name="breed")
+    frame = pd.DataFrame({part: [counts[part][breed] for breed in index] for part in PARTS}, index=index)
+    frame["all"] = frame.sum(axis=1)
+    frame["priority"] = index.isin(dataset.priority_breeds)
+    frame["width"] = [f1_width(n) for n in frame["test"].tolist()]
+    return frame.sort_values(["all", "breed"], ascending=[False, True])
+
+
+def about(dataset: Dataset, findings: Sequence[Finding]) -> pd.DataFrame:
+    """Where the photos come from, what became of the names of their breeds, and what is asked about them."""
+    card = dataset.card
+    question, others = questions_of(dataset.val)
+    rows = {
+        "photos": str(dataset.image_root),
+        "layout": f"{card['source']}, {len(findings):,} files",
+        "notes": "; ".join(card["notes"]),
+        "names mapped to the list of breeds": "; ".join(card["names_mapped"]),
+        "breeds that are not in the list": ", ".join(card["unknown_breeds"]),
+        "question": question + (f" ({others} of {len(dataset.val)} validation samples ask another)" if others else ""),
+    }
+    return pd.DataFrame({"": {name: text for name, text in rows.items() if text}})
+
+
+def counts(dataset: Dataset) -> pd.DataFrame:
+    """Photos by breed and part, and the F1 interval that each breed's test photos allow; ★: priority."""
+    frame = by_breed(dataset)
+    shown = frame[[*PARTS, "all"]].copy()
+    intervals = [f"{100 * low:.0f} to {100 * high:.0f} %" for low, high in map(f1_interval, frame["test"].tolist())]
+    shown[f"95 % interval of a true F1 of {100 * SUPPOSED_F1:.0f} %"] = intervals
+    shown.index = frame.index.map(lambda breed: breed_label(breed, breed in dataset.priority_breeds))
+    return shown
+
+
+def left_out(dataset: Dataset, findings: Sequence[Finding]) -> pd.DataFrame:
+    """How many files each reason has left out, with an example."""
+    gone = [finding for finding in findings if not finding.kept]
+    frame = _tally([(f.verdict, f"{f.image}: {f.detail or f.verdict}") for f in gone], "reason", "files")
+    if missing := dataset.card["missing"]["count"]:
+        frame.loc["listed, but not there"] = [missing, "each is named in dataset.json"]
+    return frame
+
+
+def remarks(findings: Sequence[Finding]) -> pd.DataFrame:
+    """What is unusual among the kept photos and is dealt with when they are opened, with an example."""
+    seen = [(text.partition(" (")[0], f.image) for f in findings if f.kept for text in f.remarks.split(", ") if text]
+    return _tally(seen, "remark", "photos")
+
+
+def conclusion(dataset: Dataset, findings: Sequence[Finding], checked: Check) -> pd.DataFrame:
+    """Can this data be trusted, and what will hurt: a question a row."""
+    frame = by_breed(dataset)
+    rows = [("Can the split be trusted?", *_trust(checked)), ("Are the files clean?", *_clean(dataset, findings))]
+    most, least = frame["train"].idxmax(), frame["train"].idxmin()
+    ratio = frame["train"].max() / max(1, frame["train"].min())
+    advice = "; train with balance=sqrt, and judge by macro-F1 rather than by accuracy" if ratio > UNEVEN else ""
+    trained = f"training photos: {most} {frame['train'].max()}, {least} {frame['train'].min()}{advice}"
+    rows.append(("Are the breeds even?", f"{ratio:.1f} to 1", trained))
+    if len(rare := frame[frame["priority"]]):
+        half = macro_half_width(rare["test"].tolist())
+        answer = f"their macro-F1 within ± {100 * half:.0f} points"
+        fewest = f"the fewest {rare['train'].idxmin()}, {rare['train'].min()}"
+        why = f"training photos of the {len(rare)}: {rare['train'].sum()} together, {fewest}"
+        rows.append(("What can be known of the priority breeds?", answer, why))
+    small = frame[frame["width"] > TOO_WIDE].sort_values("test")
+    answer = f"{len(small)} of {len(frame)} are too small to be measured alone" if len(small) else "every one"
+    some = ", ".join(f"{breed} {n}" for breed, n in small["test"].head(SHOWN).items()) + " …" * (len(small) > SHOWN)
+    why = f"interval wider than {100 * TOO_WIDE:.0f} points: {some} test photos"
+    enough = f"the least certain is {frame['test'].idxmin()} with {frame['test'].min()} test photos"
+    rows.append(("Which breeds can be measured?", answer, why if len(small) else enough))
+    if remarks := dataset.card.get("remarks"):
+        rows.append(("Did every breed get its share?", f"{len(remarks)} did not", "; ".join(remarks)))
+    return pd.DataFrame(rows, columns=["question", "answer", "because"]).set_index("question")
+
+
+def _trust(checked: Check) -> tuple[str, str]:
+    if checked.problems:
+        return "no", f"{len(checked.problems)} problems, the first: {checked.problems[0]}"
+    return "yes", (
+        f"all {checked.photos:,} photos were hashed anew, and none of the {checked.groups:,} groups of near-duplicates (at most "
+        f"{checked.bits} of 64 bits apart) is in two parts"
+    )
+
+
+def _clean(dataset: Dataset, findings: Sequence[Finding]) -> tuple[str, str]:
+    reasons = Counter(finding.verdict for finding in findings if not finding.kept)
+    because = ", ".join(f"{n:,} {reason}" for reason, n in reasons.most_common())
+    if reasons["two breeds"]:
+        because += "; of a photo under two breeds somebody has to decide which label is right"
+    if missing := dataset.card["missing"]["count"]:
+        because += f"; {missing:,} photos that the source lists are not there"
+    return f"{reasons.total():,} of {len(findings):,} are left out", because.removeprefix("; ")
+
+
+def _tally(seen: Sequence[tuple[str, str]], what: str, unit: str) -> pd.DataFrame:
+    """How often each name was seen (index), the most frequent first, with the first example."""
+    number = Counter(name for name, _ in seen)
+    example = dict(reversed(seen))
+    rows = [(name, n, example[name]) for name, n in number.most_common()]
+    return pd.DataFrame(rows, columns=[what, unit, "for example"]).set_index(what)
