@@ -170,6 +170,15 @@ def test_paths_are_relative_to_the_working_directory_where_photos_lie_in_it(phot
     assert [s.image for s in samples] == ["photos/more/000.jpg", "photos/more/001.jpg", "photos/000.jpg"]
 
 
+def test_a_folder_is_searched_as_the_audit_searches_it(photos, caplog):
+    for name in ("._x.jpg", ".ipynb_checkpoints/x.jpg", "x.avif"):
+        (photos / name).parent.mkdir(exist_ok=True)
+        (photos / name).write_bytes((photos / "000.jpg").read_bytes())
+    found = [sample.image for sample in find_photos([photos])[1]]
+    assert found == ["000.jpg", "001.jpg", "002.jpg", "more/000.jpg", "more/001.jpg", "x.avif"]
+    assert "notes.txt" not in found and "1 no photo ending" in caplog.text
+
+
 def test_a_link_out_of_the_folder_is_not_followed(models, photos, tmp_path, capsys):
     secret = write_photos(tmp_path / "secret", ["Manx"])[0]
     (photos / "link.jpg").symlink_to(tmp_path / "secret" / secret.image)

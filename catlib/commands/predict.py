@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from catlib.data.records import Sample
     from catlib.vlm.models import Checkpoint
 
-PHOTO_ENDINGS = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
 SHARED = (
     "prompt",
     "decoding",
@@ -29,6 +28,8 @@ SHARED = (
     "dtype",
     "device",
 )  # they mean what they mean in an evaluation
+KINDS = """tuned (default), base (the checkpoint without its adapter), clip:REF, probe:FILE (a linear probe that a run has left in
+its folder), or endpoint:URL[#MODEL], a served model (with --checkpoint, breeds, question and cropping are that one's)"""
 log = logging.getLogger(__name__)
 
 
@@ -41,35 +42,18 @@ def add_parser(subparsers: Any, common: argparse.ArgumentParser) -> None:
         description=__doc__,
         epilog="exit codes: 0 all photos predicted, 1 some could not be read (listed), 2 wrong input",
     )
-    parser.add_argument(
-        "photos", nargs="+", type=Path, metavar="PHOTO_OR_FOLDER", help="folders are searched for photos"
-    )
-    parser.add_argument("--checkpoint", metavar="DIR", help="fine-tuned checkpoint: adapter, or merged model")
-    parser.add_argument(
-        "--model",
-        default="tuned",
-        help="tuned (default), base (the checkpoint without its adapter), clip:REF, probe:FILE (a linear "
-        "probe that a run has left in its folder), or endpoint:URL[#MODEL], a served "
-        "model (with --checkpoint, breeds, question and cropping are that one's)",
-    )
-    parser.add_argument("--base-model", default="", metavar="REF", help="base model; default: as the checkpoint says")
-    parser.add_argument(
-        "--breeds", metavar="LIST", help="candidate breeds, comma separated, or a text file with one a line"
-    )
-    parser.add_argument("--batch-size", type=int, help="photos in one forward pass (default: 8)")
-    parser.add_argument(
-        "--concurrency", type=int, default=4, metavar="N", help="endpoint: requests at a time (default: 4)"
-    )
-    parser.add_argument(
-        "--crop", type=int, metavar="PIXELS", help="endpoint: send the middle square, scaled to this; 0: whole photos"
-    )
-    parser.add_argument(
-        "--timeout", type=float, default=120.0, metavar="S", help="endpoint: seconds for an answer (default: 120)"
-    )
+    add = parser.add_argument
+    add("photos", nargs="+", type=Path, metavar="PHOTO_OR_FOLDER", help="folders are searched for photos")
+    add("--checkpoint", metavar="DIR", help="fine-tuned checkpoint: adapter, or merged model")
+    add("--model", default="tuned", metavar="KIND", help=KINDS)
+    add("--base-model", default="", metavar="REF", help="base model; default: as the checkpoint says")
+    add("--breeds", metavar="LIST", help="candidates, comma separated, or a text file with one a line")
+    add("--batch-size", type=int, metavar="N", help="photos in one forward pass (default: 8)")
+    add("--concurrency", type=int, default=4, metavar="N", help="endpoint: requests at a time (default: 4)")
+    add("--crop", type=int, metavar="PIXELS", help="endpoint: send the middle square, scaled to this; 0: whole photos")
+    add("--timeout", type=float, default=120.0, metavar="S", help="endpoint: seconds for an answer (default: 120)")
+    add("--out", type=Path, metavar="FILE.jsonl", help="predictions file with sidecar; default: standard output")
     add_settings_options(parser, EvaluationSettings, only=SHARED)
-    parser.add_argument(
-        "--out", type=Path, metavar="FILE.jsonl", help="predictions file with sidecar; default: standard output"
-    )
     parser.set_defaults(run=run)
 
 
@@ -106,27 +90,26 @@ def run(args: argparse.Namespace) -> int:
 def find_photos(arguments: Sequence[Path]) -> tuple[Path, list["Sample"]]:
     """The image root and a sample of unknown breed for each photo, in the order given, a folder's photos sorted.
 
-    A file is taken whatever its name; in a folder, and the folders below it, files count whose ending says photo. The
-    root is the working directory when all photos lie in it, else the folder that they share. Raises InputError when
-    an argument does not exist or there is no photo at all.
+    A file is taken whatever its name, a folder's photos as the audit takes them. The root is the working directory when all
+    photos lie in it, else the folder that they share. Raises InputError when an argument does not exist or there is no photo.
     """
     from catlib.data.records import Sample
+    from catlib.data.walk import photo_files
 
     found: dict[Path, None] = {}
     for argument in arguments:
         path = Path(os.path.abspath(argument.expanduser()))  # keeps symbolic links, which `inside` judges later
         if path.is_dir():
-            inner = sorted(p for p in path.rglob("*") if p.suffix.lower() in PHOTO_ENDINGS and p.is_file())
-            if not inner:
-                log.warning("%s: no photos in this folder", argument)
-            found |= dict.fromkeys(inner)
+            photos, skipped = photo_files(path)
+            found |= dict.fromkeys(photos)
+            if skipped:
+                log.warning("%s: left out: %s", argument, ", ".join(f"{n} {reason}" for reason, n in skipped.items()))
         elif path.exists():
             found[path] = None
         else:
             raise InputError(f"{argument}: no such photo or folder")
     if not found:
-        endings = ", ".join(sorted(PHOTO_ENDINGS))
-        raise InputError(f"no photos in {', '.join(map(str, arguments))}; a folder is searched for {endings}")
+        raise InputError(f"no photos in {', '.join(map(str, arguments))}")
     root = Path.cwd()
     if not all(path.is_relative_to(root) for path in found):
         root = Path(os.path.commonpath([path.parent for path in found]))
