@@ -1,6 +1,5 @@
 """The drawn cats: the same every time, train and test apart, valid photos, no breed given away by its colour."""
 
-import ast
 import json
 import re
 from collections import Counter
@@ -109,14 +108,12 @@ def test_pictures_are_rgb_jpegs_with_a_cat_in_front_of_a_background(small_set):
             assert np.asarray(picture).std() > 8, f"{path} is all but uniform"
 
 
-def test_the_library_does_not_import_the_demo():
-    imported = set()
-    for path in (ROOT / "catlib").rglob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
-            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
-            imported |= {(path.name, name) for name in names if name.split(".")[0] == "demo"}
-    assert not imported
+def test_the_library_does_not_know_the_demo():
+    texts = {".py", ".yaml", ".json", ".html", ".css", ".js"}
+    files = [path for path in (ROOT / "catlib").rglob("*") if path.suffix in texts]
+    assert len(files) > 50
+    knowing = [path for path in files if re.search("demo(?!n)", path.read_text(encoding="utf-8"), re.IGNORECASE)]
+    assert not knowing
 
 
 def test_priority_breeds_are_rare_in_training_and_the_test_part_is_even():
