@@ -22,9 +22,9 @@ from catlib.data.records import Sample
 from catlib.training.kernels import fuse
 from catlib.training.lora import add_lora
 from catlib.training.loss import AnswerLoss
-from catlib.vlm import features
 from catlib.vlm.batches import Collator
 from catlib.vlm.checkpoint import open_vlm
+from catlib.vlm.families import Family
 from catlib.vlm.features import FrozenFeatures
 from catlib.vlm.models import VLM
 
@@ -56,7 +56,7 @@ def losses(vlm: VLM, root: Path, samples: Sequence[Sample], cache: FrozenFeature
 
 def filled(vlm: VLM, root: Path, samples: Sequence[Sample], photos: int) -> FrozenFeatures:
     """A new cache that the tower fills so many photos at a time."""
-    features.photos_at_once = lambda _: photos
+    Family.photos_at_once = lambda *_: photos
     cache = FrozenFeatures(vlm, Path(tempfile.mkdtemp(dir=root)), 1.0)
     cache.fill([(inside(root, s.image), s.metadata["sha256"]) for s in samples], 1)
     return cache

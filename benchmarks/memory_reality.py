@@ -99,7 +99,6 @@ def run_settings(kind: str, model: Path, data: Path, out: Path, mode: str, check
         batch_size=BATCH[kind],
         dtype=DTYPE[kind],
         lora_r=rank,
-        lora_alpha=2 * rank,
         lora_dropout=0.05,
         gradient_accumulation=1 if full else 2,
         epochs=1,
@@ -134,7 +133,7 @@ def measure(
     from tiny_models import save_llava, save_wide_llava, write_dataset
 
     from catlib.training import run
-    from catlib.training.memory_check import check_fits, worst
+    from catlib.training.memory_check import check_fits
     from catlib.training.trainer import Trainer, train
 
     os.environ["CATLIB_ROOT"] = str(work)
@@ -188,7 +187,7 @@ def measure(
         "gradient_checkpointing": checkpointing,
         "batch": BATCH[kind],
         "estimate": need.peak - (need.heap if tensors else 0),
-        "phase": worst(need),
+        "phase": need.worst,
         "phases": need.phases,
         "measured": measured,
         "set_up": set_up_peak,

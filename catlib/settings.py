@@ -111,7 +111,7 @@ class TrainSettings(Settings):
         "none", "the projector between tower and language model", choices=("none", "full", "lora")
     )
     lora_r: int = option(32, "rank of the LoRA matrices")
-    lora_alpha: int = option(64, "LoRA scale; the update is multiplied by alpha / r")
+    lora_alpha: int = option(0, "LoRA scale; the update is multiplied by alpha / r; 0: alpha is twice the rank")
     lora_dropout: float = option(0.05, "dropout before the LoRA matrices")
     lora_targets: str = option(
         "q_proj,k_proj,v_proj,o_proj,gate_proj,up_proj,down_proj", "linear layers of the language model that get LoRA"

@@ -18,6 +18,7 @@ from catlib.classifiers.vlm import VLMClassifier
 from catlib.data.records import Prediction, PredictionSet
 from catlib.errors import CatlibError
 from catlib.vlm.attribution import image_positions, occluded_scores, patch_gradients
+from catlib.vlm.families import FAMILIES
 from catlib.vlm.scoring import LabelScorer
 
 QUESTION, BREEDS = "Breed?", ["Manx", "Persian", "Siamese"]
@@ -117,11 +118,12 @@ def test_grids(vlm):
     token = vlm.model.config.image_token_index
 
     class Other:
-        base = type("M", (), {"config": type("C", (), {"image_token_id": token, "model_type": "pixtral"})()})()
+        base = type("M", (), {"config": type("C", (), {"image_token_id": token})()})()
+        family = next(family for family in FAMILIES if family.name == "Pixtral")
 
     rows = torch.tensor([5, *[token] * 3, 7, *[token] * 3, 9])
     assert image_positions(Other, rows)[1] == (2, 3)
-    Other.base.config.model_type = "idefics3"
+    Other.family = next(family for family in FAMILIES if family.tiled)
     tiles = torch.tensor([*[token] * 4, 7, *[token] * 4])
     positions, grid = image_positions(Other, tiles)
     assert grid == (2, 2) and positions.tolist() == [5, 6, 7, 8]

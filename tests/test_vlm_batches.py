@@ -9,9 +9,11 @@ from catlib.errors import CatlibError
 from catlib.settings import TrainSettings
 from catlib.training.lora import add_lora
 from catlib.training.loss import AnswerLoss
-from catlib.vlm.batches import IGNORED, Collator, check_batch, image_token_of, messages, segments
+from catlib.vlm.batches import IGNORED, Collator, check_batch, segments
 from catlib.vlm.checkpoint import open_vlm
+from catlib.vlm.families import image_token_of
 from catlib.vlm.features import FrozenFeatures
+from catlib.vlm.prompting import messages
 
 
 @pytest.fixture(scope="module")

@@ -9,9 +9,8 @@ from tiny_models import BREEDS, QUESTION, settings, write_dataset
 
 from catlib.data.images import open_image
 from catlib.training.trainer import train
-from catlib.vlm.batches import messages
 from catlib.vlm.checkpoint import open_vlm
-from catlib.vlm.prompting import answer_tokens
+from catlib.vlm.prompting import answer_tokens, messages
 from catlib.vlm.scoring import LabelScorer
 
 

@@ -8,7 +8,15 @@ from tiny_models import save_llava
 from catlib.errors import InputError
 from catlib.settings import TrainSettings
 from catlib.training.kernels import fuse
-from catlib.training.lora import add_lora, count_parameters, lora_config, lora_module_names, peft_model
+from catlib.training.lora import (
+    add_lora,
+    count_parameters,
+    lora_config,
+    lora_module_names,
+    peft_model,
+    rank_remark,
+    with_alpha,
+)
 from catlib.training.loss import AnswerLoss
 from catlib.training.memory import model_config
 from catlib.vlm.batches import IGNORED, Batch
@@ -40,6 +48,19 @@ def test_matching_by_last_name_would_hit_the_tower():
     model.requires_grad_(False)
     theirs = peft_model(model, LoraConfig(r=32, lora_alpha=64, target_modules=targets))
     assert count_parameters(theirs)[0] == 84_672_512
+
+
+@pytest.mark.parametrize(("given", "alpha"), [({"lora_r": 16}, 32), ({}, 64), ({"lora_r": 16, "lora_alpha": 8}, 8)])
+def test_alpha_is_twice_the_rank_unless_it_is_given(folder, given, alpha):
+    vlm = open_vlm(str(folder), device="cpu", precision="float32")
+    assert lora_config(vlm.model, TrainSettings(**given)).lora_alpha == alpha
+    assert with_alpha(TrainSettings(**given)).lora_alpha == alpha
+
+
+def test_a_rank_outside_the_plans_is_remarked(folder, caplog):
+    assert not rank_remark(TrainSettings()) and not rank_remark(TrainSettings(mode="projector", lora_r=4))
+    wrapped(folder, lora_r=8)
+    assert "lora_r 8" in caplog.text and "16 to 32" in caplog.text
 
 
 @pytest.fixture(scope="module")

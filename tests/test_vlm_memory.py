@@ -11,11 +11,15 @@ from tiny_models import save_llava, save_wide_llava, settings, write_dataset
 from catlib.cli import main
 from catlib.settings import TrainSettings
 from catlib.training import memory_trace
-from catlib.training.memory import Footprint, estimate, largest_batch, model_config
+from catlib.training.memory import Footprint, largest_batch, model_config
 from catlib.training.memory_trace import LiveBytes, Shape, trace_step
-from catlib.vlm.image_tokens import image_tokens_of, photos_at_once
+from catlib.vlm.families import find_family
 
 SHAPE = Shape(image_tokens=9, text_tokens=12, answer_tokens=4)
+
+
+def estimate(settings, *of):
+    return Footprint.of(settings, *of).at(settings.batch_size)
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +76,8 @@ def test_the_largest_batch_fits_and_twice_as_many_do_not():
 )
 def test_shipped_configurations_have_the_models_size(name, parameters, tokens, at_once):
     config = model_config(name)
-    assert image_tokens_of(config) == tokens and photos_at_once(config) == at_once
+    family = find_family(config)
+    assert family.image_tokens(config) == tokens and family.photos_at_once(config) == at_once
     assert estimate(TrainSettings(base_model=name, batch_size=1)).parameters == pytest.approx(parameters, rel=0.01)
 
 

@@ -41,12 +41,10 @@ def gather(settings: TrainSettings, vram: float | None, image_tokens: int | None
     """All figures, in bytes: the estimate of the settings, `modes` (LoRA and QLoRA, with and without gradient checkpointing) and
     `plan` (the plan's hardware table beside ours). `largest_batch` and `fits` are null without `vram`.
     """
-    from catlib.training.memory import ANSWER_TOKENS, GB, TEXT_TOKENS, Footprint, largest_batch, model_config
-    from catlib.training.memory_trace import Shape
-    from catlib.vlm.image_tokens import image_tokens_of
+    from catlib.training.memory import GB, Footprint, largest_batch, model_config, usual_shape
 
     config = model_config(settings.base_model)
-    shape = Shape(image_tokens or image_tokens_of(config), TEXT_TOKENS, ANSWER_TOKENS)
+    shape = usual_shape(config, image_tokens or 0)
     limit = vram * GB if vram else None
     of = cache(lambda variant: Footprint.of(variant, config, shape))
 

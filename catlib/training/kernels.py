@@ -17,9 +17,9 @@ from peft.tuners.lora import Linear as LoraLinear
 from peft.tuners.lora.bnb import Linear4bit as LoraLinear4bit
 from torch.nn.functional import linear, silu
 
-NORMS = ("LlamaRMSNorm", "MistralRMSNorm", "Qwen2RMSNorm")
+from catlib.vlm.families import GATED_MLPS, RMS_NORMS
+
 SIBLINGS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))  # layers of one module that read the same input
-GATED_MLPS = ("LlamaMLP", "MistralMLP", "Qwen2MLP")
 
 
 def fuse(model: torch.nn.Module) -> int:
@@ -39,7 +39,7 @@ def fuse(model: torch.nn.Module) -> int:
         kind = type(module).__name__
         if isinstance(module, LoraLinear | LoraLinear4bit) and _plain(module):
             module.forward = MethodType(_lora_forward, module)
-        elif kind in NORMS:
+        elif kind in RMS_NORMS:
             module.forward = MethodType(_norm_forward, module)
         elif kind in GATED_MLPS and getattr(module.config, "hidden_act", None) == "silu":
             module.forward = MethodType(_mlp_forward, module)

@@ -3,6 +3,7 @@
 import logging
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from peft import LoraConfig, get_peft_model
@@ -14,6 +15,20 @@ from catlib.vlm.families import Family, family_of
 from catlib.vlm.models import VLM
 
 log = logging.getLogger(__name__)
+USUAL_RANKS = (16, 32)  # the plan's
+
+
+def with_alpha(settings: TrainSettings) -> TrainSettings:
+    """The settings with `lora_alpha` worked out: 0 stands for 2r, so that runs of different ranks have one scale."""
+    return settings if settings.lora_alpha else replace(settings, lora_alpha=2 * settings.lora_r)
+
+
+def rank_remark(settings: TrainSettings) -> str:
+    """What is unusual about the rank; empty where nothing is, or no LoRA is trained."""
+    low, high = USUAL_RANKS
+    if settings.mode == "projector" or low <= settings.lora_r <= high:
+        return ""
+    return f"lora_r {settings.lora_r} is outside the usual {low} to {high}"
 
 
 def lora_module_names(model: torch.nn.Module, targets: Sequence[str], family: Family | None = None) -> list[str]:
@@ -62,7 +77,7 @@ def lora_config(model: torch.nn.Module, settings: TrainSettings, family: Family 
         raise CatlibError(f"the LoRA pattern {pattern} matches {len(matched)} layers in place of {len(names)}")
     return LoraConfig(
         r=settings.lora_r,
-        lora_alpha=settings.lora_alpha,
+        lora_alpha=with_alpha(settings).lora_alpha,
         lora_dropout=settings.lora_dropout,
         bias="none",
         task_type="CAUSAL_LM",
@@ -79,6 +94,8 @@ def add_lora(vlm: VLM, settings: TrainSettings) -> None:
     float32 because a bf16 weight of size 1 absorbs any update below 0.004. Raises CatlibError when something in the vision
     tower could be trained.
     """
+    if remark := rank_remark(settings):
+        log.warning("%s", remark)
     config = lora_config(vlm.model, settings, vlm.family)
     vlm.model.requires_grad_(False)
     vlm.model = peft_model(vlm.model, config)
@@ -105,7 +122,7 @@ def keep_training_layout(model: torch.nn.Module) -> None:
     """
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
-            module.support_avx512bf16_for_cpu = False
+            setattr(module, "support_avx512bf16_for_cpu", False)  # noqa: B010 (a plain attribute, which mypy takes for a tensor)
 
 
 def check_trainable(model: torch.nn.Module, family: Family) -> None:

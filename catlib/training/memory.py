@@ -4,28 +4,24 @@ Nothing is looked up in a table. The model is built without weights from its con
 on tensors without data (`catlib.training.memory_trace`).
 """
 
-import json
-from dataclasses import asdict, dataclass, replace
-from importlib import resources
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import AutoConfig
 
+from catlib.errors import InputError
+from catlib.files import read_json
 from catlib.paths import resolve
 from catlib.settings import TrainSettings
 from catlib.training.lora import count_parameters, lora_config, peft_model
 from catlib.training.memory_trace import Shape, StepTrace, quantizable, trace_step, trace_tower
-from catlib.vlm.families import Family, family_of
-from catlib.vlm.image_tokens import image_tokens_of, photos_at_once
+from catlib.vlm.families import Family, family_of, find_family
 from catlib.vlm.models import empty_model, load_config
 from catlib.vlm.scoring import LOGITS_LIMIT
 
-SHIPPED = {
-    "llava-hf/llava-1.5-7b-hf": "llava-1.5-7b-hf",
-    "mistral-community/pixtral-12b": "pixtral-12b",
-    "HuggingFaceTB/SmolVLM-256M-Instruct": "smolvlm-256m",
-}
+CONFIGS = Path(__file__).parents[1] / "assets" / "configs"  # of a few hub models, so that no hub is asked
 NF4_BYTES = (
     0.5 + 1 / 64 + 4 / (64 * 256)
 )  # 4 bits, an 8-bit scale for 64 weights, a float for 256 scales (arXiv 2305.14314)
@@ -74,6 +70,11 @@ class Estimate:
     def peak(self) -> int:
         return max(self.phases.values())
 
+    @property
+    def worst(self) -> str:
+        """The phase that needs most."""
+        return max(self.phases, key=self.phases.__getitem__)
+
     def as_dict(self) -> dict[str, Any]:
         return {**asdict(self), "phases": self.phases, "peak": self.peak}
 
@@ -113,14 +114,14 @@ class Footprint:
         dtype = dtype or (torch.float32 if settings.dtype == "float32" else torch.bfloat16)
         if settings.mode == "qlora":
             dtype = torch.bfloat16
-        shape = shape or Shape(image_tokens_of(config), TEXT_TOKENS, ANSWER_TOKENS)
+        shape = shape or usual_shape(config)
         model = empty_model(config)
         family = family_of(model)
         weights = _weight_bytes(model, family, dtype, settings.mode == "qlora")
         parameters = sum(p.numel() for p in model.parameters())
         model.requires_grad_(False)
         trainable, _ = count_parameters(peft_model(model, lora_config(model, settings, family), empty=True))
-        cached = settings.cache_features and not settings.augment and config.model_type == "llava"
+        cached = settings.cache_features and not settings.augment and family.caches_features
         return cls(
             settings,
             shape,
@@ -132,7 +133,7 @@ class Footprint:
             trace_step(config, settings, dtype, shape),
             (
                 trace_tower(config, dtype, 1, shape.image_tokens),
-                min(photos_at_once(config), photos or 16) if cached else 0,
+                min(family.photos_at_once(config), photos or 16) if cached else 0,
             ),
             config.get_text_config(),
             config.vision_config.hidden_size,
@@ -178,11 +179,16 @@ class Footprint:
         return tokens * self.size * (2 * width * text.num_hidden_layers + 2 * text.intermediate_size) + 3 * 4 * logits
 
 
-def estimate(
-    settings: TrainSettings, config: Any | None = None, shape: Shape | None = None, dtype: torch.dtype | None = None
-) -> Estimate:
-    """The need of a run as the settings say. Raises InputError when the model is not known or not supported."""
-    return Footprint.of(settings, config, shape, dtype).at(settings.batch_size)
+def usual_shape(config: Any, image_tokens: int = 0) -> Shape:
+    """A photo of this model with question and answer of the usual length. Raises InputError where the photo's tokens are not known."""
+    family = find_family(config)
+    if not image_tokens and family is not None and family.image_tokens is not None:
+        image_tokens = family.image_tokens(config)
+    if not image_tokens:
+        raise InputError(
+            f"how many tokens a photo has cannot be told from the configuration of a {config.model_type}; say it with --image_tokens"
+        )
+    return Shape(image_tokens, TEXT_TOKENS, ANSWER_TOKENS)
 
 
 def largest_batch(footprint: Footprint, vram: float) -> int:
@@ -190,41 +196,12 @@ def largest_batch(footprint: Footprint, vram: float) -> int:
     return max((batch for batch in (1, 2, 4, 8, 16, 32, 64) if footprint.at(batch).peak <= vram), default=0)
 
 
-def ways_to_fit(
-    settings: TrainSettings,
-    vram: float,
-    config: Any,
-    shape: Shape | None = None,
-    dtype: torch.dtype | None = None,
-    cpu: bool = False,
-) -> list[dict[str, Any]]:
-    """LoRA and QLoRA, each with and without gradient checkpointing, and the peak and the largest batch of each in `vram` bytes."""
-    ways = []
-    for mode in ("lora", "qlora"):
-        for checkpointing in (False, True):
-            footprint = Footprint.of(
-                replace(settings, mode=mode, gradient_checkpointing=checkpointing), config, shape, dtype, cpu=cpu
-            )
-            ways.append(
-                {
-                    "mode": mode,
-                    "gradient_checkpointing": checkpointing,
-                    "peak": footprint.at(settings.batch_size).peak,
-                    "largest_batch": largest_batch(footprint, vram),
-                }
-            )
-    return ways
-
-
 def model_config(ref: str) -> Any:
     """A model's configuration: of a folder, of the few hub models whose shape is shipped with catlib, or from the hub."""
     if (folder := resolve(ref)).is_dir():
         return load_config(str(folder))
-    if ref in SHIPPED:
-        text = (
-            resources.files("catlib").joinpath("assets", "configs", f"{SHIPPED[ref]}.json").read_text(encoding="utf-8")
-        )
-        facts = json.loads(text)
+    if (shipped := CONFIGS / f"{ref.replace('/', '--')}.json").is_file():
+        facts = read_json(shipped)
         return AutoConfig.for_model(facts.pop("model_type"), **facts)
     return load_config(ref)
 

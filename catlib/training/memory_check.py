@@ -4,6 +4,8 @@ import logging
 import math
 import os
 from collections.abc import Iterable
+from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +15,9 @@ from catlib.data.images import size_of
 from catlib.data.records import Sample
 from catlib.errors import InputError
 from catlib.settings import TrainSettings
-from catlib.training.memory import GB, Estimate, Footprint, largest_batch, model_config, ways_to_fit
+from catlib.training.memory import GB, Estimate, Footprint, largest_batch, model_config, usual_shape
 from catlib.training.memory_trace import Shape
-from catlib.vlm.image_tokens import image_tokens_of
+from catlib.vlm.families import find_family
 from catlib.vlm.models import load_processor, pick_device, pick_dtype
 from catlib.vlm.prompting import answer_tokens, prompt_text
 
@@ -23,8 +25,8 @@ log = logging.getLogger(__name__)
 
 
 def check_fits(settings: TrainSettings, ref: str, samples: Iterable[tuple[Sample, Path]]) -> Estimate | None:
-    """The estimate of a run on (sample, photo's path); None where the device's memory cannot be told (Apple's GPU), or the model's
-    need cannot: a Qwen-VL's photos have as many tokens as their shape asks for.
+    """The estimate of a run on (sample, photo's path); None where the device's memory cannot be told (Apple's GPU), or how many
+    tokens a photo has.
 
     Raises InputError when the device has less memory, naming what would fit; with `force` it only warns.
     """
@@ -33,11 +35,9 @@ def check_fits(settings: TrainSettings, ref: str, samples: Iterable[tuple[Sample
     if free is None:
         return None
     dtype, config, pairs = pick_dtype(settings.dtype, device), model_config(ref), list(samples)
-    if not hasattr(config.vision_config, "image_size"):
-        log.info(
-            "no estimate of the memory that a %s needs: its configuration does not tell the size of a photo",
-            config.model_type,
-        )
+    family = find_family(config)
+    if family is None or family.image_tokens is None:
+        log.info("no estimate of the memory: how many tokens a photo has is not known of a %s", config.model_type)
         return None
     shape = longest(load_processor(ref), config, pairs)
     breeds = len({sample.breed for sample, _ in pairs})
@@ -46,28 +46,19 @@ def check_fits(settings: TrainSettings, ref: str, samples: Iterable[tuple[Sample
     log.info("estimated peak memory %.2f GB of %.1f GB free", need.peak / GB, free / GB)
     if need.peak <= free:
         return need
-    batch = largest_batch(footprint, free)
-    ways = [
-        way for way in ways_to_fit(settings, free, config, shape, dtype, device.type == "cpu") if way["largest_batch"]
-    ]
-    fits = [f"batch_size {batch}"] if batch else []
-    fits += [
-        f"mode {way['mode']} with{'' if way['gradient_checkpointing'] else 'out'} gradient_checkpointing at batch_size {way['largest_batch']}"
-        for way in ways
-    ]
+    fits = [f"batch_size {batch}"] if (batch := largest_batch(footprint, free)) else []
+    for mode, on in product(("lora", "qlora"), (False, True)):
+        way = replace(settings, mode=mode, gradient_checkpointing=on)
+        if batch := largest_batch(Footprint.of(way, config, shape, dtype, cpu=device.type == "cpu"), free):
+            fits.append(f"mode {mode} with{'' if on else 'out'} gradient_checkpointing at batch_size {batch}")
     message = (
-        f"training {ref} at batch_size {settings.batch_size} needs about {need.peak / GB:.1f} GB ({worst(need)}), and {device} has "
+        f"training {ref} at batch_size {settings.batch_size} needs about {need.peak / GB:.1f} GB ({need.worst}), and {device} has "
         f"{free / GB:.1f} GB free. What fits: {'; '.join(fits) or 'nothing, not even QLoRA with gradient checkpointing at batch_size 1'}"
     )
     if not settings.force:
         raise InputError(f"{message}. --force trains all the same")
     log.warning("%s. Training all the same", message)
     return need
-
-
-def worst(need: Estimate) -> str:
-    """The phase of a run that needs most."""
-    return max(need.phases, key=need.phases.__getitem__)
 
 
 def longest(processor: Any, config: Any, samples: Iterable[tuple[Sample, Path]]) -> Shape:
@@ -77,8 +68,8 @@ def longest(processor: Any, config: Any, samples: Iterable[tuple[Sample, Path]])
     answers = {(q, a): len(answer_tokens(processor, q, a)) for q, a in texts}
     prompts = {q: len(processor.tokenizer(prompt_text(processor, q))["input_ids"]) for q, _ in texts}
     text = max(prompts[q] - 1 + n for (q, _), n in answers.items())  # one token of the prompt stands for the photo
-    tokens = image_tokens_of(config)
-    if hasattr(processor, "_get_num_multimodal_tokens") and config.vision_config.model_type == "pixtral":
+    tokens = usual_shape(config).image_tokens
+    if (family := find_family(config)) and family.keeps_shape and hasattr(processor, "_get_num_multimodal_tokens"):
         sizes = {size_of(path)[::-1] for _, path in pairs}
         tokens = max(
             processor._get_num_multimodal_tokens(image_sizes=[list(size) for size in sizes])["num_image_tokens"]

@@ -18,19 +18,18 @@ from torch.nn.functional import cross_entropy
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 from torch.utils.weak import WeakIdKeyDictionary
-from transformers import AutoConfig, LlavaForConditionalGeneration
+from transformers import AutoConfig
 
 from catlib.settings import TrainSettings
 from catlib.training.kernels import fuse
 from catlib.training.lora import lora_config, peft_model
-from catlib.vlm.families import Family, family_of
+from catlib.vlm.families import Family, family_of, find_family
 from catlib.vlm.models import empty_model
 
 RELEVANT = (
     "mode",
     "train_projector",
     "lora_r",
-    "lora_alpha",
     "lora_targets",
     "use_rslora",
     "use_dora",
@@ -98,7 +97,8 @@ def _step(config_json: str, settings: TrainSettings, dtype: torch.dtype, shape: 
 def trace_tower(config: Any, dtype: torch.dtype, photos: int, image_tokens: int) -> int:
     """Bytes that the frozen tower needs for a moment to look at so many photos, their pixels included."""
     vision = config.vision_config
-    if config.model_type != "llava" or vision.model_type == "pixtral":  # their towers branch on data
+    family = find_family(config)
+    if family is None or not family.traces_tower:
         return int(photos * image_tokens * (8 * vision.hidden_size + 2 * vision.intermediate_size) * dtype.itemsize)
     model = empty_model(_config_with(config, layers=1, vision_layers=1)).to(dtype).eval().requires_grad_(False)
     with FakeTensorMode(), torch.no_grad():
@@ -147,7 +147,7 @@ class LiveBytes(TorchDispatchMode):
         self.live -= size
 
 
-def quantizable(model: torch.nn.Module, prefix: str) -> dict[str, torch.nn.Module]:
+def quantizable(model: torch.nn.Module, prefix: str) -> dict[str, torch.nn.Linear]:
     """The language model's linear layers by full path: what 4-bit loading quantizes."""
     return {n: m for n, m in model.named_modules() if n.startswith(f"{prefix}.") and isinstance(m, torch.nn.Linear)}
 
@@ -201,9 +201,9 @@ def _trace(
 
 def _embeddings(model: torch.nn.Module, family: Family, embedded: torch.Tensor, image_tokens: int) -> torch.Tensor:
     """The text's embeddings with the photos' in their places, from the tower's features, as the training loss makes them."""
-    projector = model.get_submodule(family.projector)
+    projector: Any = model.get_submodule(family.projector)
     batch, length, _width = embedded.shape
-    if not isinstance(model, LlavaForConditionalGeneration):  # a projector of its own kind: three copies of its output
+    if not family.caches_features:  # a projector of its own kind: three copies of its output
         grad = any(p.requires_grad for p in projector.parameters())
         photos = torch.empty(3, *embedded.shape, dtype=embedded.dtype, requires_grad=grad)
         return photos[0] + embedded
@@ -226,7 +226,7 @@ def _config_with(config: Any, layers: int, vision_layers: int | None) -> Any:
     return small
 
 
-def _make_fake(model: torch.nn.Module, four_bit: set[torch.Tensor]) -> None:
+def _make_fake(model: Any, four_bit: set[torch.Tensor]) -> None:
     """Replace a meta model's tensors by fake CPU ones: only those go through autocast and the real attention kernel's rules.
 
     The weights in `four_bit` become NF4 blocks as bitsandbytes lays them out, so that each use expands them for a moment.
@@ -251,7 +251,7 @@ def _four_bit(shape: torch.Size) -> torch.nn.Parameter:
     scales = QuantState(
         absmax=torch.empty(-(-blocks // 256)), blocksize=256, code=torch.empty(256), dtype=torch.float32
     )
-    weight = torch.nn.Parameter(torch.empty((n + 1) // 2, 1, dtype=torch.uint8), requires_grad=False)
+    weight: Any = torch.nn.Parameter(torch.empty((n + 1) // 2, 1, dtype=torch.uint8), requires_grad=False)
     weight.quant_state = QuantState(
         absmax=torch.empty(blocks, dtype=torch.uint8),
         shape=shape,

@@ -16,6 +16,7 @@ from catlib.errors import CatlibError
 from catlib.settings import TrainSettings
 from catlib.training.history import History, read_history
 from catlib.training.interrupts import AfterThisStep
+from catlib.training.lora import rank_remark, with_alpha
 from catlib.training.measure import Meter
 from catlib.training.model_card import model_card
 from catlib.training.order import epoch_order, steps_of
@@ -273,6 +274,7 @@ class Trainer:
             "data": data.digests,
             "figures": figures,
             "micro_batch": self.passes.micro_batch,
+            "remarks": [remark for remark in (rank_remark(self.settings),) if remark],
         }
         card = model_card(self.vlm, self.settings, data, figures)
         save_checkpoint(self.vlm, self.run.folder / part, facts, card)
@@ -324,4 +326,4 @@ def train(settings: TrainSettings) -> TrainResult:
 
     Raises InputError for wrong data or models before anything is computed, CatlibError when training cannot go on.
     """
-    return Trainer(settings).fit()
+    return Trainer(with_alpha(settings)).fit()

@@ -9,6 +9,7 @@ import torch
 from PIL.Image import Image
 
 from catlib.errors import CatlibError
+from catlib.vlm.families import image_token_of
 from catlib.vlm.prompting import answer_tokens, inference_inputs
 
 if TYPE_CHECKING:
@@ -97,23 +98,19 @@ def occluded_scores(vlm: "VLM", image: Image, question: str, breed: Label, masks
 def image_positions(vlm: "VLM", ids: torch.Tensor) -> tuple[torch.Tensor, tuple[int, int]]:
     """Where the image tokens stand in `ids` (length,), row by row of the photo, and their grid (h, w).
 
-    Tokens in one run are a square (LLaVA); runs of equal length are the rows (Pixtral), or tiles of which the last
-    shows the whole photo (Idefics3, SmolVLM). Raises CatlibError when the tokens form no grid.
+    Tokens in one run are a square; runs of equal length are the rows, or, where a photo is cut into tiles, the tiles, of which
+    the last shows the whole photo. Raises CatlibError when the tokens form no grid.
     """
-    config = vlm.base.config
-    token = getattr(config, "image_token_id", None) or getattr(config, "image_token_index", None)
-    found = (ids == token).nonzero()[:, 0]
+    found = (ids == image_token_of(vlm.base.config)).nonzero()[:, 0]
     breaks = (found.diff() > 1).nonzero()[:, 0] + 1
     runs = torch.tensor_split(found, breaks.cpu())
-    if len(runs) > 1 and config.model_type in ("idefics3", "smolvlm"):
+    if len(runs) > 1 and vlm.family.tiled:
         found, runs = runs[-1], runs[-1:]
     if len(runs) > 1 and len({len(run) for run in runs}) == 1:
         return found, (len(runs), len(runs[0]))
     side = round(len(found) ** 0.5)
     if not len(found) or side * side != len(found):
-        raise CatlibError(
-            f"{len(found)} image tokens of a {config.model_type} model form no grid; a heat map is not defined"
-        )
+        raise CatlibError(f"{len(found)} image tokens of a {vlm.family.name} form no grid; a heat map is not defined")
     return found, (side, side)
 
 

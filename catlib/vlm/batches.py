@@ -12,22 +12,13 @@ from PIL.Image import Image
 
 from catlib.data.images import inside, open_image
 from catlib.data.records import Sample
-from catlib.errors import CatlibError, InputError
+from catlib.errors import CatlibError
+from catlib.vlm.families import image_token_of
 from catlib.vlm.features import FrozenFeatures, PhotoFeatures, compute_features
 from catlib.vlm.models import VLM
 from catlib.vlm.prompting import answer_tokens, prompt_text
 
 IGNORED = -100  # torch's ignore_index: no loss here
-KINDS = "mm_token_type_ids"  # 1 where a photo's token stands; Qwen-VL works out its positions from them
-
-
-def messages(question: str, answer: str | None = None) -> list[dict[str, Any]]:
-    """Chat messages of one photo and a question, with the answer as the assistant's turn when it is given."""
-    content = [{"type": "image"}, {"type": "text", "text": question}]
-    turns: list[dict[str, Any]] = [{"role": "user", "content": content}]
-    if answer is not None:
-        turns.append({"role": "assistant", "content": [{"type": "text", "text": answer}]})
-    return turns
 
 
 @dataclass(frozen=True)
@@ -50,16 +41,18 @@ class Batch:
         def move(value: torch.Tensor) -> torch.Tensor:
             return (value.pin_memory() if device.type == "cuda" else value).to(device, non_blocking=True)
 
-        return replace(
-            self,
-            **{name: move(getattr(self, name)) for name in ("input_ids", "attention_mask", "labels")},
-            features=None if self.features is None else move(self.features),
-            pixels=None if self.pixels is None else {name: move(value) for name, value in self.pixels.items()},
+        return Batch(
+            self.sample_ids,
+            move(self.input_ids),
+            move(self.attention_mask),
+            move(self.labels),
+            None if self.features is None else move(self.features),
+            None if self.pixels is None else {name: move(value) for name, value in self.pixels.items()},
         )
 
 
 class Collator:
-    """Samples to a batch. Nothing is ever truncated: one LLaVA-1.5 photo alone is 576 tokens.
+    """Samples to a batch. Nothing is ever truncated: a photo alone may be 576 tokens.
 
     With `features` a photo is read from the cache, and goes through the frozen tower only when it is not there. `augment`
     changes (image, sample id) to an image. `workers` threads make photos ready that are announced by `prefetch`.
@@ -93,7 +86,7 @@ class Collator:
     def __call__(self, samples: Sequence[Sample]) -> Batch:
         """A batch of samples. Raises CatlibError or InputError naming what is wrong with a photo or the template."""
         if self.features is not None and self.augment is None:
-            found = self._features(samples)
+            found = self._features(self.features, samples)
             blocks = [one.block.tolist() for one in found]
             features, pixels = torch.cat([one.vectors for one in found]), None
         else:
@@ -116,8 +109,9 @@ class Collator:
         for i, (row, n) in enumerate(zip(rows, answers, strict=True)):
             ids[i, : len(row)], mask[i, : len(row)] = torch.tensor(row), 1
             labels[i, len(row) - n : len(row)] = ids[i, len(row) - n : len(row)]
-        if pixels is not None and KINDS in self.processor.model_input_names:
-            pixels[KINDS] = (ids == self.image_token).long()
+        for name in self.vlm.family.along_text:
+            if pixels is not None and name in self.processor.model_input_names:
+                pixels[name] = (ids == self.image_token).long()
         return Batch(tuple(s.id for s in samples), ids, mask, labels, features, pixels)
 
     def answer_ids(self, sample: Sample) -> list[int]:
@@ -149,14 +143,13 @@ class Collator:
             self._texts[key] = (prompt, answer_ids)
         return self._texts[key]
 
-    def _features(self, samples: Sequence[Sample]) -> list[PhotoFeatures]:
-        found = [self.features.get(sample.metadata["sha256"]) for sample in samples]
-        missing = [i for i, one in enumerate(found) if one is None]
-        if missing:
+    def _features(self, cache: FrozenFeatures, samples: Sequence[Sample]) -> list[PhotoFeatures]:
+        found = {i: one for i, s in enumerate(samples) if (one := cache.get(s.metadata["sha256"])) is not None}
+        if missing := [i for i in range(len(samples)) if i not in found]:
             images = [open_image(inside(self.image_root, samples[i].image)) for i in missing]
-            for i, one in zip(missing, compute_features(self.vlm, images), strict=True):
-                found[i] = replace(one, vectors=one.vectors.cpu())
-        return found
+            for i, computed in zip(missing, compute_features(self.vlm, images), strict=True):
+                found[i] = replace(computed, vectors=computed.vectors.cpu())
+        return [found[i] for i in range(len(samples))]
 
     def _photo(self, sample: Sample) -> tuple[list[int], dict[str, torch.Tensor]]:
         """What the processor makes of a photo: the tokens that replace the placeholder, and the tower's inputs."""
@@ -209,16 +202,6 @@ def segments(batch: Batch, row: int, processor: Any, image_token: int) -> list[t
         parts[-1][1].append(token)
     decode = processor.tokenizer.decode
     return [(f"[{len(t)} image tokens]" if role == "image" else decode(t), role) for role, t in parts]
-
-
-def image_token_of(config: Any) -> int:
-    """The id of the placeholder token of an image. Raises InputError for a model that has none."""
-    for name in ("image_token_id", "image_token_index"):
-        if isinstance(token := getattr(config, name, None), int):
-            return token
-    raise InputError(
-        f"a {config.model_type} model has no image token; it is no image-text-to-text model that catlib knows"
-    )
 
 
 def _join(inputs: Sequence[Mapping[str, torch.Tensor]]) -> dict[str, torch.Tensor]:

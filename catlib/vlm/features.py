@@ -3,7 +3,6 @@
 import hashlib
 import json
 import logging
-import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -14,12 +13,11 @@ import torch
 from PIL.Image import Image
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from transformers import LlavaForConditionalGeneration
 
 from catlib.data.images import open_image
 from catlib.errors import CatlibError
+from catlib.files import replacing
 from catlib.progress import track
-from catlib.vlm.image_tokens import photos_at_once
 from catlib.vlm.models import VLM
 
 log = logging.getLogger(__name__)
@@ -28,7 +26,7 @@ log = logging.getLogger(__name__)
 @dataclass(frozen=True)
 class PhotoFeatures:
     """`vectors`: (image tokens, width) of the tower, before the projector. `block`: the token ids that stand for the photo
-    in a prompt (for Pixtral they hold row breaks as well, so there may be more ids than vectors).
+    in a prompt (they may hold row breaks as well, so there may be more ids than vectors).
     """
 
     vectors: torch.Tensor
@@ -58,7 +56,7 @@ class FrozenFeatures:
     def fill(self, photos: Sequence[tuple[Path, str]], workers: int = 4) -> int:
         """Compute what is missing of (path, sha256) pairs; returns how many photos had to be left out for lack of room."""
         missing = list({sha: path for path, sha in photos if not self._file(sha).is_file()}.items())
-        size = photos_at_once(self.vlm.base.config)
+        size = self.vlm.family.photos_at_once(self.vlm.base.config)
         chunks = [missing[i : i + size] for i in range(0, len(missing), size)]
         left_out = 0
         for chunk, images in track(_decoded(chunks, workers), "vision features", total=len(chunks), unit="batches"):
@@ -87,18 +85,14 @@ class FrozenFeatures:
         return self.folder / f"{sha}.safetensors"
 
     def _write(self, sha: str, features: PhotoFeatures) -> None:
-        path = self._file(sha)
-        temporary = path.with_name(f".{sha}.{os.getpid()}")
-        save_file({"vectors": features.vectors.cpu().contiguous(), "block": features.block.cpu()}, temporary)
-        os.replace(temporary, path)
-        self.size += path.stat().st_size
+        with replacing(self._file(sha)) as path:
+            save_file({"vectors": features.vectors.cpu().contiguous(), "block": features.block.cpu()}, path)
+            self.size += path.stat().st_size
 
 
 def can_cache(vlm: VLM) -> bool:
-    """Whether the projector reads nothing but the tower's output: so for LLaVA-1.5 and Pixtral, not for models that merge,
-    tile or reread the photo in ways of their own.
-    """
-    return isinstance(vlm.base, LlavaForConditionalGeneration)
+    """Whether the projector reads nothing but the tower's output, and does not merge, tile or reread the photo."""
+    return vlm.family.caches_features
 
 
 @torch.no_grad()
@@ -170,8 +164,8 @@ def _decoded(
 ) -> Iterator[tuple[list[tuple[str, Path]], list[Image]]]:
     """Chunks with their photos; the next chunk is decoded while the tower works on this one."""
     with ThreadPoolExecutor(max(1, workers)) as pool:
-        ahead = [pool.submit(open_image, path) for _, path in chunks[0]] if chunks else []
-        for i, chunk in enumerate(chunks):
-            now = ahead
-            ahead = [pool.submit(open_image, path) for _, path in chunks[i + 1]] if i + 1 < len(chunks) else []
-            yield chunk, [future.result() for future in now]
+        coming = (pool.map(open_image, [path for _, path in chunk]) for chunk in chunks)
+        ahead = next(coming, iter(()))
+        for chunk in chunks:
+            now, ahead = ahead, next(coming, iter(()))
+            yield chunk, list(now)

@@ -41,7 +41,8 @@ def build_trie(labels: Sequence[Sequence[int]]) -> TokenTrie:
     for label in labels:
         if not len(label):
             raise ValueError("a label without tokens cannot be scored")
-        node, path = ROOT, []
+        node = ROOT
+        path: list[int] = []
         for token in label:
             child = children.get((node, token))
             if child is None:

@@ -12,10 +12,18 @@ if TYPE_CHECKING:
     from catlib.vlm.models import VLM
 
 
+def messages(question: str, answer: str | None = None, photo: bool = True) -> list[dict[str, Any]]:
+    """Chat messages of one photo and a question, with the answer as the assistant's turn when it is given."""
+    content = [{"type": "image"}] * photo + [{"type": "text", "text": question}]
+    turns: list[dict[str, Any]] = [{"role": "user", "content": content}]
+    if answer is not None:
+        turns.append({"role": "assistant", "content": [{"type": "text", "text": answer}]})
+    return turns
+
+
 def prompt_text(processor: Any, question: str, photo: bool = True) -> str:
     """The prompt as the chat template writes it, up to where the answer begins; without its image when not `photo`."""
-    content = [{"type": "image"}] * photo + [{"type": "text", "text": question}]
-    return processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
+    return processor.apply_chat_template(messages(question, photo=photo), add_generation_prompt=True)
 
 
 def answer_tokens(processor: Any, question: str, answer: str) -> list[int]:
@@ -26,9 +34,7 @@ def answer_tokens(processor: Any, question: str, answer: str) -> list[int]:
     """
     tokenizer = processor.tokenizer
     prompt = prompt_text(processor, question)
-    content = [{"type": "image"}, {"type": "text", "text": question}]
-    turns = [{"role": "user", "content": content}, {"role": "assistant", "content": [{"type": "text", "text": answer}]}]
-    text = processor.apply_chat_template(turns, add_generation_prompt=False)
+    text = processor.apply_chat_template(messages(question, answer), add_generation_prompt=False)
     if not text.startswith(prompt):
         raise CatlibError(
             f"the chat template writes another prompt before an answer: {text!r} does not begin with {prompt!r}"
@@ -66,7 +72,4 @@ def inference_inputs(vlm: "VLM", images: Sequence[Image] | None, questions: Sequ
         inputs = vlm.processor(
             images=[[image] for image in images], text=text, padding=True, padding_side="left", return_tensors="pt"
         )
-    dtype = vlm.base.get_input_embeddings().weight.dtype
-    return {
-        key: value.to(vlm.base.device, dtype if value.is_floating_point() else None) for key, value in inputs.items()
-    }
+    return {k: v.to(vlm.device, vlm.dtype if v.is_floating_point() else None) for k, v in inputs.items()}

@@ -31,8 +31,7 @@ class LabelScorer:
     `spelled`: the text that settles a breed for models that learned longer answers (see `label_tokens`).
 
     `mode`: "tree" is the trie in one pass; "padded" expands the cache to one row for each name and pads, for models
-    whose attention takes no 4D mask (flash attention, sliding windows) or whose positions are no plain numbers
-    (Qwen-VL); "auto" picks. Sums are independent of batch size and of the order of `breeds` up to rounding.
+    whose attention takes no 4D mask (flash attention, sliding windows) or whose positions are no plain numbers; "auto" picks. Sums are independent of batch size and of the order of `breeds` up to rounding.
     """
 
     def __init__(
@@ -107,7 +106,7 @@ class LabelScorer:
         depths = torch.as_tensor(trie.depths, device=device)
         output = self.vlm.base(
             input_ids=tokens,
-            attention_mask=tree_mask(trie, mask, _dtype(self.vlm.base)),
+            attention_mask=tree_mask(trie, mask, self.vlm.dtype),
             position_ids=mask.sum(-1, keepdim=True) - 1 + depths,
             past_key_values=cache,
             use_cache=True,
@@ -186,11 +185,6 @@ def takes_tree_mask(config: Any) -> bool:
 
 
 def _has_multimodal_positions(config: Any) -> bool:
-    """Whether positions are triples (time, height, width), which the model itself must work out (Qwen-VL)."""
+    """Whether positions are triples (time, height, width), which the model itself must work out."""
     rope = getattr(config.get_text_config(), "rope_parameters", None) or {}
     return "mrope_section" in rope
-
-
-def _dtype(model: torch.nn.Module) -> torch.dtype:
-    """What the attention computes in: the dtype of the embeddings (quantized weights are stored as bytes)."""
-    return model.get_input_embeddings().weight.dtype
