@@ -88,6 +88,12 @@ def open_vlm(checkpoint: Checkpoint | str | Path, *, device: str = "auto", preci
         checkpoint = find_checkpoint(checkpoint)
     if precision not in PRECISIONS:
         raise InputError(f"precision must be one of {', '.join(PRECISIONS)}; found {precision!r}")
+    if (
+        checkpoint.folder is not None
+        and checkpoint.base == str(checkpoint.folder)
+        and not (checkpoint.folder / "config.json").is_file()
+    ):
+        raise InputError(f"{checkpoint.folder}: no weights that can be loaded here, only a record of training")
     where = pick_device(device)
     processor = load_processor(checkpoint.base)
     if precision == "auto":
