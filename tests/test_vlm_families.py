@@ -6,12 +6,23 @@ import torch
 from safetensors.torch import load_file
 from tiny_families import save_idefics3, save_qwen2_vl
 from tiny_models import BREEDS, QUESTION, settings, write_dataset
+from transformers import AutoConfig
 
 from catlib.data.images import open_image
 from catlib.training.trainer import train
 from catlib.vlm.checkpoint import open_vlm
+from catlib.vlm.families import FAMILIES, family_of
+from catlib.vlm.models import empty_model
 from catlib.vlm.prompting import answer_tokens, messages
 from catlib.vlm.scoring import LabelScorer
+
+
+@pytest.mark.parametrize("kind", sorted({kind for family in FAMILIES for kind in family.model_types}))
+def test_an_entry_names_parts_that_the_model_has(kind):
+    config = AutoConfig.for_model(kind)
+    config.get_text_config().num_hidden_layers = 1
+    family = family_of(empty_model(config))
+    assert family in FAMILIES and kind in family.model_types
 
 
 @pytest.mark.parametrize("save", [save_idefics3, save_qwen2_vl])

@@ -34,7 +34,7 @@ def rank_remark(settings: TrainSettings) -> str:
 def lora_module_names(model: torch.nn.Module, targets: Sequence[str], family: Family | None = None) -> list[str]:
     """Full paths of the language model's linear layers whose last name is among `targets`, in the model's order.
 
-    LLaVA's vision tower has q_proj, k_proj and v_proj too; they are never matched. Raises InputError for a target without a
+    A vision tower may have q_proj, k_proj and v_proj too; they are never matched. Raises InputError for a target without a
     layer.
     """
     prefix = (family or family_of(model)).language_model + "."

@@ -10,6 +10,11 @@ from catlib.settings import TrainSettings
 from catlib.training.lora import count_parameters
 from catlib.vlm.models import VLM
 
+CHOSEN = (
+    "mode", "train_projector", "lora_r", "lora_alpha", "lora_dropout", "lora_targets", "epochs", "batch_size", "gradient_accumulation",
+    "lr", "projector_lr", "lr_schedule", "warmup_ratio", "balance", "augment", "seed",
+)  # fmt: skip
+
 
 def model_card(vlm: VLM, settings: TrainSettings, data: Any, figures: dict[str, Any]) -> str:
     """Markdown with the metadata block that the Hugging Face hub reads (https://huggingface.co/docs/hub/model-cards)."""
@@ -28,24 +33,6 @@ def model_card(vlm: VLM, settings: TrainSettings, data: Any, figures: dict[str, 
     ]
     measured = [f"| {key} | {value:.4g} |" for key, value in figures.items() if isinstance(value, int | float)]
     versions = ", ".join(f"{name} {version}" for name, version in package_versions().items())
-    chosen = (
-        "mode",
-        "train_projector",
-        "lora_r",
-        "lora_alpha",
-        "lora_dropout",
-        "lora_targets",
-        "epochs",
-        "batch_size",
-        "gradient_accumulation",
-        "lr",
-        "projector_lr",
-        "lr_schedule",
-        "warmup_ratio",
-        "balance",
-        "augment",
-        "seed",
-    )
     return "\n".join(
         [
             "---",
@@ -69,7 +56,7 @@ def model_card(vlm: VLM, settings: TrainSettings, data: Any, figures: dict[str, 
             "",
             "| setting | value |",
             "| --- | --- |",
-            *(f"| {key} | {getattr(settings, key)} |" for key in chosen),
+            *(f"| {key} | {getattr(settings, key)} |" for key in CHOSEN),
             "",
             "## Figures on the validation photos",
             "",
