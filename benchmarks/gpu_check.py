@@ -707,9 +707,9 @@ def whole(c: Check) -> dict[str, Any]:
         c.free()
         forget_accelerator()
         start = time.perf_counter()
-        if name == "resumed":  # interrupted in the second epoch
+        if name == "resumed":  # killed in the middle of a step of the second epoch
             batches = 2 * c.step_photos // MICRO + 8 // MICRO + 2
-            with interrupted_after(Collator, batches), contextlib.suppress(KeyboardInterrupt):
+            with killed_after(Collator, batches), contextlib.suppress(Killed):
                 train_run(settings)
         result = train_run(settings)
         results[name] = load_file(target / "last/adapter_model.safetensors")
@@ -777,16 +777,20 @@ class Work:
         self.optimizer.zero_grad(set_to_none=True)
 
 
+class Killed(Exception):
+    """Stands for the end of the process."""
+
+
 @contextlib.contextmanager
-def interrupted_after(collator: type, batches: int) -> Iterator[None]:
-    """While open, training is interrupted, as by Ctrl-C, when it asks for one batch more than so many."""
+def killed_after(collator: type, batches: int) -> Iterator[None]:
+    """While open, training breaks off when it asks for one batch more than so many."""
     plain, calls = collator.__call__, 0
 
     def call(self: Any, samples: Any) -> Any:
         nonlocal calls
         calls += 1
         if calls > batches:
-            raise KeyboardInterrupt
+            raise Killed
         return plain(self, samples)
 
     collator.__call__ = call
