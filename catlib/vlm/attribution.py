@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -10,16 +10,14 @@ from PIL.Image import Image
 
 from catlib.errors import CatlibError
 from catlib.vlm.families import image_token_of
+from catlib.vlm.models import VLM
 from catlib.vlm.prompting import answer_tokens, inference_inputs
-
-if TYPE_CHECKING:
-    from catlib.vlm.models import VLM
 
 OCCLUSION_BATCH = 8
 Label = str | Sequence[int]  # a breed's name, or the tokens that stand for it
 
 
-def patch_gradients(vlm: "VLM", image: Image, question: str, breed: Label, steps: int = 8) -> np.ndarray:
+def patch_gradients(vlm: VLM, image: Image, question: str, breed: Label, steps: int = 8) -> np.ndarray:
     """Signed relevance (h, w) of each image token for log p(breed, end token | photo, question), in nats.
 
     Integrated gradients (Sundararajan et al. 2017, arXiv 1703.01365) on the way from a photo whose tokens are all its
@@ -49,7 +47,7 @@ def patch_gradients(vlm: "VLM", image: Image, question: str, breed: Label, steps
 
 
 @torch.inference_mode()
-def patch_occlusion(vlm: "VLM", image: Image, question: str, breed: Label, window: int = 0) -> np.ndarray:
+def patch_occlusion(vlm: VLM, image: Image, question: str, breed: Label, window: int = 0) -> np.ndarray:
     """Fall of log p(breed | photo) in nats (h, w) when a window of image tokens is replaced by the photo's mean token.
 
     `window`: its side in tokens, 0 for a quarter of the photo's; windows overlap by half. Each patch gets the mean
@@ -74,7 +72,7 @@ def patch_occlusion(vlm: "VLM", image: Image, question: str, breed: Label, windo
 
 
 @torch.inference_mode()
-def occluded_scores(vlm: "VLM", image: Image, question: str, breed: Label, masks: list[np.ndarray]) -> np.ndarray:
+def occluded_scores(vlm: VLM, image: Image, question: str, breed: Label, masks: list[np.ndarray]) -> np.ndarray:
     """log p(breed, end token | photo, question) for each mask (h, w, bool), masked tokens replaced by the mean."""
     inputs, label = _inputs_with_answer(vlm, image, question, breed)
     positions, _ = image_positions(vlm, inputs["input_ids"][0])
@@ -95,7 +93,7 @@ def occluded_scores(vlm: "VLM", image: Image, question: str, breed: Label, masks
     return torch.cat(scores).double().cpu().numpy()
 
 
-def image_positions(vlm: "VLM", ids: torch.Tensor) -> tuple[torch.Tensor, tuple[int, int]]:
+def image_positions(vlm: VLM, ids: torch.Tensor) -> tuple[torch.Tensor, tuple[int, int]]:
     """Where the image tokens stand in `ids` (length,), row by row of the photo, and their grid (h, w).
 
     Tokens in one run are a square; runs of equal length are the rows, or, where a photo is cut into tiles, the tiles, of which
@@ -115,7 +113,7 @@ def image_positions(vlm: "VLM", ids: torch.Tensor) -> tuple[torch.Tensor, tuple[
 
 
 def _inputs_with_answer(
-    vlm: "VLM", image: Image, question: str, breed: Label
+    vlm: VLM, image: Image, question: str, breed: Label
 ) -> tuple[dict[str, torch.Tensor], list[int]]:
     inputs = inference_inputs(vlm, [image], [question])
     label = answer_tokens(vlm.processor, question, breed) if isinstance(breed, str) else list(breed)
@@ -125,7 +123,7 @@ def _inputs_with_answer(
     return inputs, label
 
 
-def _label_score(vlm: "VLM", inputs: dict[str, torch.Tensor], label: list[int]) -> torch.Tensor:
+def _label_score(vlm: VLM, inputs: dict[str, torch.Tensor], label: list[int]) -> torch.Tensor:
     """Summed log-probabilities (rows,) of the label at the end of the inputs."""
     logits = vlm.base(**inputs, use_cache=False, logits_to_keep=len(label)).logits.float()
     following = torch.tensor(label, device=logits.device).expand(len(logits), -1)
@@ -133,7 +131,7 @@ def _label_score(vlm: "VLM", inputs: dict[str, torch.Tensor], label: list[int]) 
 
 
 @contextmanager
-def _edited(vlm: "VLM", edit: Callable[[torch.Tensor], torch.Tensor]) -> Iterator[None]:
+def _edited(vlm: VLM, edit: Callable[[torch.Tensor], torch.Tensor]) -> Iterator[None]:
     """While open, the language model reads `edit(embeddings)` (rows, length, width) instead of its one row."""
 
     def before(

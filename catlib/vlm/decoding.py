@@ -1,23 +1,18 @@
 """Answers by generation: freely, as the plan does, or held to the breeds' names by a token trie."""
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
 
 import torch
 from PIL.Image import Image
 
+from catlib.vlm.models import VLM
 from catlib.vlm.prompting import inference_inputs, label_tokens
-
-if TYPE_CHECKING:
-    from catlib.vlm.models import VLM
 
 MAX_NEW_TOKENS = 50  # the plan's
 
 
 @torch.inference_mode()
-def generate_free(
-    vlm: "VLM", images: Sequence[Image], question: str, max_new_tokens: int = MAX_NEW_TOKENS
-) -> list[str]:
+def generate_free(vlm: VLM, images: Sequence[Image], question: str, max_new_tokens: int = MAX_NEW_TOKENS) -> list[str]:
     """Greedy answers, one a photo. Only new tokens are decoded: nothing of the prompt can be taken for an answer."""
     inputs = inference_inputs(vlm, images, [question] * len(images))
     output = vlm.base.generate(**inputs, **greedy_options(vlm, max_new_tokens))
@@ -27,7 +22,7 @@ def generate_free(
 
 @torch.inference_mode()
 def generate_constrained(
-    vlm: "VLM", images: Sequence[Image], question: str, breeds: Sequence[str], spelled: Mapping[str, str] | None = None
+    vlm: VLM, images: Sequence[Image], question: str, breeds: Sequence[str], spelled: Mapping[str, str] | None = None
 ) -> list[str]:
     """The breed that greedy generation spells, one a photo, when each step may only go on with a name of the list.
 
@@ -53,7 +48,7 @@ def generate_constrained(
     return [next(labels[row[:n]] for n in range(1, longest + 1) if row[:n] in labels) for row in rows]
 
 
-def greedy_options(vlm: "VLM", max_new_tokens: int = MAX_NEW_TOKENS) -> dict[str, int | bool | float | None]:
+def greedy_options(vlm: VLM, max_new_tokens: int = MAX_NEW_TOKENS) -> dict[str, int | bool | float | None]:
     """Options that switch sampling off, whatever the checkpoint's generation_config.json proposes."""
     tokenizer = vlm.processor.tokenizer
     end = tokenizer.eos_token_id

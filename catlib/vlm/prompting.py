@@ -1,15 +1,13 @@
 """From question and photo to the model's inputs, and from a breed to the tokens that training taught as its answer."""
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from PIL.Image import Image
 
 from catlib.errors import CatlibError
-
-if TYPE_CHECKING:
-    from catlib.vlm.models import VLM
+from catlib.vlm.models import VLM
 
 
 def messages(question: str, answer: str | None = None, photo: bool = True) -> list[dict[str, Any]]:
@@ -59,7 +57,7 @@ def label_tokens(processor: Any, question: str, breed: str, spelled: Mapping[str
     return tokens[:-1] if text != breed and text.endswith(".") else tokens
 
 
-def inference_inputs(vlm: "VLM", images: Sequence[Image] | None, questions: Sequence[str]) -> dict[str, torch.Tensor]:
+def inference_inputs(vlm: VLM, images: Sequence[Image] | None, questions: Sequence[str]) -> dict[str, torch.Tensor]:
     """Model inputs for a batch of photos with a question each, on the model's device, padded on the left.
 
     Left, so that every row ends where its answer begins. `images` None: the questions alone, without a photo.

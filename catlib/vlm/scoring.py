@@ -8,7 +8,7 @@ have in its own sentence. The result equals one plain forward pass per name, at 
 import copy
 import logging
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,10 +16,8 @@ from PIL.Image import Image
 
 from catlib.errors import CatlibError, InputError
 from catlib.vlm.label_trie import TokenTrie, build_trie, split_labels
+from catlib.vlm.models import VLM
 from catlib.vlm.prompting import inference_inputs, label_tokens
-
-if TYPE_CHECKING:
-    from catlib.vlm.models import VLM
 
 log = logging.getLogger(__name__)
 LOGITS_LIMIT = 2**27  # logits held at once: 512 MB in float32
@@ -36,7 +34,7 @@ class LabelScorer:
 
     def __init__(
         self,
-        vlm: "VLM",
+        vlm: VLM,
         breeds: Sequence[str],
         question: str,
         mode: str = "auto",
