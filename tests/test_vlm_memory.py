@@ -11,15 +11,11 @@ from tiny_models import save_llava, save_wide_llava, settings, write_dataset
 from catlib.cli import main
 from catlib.settings import TrainSettings
 from catlib.training import memory_trace
-from catlib.training.memory import Footprint, largest_batch, model_config
+from catlib.training.memory import Footprint, estimate, largest_batch, model_config
 from catlib.training.memory_trace import LiveBytes, Shape, trace_step
 from catlib.vlm.families import find_family
 
 SHAPE = Shape(image_tokens=9, text_tokens=12, answer_tokens=4)
-
-
-def estimate(settings, *of):
-    return Footprint.of(settings, *of).at(settings.batch_size)
 
 
 @pytest.fixture(scope="module")

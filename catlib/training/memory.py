@@ -179,6 +179,13 @@ class Footprint:
         return tokens * self.size * (2 * width * text.num_hidden_layers + 2 * text.intermediate_size) + 3 * 4 * logits
 
 
+def estimate(
+    settings: TrainSettings, config: Any | None = None, shape: Shape | None = None, dtype: torch.dtype | None = None
+) -> Estimate:
+    """The need of a run as the settings say. Raises InputError when the model is not known or not supported."""
+    return Footprint.of(settings, config, shape, dtype).at(settings.batch_size)
+
+
 def usual_shape(config: Any, image_tokens: int = 0) -> Shape:
     """A photo of this model with question and answer of the usual length. Raises InputError where the photo's tokens are not known."""
     family = find_family(config)
