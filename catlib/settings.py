@@ -55,8 +55,12 @@ class Settings:
     @classmethod
     def of_profile(cls, profile: str, given: Mapping[str, Any], where: str = "parameters") -> Self:
         """The settings of a profile (name, path, or "" for the defaults) with `given` on top, and what follows from both."""
-        values = run_parameters(profile, given, where)
-        return cls.build({name: value for name, value in values.items() if name in cls.names()}, where)
+        values = {name: value for name, value in run_parameters(profile, given, where).items() if name in cls.names()}
+        for name in ("base_model", "clip_model"):
+            text = values.get(name, "")
+            if values.get("hint") and text.count("/") > 1 and not resolve(text).is_dir():  # no hub name has two slashes
+                raise InputError(f"{name}: no such folder: {text}; {values['hint']}")
+        return cls.build(values, where)
 
     @classmethod
     def build(cls, values: Mapping[str, Any], where: str = "parameters") -> Self:

@@ -128,6 +128,9 @@ def test_a_profile_by_path_and_what_is_wrong_with_one(project):
     found = DataSettings.of_profile(str(other), {})
     assert (found.run, found.data_dir, found.hint) == ("elsewhere", "d", "get the photos first")
     assert EvaluationSettings.of_profile("elsewhere.yaml", {}).test_data == "d/vlm/test.jsonl"
+    other.write_text("base_model: demo/models/gone\nhint: make the models first\n")
+    with pytest.raises(InputError, match="base_model: .*demo/models/gone; make the models first"):
+        TrainSettings.of_profile(str(other), {})
     for text, words in (("lrr: 1", "did you mean lr"), ("- a", "key: value"), ("epochs: many", "whole number")):
         other.write_text(text)
         with pytest.raises(InputError, match=words):
