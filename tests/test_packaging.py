@@ -40,8 +40,8 @@ def test_lock_holds_exact_versions_only():
 
 
 def test_the_named_packages_are_direct_dependencies():
-    named = "jupyterlab papermill torch transformers peft bitsandbytes scikit-learn matplotlib seaborn pillow".split()
-    assert set(named) <= {requirement(line) for line in PROJECT["dependencies"]}
+    named = ["jupyterlab", "papermill", "torch", "transformers", "peft", "bitsandbytes", "scikit-learn", "matplotlib"]
+    assert {*named, "seaborn", "pillow"} <= {requirement(line) for line in PROJECT["dependencies"]}
 
 
 @pytest.mark.parametrize("extra", [None, "lint", "test"])
