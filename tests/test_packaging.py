@@ -102,6 +102,15 @@ def test_every_import_is_declared():
                 )
 
 
+def test_no_module_needs_posix_to_be_imported():
+    posix = {"fcntl", "resource", "termios", "pwd", "grp"}
+    for path in (ROOT / "catlib").rglob("*.py"):
+        top = ast.parse(path.read_text(encoding="utf-8")).body
+        names = {alias.name for node in top if isinstance(node, ast.Import) for alias in node.names}
+        names |= {node.module for node in top if isinstance(node, ast.ImportFrom)}
+        assert not names & posix, f"{path.relative_to(ROOT)} imports {names & posix}"
+
+
 def test_readme_names_what_exists():
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
