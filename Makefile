@@ -58,7 +58,7 @@ lock:
 
 # Nothing is drawn where the demo's photos are complete.
 .PHONY: demo
-report test lab: demo
+report test check lab: demo
 demo: $(INSTALLED)
 	@$(BIN)/python -m demo
 
