@@ -11,7 +11,6 @@ from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES
 from transformers.utils import is_torchvision_available
 
 from catlib.errors import InputError
-from catlib.vlm.batches import messages
 from catlib.vlm.processors import VideoSettings, load_processor
 
 FAMILIES = {  # model type: what its chat template writes for a photo
@@ -56,7 +55,8 @@ def write(folder, family, video=None):
 def test_it_reads_a_photo_and_is_saved_and_copied(family, tmp_path):
     processor = load_processor(write(tmp_path / "model", family))
     assert type(processor).__name__ == PROCESSOR_MAPPING_NAMES[family]
-    text = processor.apply_chat_template(messages("Which?"), add_generation_prompt=True)
+    content = [{"type": "image"}, {"type": "text", "text": "Which?"}]
+    text = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
     inputs = processor(images=[photo(0, 60)], text=text, return_tensors="pt")
     assert inputs["pixel_values"].isfinite().all() and inputs["input_ids"].shape[1] > 4
     processor.save_pretrained(tmp_path / "again")
