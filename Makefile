@@ -1,5 +1,7 @@
 # make report [PROFILE=name] [ARGS="-p key=value …"]   run a profile's notebooks and write reports/PROFILE/index.html
-# make test                                            the tests
+# make test [ARGS="-m 'not slow'"]                     the tests, minutes; with these ARGS in one minute
+# make lint                                            formatting, rules and types: ruff and mypy
+# make check                                           lint and every test: what CI runs
 # make lab                                             JupyterLab on the notebooks
 # make lock                                            new versions for requirements.lock
 # make clean                                           remove .venv, caches and what the demo profile produced
@@ -14,15 +16,24 @@ INSTALLED := $(VENV)/installed
 PIP := -m pip --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help report test lab lock clean
+.PHONY: help report test lint check lab lock clean
 
 help:
-	@sed -n '1,6s/^# //p' Makefile
+	@sed -n '1,8s/^# //p' Makefile
 
 report: $(INSTALLED)
 	@$(BIN)/catlib report $(PROFILE) $(ARGS)
 
+# Another -m among the ARGS takes the place of this one.
 test: $(INSTALLED)
+	@$(BIN)/python -m pytest -m "not long" $(ARGS)
+
+lint: $(INSTALLED)
+	@$(BIN)/ruff format --check --quiet . || { echo "not formatted: $(BIN)/ruff format" >&2; exit 1; }
+	@$(BIN)/ruff check --quiet .
+	@$(BIN)/mypy --no-error-summary
+
+check: lint
 	@$(BIN)/python -m pytest $(ARGS)
 
 lab: $(INSTALLED)
@@ -40,18 +51,18 @@ $(INSTALLED): pyproject.toml requirements.lock
 
 lock:
 	@folder=$$(mktemp -d) && $(PYTHON) -m venv $$folder && \
-	$$folder/bin/python $(PIP) install --quiet torch==$(TORCH) setuptools '.[lab,test]' && \
-	{ echo "# Exact versions of catlib[lab,test]; written by make lock"; \
+	$$folder/bin/python $(PIP) install --quiet torch==$(TORCH) setuptools '.[lint,test]' && \
+	{ echo "# Exact versions of catlib[lint,test]; written by make lock"; \
 	  $$folder/bin/python $(PIP) freeze --all --exclude pip --exclude catlib | sed 's/+cpu$$//'; } > requirements.lock.new && \
 	mv requirements.lock.new requirements.lock && rm -rf $$folder
 
 # Nothing is drawn where the demo's photos are complete.
 .PHONY: demo
-report test lab: demo
+report test check lab: demo
 demo: $(INSTALLED)
 	@$(BIN)/python -m demo
 
 clean:
-	rm -rf $(VENV) build .pytest_cache catlib.egg-info outputs/cache \
+	rm -rf $(VENV) build .pytest_cache .mypy_cache .ruff_cache catlib.egg-info outputs/cache \
 	  data/demo outputs/runs/demo outputs/vlm_checkpoints/demo reports/demo reports/index.html
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

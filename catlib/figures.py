@@ -20,7 +20,7 @@ WIDTH = 10.5  # inches; a report page shows them at about 100 pixels an inch
 BLUE, SKY, ORANGE, RED, GREEN, PINK = "#0072B2", "#56B4E9", "#E69F00", "#D55E00", "#009E73", "#CC79A7"
 INK, GREY, PALE = "#22303C", "#8A949E", "#E4E8EC"
 PRIORITY = "#A3356F"
-RC = {
+RC: Any = {  # matplotlib types its keys as literals, which no dict of strings fits
     "figure.dpi": 130,
     "figure.facecolor": "white",
     "figure.constrained_layout.use": True,

@@ -151,7 +151,7 @@ def parse_json(text: str, where: str, kind: type = dict) -> Any:
     except ValueError as error:  # an integer of thousands of digits
         raise InputError(f"{where}: {error}") from None
     if not isinstance(value, kind):
-        expected = {dict: "a JSON object", list: "a JSON list"}.get(kind, kind.__name__)
+        expected = {"dict": "a JSON object", "list": "a JSON list"}.get(kind.__name__, kind.__name__)
         raise InputError(f"{where}: expected {expected}, found {type(value).__name__}")
     return value
 

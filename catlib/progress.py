@@ -3,7 +3,7 @@
 import logging
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sized
 from typing import TypeVar
 
 from tqdm import tqdm  # not tqdm.auto: it warns in notebooks without ipywidgets
@@ -20,7 +20,7 @@ def track(items: Iterable[Item], what: str, total: int | None = None, unit: str 
     a log stays readable. `total` is taken from `len(items)` when it is not given.
     """
     if total is None:
-        total = len(items) if hasattr(items, "__len__") else None
+        total = len(items) if isinstance(items, Sized) else None
     if sys.stderr.isatty():
         yield from tqdm(items, desc=what, total=total, unit=f" {unit}", leave=False)
         return

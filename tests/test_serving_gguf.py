@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from tiny_encoders import photo
-from tiny_models import pixtral_processor_class, save_llava, save_pixtral
+from tiny_models import save_llava, save_pixtral
 
 from catlib.breeds import BREEDS
 from catlib.cli import main
@@ -60,7 +60,6 @@ def test_a_template_without_the_photos_place_is_refused(plain):
 
 
 def test_pixtrals_template_keeps_photo_and_question_together(tmp_path):
-    pixtral_processor_class()
     processor = load_processor(str(save_pixtral(tmp_path)))
     own = prompt_text(processor, "What?").replace("[IMG]", "<__media__>")
     assert rendered(string_template(processor), "<__media__>What?") == own

@@ -3,20 +3,15 @@
 from pathlib import Path
 
 import torch
-from tiny_encoders import llava, tokenizer
+from tiny_encoders import tokenizer
+from tiny_models import write_processor
 from transformers import (
-    AutoProcessor,
     Idefics3Config,
     Idefics3ForConditionalGeneration,
-    Idefics3Processor,
     LlamaConfig,
-    ProcessorMixin,
     Qwen2VLConfig,
     Qwen2VLForConditionalGeneration,
-    Qwen2VLProcessor,
 )
-from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3ImageProcessorPil
-from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 TEXT = {
     "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
@@ -24,26 +19,11 @@ TEXT = {
 }  # fmt: skip
 
 
-class PhotoProcessor(Qwen2VLProcessor):
-    """Qwen2-VL's processor without its video part, which asks for torchvision."""
-
-    def __init__(self, image_processor=None, tokenizer=None, chat_template=None, **kwargs):
-        self.image_token, self.video_token = "<|image_pad|>", "<|video_pad|>"
-        self.image_token_id = tokenizer.convert_tokens_to_ids(self.image_token)
-        self.video_token_id = tokenizer.convert_tokens_to_ids(self.video_token)
-        ProcessorMixin.__init__(self, image_processor, tokenizer, chat_template=chat_template)
-
-
 def words_with(*special: str):
     """The tiny tokenizer with more special tokens."""
     words = tokenizer()
     words.add_special_tokens({"additional_special_tokens": ["<image>", *special]})
     return words
-
-
-def template(photo: str) -> str:
-    """The tiny chat template with another placeholder of a photo."""
-    return llava().processor.chat_template.replace("<image>\n", photo)
 
 
 def save_idefics3(folder: Path) -> Path:
@@ -58,10 +38,12 @@ def save_idefics3(folder: Path) -> Path:
         image_token_id=words.convert_tokens_to_ids("<image>"),
     )  # fmt: skip
     Idefics3ForConditionalGeneration(config).save_pretrained(folder)
-    sizes = {"size": {"longest_edge": 56}, "max_image_size": {"longest_edge": 28}}
-    Idefics3Processor(
-        Idefics3ImageProcessorPil(**sizes), words, image_seq_len=4, chat_template=template("<image>")
-    ).save_pretrained(folder)
+    images = {
+        "image_processor_type": "Idefics3ImageProcessor",
+        "size": {"longest_edge": 56},
+        "max_image_size": {"longest_edge": 28},
+    }
+    write_processor(folder, words, "Idefics3Processor", "<image>", images, image_seq_len=4)
     return folder
 
 
@@ -82,10 +64,8 @@ def save_qwen2_vl(folder: Path) -> Path:
         **{f"{name}_token_id": words.convert_tokens_to_ids(token) for name, token in names.items()},
     )  # fmt: skip
     Qwen2VLForConditionalGeneration(config).save_pretrained(folder)
-    AutoProcessor.register(Qwen2VLConfig, PhotoProcessor, exist_ok=True)
-    images = Qwen2VLImageProcessorPil(
-        patch_size=7, merge_size=2, size={"shortest_edge": 14 * 14, "longest_edge": 56 * 56}
-    )
+    images = {"image_processor_type": "Qwen2VLImageProcessor", "patch_size": 7, "merge_size": 2}
+    images |= {"size": {"shortest_edge": 14 * 14, "longest_edge": 56 * 56}}
     photo = f"{names['vision_start']}{names['image']}{names['vision_end']}"
-    PhotoProcessor(images, words, chat_template=template(photo)).save_pretrained(folder)
+    write_processor(folder, words, "Qwen2VLProcessor", photo, images)
     return folder

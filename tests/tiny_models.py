@@ -1,12 +1,11 @@
 """Tiny models saved to folders and photos on disk: what a training run in a test works with."""
 
-import importlib.util
 import json
-import sys
 from pathlib import Path
+from typing import Any
 
 import torch
-from tiny_encoders import llava, photo, tokenizer
+from tiny_encoders import TEMPLATE, llava, photo, tokenizer
 from transformers import (
     LlamaConfig,
     LlavaConfig,
@@ -45,31 +44,21 @@ def save_wide_llava(folder: Path) -> Path:
     return folder
 
 
-def pixtral_processor_class() -> type:
-    """transformers' PixtralProcessor, also where torchvision is not installed.
+def write_processor(folder: Path, words: Any, name: str, photo: str, images: dict[str, Any], **more: Any) -> None:
+    """A processor's files as they lie on the hub. No class is built, so the library alone decides how they are loaded.
 
-    Its module asks for torchvision for the sake of one function about sizes, which the PIL image processor has too.
+    `photo` stands for a photo in the chat template, `images` is the image processor's configuration, `more` the processor's.
     """
-    import transformers
-    from transformers.models import pixtral
-    from transformers.models.pixtral import image_processing_pil_pixtral
-
-    name = "transformers.models.pixtral.image_processing_pixtral"
-    if importlib.util.find_spec("torchvision") is None:
-        sys.modules.setdefault(name, image_processing_pil_pixtral)
-    found = importlib.import_module("transformers.models.pixtral.processing_pixtral").PixtralProcessor
-    transformers.PixtralProcessor = pixtral.PixtralProcessor = found  # where AutoProcessor looks for it
-    return found
+    words.save_pretrained(folder)
+    (folder / "chat_template.jinja").write_text(TEMPLATE.replace("<image>\n", photo), encoding="utf-8")
+    (folder / "preprocessor_config.json").write_text(json.dumps(images), encoding="utf-8")
+    (folder / "processor_config.json").write_text(json.dumps({"processor_class": name, **more}), encoding="utf-8")
 
 
 def save_pixtral(folder: Path) -> Path:
     """A tiny Pixtral: its own tower and processor, with row breaks between the image tokens."""
-    from transformers.models.pixtral.image_processing_pil_pixtral import PixtralImageProcessorPil
-
-    PixtralProcessor = pixtral_processor_class()
     words = tokenizer()
     words.add_special_tokens({"additional_special_tokens": ["[IMG]", "[IMG_BREAK]", "[IMG_END]"]})
-    template = llava().processor.chat_template.replace("<image>\\n", "[IMG]").replace("<image>\n", "[IMG]")
     torch.manual_seed(0)
     text = LlamaConfig(
         vocab_size=len(words),
@@ -94,16 +83,8 @@ def save_pixtral(folder: Path) -> Path:
         vision_feature_select_strategy="full",
     )
     LlavaForConditionalGeneration(config).save_pretrained(folder)
-    processor = PixtralProcessor(
-        PixtralImageProcessorPil(size={"longest_edge": 28}, patch_size=7),
-        words,
-        patch_size=7,
-        chat_template=template,
-        image_token="[IMG]",
-        image_break_token="[IMG_BREAK]",
-        image_end_token="[IMG_END]",
-    )
-    processor.save_pretrained(folder)
+    images = {"image_processor_type": "PixtralImageProcessor", "size": {"longest_edge": 28}, "patch_size": 7}
+    write_processor(folder, words, "PixtralProcessor", "[IMG]", images, patch_size=7)
     return folder
 
 

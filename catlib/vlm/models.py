@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, BitsAndBytesConfig
+from transformers import AutoConfig, AutoModelForImageTextToText, BitsAndBytesConfig
 
 from catlib.breeds import BREEDS
 from catlib.data.conversations import QUESTION
 from catlib.errors import InputError
 from catlib.vlm.families import UNQUANTIZED, Family
+from catlib.vlm.processors import load_processor as load_processor
 
 log = logging.getLogger(__name__)
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
@@ -120,22 +121,6 @@ def pick_dtype(dtype: str, device: torch.device) -> torch.dtype:
 @cache
 def _cpu_multiplies_bf16() -> bool:
     return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
-
-
-def load_processor(ref: str) -> Any:
-    """The processor of a model. Raises InputError when it is missing or has no chat template."""
-    try:
-        processor = AutoProcessor.from_pretrained(ref)
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise InputError(
-            f"model {ref!r} has no usable processor: it needs tokenizer files and processor_config.json or "
-            f"preprocessor_config.json ({_first_line(error)})"
-        ) from None
-    if not hasattr(processor, "image_processor") or not hasattr(processor, "tokenizer"):
-        raise InputError(f"model {ref!r} has no image-and-text processor; found only a {type(processor).__name__}")
-    if not getattr(processor, "chat_template", None) and not getattr(processor.tokenizer, "chat_template", None):
-        raise InputError(f"model {ref!r}: its processor has no chat template (chat_template.jinja is missing)")
-    return processor
 
 
 def load_base(ref: str, device: torch.device, dtype: torch.dtype, quantize: bool = False) -> Any:

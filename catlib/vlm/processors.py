@@ -1,0 +1,113 @@
+"""A model's processor for photos and text, also where torchvision is not installed.
+
+transformers prepares photos with PIL where torchvision is missing, but two things of it still ask for torchvision: the video
+part of a processor (Qwen-VL, InternVL, SmolVLM, LLaVA-OneVision), which no photo needs, and Pixtral's processor, for a function
+about sizes that the PIL module has as well. Everything else is transformers' own classes and the model's own files.
+"""
+
+import importlib
+import sys
+from typing import Any
+
+import transformers
+from transformers import AutoConfig, AutoImageProcessor, AutoProcessor, AutoTokenizer
+from transformers.image_processing_base import ImageProcessingMixin
+from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES
+from transformers.processing_utils import ProcessorMixin
+from transformers.utils import is_torchvision_available
+from transformers.video_processing_utils import VideoProcessorMixin
+
+from catlib.errors import CatlibError, InputError
+
+
+def load_processor(ref: str) -> Any:
+    """The processor of a hub model or a folder.
+
+    Raises InputError when it is missing, has no chat template, or needs a package that is not installed.
+    """
+    try:
+        processor = AutoProcessor.from_pretrained(ref) if is_torchvision_available() else _without_torchvision(ref)
+    except (ImportError, OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        text = str(error).strip() or type(error).__name__
+        if missing := next((name for name in ("torchvision", "num2words", "sentencepiece") if name in text), None):
+            raise InputError(f"the processor of model {ref!r} needs {missing}: pip install {missing}") from None
+        raise InputError(
+            f"model {ref!r} has no usable processor: it needs tokenizer files and processor_config.json or "
+            f"preprocessor_config.json ({text.splitlines()[0][:300]})"
+        ) from None
+    if not hasattr(processor, "image_processor") or not hasattr(processor, "tokenizer"):
+        raise InputError(f"model {ref!r} has no image-and-text processor; found only a {type(processor).__name__}")
+    if not getattr(processor, "chat_template", None) and not getattr(processor.tokenizer, "chat_template", None):
+        raise InputError(f"model {ref!r}: its processor has no chat template (chat_template.jinja is missing)")
+    return processor
+
+
+class VideoSettings(VideoProcessorMixin):
+    """Stands in a processor for its video part: keeps the settings, so that they are saved again, and reads no video."""
+
+    num_frames = fps = None  # SmolVLM's chat template asks for them
+
+    def __init__(self, **settings: Any) -> None:
+        self.settings = settings
+
+    def to_dict(self) -> dict[str, Any]:
+        return dict(self.settings)
+
+    def preprocess(self, videos: Any, **options: Any) -> Any:
+        raise CatlibError("videos need torchvision, which is not installed")
+
+
+def _without_torchvision(ref: str) -> Any:
+    """What AutoProcessor gives, with a PIL image processor and without a video part."""
+    kind = _processor_class(ref)
+    if kind is None:
+        return AutoProcessor.from_pretrained(ref)
+    if "video_processor" not in (attributes := kind.get_attributes()):
+        return kind.from_pretrained(ref)
+    vars(transformers)["VideoProcessorMixin"] = VideoProcessorMixin  # a processor checks its parts by exported names
+    parts = {
+        "image_processor": AutoImageProcessor.from_pretrained(ref),
+        "tokenizer": AutoTokenizer.from_pretrained(ref),
+        "video_processor": VideoSettings(**_video_settings(ref)),
+    }
+    facts, _ = kind.get_processor_dict(ref)
+    return kind.from_args_and_dict([parts[name] for name in attributes], facts)
+
+
+def _processor_class(ref: str) -> type[ProcessorMixin] | None:
+    """The class that the model's files name, or the one of its type; None where there is none."""
+    facts, _ = ProcessorMixin.get_processor_dict(ref)
+    name = facts.get("processor_class")
+    if not name:
+        try:
+            name = ImageProcessingMixin.get_image_processor_dict(ref)[0].get("processor_class")
+        except OSError:
+            name = None
+    if not name:
+        try:
+            name = PROCESSOR_MAPPING_NAMES.get(AutoConfig.from_pretrained(ref).model_type)
+        except (OSError, ValueError):
+            return None
+    if name == "PixtralProcessor":
+        return _pixtral_processor_class()
+    return getattr(transformers, name or "", None)
+
+
+def _pixtral_processor_class() -> type[ProcessorMixin]:
+    """Pixtral's processor, its module imported with the PIL module in the place of the one that needs torchvision."""
+    package = "transformers.models.pixtral"
+    taken = f"{package}.image_processing_pixtral"
+    sys.modules[taken] = importlib.import_module(f"{package}.image_processing_pil_pixtral")
+    try:
+        return importlib.import_module(f"{package}.processing_pixtral").PixtralProcessor
+    finally:
+        del sys.modules[taken]
+
+
+def _video_settings(ref: str) -> dict[str, Any]:
+    """What the model's files say about videos; empty where they say nothing."""
+    try:
+        settings, _ = VideoProcessorMixin.get_video_processor_dict(ref)
+    except OSError:
+        return {}
+    return {name: value for name, value in settings.items() if name != "image_processor_type"}
