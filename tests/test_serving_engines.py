@@ -17,11 +17,12 @@ from tiny_models import save_llava
 
 from catlib.cli import main
 from catlib.errors import CatlibError, InputError, MissingExtra
+from catlib.gguf import llama
+from catlib.gguf.llama import llama_command
 from catlib.serving import engines
 from catlib.serving.engine_process import free_port, running, stop
-from catlib.serving.engines import CPU_SITE, Command, Where, find_vllm, llama_command, vllm_command
-from catlib.serving.export import find_source, merge
-from catlib.serving.vllm_lora import lora_options
+from catlib.serving.engines import CPU_SITE, Command, Where, find_vllm, lora_options, vllm_command
+from catlib.serving.export import find_mergeable, merge
 
 FAKE = Path(__file__).with_name("fake_engine.py")
 
@@ -150,7 +151,7 @@ def test_a_model_that_vllm_cannot_load_is_refused_until_it_is_written_anew(tmp_p
     model = save_llava(tmp_path / "model")
     with pytest.raises(InputError, match="catlib export merge --checkpoint"):
         vllm_command(str(model), Where(), python=python)
-    plain = merge(find_source(model), tmp_path / "plain", count=1).folder
+    plain = merge(find_mergeable(model), tmp_path / "plain", count=1).folder
     assert vllm_command(str(plain), Where(), python=python).arguments[4] == str(plain)
 
 
@@ -214,9 +215,9 @@ def test_llama_cpps_server_comes_from_a_package_without_a_command_line_too(tmp_p
         "        print(p.model.path, p.mmproj.path, p.model_alias, p.hostnames, p.port, p.n_ctx, p.use_jinja, flush=True)\n"
     )
     monkeypatch.syspath_prepend(str(package.parent))
-    monkeypatch.setattr(engines.importlib.util, "find_spec", lambda name: name == "xllamacpp" or None)
+    monkeypatch.setattr(llama.importlib.util, "find_spec", lambda name: name == "xllamacpp" or None)
     line = llama_command(llama_server, Where(port=8125), context=512)
-    assert line.arguments[:2] == (sys.executable, str(engines.NATIVE))
+    assert line.arguments[:2] == (sys.executable, str(llama.NATIVE))
     process = subprocess.Popen(
         line.arguments, env=os.environ | {"PYTHONPATH": str(package.parent)}, stdout=subprocess.PIPE, text=True
     )

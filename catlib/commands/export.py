@@ -33,7 +33,7 @@ def add_parser(subparsers: Any, common: argparse.ArgumentParser) -> None:
         type=Path,
         default=[],
         metavar="PHOTO_OR_FOLDER",
-        help="photos to verify on; default: the validation data, else drawn cats",
+        help="photos to verify on; default: the validation data, else random patterns",
     )
     shared.add_argument(
         "--count", type=int, default=8, metavar="N", help="so many of them (default: 8; given photos: all)"
@@ -76,11 +76,10 @@ def add_parser(subparsers: Any, common: argparse.ArgumentParser) -> None:
 
 def run_merge(args: argparse.Namespace) -> int:
     """Merge, and print what was verified."""
-    from catlib.serving.export import find_source, merge
+    from catlib.serving.export import find_mergeable, merge
 
-    source = find_source(resolve(args.checkpoint), args.base_model)
     result = merge(
-        source,
+        find_mergeable(resolve(args.checkpoint), args.base_model),
         resolve(args.out),
         dtype=args.dtype,
         device=args.device,
@@ -106,11 +105,10 @@ def run_merge(args: argparse.Namespace) -> int:
 def run_gguf(args: argparse.Namespace) -> int:
     """Convert, and print what was verified, and where the engine itself is at fault."""
     from catlib.gguf.export import export_gguf
-    from catlib.serving.export import find_source
+    from catlib.serving.export import find_mergeable
 
-    source = find_source(resolve(args.checkpoint), args.base_model)
     result = export_gguf(
-        source,
+        find_mergeable(resolve(args.checkpoint), args.base_model),
         resolve(args.out),
         outtype=args.outtype,
         llama_cpp=args.llama_cpp,

@@ -1,14 +1,13 @@
 """The names of a plain checkpoint's weights as the hub has them, which vLLM and llama.cpp's converter read."""
 
-import json
-from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
+from catlib.files import read_json, write_json
+
+INDEX = "model.safetensors.index.json"
 # towers whose weights the hub keeps one level deeper than transformers 5 writes them for a model built from a configuration
 DEEPER = ("clip_vision_model", "siglip_vision_model")
 TOWER, HUB_TOWER = "vision_tower.", "vision_tower.vision_model."
@@ -28,6 +27,11 @@ def weight_names(folder: Path) -> set[str]:
     return names
 
 
+def tower_type(folder: Path) -> str:
+    """`model_type` of the vision configuration in a folder's config.json, empty where there is none."""
+    return str((read_json(folder / "config.json").get("vision_config") or {}).get("model_type", ""))
+
+
 def hub_name(name: str, tower: str) -> str:
     """The hub's name of a LLaVA tensor; `tower` is the `model_type` of the vision configuration.
 
@@ -39,29 +43,23 @@ def hub_name(name: str, tower: str) -> str:
     return name
 
 
-def tower_type(config: dict[str, Any]) -> str:
-    """`model_type` of the vision configuration in a config.json, empty where there is none."""
-    return str((config.get("vision_config") or {}).get("model_type", ""))
-
-
-def lacks_hub_names(names: Iterable[str], tower: str) -> bool:
+def lacks_hub_names(folder: Path) -> bool:
     """Whether some tensor has another name on the hub."""
-    return any(hub_name(name, tower) != name for name in names)
+    tower = tower_type(folder)
+    return any(hub_name(name, tower) != name for name in weight_names(folder))
 
 
 def to_hub_layout(folder: Path) -> int:
     """Rename the tensors of a saved LLaVA in place, file by file; returns how many got another name."""
-    tower = tower_type(json.loads((folder / "config.json").read_text(encoding="utf-8")))
-    renamed = 0
+    tower, renamed = tower_type(folder), 0
     for path in weight_files(folder):
         with safe_open(path, framework="pt") as tensors:
             changed = sum(hub_name(name, tower) != name for name in tensors.keys())
         if changed:
             renamed += changed
             save_file({hub_name(n, tower): t for n, t in load_file(path).items()}, path, metadata={"format": "pt"})
-    index = folder / INDEX
-    if renamed and index.is_file():
-        content = json.loads(index.read_text(encoding="utf-8"))
-        content["weight_map"] = {hub_name(name, tower): file for name, file in content["weight_map"].items()}
-        index.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    if renamed and (folder / INDEX).is_file():
+        index = read_json(folder / INDEX)
+        index["weight_map"] = {hub_name(name, tower): file for name, file in index["weight_map"].items()}
+        write_json(folder / INDEX, index)
     return renamed
