@@ -24,13 +24,13 @@ from pathlib import Path
 import numpy as np
 import psutil
 import torch
+from catlib.serving.engine_parity import Speaker, Spoken, class_token_last, compare_spoken, speak_here
 from PIL.Image import Image
 
 from catlib.classifiers.photo_urls import crop_side
 from catlib.errors import CatlibError
 from catlib.evaluation.tables import text_table
 from catlib.gguf.export import convert, find_converter
-from catlib.serving.engine_parity import Speaker, Spoken, class_token_last, compare_spoken, speak_here
 from catlib.serving.engine_process import free_port, running
 from catlib.serving.engines import Command, Where, llama_command, vllm_command
 from catlib.serving.export import find_source, load_plain, merge

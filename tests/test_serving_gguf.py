@@ -16,8 +16,8 @@ from catlib.cli import main
 from catlib.errors import CatlibError, InputError, MissingExtra
 from catlib.gguf import export as export_gguf
 from catlib.gguf.export import find_converter, prepare, verify
-from catlib.gguf.parity import Parity, Spoken, class_token_last, compare_spoken, speak_here
 from catlib.gguf.mmproj import write_clip_mmproj
+from catlib.gguf.parity import Parity, Spoken, class_token_last, compare_spoken, speak_here
 from catlib.gguf.tokenizer import is_sentencepiece, string_template, write_sentencepiece
 from catlib.serving.export import find_mergeable, merge
 from catlib.serving.export_verify import choose_photos

@@ -10,8 +10,8 @@ from concurrent.futures import wait
 
 import pytest
 import torch
-from PIL import Image
 from demo_files import LLAVA
+from PIL import Image
 from serving_cases import BROKEN, QUESTION, jpeg, one_thread, save_tuned  # noqa: F401
 from tiny_encoders import photo
 from tiny_models import BREEDS

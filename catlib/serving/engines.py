@@ -1,7 +1,6 @@
 """An engine's command line: vLLM's for a tuned model, merged or as an adapter, and where vLLM is found. Nothing is started here."""
 
 import importlib.util
-import json
 import os
 import shlex
 import shutil
@@ -19,7 +18,9 @@ from catlib.serving.export_layout import lacks_hub_names
 from catlib.vlm.adapters import CONFIG, WEIGHTS
 
 VLLM_PYTHON, KV_CACHE = "CATLIB_VLLM_PYTHON", "VLLM_CPU_KVCACHE_SPACE"  # environment variables, ours and vLLM's
-CPU_SITE = Path(__file__).parents[1] / "gguf" / "vllm_cpu_site"  # its sitecustomize.py says what stops vllm-cpu otherwise
+CPU_SITE = (
+    Path(__file__).parents[1] / "gguf" / "vllm_cpu_site"
+)  # its sitecustomize.py says what stops vllm-cpu otherwise
 PROBE = (
     "import json, importlib.metadata as m\n"
     "print(json.dumps({d.name.lower(): d.version for d in m.distributions() if d.name.lower() in ('vllm', 'vllm-cpu')}))"

@@ -74,7 +74,9 @@ def merge(
         log.info("loading %s", checkpoint.base)
         vlm = load_plain(checkpoint, where, name)
         if checkpoint.adapter is not None:
-            load_adapter(vlm, checkpoint.adapter, trainable=True)  # adapters stay in float32, so that merging rounds once
+            load_adapter(
+                vlm, checkpoint.adapter, trainable=True
+            )  # adapters stay in float32, so that merging rounds once
             vlm.model.requires_grad_(False).eval()
         original = ask(vlm, shown)
         if checkpoint.adapter is not None:

@@ -53,7 +53,11 @@ class VLMService:
         return None if self._loaded is None else self._loaded[0].model
 
     async def load_finetuned_model(
-        self, checkpoint_path: str | Path | Checkpoint, device: str = "auto", precision: str = "auto", base_model: str = ""
+        self,
+        checkpoint_path: str | Path | Checkpoint,
+        device: str = "auto",
+        precision: str = "auto",
+        base_model: str = "",
     ) -> None:
         """Load an adapter with the base that it names, or a merged model; the event loop goes on meanwhile.
 
@@ -65,7 +69,11 @@ class VLMService:
         await asyncio.wrap_future(self._load(checkpoint, device, precision))
 
     def load(
-        self, checkpoint_path: str | Path | Checkpoint, device: str = "auto", precision: str = "auto", base_model: str = ""
+        self,
+        checkpoint_path: str | Path | Checkpoint,
+        device: str = "auto",
+        precision: str = "auto",
+        base_model: str = "",
     ) -> None:
         """`load_finetuned_model` for code without an event loop."""
         self._load(_found(checkpoint_path, base_model), device, precision).result()
@@ -135,7 +143,9 @@ class VLMService:
 
 
 def _found(checkpoint: str | Path | Checkpoint, base_model: str) -> Checkpoint:
-    return checkpoint if isinstance(checkpoint, Checkpoint) else find_checkpoint(Path(checkpoint), base_model=base_model)
+    return (
+        checkpoint if isinstance(checkpoint, Checkpoint) else find_checkpoint(Path(checkpoint), base_model=base_model)
+    )
 
 
 def read_photo(image: Photo) -> Image.Image:

@@ -86,7 +86,9 @@ class Worker:
         with self._lock:
             batch = self._take()
             self._decode_ahead(batch)
-        batch = [call for call in batch if call.result.set_running_or_notify_cancel()]  # of the others, whoever asked has gone
+        batch = [
+            call for call in batch if call.result.set_running_or_notify_cancel()
+        ]  # of the others, whoever asked has gone
         if batch and batch[0].question is None:
             _settle(batch[0].result, batch[0].work)
         elif batch:
