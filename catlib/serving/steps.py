@@ -2,10 +2,10 @@
 
 import textwrap
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -19,13 +19,11 @@ from catlib.classifiers.explain import seen_photo
 from catlib.classifiers.vlm import VLMClassifier
 from catlib.data.images import open_image
 from catlib.evaluation.tables import number
-from catlib.figures import BLUE, GREEN, GREY, INK, ORANGE, PINK, SKY, WIDTH, figure
+from catlib.figures import BLUE, GREEN, GREY, ORANGE, PINK, SKY, WIDTH, figure, percent_axis
 from catlib.vlm.batches import image_token_of
+from catlib.vlm.checkpoint import VLM
 from catlib.vlm.decoding import greedy_options
 from catlib.vlm.prompting import inference_inputs
-
-if TYPE_CHECKING:
-    from catlib.vlm.checkpoint import VLM
 
 PARTS = {
     "decode the photo": GREY,
@@ -100,46 +98,38 @@ def ranked(classifier: VLMClassifier, photo: Image) -> tuple[tuple[str, float], 
     return tuple((classifier.breeds[i], float(np.exp(log_probs[i]))) for i in np.argsort(-log_probs))
 
 
-def _generate(vlm: "VLM", photo: Image) -> tuple[list[tuple[int, float]], list[float], list[int]]:
+def _generate(vlm: VLM, photo: Image) -> tuple[list[tuple[int, float]], list[float], list[int]]:
     """Greedy tokens with their probabilities, the seconds of PARTS but the first, and the prompt's tokens."""
     marks: dict[str, float] = {}  # of the first pass through each part
-    paths = {"tower": vlm.family.tower, "projector": vlm.family.projector, "reader": vlm.family.language_model}
+
+    def mark(name: str) -> None:
+        if vlm.device.type == "cuda":
+            torch.cuda.synchronize()
+        marks.setdefault(name, time.perf_counter())
+
     handles = []
-    for part, path in paths.items():
-        module = vlm.base.get_submodule(path)
-        handles += [
-            module.register_forward_pre_hook(lambda *_, p=part: _mark(marks, f"{p} begins", vlm)),
-            module.register_forward_hook(lambda *_, p=part: _mark(marks, f"{p} ends", vlm)),
-        ]
-    start = _now(vlm)
-    inputs = inference_inputs(vlm, [photo], [vlm.question])
-    ready = _now(vlm)
+    for part in ("tower", "projector", "language_model"):
+        module = vlm.base.get_submodule(getattr(vlm.family, part))
+        handles.append(module.register_forward_pre_hook(lambda *_, p=part: mark(f"{p} begins")))
+        handles.append(module.register_forward_hook(lambda *_, p=part: mark(f"{p} ends")))
     try:
+        mark("start")
+        inputs = inference_inputs(vlm, [photo], [vlm.question])
+        mark("ready")
         output = vlm.base.generate(**inputs, **greedy_options(vlm), return_dict_in_generate=True, output_logits=True)
+        mark("done")
     finally:
         for handle in handles:
             handle.remove()
-    done = _now(vlm)
     prompt = inputs["input_ids"][0].tolist()
     tokens = output.sequences[0, len(prompt) :].tolist()
     chances = [float(step[0].float().softmax(-1)[token]) for step, token in zip(output.logits, tokens, strict=True)]
     tower, projector = (marks[f"{part} ends"] - marks[f"{part} begins"] for part in ("tower", "projector"))
     if vlm.family.projector.startswith(f"{vlm.family.tower}."):  # Qwen-VL's is a part of its tower
         tower -= projector
-    read = marks["reader ends"]
-    seconds = [ready - start, tower, projector, read - ready - tower - projector, done - read]
+    ready, read = marks["ready"], marks["language_model ends"]
+    seconds = [ready - marks["start"], tower, projector, read - ready - tower - projector, marks["done"] - read]
     return list(zip(tokens, chances, strict=True)), seconds, prompt
-
-
-def _mark(marks: dict[str, float], name: str, vlm: "VLM") -> None:
-    if name not in marks:
-        marks[name] = _now(vlm)
-
-
-def _now(vlm: "VLM") -> float:
-    if vlm.device.type == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter()
 
 
 @figure
@@ -152,17 +142,17 @@ def steps_figure(steps: Steps, most: int = 5) -> tuple[Figure, str]:
         width_ratios=(1, 1, 0.95),
     )
     left, middle, axes = panels["photo"], panels["seen"], panels["time"]
-    left.imshow(steps.photo)
-    left.set_title("1 · the photo")
-    middle.imshow(steps.seen)
-    middle.set_title(f"2 · seen as {steps.image_tokens} tokens")
+    for part, image, title in (
+        (left, steps.photo, "1 · the photo"),
+        (middle, steps.seen, f"2 · seen as {steps.image_tokens} tokens"),
+    ):
+        part.imshow(image)
+        part.set_title(title)
+        part.set_axis_off()
     if steps.grid:
-        width, height = steps.seen.size
-        for cut in range(steps.grid + 1):
-            middle.axvline(cut * width / steps.grid - 0.5, color="white", linewidth=0.4, alpha=0.7)
-            middle.axhline(cut * height / steps.grid - 0.5, color="white", linewidth=0.4, alpha=0.7)
-    left.set_axis_off()
-    middle.set_axis_off()
+        cuts = np.linspace(0, 1, steps.grid + 1)
+        middle.vlines(cuts * steps.seen.width - 0.5, -0.5, steps.seen.height - 0.5, "white", linewidth=0.4, alpha=0.7)
+        middle.hlines(cuts * steps.seen.height - 0.5, -0.5, steps.seen.width - 0.5, "white", linewidth=0.4, alpha=0.7)
     draw_bars(panels["scores"], steps.scores[:most], steps.truth)
     panels["scores"].set_title("3 · breeds, by likelihood")
     whole = 0.0
@@ -186,24 +176,14 @@ def steps_figure(steps: Steps, most: int = 5) -> tuple[Figure, str]:
     return drawn, caption
 
 
-def draw_bars(axes: Axes, scores: tuple[tuple[str, float], ...], truth: str | None = None, hue: str = BLUE) -> None:
+def draw_bars(axes: Axes, scores: Sequence[tuple[str, float]], truth: str | None = None, hue: str = BLUE) -> None:
     """Breeds with their probabilities as bars, the likeliest on top; the true breed's name stands in bold."""
-    rows = range(len(scores))[::-1]
-    axes.barh(rows, [probability for _, probability in scores], color=hue, height=0.62)
-    axes.set_yticks(rows, [textwrap.shorten(breed.split(" - ")[0], 22, placeholder="…") for breed, _ in scores])
-    for row, label, (breed, probability) in zip(rows, axes.get_yticklabels(), scores, strict=True):
-        inside = probability > 0.8
-        axes.text(
-            probability + (-0.02 if inside else 0.02),
-            row,
-            f"{probability:.1%}",
-            va="center",
-            fontsize=9,
-            ha="right" if inside else "left",
-            color="white" if inside else INK,
-        )
-        if breed == truth:
-            label.set_fontweight("bold")
-    axes.set_xlim(0, 1)
+    bars = axes.barh(range(len(scores)), [probability for _, probability in scores], color=hue, height=0.62)
+    axes.bar_label(bars, [f"{probability:.1%}" for _, probability in scores], padding=3, fontsize=9)
+    names = [textwrap.shorten(breed.split(" - ")[0], 22, placeholder="…") for breed, _ in scores]
+    axes.set_yticks(range(len(scores)), names)
+    for label, (breed, _) in zip(axes.get_yticklabels(), scores, strict=True):
+        label.set_fontweight("bold" if breed == truth else "normal")
+    axes.invert_yaxis()
+    percent_axis(axes, high=1.18)  # room for the label of a sure answer
     axes.set_xticks([0, 0.25, 0.5, 0.75, 1])
-    axes.xaxis.set_major_formatter(lambda value, _: f"{round(100 * value):d} %")
