@@ -19,9 +19,9 @@ from catlib.cli import main
 from catlib.errors import CatlibError, InputError, MissingExtra
 from catlib.gguf import llama
 from catlib.gguf.llama import llama_command
-from catlib.serving import engines
+from catlib.gguf.vllm_cpu import CPU_SITE, KV_CACHE
 from catlib.serving.engine_process import free_port, running, stop
-from catlib.serving.engines import CPU_SITE, Command, Where, find_vllm, lora_options, vllm_command
+from catlib.serving.engines import Command, Where, find_vllm, lora_options, vllm_command
 from catlib.serving.export import find_mergeable, merge
 
 FAKE = Path(__file__).with_name("fake_engine.py")
@@ -109,7 +109,7 @@ def test_vllm_on_a_gpu_gets_its_own_plain_command(tmp_path):
 
 
 def test_vllm_on_a_cpu_serves_an_adapter_unmerged(tmp_path, monkeypatch):
-    monkeypatch.delenv(engines.KV_CACHE, raising=False)
+    monkeypatch.delenv(KV_CACHE, raising=False)
     monkeypatch.delenv("PYTHONPATH", raising=False)
     monkeypatch.setenv("CATLIB_VLLM_PYTHON", script(tmp_path / "python", """echo '{"vllm-cpu": "0.32.0"}'"""))
     lora = adapter(tmp_path / "a dapter", LANGUAGE + PROJECTOR, r=12)
@@ -124,8 +124,8 @@ def test_vllm_on_a_cpu_serves_an_adapter_unmerged(tmp_path, monkeypatch):
         "multi_modal_projector.linear_1",
     )
     assert "--enforce-eager" in text and "--served-model-name base" in text and command.model == "cats"
-    assert command.environment == {"PYTHONPATH": str(CPU_SITE), "HF_HUB_OFFLINE": "1", engines.KV_CACHE: "1"}
-    assert text.startswith(f"PYTHONPATH={CPU_SITE} HF_HUB_OFFLINE=1 ")
+    assert command.environment == {"HF_HUB_OFFLINE": "1", "PYTHONPATH": str(CPU_SITE), KV_CACHE: "1"}
+    assert text.startswith(f"HF_HUB_OFFLINE=1 PYTHONPATH={CPU_SITE} ")
 
 
 @pytest.mark.parametrize(
@@ -170,7 +170,7 @@ def test_engines_that_are_not_installed_are_explained(tmp_path, monkeypatch, cap
     for variable in ("CATLIB_VLLM_PYTHON", "CATLIB_LLAMA_SERVER"):
         monkeypatch.delenv(variable, raising=False)
     monkeypatch.setenv("PATH", str(tmp_path / "empty"))
-    monkeypatch.setattr(engines.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(llama.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(MissingExtra, match=r"catlib\[llama\]"):
         llama_command(llama_server, Where())
     assert main(["serve", "--engine", "vllm", "--model", "owner/model"]) == 2

@@ -12,8 +12,7 @@ from catlib.breeds import describe
 from catlib.classifiers.clip import ClipZeroShot
 from catlib.classifiers.encoder import ClipEncoder
 from catlib.classifiers.vlm import VLMClassifier
-from catlib.figures import Shown
-from catlib.serving.widget import breed_widget, form_opinion, opinion_figure
+from catlib.serving.widget import PhotoWidget, form_opinion, opinion_figure
 from catlib.vlm.decoding import generate_free
 
 
@@ -50,8 +49,9 @@ def test_an_opinion_is_what_the_models_say(models, photos):
 
 def test_without_ipywidgets_it_is_the_figure(models, photos, monkeypatch):
     monkeypatch.setitem(sys.modules, "ipywidgets", None)
-    assert isinstance(breed_widget(*models, photos), Shown)
-    assert breed_widget(*models) is None
+    panel = PhotoWidget(*models, photos)
+    assert list(panel._repr_mimebundle_()) == ["text/html"] and panel.shown.caption in panel.shown._repr_html_()
+    assert PhotoWidget(*models)._repr_mimebundle_() == {}
 
 
 def pick(panel, content):
@@ -68,7 +68,7 @@ def pick(panel, content):
 
 def test_with_ipywidgets_a_photo_is_picked(models, photos):
     pytest.importorskip("ipywidgets", reason="ipywidgets comes with the extra 'lab'")
-    panel = breed_widget(*models, photos)
+    panel = PhotoWidget(*models, photos)
     bundle = panel._repr_mimebundle_()
     assert "application/vnd.jupyter.widget-view+json" in bundle  # for JupyterLab, and for all others:
     first = bytes(panel.picture.value)

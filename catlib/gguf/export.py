@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from catlib.classifiers.photo_urls import crop_side
 from catlib.errors import CatlibError, InputError, MissingExtra
@@ -199,7 +200,7 @@ def _convert(converter: Path, stage: Path, out: Path, outtype: str, *more: str) 
         raise CatlibError(f"llama.cpp's converter failed{advice}: {shlex.join(command)}\n{lines}")
 
 
-def _has_prefix_space(processor: object) -> bool:
+def _has_prefix_space(processor: Any) -> bool:
     """Whether the tokenizer puts "▁" in front of a text."""
     tokenizer = processor.tokenizer
     return tokenizer.convert_ids_to_tokens(tokenizer("a", add_special_tokens=False)["input_ids"])[0].startswith("▁")

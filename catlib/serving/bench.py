@@ -4,6 +4,7 @@ import gc
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,11 +38,11 @@ Loads = tuple[list[Load], float | None]  # and the memory, MB
 
 @dataclass(frozen=True)
 class Engine:
-    """An engine's figures; `loads` is empty where it was not measured, and `note` says why, or where a figure is from.
+    """An engine's figures; `loads` is empty where it was not measured, and `note` says why.
 
     `same_answer`, `same_breed`: shares of the photos on which it agrees with the reference, the first precision in this
     process, asked about one photo at a time. `under_load`: of its own answers, those that stay the same however many
-    requests are under way.
+    requests are under way. None for another model.
     """
 
     name: str
@@ -54,14 +55,14 @@ class Engine:
     note: str = ""
 
     @property
-    def alone(self) -> Load | None:
+    def alone(self) -> Load:
         """The figures with one request at a time."""
-        return next((load for load in self.loads if load.concurrency == 1), None)
+        return self.loads[0]
 
     @property
-    def fastest(self) -> Load | None:
+    def fastest(self) -> Load:
         """The figures with the number of requests at which most photos go through."""
-        return max(self.loads, key=lambda load: load.photos_per_s, default=None)
+        return max(self.loads, key=lambda load: load.photos_per_s)
 
 
 @dataclass(frozen=True)
@@ -105,13 +106,13 @@ class ServingBench:
         """Every engine's figures, written to serving.json in the run's folder as well, one that cannot be asked with the
         reason. The first engine is what the others are compared with.
         """
+        precisions = split_list(self.settings.serving_precisions)
         ways: list[tuple[str, str, Callable[[], Loads]]] = [
-            (f"transformers, {name}", "process", lambda name=name: self._in_process(name))
-            for name in split_list(self.settings.serving_precisions)
+            *((f"transformers, {name}", "process", partial(self._in_process, name)) for name in precisions),
+            ("vLLM", "server", partial(self._served, self.settings.vllm_url)),
+            ("llama.cpp", "server", partial(self._served, self.settings.llamacpp_url)),
+            (track(ZERO_SHOT).short, "clip", self._clip),
         ]
-        for name, url in (("vLLM", self.settings.vllm_url), ("llama.cpp", self.settings.llamacpp_url)):
-            ways.append((name, "server", lambda url=url: self._served(url)))
-        ways.append((track(ZERO_SHOT).short, "clip", self._clip))
         found: list[Engine] = []
         for name, kind, measure in progress(ways, "engines", unit="engines"):
             try:
@@ -122,8 +123,8 @@ class ServingBench:
                 found.append(Engine(name, kind, note=str(error).splitlines()[0]))
             else:
                 reference = found[0].loads[0].answers if found else loads[0].answers
-                agreement = {} if kind == "clip" else self._agreement(loads, reference)  # CLIP is another model
-                found.append(Engine(name, kind, tuple(loads), memory, **agreement))
+                agreement = (None, None, None) if kind == "clip" else self._agreement(loads, reference)
+                found.append(Engine(name, kind, tuple(loads), memory, *agreement))
             gc.collect()
         found += self._probes()
         write_json(resolve(self.settings.run_dir) / FILE, [asdict(engine) for engine in found])
@@ -137,7 +138,7 @@ class ServingBench:
         with closing(VLMService(max_batch=max(self.concurrency))) as service:
             service.load(self.checkpoint, self.settings.device, precision)
             loads = self._loads(lambda photo: service.predict_finetuned(photo).answer)
-            return loads, meter.growth_mb(service.model)
+            return loads, meter.growth_mb(*filter(None, [service.model]))
 
     def _served(self, url: str) -> Loads:
         from catlib.classifiers.endpoint import EndpointClassifier
@@ -171,29 +172,24 @@ class ServingBench:
             if track(name).make and ms["p50"]
         ]
 
-    def _agreement(self, loads: Sequence[Load], reference: Sequence[str]) -> dict[str, float]:
+    def _agreement(self, loads: Sequence[Load], reference: Sequence[str]) -> tuple[float, float, float]:
+        """Shares of the photos with the reference's answer, with its breed, and with one answer at every load."""
         parse = BreedParser(self.checkpoint.breeds).parse
         pairs, n = list(zip(loads[0].answers, reference, strict=True)), len(reference)
         steady = sum(len(set(answers)) == 1 for answers in zip(*(load.answers for load in loads), strict=True))
-        return {
-            "same_answer": sum(a == b for a, b in pairs) / n,
-            "same_breed": sum(parse(a) == parse(b) for a, b in pairs) / n,
-            "under_load": steady / n,
-        }
+        return sum(a == b for a, b in pairs) / n, sum(parse(a) == parse(b) for a, b in pairs) / n, steady / n
 
 
 def open_serving(settings: ServingSettings) -> ServingBench:
     """Checkpoint and photos that the settings name. Raises InputError when something is missing or ill-formed."""
     dataset = load_dataset(resolve(settings.test_data).parent)
     test = read_samples(resolve(settings.test_data), dataset.image_root)
-    try:
-        concurrency = tuple(sorted({int(entry) for entry in split_list(settings.serving_concurrency)} | {1}))
-    except ValueError:
+    under_way = split_list(settings.serving_concurrency)
+    if not all(n.isdecimal() and int(n) for n in under_way) or settings.serving_photos < 1:
         raise InputError(
-            f"serving_concurrency: expected whole numbers with commas, found {settings.serving_concurrency!r}"
-        ) from None
-    if concurrency[0] < 1 or settings.serving_photos < 1:
-        raise InputError("serving_concurrency and serving_photos must be at least 1")
+            "serving_concurrency and serving_photos: expected whole numbers of at least 1, found "
+            f"{settings.serving_concurrency!r} and {settings.serving_photos}"
+        )
     precisions = split_list(settings.serving_precisions)
     if not precisions or set(precisions) - set(PRECISIONS[1:]):
         raise InputError(
@@ -203,4 +199,5 @@ def open_serving(settings: ServingSettings) -> ServingBench:
         settings.checkpoint, base_model=settings.base_model, question=settings.prompt, breeds=dataset.breeds
     )
     samples = evenly(test, settings.serving_photos, settings.seed)
+    concurrency = tuple(sorted({1, *map(int, under_way)}))
     return ServingBench(settings, checkpoint, dataset.image_root, samples, concurrency)

@@ -20,10 +20,11 @@ def engines_table(engines: Sequence[Engine], budget_ms: float) -> pd.DataFrame:
     """A line for each engine: time alone against the budget, photos a second at each load, memory, agreement."""
     rows = {}
     for engine in engines:
-        alone, rates = engine.alone, {load.concurrency: load.photos_per_s for load in engine.loads}
+        alone = engine.alone if engine.loads else None
+        rates = {load.concurrency: load.photos_per_s for load in engine.loads}
         rows[engine.name] = {
-            "p50, ms": number(alone.p50) if alone else "-",
-            "p95, ms": number(alone.p95) if alone else "-",
+            "p50, ms": number(alone.p50 if alone else None),
+            "p95, ms": number(alone.p95 if alone else None),
             f"within {budget_ms:g} ms": ("yes" if alone.p50 <= budget_ms else "no") if alone else "-",
             **{f"photos/s, {n} at a time": number(rates.get(n)) for n in _loads(engines)},
             "memory, MB": "-" if engine.memory_mb is None else f"{engine.memory_mb:,.0f}",
@@ -74,7 +75,7 @@ def engines_figure(engines: Sequence[Engine], budget_ms: float) -> tuple[Figure,
 def choice(engines: Sequence[Engine], budget_ms: float) -> str:
     """The conclusion in Markdown: which engine to run the tuned model with, and whether the budget leaves it a place."""
     measured = [e for e in engines if e.kind in ("process", "server") and e.loads]
-    agreeing = [e for e in measured if e.same_breed >= AGREE]
+    agreeing = [e for e in measured if (e.same_breed or 0) >= AGREE]
     quick = [e for e in agreeing if e.alone.p50 <= budget_ms]
     if quick:
         best = max(quick, key=lambda e: e.fastest.photos_per_s)
@@ -91,8 +92,8 @@ def choice(engines: Sequence[Engine], budget_ms: float) -> str:
             f"{number(best.alone.p50)} ms, {best.alone.p50 / budget_ms:.1f} times the budget; the plan says to skip the VLM where "
             "the budget is firm."
         ]
-    light = min((e for e in agreeing if e.memory_mb), key=lambda e: e.memory_mb, default=best)
-    if best.memory_mb and light.memory_mb < 0.8 * best.memory_mb:
+    light = min(agreeing, key=lambda e: e.memory_mb or float("inf"))
+    if best.memory_mb and light.memory_mb and light.memory_mb < 0.8 * best.memory_mb:
         lines.append(
             f"Where memory is short, {light.name} needs {light.memory_mb:,.0f} MB in place of {best.memory_mb:,.0f} MB, at "
             f"{light.alone.p50 / best.alone.p50:.1f} times the time."
@@ -105,8 +106,10 @@ def choice(engines: Sequence[Engine], budget_ms: float) -> str:
         )
     for e in measured:
         if e not in agreeing:
-            lines.append(f"{e.name} names another breed on {1 - e.same_breed:.0%} of the photos: not the same model.")
-    if shaky := [e.name for e in measured if e.under_load < 1]:
+            lines.append(
+                f"{e.name} names another breed on {1 - (e.same_breed or 0):.0%} of the photos: not the same model."
+            )
+    if shaky := [e.name for e in measured if e.under_load != 1]:
         lines.append(f"Under load some answers change with {', '.join(shaky)}: rounding differs with the batch.")
     if left_out := [f"{e.name} ({e.note})" for e in engines if not e.loads]:
         lines.append(f"Not measured: {'; '.join(left_out)}.")

@@ -96,11 +96,7 @@ def refuse_taken_port(command: Command) -> None:
 @contextmanager
 def termination_as_interrupt() -> Iterator[None]:
     """While open, SIGTERM raises KeyboardInterrupt as Ctrl-C does, so that what has been started is stopped."""
-
-    def interrupt(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt)
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         yield
     finally:

@@ -1,11 +1,9 @@
 """An engine's command line: vLLM's for a tuned model, merged or as an adapter, and where vLLM is found. Nothing is started here."""
 
-import importlib.util
 import os
 import shlex
 import shutil
 import subprocess
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +15,7 @@ from catlib.files import parse_json, read_json
 from catlib.serving.export_layout import lacks_hub_names
 from catlib.vlm.adapters import CONFIG, WEIGHTS
 
-VLLM_PYTHON, KV_CACHE = "CATLIB_VLLM_PYTHON", "VLLM_CPU_KVCACHE_SPACE"  # environment variables, ours and vLLM's
+VLLM_PYTHON = "CATLIB_VLLM_PYTHON"  # environment variable
 CPU_SITE = (
     Path(__file__).parents[1] / "gguf" / "vllm_cpu_site"
 )  # its sitecustomize.py says what stops vllm-cpu otherwise
@@ -92,31 +90,25 @@ def vllm_command(
             f"{model}: its vision tower is not named as on the hub (vision_tower.vision_model…), so vLLM cannot load it; write it "
             f"anew: catlib export merge --checkpoint {shlex.quote(model)} --out PLAIN, and name PLAIN (for an adapter: by --base-model)"
         )
-    cpu = "vllm-cpu" in versions or "+cpu" in versions.get("vllm", "")
     served = "base" if adapter else where.name
     arguments = [interpreter, "-m", "vllm.entrypoints.cli.main", "serve", model, "--served-model-name", served]
     arguments += ["--host", where.host, "--port", str(where.port), "--dtype", dtype]
     arguments += ["--max-model-len", str(max_model_len)] if max_model_len else []
-    arguments += ["--enforce-eager"] if cpu else []
-    environment = {}
-    if "vllm-cpu" in versions:
-        environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(CPU_SITE), os.environ.get("PYTHONPATH")]))
-    if Path(model).is_dir():
-        environment["HF_HUB_OFFLINE"] = "1"  # everything it needs lies in the folder
-    if cpu and KV_CACHE not in os.environ:
-        environment[KV_CACHE] = "1"  # GB of keys and values; vLLM would take half of the memory
+    environment = {"HF_HUB_OFFLINE": "1"} if Path(model).is_dir() else {}  # everything it needs lies in the folder
+    if "vllm-cpu" in versions or "+cpu" in versions.get("vllm", ""):
+        from catlib.gguf.vllm_cpu import cpu_environment
+
+        arguments.append("--enforce-eager")
+        environment |= cpu_environment(versions)
     return Command("vllm", (*arguments, *lora, *where.extra), where.name, where.host, where.port, environment)
 
 
 def find_vllm(python: str = "") -> tuple[str, dict[str, str]]:
     """The interpreter of the environment that vLLM is installed in, and the versions of `vllm` and `vllm-cpu` there.
 
-    In order: `python`, the environment variable, this interpreter, the one beside a `vllm` on the PATH. Raises InputError with
-    what to install.
+    In order: `python`, the environment variable, the one beside a `vllm` on the PATH. Raises InputError with what to install.
     """
     named = python or os.environ.get(VLLM_PYTHON, "")
-    if not named and importlib.util.find_spec("vllm") is not None:
-        named = sys.executable
     if not named and (program := shutil.which("vllm")):
         named = str(Path(program).resolve().parent / "python")
     if not named:

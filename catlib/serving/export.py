@@ -1,7 +1,7 @@
 """A plain checkpoint out of a tuned one: adapter and projector merged, the hub's key names, verified before it is done."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -10,7 +10,7 @@ import torch
 from catlib.errors import CatlibError, InputError
 from catlib.files import whole_folder, write_json, write_text
 from catlib.serving.export_layout import to_hub_layout
-from catlib.serving.export_verify import LIMITS, Answers, Photos, Verification, ask, choose_photos, compare
+from catlib.serving.export_verify import LIMITS, Verification, ask, choose_photos, compare
 from catlib.vlm.adapters import TRAINING, load_adapter, save_processor
 from catlib.vlm.checkpoint import VLM, Checkpoint, find_checkpoint, open_vlm
 from catlib.vlm.families import family_of
@@ -88,12 +88,19 @@ def merge(
         verification = compare(original, export, checkpoint.breeds, shown, limit)
         if not verification.passed:
             raise CatlibError(f"the verification failed, nothing was exported to {out}: {verification}")
-        as_trained = _against_4bit(checkpoint, export, shown, device) if checkpoint.mode == "qlora" else None
+        as_trained = None
+        if checkpoint.mode == "qlora":  # beside the model as it was trained: the same adapter on the 4-bit base
+            quantized = ask(open_vlm(checkpoint, device=device, precision="4-bit"), shown)
+            as_trained = compare(quantized, export, checkpoint.breeds, shown, float("inf"))
         facts = {"dtype": name, "verification": asdict(verification)}
         if as_trained:
             facts["against_4bit"] = {key: value for key, value in asdict(as_trained).items() if key != "limit"}
         write_record(checkpoint, folder, "merged", facts)
-        write_text(folder / "README.md", _card(checkpoint, name, verification))
+        made = f"with the adapter `{checkpoint.adapter.name}` merged into it" if checkpoint.adapter else "written anew"
+        card = (
+            f"# A merged model\n\n`{checkpoint.base}` {made}; plain weights in {name}.\n\nVerified on {verification}.\n"
+        )
+        write_text(folder / "README.md", card)
     size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file()) / 1e9
     return Merged(out, name, size, verification, as_trained)
 
@@ -125,23 +132,9 @@ def save_plain(vlm: VLM, folder: Path, dtype: torch.dtype) -> None:
     save_processor(vlm.processor, folder)
 
 
-def write_record(checkpoint: Checkpoint, folder: Path, kind: str, facts: dict[str, object]) -> None:
+def write_record(checkpoint: Checkpoint, folder: Path, kind: str, facts: Mapping[str, object]) -> None:
     """export.json, and the training's record, from which an export's breeds and question are read."""
     adapter = str(checkpoint.adapter) if checkpoint.adapter else None
     write_json(folder / EXPORT, {"kind": kind, "base_model": checkpoint.base, "adapter": adapter, **facts})
     if checkpoint.training:
         write_json(folder / TRAINING, dict(checkpoint.training))
-
-
-def _against_4bit(checkpoint: Checkpoint, export: Answers, shown: Photos, device: str) -> Verification:
-    """The export beside the model as it was trained: the same adapter on the 4-bit base."""
-    original = ask(open_vlm(checkpoint, device=device, precision="4-bit"), shown)
-    return compare(original, export, checkpoint.breeds, shown, float("inf"))
-
-
-def _card(checkpoint: Checkpoint, dtype: str, verification: Verification) -> str:
-    if checkpoint.adapter:
-        made = f"`{checkpoint.base}` with the adapter `{checkpoint.adapter.name}` merged into it; plain weights in {dtype}."
-    else:
-        made = f"`{checkpoint.base}` written anew, weights in {dtype}."
-    return f"# A merged model\n\n{made}\n\nVerified on {verification}.\n"

@@ -79,7 +79,7 @@ def server_memory_mb(url: str) -> float | None:
     port = address.port or (443 if address.scheme == "https" else 80)
     try:
         listening = (c for c in psutil.net_connections("tcp") if c.status == psutil.CONN_LISTEN)
-        owners = [psutil.Process(pid) for pid in {c.pid for c in listening if c.laddr.port == port} if pid]
+        owners = [psutil.Process(pid) for pid in {c.pid for c in listening if c.laddr[1:] == (port,)} if pid]
         family = {process for owner in owners for process in (owner, *owner.children(recursive=True))}
         total = sum(process.memory_info().rss for process in family)
     except psutil.Error:  # another user's process, or one that ended meanwhile

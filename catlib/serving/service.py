@@ -134,10 +134,8 @@ class VLMService:
             torch.cuda.empty_cache()
 
 
-def _found(checkpoint: str | Path | Checkpoint, base_model: str) -> Checkpoint:
-    return (
-        checkpoint if isinstance(checkpoint, Checkpoint) else find_checkpoint(Path(checkpoint), base_model=base_model)
-    )
+def _found(checkpoint: str | Path | Checkpoint) -> Checkpoint:
+    return checkpoint if isinstance(checkpoint, Checkpoint) else find_checkpoint(Path(checkpoint))
 
 
 def read_photo(image: Photo) -> Image.Image:

@@ -15,6 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL.Image import Image
 
+from catlib.classifiers.base import Classifier
 from catlib.classifiers.explain import seen_photo
 from catlib.classifiers.vlm import VLMClassifier
 from catlib.data.images import open_image
@@ -92,9 +93,11 @@ def walk_through(classifier: VLMClassifier, path: Path, truth: str | None = None
     )
 
 
-def ranked(classifier: VLMClassifier, photo: Image) -> tuple[tuple[str, float], ...]:
+def ranked(classifier: Classifier, photo: Image) -> tuple[tuple[str, float], ...]:
     """Every breed with its probability, the likeliest first."""
-    log_probs = classifier.classify([photo]).log_probs[0]
+    scores = classifier.classify([photo]).log_probs
+    assert scores is not None, f"{classifier.name} gives no scores"
+    log_probs = scores[0]
     return tuple((classifier.breeds[i], float(np.exp(log_probs[i]))) for i in np.argsort(-log_probs))
 
 
@@ -142,13 +145,13 @@ def steps_figure(steps: Steps, most: int = 5) -> tuple[Figure, str]:
         width_ratios=(1, 1, 0.95),
     )
     left, middle, axes = panels["photo"], panels["seen"], panels["time"]
-    for part, image, title in (
+    for picture, image, title in (
         (left, steps.photo, "1 · the photo"),
         (middle, steps.seen, f"2 · seen as {steps.image_tokens} tokens"),
     ):
-        part.imshow(image)
-        part.set_title(title)
-        part.set_axis_off()
+        picture.imshow(image)
+        picture.set_title(title)
+        picture.set_axis_off()
     if steps.grid:
         cuts = np.linspace(0, 1, steps.grid + 1)
         middle.vlines(cuts * steps.seen.width - 0.5, -0.5, steps.seen.height - 0.5, "white", linewidth=0.4, alpha=0.7)

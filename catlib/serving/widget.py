@@ -15,7 +15,7 @@ from catlib.breeds import describe, find
 from catlib.classifiers.base import Classifier
 from catlib.classifiers.vlm import VLMClassifier
 from catlib.errors import CatlibError
-from catlib.figures import BLUE, ORANGE, WIDTH, Shown, figure
+from catlib.figures import BLUE, ORANGE, WIDTH, figure
 from catlib.serving.service import Photo, read_photo
 from catlib.serving.steps import draw_bars, ranked
 from catlib.vlm.decoding import generate_free
@@ -50,9 +50,10 @@ def form_opinion(image: Photo, vlm: VLMClassifier, clip: Classifier | None = Non
 @figure
 def opinion_figure(opinion: Opinion, most: int = 5) -> tuple[Figure, str]:
     """A photo, the VLM's likeliest breeds and CLIP's as bars, below them the answer and the traits."""
-    panels = ["photo", "vlm", *(["clip"] if opinion.clip else [])]
+    panels = ["photo", "vlm", "clip"][: 3 if opinion.clip else 2]
+    layout: list[Any] = [panels, ["words"] * len(panels)]
     drawn, axes = plt.subplot_mosaic(
-        [panels, ["words"] * len(panels)],
+        layout,
         figsize=(WIDTH, 4.2),
         height_ratios=(3.2, 1),
         width_ratios=(1, 1.05, 1.05)[: len(panels)],
@@ -74,42 +75,32 @@ def opinion_figure(opinion: Opinion, most: int = 5) -> tuple[Figure, str]:
     return drawn, f"Likeliest breed: {', '.join(likeliest)}."
 
 
-def breed_widget(
-    vlm: VLMClassifier, clip: Classifier | None = None, photos: Sequence[Path] = ()
-) -> "PhotoWidget | Shown | None":
+class PhotoWidget:
     """A panel to pick a photo, from a file or among `photos`, and see what both models make of it.
 
-    The first of `photos` is looked at to begin with. Where ipywidgets is not installed, the figure of that photo (None
-    without one). The panel shows itself as that figure wherever widgets do not live: in a report page, for example.
+    The first of `photos` is looked at to begin with. `shown` is the figure of the last one that was looked at, and the panel
+    shows itself as that wherever widgets do not live: in a report's page, or where ipywidgets is not installed.
     """
-    first = opinion_figure(form_opinion(photos[0], vlm, clip)) if photos else None
-    try:
-        import ipywidgets  # noqa: F401
-    except ImportError:
-        return first
-    return PhotoWidget(vlm, clip, photos, first)
 
-
-class PhotoWidget:
-    """The panel; `box` is the ipywidgets container, `opinion` the last one that was formed by hand."""
-
-    def __init__(
-        self, vlm: VLMClassifier, clip: Classifier | None, photos: Sequence[Path], first: Shown | None
-    ) -> None:
-        import ipywidgets
-
-        self.vlm, self.clip, self.shown = vlm, clip, first
-        self.opinion: Opinion | None = None
+    def __init__(self, vlm: VLMClassifier, clip: Classifier | None = None, photos: Sequence[Path] = ()) -> None:
+        self.vlm, self.clip = vlm, clip
+        self.opinion = form_opinion(photos[0], vlm, clip) if photos else None
+        self.shown = opinion_figure(self.opinion) if self.opinion else None
+        self.box: Any = None
+        try:
+            import ipywidgets
+        except ImportError:
+            return
         self.upload = ipywidgets.FileUpload(accept="image/*", multiple=False, description="Photo …")
         options = [(f"{path.parent.name}/{path.name}", path) for path in photos]
         self.examples = ipywidgets.Dropdown(options=options, description="or one of:", layout={"width": "24em"})
         self.status = ipywidgets.HTML()
-        picture = first.png() if first else b""
+        picture = self.shown.png() if self.shown else b""
         self.picture = ipywidgets.Image(value=picture, format="png", layout={"max_width": "100%"})
         self.upload.observe(self._uploaded, "value")
         self.examples.observe(self._chosen, "value")
         bar = ipywidgets.HBox([self.upload, *([self.examples] if photos else []), self.status])
-        self.box: ipywidgets.VBox = ipywidgets.VBox([bar, self.picture])
+        self.box = ipywidgets.VBox([bar, self.picture])
 
     def look(self, image: Photo) -> None:
         """Form an opinion of a photo and show it; of one that cannot be read, say why and leave the last one."""
@@ -133,7 +124,7 @@ class PhotoWidget:
 
     def _repr_mimebundle_(self, **options: Any) -> dict[str, Any]:
         """The widget for front ends that know widgets, and the figure for all others."""
-        bundle = dict(self.box._repr_mimebundle_(**options) or {})
+        bundle = dict(self.box._repr_mimebundle_(**options) or {}) if self.box else {}
         if self.shown:
             bundle["text/html"] = self.shown._repr_html_()
         return bundle

@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -98,7 +99,7 @@ class Worker:
         """The oldest call and those that may share its batch; nothing overtakes a task."""
         if not self._waiting:
             return []
-        batch, others = [self._waiting.popleft()], []
+        batch, others = [self._waiting.popleft()], deque[_Call]()
         question = batch[0].question
         while question is not None and self._waiting and len(batch) < self.max_batch:
             if self._waiting[0].question is None:
@@ -111,21 +112,25 @@ class Worker:
     def _answer_all(self, batch: Sequence[_Call]) -> None:
         asked: list[tuple[_Call, Image]] = []
         for call in batch:
+            assert call.photo is not None  # a batch has been given to the decoders
             if error := call.photo.exception():
                 call.result.set_exception(error)
             else:
                 asked.append((call, call.photo.result()))
-        question = batch[0].question
+        question = batch[0].question or ""
         try:
             answers = self.answer(question, [photo for _, photo in asked]) if asked else []
         except Exception as error:
             if len(asked) > 1:
                 log.warning("a batch of %d photos failed (%s); trying them one by one", len(asked), error)
             for call, photo in asked:
-                _settle(call.result, lambda photo=photo: self.answer(question, [photo])[0])
+                _settle(call.result, partial(self._answer_one, question, photo))
         else:
             for (call, _), answer in zip(asked, answers, strict=True):
                 call.result.set_result(answer)
+
+    def _answer_one(self, question: str, photo: Image) -> Any:
+        return self.answer(question, [photo])[0]
 
 
 def _settle(result: Future, work: Callable[[], Any]) -> None:
