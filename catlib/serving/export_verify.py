@@ -103,7 +103,7 @@ def compare(original: Answers, export: Answers, breeds: Sequence[str], photos: P
     texts = list(zip(original.texts, export.texts, strict=True))
     leads = np.diff(np.sort(original.scores)[:, -2:])[:, 0]
     differing = tuple(
-        f"{name}: {breeds[a[i]]} ({_short(texts[i][0])}), exported {breeds[b[i]]} ({_short(texts[i][1])}); lead "
+        f"{name}: {breeds[a[i]]} ({texts[i][0]!r}), exported {breeds[b[i]]} ({texts[i][1]!r}); lead "
         f"{leads[i]:.2g} nats, largest difference {difference[i]:.2g}"
         for i, name in enumerate(photos.names)
         if a[i] != b[i] or texts[i][0] != texts[i][1]
@@ -118,7 +118,3 @@ def compare(original: Answers, export: Answers, breeds: Sequence[str], photos: P
         limit=limit,
         differing=differing,
     )
-
-
-def _short(text: str, length: int = 40) -> str:
-    return repr(text if len(text) <= length else text[: length - 1] + "…")

@@ -6,7 +6,6 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -87,13 +86,19 @@ class Worker:
         with self._lock:
             batch = self._take()
             self._decode_ahead(batch)
-        batch = [
-            call for call in batch if call.result.set_running_or_notify_cancel()
-        ]  # of the others, whoever asked has gone
-        if batch and batch[0].question is None:
-            _settle(batch[0].result, batch[0].work)
-        elif batch:
-            self._answer_all(batch)
+        batch = [call for call in batch if call.result.set_running_or_notify_cancel()]  # the others' callers have gone
+        asked: list[tuple[_Call, Any]] = []
+        for call in batch:
+            try:
+                found = call.photo.result() if call.photo else call.work()
+            except Exception as error:
+                call.result.set_exception(error)
+            else:
+                asked.append((call, found))
+        if asked and batch[0].question is None:
+            batch[0].result.set_result(asked[0][1])
+        elif asked:
+            self._ask(batch[0].question or "", asked)
 
     def _take(self) -> list[_Call]:
         """The oldest call and those that may share its batch; nothing overtakes a task."""
@@ -109,32 +114,16 @@ class Worker:
         self._waiting.extendleft(reversed(others))
         return batch
 
-    def _answer_all(self, batch: Sequence[_Call]) -> None:
-        asked: list[tuple[_Call, Image]] = []
-        for call in batch:
-            assert call.photo is not None  # a batch has been given to the decoders
-            if error := call.photo.exception():
-                call.result.set_exception(error)
-            else:
-                asked.append((call, call.photo.result()))
-        question = batch[0].question or ""
+    def _ask(self, question: str, asked: Sequence[tuple[_Call, Image]]) -> None:
         try:
-            answers = self.answer(question, [photo for _, photo in asked]) if asked else []
+            answered = list(zip(asked, self.answer(question, [photo for _, photo in asked]), strict=True))
         except Exception as error:
-            if len(asked) > 1:
-                log.warning("a batch of %d photos failed (%s); trying them one by one", len(asked), error)
-            for call, photo in asked:
-                _settle(call.result, partial(self._answer_one, question, photo))
+            if len(asked) == 1:
+                asked[0][0].result.set_exception(error)
+                return
+            log.warning("a batch of %d photos failed (%s); trying them one by one", len(asked), error)
+            for pair in asked:
+                self._ask(question, [pair])
         else:
-            for (call, _), answer in zip(asked, answers, strict=True):
+            for (call, _), answer in answered:
                 call.result.set_result(answer)
-
-    def _answer_one(self, question: str, photo: Image) -> Any:
-        return self.answer(question, [photo])[0]
-
-
-def _settle(result: Future, work: Callable[[], Any]) -> None:
-    try:
-        result.set_result(work())
-    except Exception as error:
-        result.set_exception(error)
