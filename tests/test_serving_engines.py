@@ -290,7 +290,7 @@ def test_an_engine_that_ends_by_itself_is_a_failure(llama_server, capsys, notes)
         "0",
         "--",
         "--die-after",
-        "0.5",
+        "2",
     ]
     assert main(command) == 1
     assert "ended by itself, with exit code 3" in capsys.readouterr().err

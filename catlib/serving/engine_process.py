@@ -112,7 +112,8 @@ def free_port() -> int:
 def _healthy(url: str) -> bool:
     """Whether /health, which both engines have, says 200."""
     try:
-        return httpx.get(f"{url}/health", timeout=5, trust_env=False).status_code == 200  # never by way of a proxy
+        # never by way of a proxy, and without loading certificates each time
+        return httpx.get(f"{url}/health", timeout=5, trust_env=False, verify=False).status_code == 200
     except httpx.HTTPError:
         return False
 
