@@ -15,9 +15,9 @@ from catlib.classifiers.vlm import VLMClassifier
 from catlib.data.images import inside, open_image
 from catlib.data.prepare import load_dataset
 from catlib.data.records import Sample, read_samples
+from catlib.data.sampling import evenly
 from catlib.errors import CatlibError, InputError
 from catlib.evaluation.metrics_file import METRICS_FILE, read_metrics
-from catlib.evaluation.runs import evenly
 from catlib.files import write_json
 from catlib.parsing import BreedParser
 from catlib.paths import resolve

@@ -104,11 +104,9 @@ def choice(engines: Sequence[Engine], budget_ms: float) -> str:
             f"{rival.name} answers in {number(rival.alone.p50)} ms: the tuned VLM takes {best.alone.p50 / rival.alone.p50:.1f} times "
             "as long. Whether it is worth that is notebook 04's question."
         )
-    for e in measured:
-        if e not in agreeing:
-            lines.append(
-                f"{e.name} names another breed on {1 - (e.same_breed or 0):.0%} of the photos: not the same model."
-            )
+    for e in (e for e in measured if e not in agreeing):
+        other = 1 - (e.same_breed or 0)
+        lines.append(f"{e.name} names another breed on {other:.0%} of the photos: not the same model.")
     if shaky := [e.name for e in measured if e.under_load != 1]:
         lines.append(f"Under load some answers change with {', '.join(shaky)}: rounding differs with the batch.")
     if left_out := [f"{e.name} ({e.note})" for e in engines if not e.loads]:

@@ -17,6 +17,7 @@ from catlib.serving.worker import Worker
 from catlib.vlm.checkpoint import VLM, Checkpoint, find_checkpoint, open_vlm
 from catlib.vlm.decoding import generate_free
 
+Source = str | Path | Checkpoint
 Photo = str | Path | bytes | Image.Image  # a file, a file's content, or a picture already decoded
 
 
@@ -56,7 +57,7 @@ class VLMService:
         return None if self._loaded is None else self._loaded[0].model
 
     async def load_finetuned_model(
-        self, checkpoint_path: str | Path | Checkpoint, device: str = "auto", precision: str = "auto"
+        self, checkpoint_path: Source, device: str = "auto", precision: str = "auto"
     ) -> None:
         """Load an adapter with the base that it names, or a merged model; the event loop goes on meanwhile.
 
@@ -67,7 +68,7 @@ class VLMService:
         checkpoint = await asyncio.to_thread(_found, checkpoint_path)
         await asyncio.wrap_future(self._load(checkpoint, device, precision))
 
-    def load(self, checkpoint_path: str | Path | Checkpoint, device: str = "auto", precision: str = "auto") -> None:
+    def load(self, checkpoint_path: Source, device: str = "auto", precision: str = "auto") -> None:
         """`load_finetuned_model` for code without an event loop."""
         self._load(_found(checkpoint_path), device, precision).result()
 
@@ -134,7 +135,7 @@ class VLMService:
             torch.cuda.empty_cache()
 
 
-def _found(checkpoint: str | Path | Checkpoint) -> Checkpoint:
+def _found(checkpoint: Source) -> Checkpoint:
     return checkpoint if isinstance(checkpoint, Checkpoint) else find_checkpoint(Path(checkpoint))
 
 

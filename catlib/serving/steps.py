@@ -138,26 +138,19 @@ def _generate(vlm: VLM, photo: Image) -> tuple[list[tuple[int, float]], list[flo
 @figure
 def steps_figure(steps: Steps, most: int = 5) -> tuple[Figure, str]:
     """The photo, what the model sees of it with its patches, the likeliest breeds, and the time of each part."""
-    drawn, panels = plt.subplot_mosaic(
-        [["photo", "seen", "scores"], ["time", "time", "time"]],
-        figsize=(WIDTH, 4.9),
-        height_ratios=(3.4, 0.6),
-        width_ratios=(1, 1, 0.95),
-    )
-    left, middle, axes = panels["photo"], panels["seen"], panels["time"]
-    for picture, image, title in (
-        (left, steps.photo, "1 · the photo"),
-        (middle, steps.seen, f"2 · seen as {steps.image_tokens} tokens"),
-    ):
+    drawn, panels = plt.subplot_mosaic("ABC;DDD", figsize=(WIDTH, 4.9), height_ratios=(3.4, 0.6))
+    left, middle, right, axes = (panels[name] for name in "ABCD")
+    for picture, image in ((left, steps.photo), (middle, steps.seen)):
         picture.imshow(image)
-        picture.set_title(title)
         picture.set_axis_off()
+    left.set_title("1 · the photo")
+    middle.set_title(f"2 · seen as {steps.image_tokens} tokens")
     if steps.grid:
         cuts = np.linspace(0, 1, steps.grid + 1)
         middle.vlines(cuts * steps.seen.width - 0.5, -0.5, steps.seen.height - 0.5, "white", linewidth=0.4, alpha=0.7)
         middle.hlines(cuts * steps.seen.height - 0.5, -0.5, steps.seen.width - 0.5, "white", linewidth=0.4, alpha=0.7)
-    draw_bars(panels["scores"], steps.scores[:most], steps.truth)
-    panels["scores"].set_title("3 · breeds, by likelihood")
+    draw_bars(right, steps.scores[:most], steps.truth)
+    right.set_title("3 · breeds, by likelihood")
     whole = 0.0
     for (part, hue), spent in zip(PARTS.items(), steps.milliseconds, strict=True):
         axes.barh(0, spent, left=whole, color=hue, label=f"{part}: {number(spent)} ms")

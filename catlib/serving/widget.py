@@ -50,27 +50,21 @@ def form_opinion(image: Photo, vlm: VLMClassifier, clip: Classifier | None = Non
 @figure
 def opinion_figure(opinion: Opinion, most: int = 5) -> tuple[Figure, str]:
     """A photo, the VLM's likeliest breeds and CLIP's as bars, below them the answer and the traits."""
-    panels = ["photo", "vlm", "clip"][: 3 if opinion.clip else 2]
-    layout: list[Any] = [panels, ["words"] * len(panels)]
-    drawn, axes = plt.subplot_mosaic(
-        layout,
-        figsize=(WIDTH, 4.2),
-        height_ratios=(3.2, 1),
-        width_ratios=(1, 1.05, 1.05)[: len(panels)],
-    )
+    layout = "PVC;WWW" if opinion.clip else "PV;WW"
+    drawn, axes = plt.subplot_mosaic(layout, figsize=(WIDTH, 4.2), height_ratios=(3.2, 1))
     photo = opinion.photo.copy()
     photo.thumbnail((PIXELS, PIXELS))
-    axes["photo"].imshow(photo)
-    axes["photo"].set_axis_off()
-    draw_bars(axes["vlm"], opinion.vlm[:most])
-    axes["vlm"].set_title("the tuned VLM")
+    axes["P"].imshow(photo)
+    axes["P"].set_axis_off()
+    draw_bars(axes["V"], opinion.vlm[:most])
+    axes["V"].set_title("the tuned VLM")
     if opinion.clip:
-        draw_bars(axes["clip"], opinion.clip[:most], hue=ORANGE)
-        axes["clip"].set_title("zero-shot CLIP")
+        draw_bars(axes["C"], opinion.clip[:most], hue=ORANGE)
+        axes["C"].set_title("zero-shot CLIP")
     words = [f"The VLM says: “{opinion.answer}”", f"What to look for. {opinion.traits}."]
     text = "\n".join(textwrap.fill(line, 132, max_lines=3, placeholder=" …") for line in words)
-    axes["words"].text(0, 1, text, va="top", color=BLUE if opinion.breed else ORANGE, linespacing=1.4)
-    axes["words"].set_axis_off()
+    axes["W"].text(0, 1, text, va="top", color=BLUE if opinion.breed else ORANGE, linespacing=1.4)
+    axes["W"].set_axis_off()
     likeliest = [f"{name} {scores[0][0]}" for name, scores in (("VLM", opinion.vlm), ("CLIP", opinion.clip)) if scores]
     return drawn, f"Likeliest breed: {', '.join(likeliest)}."
 
