@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -62,8 +63,8 @@ def row(name: str, reference: Sequence[Spoken], run: "Run", photos: Photos) -> R
     """A line of the table, printed at once as well, with what differs: a run that is cut off has not been for nothing."""
     parity = compare_spoken(reference, run.answers, photos.names)
     p50, p95 = np.percentile(run.times[1:], [50, 95])
-    for line in parity.differing[:5]:
-        print(f"  {name}: {line}", flush=True)
+    for difference in parity.differing[:5]:
+        print(f"  {name}: {difference}", flush=True)
     if len(parity.differing) > 5:
         print(f"  {name}: and {len(parity.differing) - 5} more", flush=True)
     line = {
@@ -144,9 +145,9 @@ def measure(checkpoint: Path, photos: Photos, work: Path, servers: dict[str, str
         rows.append(row(name, reference.answers, run, photos))
         return run
 
-    options = {"dtype": "float32", "max_model_len": 256}
-    try_engine("vLLM, adapter", lambda: vllm_command(str(base), Where(port=free_port()), adapter=checkpoint, **options))
-    try_engine("vLLM, merged", lambda: vllm_command(str(merged), Where(port=free_port()), **options))
+    serve = partial(vllm_command, dtype="float32", max_model_len=256)
+    try_engine("vLLM, adapter", lambda: serve(str(base), Where(port=free_port()), adapter=checkpoint))
+    try_engine("vLLM, merged", lambda: serve(str(merged), Where(port=free_port())))
     gguf = work / "gguf"
     gguf.mkdir()
     try:
@@ -157,9 +158,7 @@ def measure(checkpoint: Path, photos: Photos, work: Path, servers: dict[str, str
     with class_token_last(plain):
         defect = in_process(plain, photos).answers
     for name, binary in servers.items():
-        run = try_engine(
-            f"llama.cpp f16, {name}", lambda binary=binary: llama_command(gguf, Where(port=free_port()), binary=binary)
-        )
+        run = try_engine(f"llama.cpp f16, {name}", partial(llama_command, gguf, Where(port=free_port()), binary=binary))
         if run is not None:
             rows.append(row("  against transformers with its class-token defect", defect, run, photos))
     return rows
@@ -184,14 +183,14 @@ def main() -> int:
         with tempfile.TemporaryDirectory() as work:
             if args.url:
                 reference = in_process(open_vlm(source, device="cpu", precision="float32"), photos)
-                crop = crop_side(source.folder) if args.crop < 0 else args.crop
+                crop = crop_side(checkpoint.resolve()) if args.crop < 0 else args.crop
                 there = ask_all(args.url, source, crop, photos)
                 rows = [
                     row("transformers", reference.answers, reference, photos),
                     row(args.url, reference.answers, there, photos),
                 ]
             else:
-                rows = measure(source.folder, photos, Path(work), servers)
+                rows = measure(checkpoint.resolve(), photos, Path(work), servers)
         columns = list(dict.fromkeys(key for line in rows for key in line))
         print("\n" + text_table([{key: line.get(key, "–") for key in columns} for line in rows]), flush=True)
     return 0

@@ -9,8 +9,8 @@ from safetensors import safe_open
 from catlib.errors import InputError, MissingExtra
 from catlib.files import read_json
 from catlib.serving.export_layout import tower_type, weight_files
+from catlib.vlm.families import CLIP_TOWER
 
-CLIP = "clip_vision_model"
 PARTS = ("vision_tower.", "multi_modal_projector.")
 PROJECTOR = {
     "multi_modal_projector.linear_1": "mm.0",
@@ -21,7 +21,7 @@ UNUSED = "post_layernorm"  # of the class token alone; LLaVA reads the layers be
 
 def has_clip_tower(folder: Path) -> bool:
     """Whether a plain model folder is a LLaVA with CLIP's tower."""
-    return tower_type(folder) == CLIP
+    return tower_type(folder) == CLIP_TOWER
 
 
 def write_clip_mmproj(folder: Path, out: Path, half: bool = True) -> None:

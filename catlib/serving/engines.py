@@ -14,6 +14,7 @@ from catlib.errors import InputError
 from catlib.files import parse_json, read_json
 from catlib.serving.export_layout import lacks_hub_names
 from catlib.vlm.adapters import CONFIG, WEIGHTS
+from catlib.vlm.families import FAMILIES
 
 VLLM_PYTHON = "CATLIB_VLLM_PYTHON"  # environment variable
 PROBE = (
@@ -26,8 +27,10 @@ ADVICE = (
 )
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # that vLLM takes as --max-lora-rank
 PREFIX = "base_model.model."  # peft's, before a module's path
-PROJECTOR = "model.multi_modal_projector."
-NAMES = {"model.language_model.": "language_model.model.", PROJECTOR: "multi_modal_projector."}  # LLaVA's paths in vLLM
+PROJECTORS = tuple({f"{family.projector}." for family in FAMILIES})
+SERVED = {
+    ours: theirs for family in FAMILIES for ours, theirs in family.served_names.items()
+}  # vLLM's paths of modules
 FUSED = {  # layers that vLLM runs as one
     **dict.fromkeys(("q_proj", "k_proj", "v_proj"), "qkv_proj"),
     **dict.fromkeys(("gate_proj", "up_proj"), "gate_up_proj"),
@@ -146,7 +149,7 @@ def lora_options(adapter: Path, name: str) -> list[str]:
     options = ["--enable-lora", "--max-lora-rank", str(ceiling), "--lora-modules", f"{name}={adapter}"]
     with safe_open(adapter / WEIGHTS, framework="pt") as tensors:
         modules = sorted({key.removeprefix(PREFIX).split(".lora_")[0] for key in tensors.keys()})
-    if any(module.startswith(PROJECTOR) for module in modules):
+    if any(module.startswith(PROJECTORS) for module in modules):
         options += ["--enable-tower-connector-lora", "--lora-target-modules", *vllm_names(modules)]
     return options
 
@@ -159,7 +162,7 @@ def vllm_names(modules: list[str]) -> list[str]:
     """
     names = set()
     for module in modules:
-        prefix = next((prefix for prefix in NAMES if module.startswith(prefix)), "")
-        path, _, last = (NAMES.get(prefix, "") + module.removeprefix(prefix)).rpartition(".")
+        prefix = next((prefix for prefix in SERVED if module.startswith(prefix)), "")
+        path, _, last = (SERVED.get(prefix, "") + module.removeprefix(prefix)).rpartition(".")
         names |= {f"{path}.{last}", f"{path}.{FUSED.get(last, last)}"}
     return sorted(names)

@@ -6,9 +6,7 @@ from pathlib import Path
 from safetensors import safe_open
 
 from catlib.files import read_json
-
-# towers whose weights the hub keeps one level deeper than transformers 5 writes them for a model built from a configuration
-DEEPER = ("clip_vision_model", "siglip_vision_model")
+from catlib.vlm.families import HUB_TOWERS
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -36,9 +34,8 @@ def hub_name(name: str, tower: str) -> str:
     >>> hub_name("vision_tower.encoder.layers.0.layer_norm1.bias", "clip_vision_model")
     'vision_tower.vision_model.encoder.layers.0.layer_norm1.bias'
     """
-    return (
-        re.sub(r"^((model\.)?vision_tower\.)(?!vision_model\.)", r"\1vision_model.", name) if tower in DEEPER else name
-    )
+    deeper = HUB_TOWERS.get(tower, "")
+    return re.sub(rf"^((?:model\.)?vision_tower\.)(?!{re.escape(deeper)})", rf"\g<1>{deeper}", name) if deeper else name
 
 
 def lacks_hub_names(folder: Path) -> bool:
