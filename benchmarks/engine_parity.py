@@ -1,7 +1,7 @@
 """Does every engine give the same answers? transformers with the adapter against merged, vLLM and llama.cpp, and how fast.
 
-    CATLIB_VLLM_PYTHON=… CATLIB_LLAMA_CPP=… CATLIB_LLAMA_SERVER=… python benchmarks/engine_parity.py CHECKPOINT … [--photos 120]
-    python benchmarks/engine_parity.py CHECKPOINT --url http://127.0.0.1:8000/v1#cats [--crop SIDE]      a server that runs already
+    CATLIB_VLLM_PYTHON=… CATLIB_LLAMA_CPP=… CATLIB_LLAMA_SERVER=… python -m benchmarks.engine_parity CHECKPOINT … [--photos 120]
+    python -m benchmarks.engine_parity CHECKPOINT --url http://127.0.0.1:8000/v1#cats [--crop SIDE]      a server that runs already
 
 CHECKPOINT: an adapter that catlib has trained, or several. Drawn cats of the demo's test stream, one request at a time, greedy,
 at most 50 tokens, all in float32 (llama.cpp: f16 weights). Reference is transformers with the adapter, in this process.
@@ -19,27 +19,34 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import psutil
-import torch
 from PIL.Image import Image
 
 from catlib.classifiers.photo_urls import crop_side
 from catlib.errors import CatlibError
 from catlib.evaluation.tables import text_table
 from catlib.gguf.export import convert, find_converter
-from catlib.serving.engine_parity import Speaker, Spoken, class_token_last, compare_spoken, speak_here
+from catlib.gguf.llama import llama_command
+from catlib.gguf.parity import Speaker, Spoken, class_token_last, compare_spoken, speak_here
 from catlib.serving.engine_process import free_port, running
-from catlib.serving.engines import Command, Where, llama_command, vllm_command
-from catlib.serving.export import find_source, load_plain, merge
-from catlib.serving.export_verify import Photos, choose_photos
-from catlib.vlm.adapters import load_adapter
-from catlib.vlm.models import VLM, Checkpoint
+from catlib.serving.engines import Command, Where, vllm_command
+from catlib.serving.export import find_mergeable, merge
+from catlib.serving.export_verify import Photos
+from catlib.vlm.checkpoint import VLM, Checkpoint, open_vlm
+from demo.photos import SHARES, draw_breed
 
-CPU = torch.device("cpu")
 Row = dict[str, str]
+
+
+def drawn_cats(count: int) -> Photos:
+    """So many drawn cats, of all breeds in turn, that no training has seen."""
+    drawn = [(breed, number) for number in range(-(-count // len(SHARES))) for breed in SHARES][:count]
+    images = tuple(draw_breed(breed, "test", number, seed=0) for breed, number in drawn)
+    return Photos(tuple(f"{breed} {number}" for breed, number in drawn), images, "drawn cats")
 
 
 def timed(speak: Callable[[Image], Spoken], photos: Photos) -> tuple[list[Spoken], list[float]]:
@@ -56,8 +63,8 @@ def row(name: str, reference: Sequence[Spoken], run: "Run", photos: Photos) -> R
     """A line of the table, printed at once as well, with what differs: a run that is cut off has not been for nothing."""
     parity = compare_spoken(reference, run.answers, photos.names)
     p50, p95 = np.percentile(run.times[1:], [50, 95])
-    for line in parity.differing[:5]:
-        print(f"  {name}: {line}", flush=True)
+    for difference in parity.differing[:5]:
+        print(f"  {name}: {difference}", flush=True)
     if len(parity.differing) > 5:
         print(f"  {name}: and {len(parity.differing) - 5} more", flush=True)
     line = {
@@ -111,24 +118,22 @@ def serve_and_ask(command: Command, source: Checkpoint, crop: int, photos: Photo
     return replace(run, figures=run.figures | figures)
 
 
-def in_process(vlm: VLM, source: Checkpoint, photos: Photos) -> Run:
+def in_process(vlm: VLM, photos: Photos) -> Run:
     """The model in this process, one photo at a time."""
-    answers, times = timed(lambda image: speak_here(vlm, image, source.question), photos)
+    answers, times = timed(lambda image: speak_here(vlm, image, vlm.question), photos)
     rate = 1000 * len(times) / sum(times)
     return Run(answers, times, {"photos/s": f"{rate:.1f}", "MB": f"{psutil.Process().memory_info().rss / 1e6:.0f}"})
 
 
 def measure(checkpoint: Path, photos: Photos, work: Path, servers: dict[str, str]) -> list[Row]:
     """All engines for one adapter."""
-    source = find_source(checkpoint)
-    vlm = load_plain(source.base, CPU, torch.float32)
-    load_adapter(vlm, checkpoint)
-    reference = in_process(vlm, source, photos)
+    source = find_mergeable(checkpoint)
+    reference = in_process(open_vlm(source, device="cpu", precision="float32"), photos)
     rows = [row("transformers, adapter", reference.answers, reference, photos)]
     merged = merge(source, work / "merged", dtype="float32", device="cpu").folder
-    base = merge(find_source(Path(source.base)), work / "base", dtype="float32", device="cpu").folder
-    plain = load_plain(str(merged), CPU, torch.float32)
-    rows.append(row("transformers, merged", reference.answers, in_process(plain, source, photos), photos))
+    base = merge(find_mergeable(source.base), work / "base", dtype="float32", device="cpu").folder
+    plain = open_vlm(merged, device="cpu", precision="float32")
+    rows.append(row("transformers, merged", reference.answers, in_process(plain, photos), photos))
 
     def try_engine(name: str, build: Callable[[], Command]) -> Run | None:
         try:
@@ -140,9 +145,9 @@ def measure(checkpoint: Path, photos: Photos, work: Path, servers: dict[str, str
         rows.append(row(name, reference.answers, run, photos))
         return run
 
-    options = {"dtype": "float32", "max_model_len": 256}
-    try_engine("vLLM, adapter", lambda: vllm_command(str(base), Where(port=free_port()), adapter=checkpoint, **options))
-    try_engine("vLLM, merged", lambda: vllm_command(str(merged), Where(port=free_port()), **options))
+    serve = partial(vllm_command, dtype="float32", max_model_len=256)
+    try_engine("vLLM, adapter", lambda: serve(str(base), Where(port=free_port()), adapter=checkpoint))
+    try_engine("vLLM, merged", lambda: serve(str(merged), Where(port=free_port())))
     gguf = work / "gguf"
     gguf.mkdir()
     try:
@@ -151,11 +156,9 @@ def measure(checkpoint: Path, photos: Photos, work: Path, servers: dict[str, str
         print(f"\nllama.cpp: not measured: {error}", flush=True)
         return [*rows, {"engine": "llama.cpp, f16", "same": "not measured"}]
     with class_token_last(plain):
-        defect = in_process(plain, source, photos).answers
+        defect = in_process(plain, photos).answers
     for name, binary in servers.items():
-        run = try_engine(
-            f"llama.cpp f16, {name}", lambda binary=binary: llama_command(gguf, Where(port=free_port()), binary=binary)
-        )
+        run = try_engine(f"llama.cpp f16, {name}", partial(llama_command, gguf, Where(port=free_port()), binary=binary))
         if run is not None:
             rows.append(row("  against transformers with its class-token defect", defect, run, photos))
     return rows
@@ -173,24 +176,21 @@ def main() -> int:
     args = parser.parse_args()
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     servers = {"as installed": ""} | dict(text.split("=", 1) for text in args.server)
-    photos = choose_photos([], {}, args.photos)
+    photos = drawn_cats(args.photos)
     for checkpoint in args.checkpoints:
-        source = find_source(checkpoint.resolve())
+        source = find_mergeable(checkpoint.resolve())
         print(f"\n== {checkpoint.name}: {source.base}, {len(photos.names)} {photos.origin}", flush=True)
         with tempfile.TemporaryDirectory() as work:
             if args.url:
-                vlm = load_plain(source.base, CPU, torch.float32)
-                if source.adapter:
-                    load_adapter(vlm, source.adapter)
-                reference = in_process(vlm, source, photos)
-                crop = crop_side(source.folder) if args.crop < 0 else args.crop
+                reference = in_process(open_vlm(source, device="cpu", precision="float32"), photos)
+                crop = crop_side(checkpoint.resolve()) if args.crop < 0 else args.crop
                 there = ask_all(args.url, source, crop, photos)
                 rows = [
                     row("transformers", reference.answers, reference, photos),
                     row(args.url, reference.answers, there, photos),
                 ]
             else:
-                rows = measure(source.folder, photos, Path(work), servers)
+                rows = measure(checkpoint.resolve(), photos, Path(work), servers)
         columns = list(dict.fromkeys(key for line in rows for key in line))
         print("\n" + text_table([{key: line.get(key, "–") for key in columns} for line in rows]), flush=True)
     return 0

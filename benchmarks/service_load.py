@@ -100,15 +100,14 @@ async def send(app: FastAPI, bodies: list[bytes], path: str = "/breed") -> list[
 async def measure(args: argparse.Namespace, checkpoint: Path) -> dict:
     good = photos(args.requests - args.bad)
     bad = [random.Random(n).randbytes(500) if n % 2 else good[n][: len(good[n]) // 3] for n in range(args.bad)]
-    tuned = find_checkpoint(checkpoint)
-    vlm = open_vlm(tuned, device=args.device, precision=args.precision)
-    expected = [generate_free(vlm, [read_photo(body)], tuned.question)[0] for body in good[:4]]  # warms up
+    vlm = open_vlm(find_checkpoint(checkpoint), device=args.device, precision=args.precision)
+    expected = [generate_free(vlm, [read_photo(body)], vlm.question)[0] for body in good[:4]]  # warms up
     start = time.perf_counter()
-    expected = [generate_free(vlm, [read_photo(body)], tuned.question)[0] for body in good]
+    expected = [generate_free(vlm, [read_photo(body)], vlm.question)[0] for body in good]
     sequential = len(good) / (time.perf_counter() - start)
     async with Watch().watching() as watch:
         for body in good[:5]:
-            generate_free(vlm, [read_photo(body)], tuned.question)
+            generate_free(vlm, [read_photo(body)], vlm.question)
             await asyncio.sleep(0)
     naive = watch.longest
     del vlm

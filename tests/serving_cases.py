@@ -7,13 +7,14 @@ from pathlib import Path
 import pytest
 import torch
 from tiny_encoders import photo
-from tiny_models import BREEDS, QUESTION, save_llava
+from tiny_models import BREEDS, save_llava
 
 from catlib.settings import TrainSettings
 from catlib.training.lora import add_lora
 from catlib.vlm.adapters import save_adapter
 from catlib.vlm.checkpoint import open_vlm
 
+QUESTION = "Tell me the breed."  # what the checkpoint was trained with: not the standard question
 BROKEN = b"\xff\xd8\xff\xe0 this is no JPEG"
 
 
@@ -29,7 +30,7 @@ def one_thread():
 def save_tuned(folder: Path) -> Path:
     """A checkpoint of a tiny LLaVA: adapter, training record, base beside it."""
     base = save_llava(folder / "base")
-    vlm = open_vlm(str(base), precision="float32", device="cpu")
+    vlm = open_vlm(base, precision="float32", device="cpu")
     add_lora(vlm, TrainSettings(lora_r=4, lora_alpha=8))
     torch.manual_seed(3)
     for name, parameter in vlm.model.named_parameters():

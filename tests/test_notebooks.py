@@ -149,7 +149,7 @@ def test_chain_figures_stand_in_the_pages(chain):
         ("02_training", ["alidation loss", "parameters"]),
         ("03_evaluation", ["priority", "macro-F1"]),
         ("04_clip_comparison", ["CLIP", "ecommend"]),
-        ("05_serving", ["image tokens", "transformers, float32", "not measured: no URL given", "budget"]),
+        ("05_serving", ["image tokens", "transformers, float32", "(no URL given)", "budget"]),
     ],
 )
 def test_chain_pages_say_what_they_are_for(chain, name, words):

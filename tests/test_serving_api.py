@@ -1,8 +1,8 @@
-"""The FastAPI application of docs/service.md, as it stands there, under concurrent requests."""
+"""The application in examples/, under concurrent requests."""
 
 import asyncio
 import gc
-import re
+import importlib.util
 from pathlib import Path
 
 import httpx
@@ -12,17 +12,16 @@ from serving_cases import BROKEN, jpeg, one_thread, save_tuned  # noqa: F401
 from catlib.serving.service import VLMService
 
 pytest.importorskip("fastapi", reason="fastapi comes with the extra 'test'")
-DOCS = Path(__file__).resolve().parents[1] / "docs" / "service.md"
+EXAMPLE = Path(__file__).resolve().parents[1] / "examples" / "app.py"
 
 
-def test_the_documented_application(tmp_path):
-    (block,) = re.findall(r"```python\n(.*?)```", DOCS.read_text(encoding="utf-8"), re.DOTALL)
+def test_the_example_application(tmp_path, monkeypatch):
     checkpoint = save_tuned(tmp_path)
-    example = "outputs/vlm_checkpoints/llava-cat-breeds"
-    assert block.count(example) == 1
-    names: dict = {}
-    exec(block.replace(example, str(checkpoint)), names)
-    app, service = names["app"], names["service"]
+    monkeypatch.setenv("CHECKPOINT", str(checkpoint))
+    spec = importlib.util.spec_from_file_location("example", EXAMPLE)
+    example = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(example)
+    app, service = example.app, example.service
 
     async def crowd():
         async with app.router.lifespan_context(app):  # what a server does on start and at the end

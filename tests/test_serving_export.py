@@ -9,7 +9,6 @@ import torch
 from safetensors import safe_open
 from tiny_models import (
     BREEDS,
-    QUESTION,
     save_llava,
     save_pixtral,
     save_wide_llava,
@@ -19,14 +18,18 @@ from tiny_models import (
 from transformers import AutoModelForImageTextToText
 
 from catlib.cli import main
-from catlib.serving import export
-from catlib.serving.export import find_source, merge, whole_folder
-from catlib.serving.export_layout import hub_name, to_hub_layout, weight_names
+from catlib.files import whole_folder
+from catlib.serving import export, export_verify
+from catlib.serving.export import find_mergeable, merge
+from catlib.serving.export_layout import hub_name, lacks_hub_names, weight_names
 from catlib.serving.export_verify import Answers, Photos, choose_photos, compare
 from catlib.training.lora import add_lora
 from catlib.vlm.adapters import save_adapter
-from catlib.vlm.checkpoint import open_vlm
+from catlib.vlm.checkpoint import find_checkpoint, open_vlm
+from catlib.vlm.models import Checkpoint
 from catlib.vlm.processors import load_processor
+
+OWN_QUESTION = "Tell me the breed."
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +43,7 @@ def place(tmp_path_factory):
 def tuned(root, name, base, quantize=False, **more):
     """An adapter with random, visible changes, and the record that training leaves."""
     chosen = settings(root / base, root / "data" / "vlm", root / name, **more)
-    vlm = open_vlm(str(root / base), precision="4-bit" if quantize else "float32")
+    vlm = open_vlm(root / base, precision="4-bit" if quantize else "float32")
     add_lora(vlm, chosen)
     torch.manual_seed(1)
     for parameter_name, parameter in vlm.model.named_parameters():
@@ -49,7 +52,7 @@ def tuned(root, name, base, quantize=False, **more):
         elif parameter.requires_grad and "modules_to_save" in parameter_name:
             parameter.data += 0.3 * torch.randn_like(parameter)
     save_adapter(vlm, root / name)
-    record = {"base_model": str(root / base), "breeds": BREEDS, "question": QUESTION, "settings": vars(chosen)}
+    record = {"base_model": str(root / base), "breeds": BREEDS, "question": OWN_QUESTION, "settings": vars(chosen)}
     (root / name / "training.json").write_text(json.dumps(record))
     return root / name
 
@@ -67,7 +70,7 @@ def tuned(root, name, base, quantize=False, **more):
 )
 def test_the_export_answers_as_the_adapter_in_one_plain_folder(place, tmp_path, more):
     checkpoint = tuned(place, tmp_path.name, "model", **more)
-    result = merge(find_source(checkpoint), tmp_path / "out", count=3)
+    result = merge(find_mergeable(checkpoint), tmp_path / "out", count=3)
     assert result.verification.passed and result.verification.photos == 3 and result.verification.same_breed == 3
     assert result.dtype == "float32" and result.verification.largest_difference < 1e-3
     names = weight_names(result.folder)
@@ -85,18 +88,19 @@ def test_the_export_answers_as_the_adapter_in_one_plain_folder(place, tmp_path, 
         "export.json",
         "README.md",
     } <= files
-    base, plain = open_vlm(str(place / "model"), precision="float32"), open_vlm(str(result.folder), precision="float32")
-    photos = choose_photos([], find_source(checkpoint).training, 3)
-    changed = compare(
-        export.ask(base, photos, BREEDS, QUESTION), export.ask(plain, photos, BREEDS, QUESTION), BREEDS, photos, 0.01
-    )
+    found = find_checkpoint(checkpoint)
+    photos = choose_photos([], found, 3)
+    plain = open_vlm(result.folder, precision="float32")
+    assert plain.question == found.question == OWN_QUESTION and plain.breeds == found.breeds == tuple(BREEDS)
+    base = open_vlm(find_checkpoint(checkpoint, tuned=False), precision="float32")
+    changed = compare(export.ask(base, photos), export.ask(plain, photos), BREEDS, photos, 0.01)
     assert not changed.passed  # the adapter says something else than its base
 
 
 def test_a_pixtral_keeps_its_own_names(place, tmp_path):
     save_pixtral(place / "pixtral")
     checkpoint = tuned(place, "pixtral-tuned", "pixtral", train_projector="full")
-    result = merge(find_source(checkpoint), tmp_path / "out", count=2)
+    result = merge(find_mergeable(checkpoint), tmp_path / "out", count=2)
     assert result.verification.passed and result.verification.same_answer == 2
     assert "vision_tower.patch_conv.weight" in weight_names(result.folder)
     assert load_processor(str(result.folder)).tokenizer.convert_tokens_to_ids("[IMG_BREAK]") > 3
@@ -160,7 +164,7 @@ def test_an_interruption_leaves_nothing_and_an_existing_folder_stays(place, tmp_
     def interrupted(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(export, "to_hub_layout", interrupted)
+    monkeypatch.setattr(export, "save_processor", interrupted)  # when the weights lie there already
     command = ["export", "merge", "--checkpoint", str(checkpoint), "--out", str(tmp_path / "out")]
     assert main(command) == 2  # not empty
     assert main([*command, "--force"]) == 130
@@ -187,9 +191,9 @@ def test_force_replaces_a_folder_but_never_the_source(place, tmp_path, capsys):
 
 def test_a_plain_model_is_written_anew_in_the_hubs_layout_and_predict_reads_an_export(place, tmp_path, capsys):
     checkpoint = tuned(place, "twice", "model")
-    first = merge(find_source(checkpoint), tmp_path / "first", count=1, dtype="bfloat16")
+    first = merge(find_mergeable(checkpoint), tmp_path / "first", count=1, dtype="bfloat16")
     assert first.dtype == "bfloat16" and first.verification.limit == 1.0
-    second = merge(find_source(first.folder), tmp_path / "second", count=1)
+    second = merge(find_mergeable(first.folder), tmp_path / "second", count=1)
     assert second.verification.largest_difference == 0 and weight_names(second.folder) == weight_names(first.folder)
     photo = next((place / "data" / "photos").glob("*.jpg"))
     assert main(["predict", "--checkpoint", str(second.folder), str(photo)]) == 0
@@ -211,12 +215,24 @@ def test_wrong_input_exits_with_2(place, tmp_path, capsys, arguments, words):
     assert words in capsys.readouterr().err and list(tmp_path.iterdir()) == []
 
 
-def test_photos_come_from_the_data_and_else_are_drawn(place):
-    record = {"settings": {"val_data": str(place / "data" / "vlm" / "val.jsonl")}}
+def test_photos_come_from_the_data_and_else_are_patterns(place):
+    def trained(val_data):
+        return Checkpoint("x", "x", training={"settings": {"val_data": val_data}})
+
+    record = trained(str(place / "data" / "vlm" / "val.jsonl"))
     assert choose_photos([], record, 2).names == ("val-0", "val-1")
-    drawn = choose_photos([], {"settings": {"val_data": "gone.jsonl"}}, 22)
-    assert drawn.origin == "drawn cats" and len(drawn.images) == 22 == len(set(drawn.names))
+    for none in (trained("gone.jsonl"), Checkpoint("x", "x")):
+        patterns = choose_photos([], none, 22)
+        assert "no photos" in patterns.origin and len(patterns.images) == 22 == len(set(patterns.names))
+        assert len({image.tobytes() for image in patterns.images}) == 22
     assert choose_photos([place / "data" / "photos" / "000.jpg"], record, 2).names == ("000.jpg",)
+
+
+def test_an_export_is_verified_with_the_checkpoints_question(place, tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(export_verify, "generate_free", lambda vlm, images, q: asked.append(q) or [""] * len(images))
+    merge(find_mergeable(tuned(place, "asked", "model")), tmp_path / "out", count=1)
+    assert asked == [OWN_QUESTION] * 2
 
 
 def test_a_comparison_lists_what_differs_with_the_lead():
@@ -231,10 +247,11 @@ def test_a_comparison_lists_what_differs_with_the_lead():
 
 
 def test_hub_names_hold_across_shards(place, tmp_path):
-    model = AutoModelForImageTextToText.from_pretrained(place / "model")
-    model.save_pretrained(tmp_path, max_shard_size="100KB")
-    assert len(list(tmp_path.glob("*.safetensors"))) > 1
-    assert to_hub_layout(tmp_path) == 39 and to_hub_layout(tmp_path) == 0
+    vlm = open_vlm(place / "model", precision="float32")
+    model = vlm.base
+    assert lacks_hub_names(place / "model")
+    export.save_plain(vlm, tmp_path, torch.float32, shard="100KB")
+    assert len(list(tmp_path.glob("*.safetensors"))) > 1 and not lacks_hub_names(tmp_path)
     index = json.loads((tmp_path / "model.safetensors.index.json").read_text())["weight_map"]
     for name, file in index.items():
         with safe_open(tmp_path / file, framework="pt") as tensors:

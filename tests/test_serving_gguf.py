@@ -7,6 +7,7 @@ import jinja2
 import numpy as np
 import pytest
 import torch
+from demo_files import LLAVA
 from tiny_encoders import photo
 from tiny_models import save_llava, save_pixtral
 
@@ -16,21 +17,20 @@ from catlib.errors import CatlibError, InputError, MissingExtra
 from catlib.gguf import export as export_gguf
 from catlib.gguf.export import find_converter, prepare, verify
 from catlib.gguf.mmproj import write_clip_mmproj
+from catlib.gguf.parity import Parity, Spoken, class_token_last, compare_spoken, speak_here
 from catlib.gguf.tokenizer import is_sentencepiece, string_template, write_sentencepiece
-from catlib.serving.engine_parity import Parity, Spoken, class_token_last, compare_spoken, speak_here
-from catlib.serving.export import find_source, merge
+from catlib.serving.export import find_mergeable, merge
 from catlib.serving.export_verify import choose_photos
 from catlib.vlm.checkpoint import open_vlm
 from catlib.vlm.decoding import generate_free
-from catlib.vlm.models import load_processor
+from catlib.vlm.models import Checkpoint, load_processor
 from catlib.vlm.prompting import prompt_text
-from demo.tiny_models import ensure_demo_models
 
 
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory):
     """The shipped LLaVA, written anew."""
-    source = find_source(ensure_demo_models().llava)
+    source = find_mergeable(LLAVA)
     return merge(source, tmp_path_factory.mktemp("gguf") / "plain", dtype="float32", count=1).folder
 
 
@@ -87,7 +87,7 @@ def test_the_rebuilt_sentencepiece_model_cuts_texts_as_the_tokenizer_does(plain,
 
 def test_only_a_sentencepiece_tokenizer_is_rebuilt(plain, tmp_path):
     assert is_sentencepiece(json.loads((plain / "tokenizer.json").read_text()))
-    model = merge(find_source(save_llava(tmp_path / "model")), tmp_path / "plain", count=1).folder
+    model = merge(find_mergeable(save_llava(tmp_path / "model")), tmp_path / "plain", count=1).folder
     assert not is_sentencepiece(json.loads((model / "tokenizer.json").read_text()))
     stage = prepare(model, tmp_path / "stage")
     assert not (stage / "tokenizer.model").exists() and (stage / "model.safetensors").is_symlink()
@@ -114,7 +114,7 @@ def test_the_mmproj_holds_the_layers_that_are_read(plain, tmp_path):
     )  # the fifth layer is not read
     assert reader.get_field("clip.vision.block_count").contents() == 4
     assert list(reader.get_field("clip.vision.feature_layer").contents()) == [4]
-    weight = open_vlm(str(plain), precision="float32").projector.linear_2.weight
+    weight = open_vlm(plain, precision="float32").projector.linear_2.weight
     assert np.array_equal(tensors["mm.2.weight"].data, weight.numpy())
     config = json.loads((plain / "config.json").read_text())
     config["vision_feature_select_strategy"] = "full"
@@ -152,7 +152,7 @@ def test_a_converter_that_fails_is_quoted_and_nothing_stays(plain, tmp_path, mon
 
 
 def test_an_answer_with_its_probabilities_is_the_one_that_generation_gives(plain):
-    vlm = open_vlm(str(plain), precision="float32")
+    vlm = open_vlm(plain, precision="float32")
     image = photo(3, side=120)
     spoken = speak_here(vlm, image, "What breed is the cat in this photo?")
     assert spoken.text == generate_free(vlm, [image], "What breed is the cat in this photo?")[0]
@@ -160,7 +160,7 @@ def test_an_answer_with_its_probabilities_is_the_one_that_generation_gives(plain
 
 
 def test_the_class_token_defect_is_what_the_issue_says(plain):
-    vlm = open_vlm(str(plain), precision="float32")
+    vlm = open_vlm(plain, precision="float32")
     tower, pixels = vlm.base.model.vision_tower, torch.rand(1, 3, 96, 96)
     with torch.inference_mode():
         right = tower.embeddings(pixels)
@@ -193,7 +193,7 @@ def test_without_an_engine_an_export_is_not_called_verified(plain, monkeypatch, 
         raise MissingExtra("xllamacpp", "llama", "serving by llama.cpp")
 
     monkeypatch.setattr(export_gguf, "find_llama_server", missing)
-    found = verify(plain, plain, find_source(plain), choose_photos([], {}, 1), "", "cpu", 0.1)
+    found = verify(plain, plain, find_mergeable(plain), choose_photos([], Checkpoint("x", "x"), 1), "", "cpu", 0.1)
     assert found == ("", None, None) and "NOT verified" in caplog.text
 
 
@@ -202,8 +202,8 @@ def test_an_engines_answers_decide(plain, monkeypatch, faulty):
     """An engine played by this process itself, with and without the defect, and one that is wrong in another way."""
     from contextlib import contextmanager, nullcontext
 
-    source, shown = find_source(plain), choose_photos([], {}, 2)
-    vlm = open_vlm(str(plain), precision="float32")
+    source, shown = find_mergeable(plain), choose_photos([], Checkpoint("x", "x"), 2)
+    vlm = open_vlm(plain, precision="float32")
 
     class Engine:
         def __init__(self, *_, **__):

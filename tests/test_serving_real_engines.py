@@ -7,23 +7,26 @@ import json
 
 import pytest
 import torch
+from demo_files import LLAVA
 
 from catlib.classifiers.photo_urls import crop_side
 from catlib.errors import CatlibError
 from catlib.gguf.export import export_gguf, find_converter
-from catlib.serving.engine_parity import Speaker, compare_spoken, speak_here
+from catlib.gguf.llama import find_llama_server
+from catlib.gguf.parity import Speaker, compare_spoken, speak_here
 from catlib.serving.engine_process import free_port, running
-from catlib.serving.engines import Where, find_llama_server, find_vllm, vllm_command
-from catlib.serving.export import find_source, load_plain, merge
-from catlib.serving.export_verify import choose_photos
+from catlib.serving.engines import Where, find_vllm, vllm_command
+from catlib.serving.export import find_mergeable, merge
+from catlib.serving.export_verify import Photos
 from catlib.settings import TrainSettings
 from catlib.training.lora import add_lora
-from catlib.vlm.adapters import load_adapter, save_adapter
+from catlib.vlm.adapters import save_adapter
 from catlib.vlm.checkpoint import open_vlm
-from demo.tiny_models import ensure_demo_models
+from demo.photos import SHARES, draw_breed
 
 pytestmark = pytest.mark.engine
-PHOTOS = choose_photos([], {}, 8)
+CATS = tuple(SHARES)[:8]
+PHOTOS = Photos(CATS, tuple(draw_breed(breed, "test", 0, seed=0) for breed in CATS), "drawn cats")
 
 
 def needed(*finders):
@@ -43,22 +46,20 @@ def place(tmp_path_factory):
 
 def make_adapter(place, train_projector):
     """An adapter of the shipped LLaVA that changes its answers."""
-    base, folder = str(ensure_demo_models().llava), place / train_projector
-    vlm = open_vlm(base, precision="float32")
+    folder = place / train_projector
+    vlm = open_vlm(LLAVA, precision="float32")
     add_lora(vlm, TrainSettings(lora_r=4, lora_alpha=8, train_projector=train_projector))
     torch.manual_seed(2)
     for name, parameter in vlm.model.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=0.05)
     save_adapter(vlm, folder)
-    (folder / "training.json").write_text(json.dumps({"base_model": base}))
+    (folder / "training.json").write_text(json.dumps({"base_model": LLAVA}))
     return folder
 
 
 def spoken_here(source):
-    vlm = load_plain(source.base, torch.device("cpu"), torch.float32)
-    if source.adapter:
-        load_adapter(vlm, source.adapter)
+    vlm = open_vlm(source, device="cpu", precision="float32")
     return [speak_here(vlm, image, source.question) for image in PHOTOS.images]
 
 
@@ -73,8 +74,8 @@ def spoken_there(command, source, crop, log):
 def test_vllm_says_the_same_with_an_adapter_unmerged(place, train_projector):
     base = place / "base"
     if not base.exists():
-        merge(find_source(ensure_demo_models().llava), base, dtype="float32", count=1)
-    source = find_source(make_adapter(place, train_projector), str(base))
+        merge(find_mergeable(LLAVA), base, dtype="float32", count=1)
+    source = find_mergeable(make_adapter(place, train_projector), str(base))
     command = vllm_command(
         str(base), Where(port=free_port()), adapter=source.adapter, dtype="float32", max_model_len=256
     )
@@ -86,8 +87,8 @@ def test_vllm_says_the_same_with_an_adapter_unmerged(place, train_projector):
 @needed(find_vllm)
 def test_vllm_says_the_same_with_a_merged_model(place):
     adapter = make_adapter(place, "full")
-    merged = merge(find_source(adapter), place / "merged", dtype="float32", count=1).folder
-    source = find_source(adapter)
+    merged = merge(find_mergeable(adapter), place / "merged", dtype="float32", count=1).folder
+    source = find_mergeable(adapter)
     command = vllm_command(str(merged), Where(port=free_port()), dtype="float32", max_model_len=256)
     parity = compare_spoken(
         spoken_here(source), spoken_there(command, source, crop_side(merged), place / "log"), PHOTOS.names
@@ -98,6 +99,9 @@ def test_vllm_says_the_same_with_a_merged_model(place):
 @needed(find_llama_server, find_converter)
 def test_llama_cpp_says_the_same_or_shows_the_known_defect(place):
     pytest.importorskip("gguf", reason="catlib[gguf] is not installed")
-    result = export_gguf(find_source(make_adapter(place, "lora")), place / "gguf", device="cpu")
+    photos = [place / f"{name}.png" for name in PHOTOS.names]
+    for path, image in zip(photos, PHOTOS.images, strict=True):
+        image.save(path)
+    result = export_gguf(find_mergeable(make_adapter(place, "lora")), place / "gguf", device="cpu", photos=photos)
     parity = result.with_defect or result.verified
     assert parity.within(0.1) and parity.photos == 8, parity

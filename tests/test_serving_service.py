@@ -10,10 +10,11 @@ from concurrent.futures import wait
 
 import pytest
 import torch
+from demo_files import LLAVA
 from PIL import Image
-from serving_cases import BROKEN, jpeg, one_thread, save_tuned  # noqa: F401
+from serving_cases import BROKEN, QUESTION, jpeg, one_thread, save_tuned  # noqa: F401
 from tiny_encoders import photo
-from tiny_models import BREEDS, QUESTION
+from tiny_models import BREEDS
 
 from catlib.errors import CatlibError, InputError
 from catlib.parsing import BreedParser
@@ -21,7 +22,7 @@ from catlib.serving.service import BreedAnswer, VLMService
 from catlib.serving.worker import Busy, Worker
 from catlib.vlm.checkpoint import choose_precision, find_checkpoint, open_vlm
 from catlib.vlm.decoding import generate_free
-from demo.tiny_models import ensure_demo_models
+from catlib.vlm.models import Checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -56,6 +57,15 @@ def test_answers_are_the_adapter_s_and_the_same_in_a_crowd(checkpoint, service):
     assert asyncio.run(crowd()) == alone
     assert service.predict_batch([jpeg(n) for n in range(8)]) == alone
     assert asyncio.run(service.predict_batch_async([jpeg(n) for n in range(8)])) == alone
+
+
+def test_the_question_is_the_checkpoints(checkpoint, service):
+    own, standard = direct(checkpoint, range(6)), direct(checkpoint, range(6), Checkpoint.question)
+    assert [service.predict_finetuned(jpeg(n)).answer for n in range(6)] == own != standard
+    other = VLMService()
+    other.load(find_checkpoint(checkpoint, question=Checkpoint.question), precision="float32")
+    assert [other.predict_finetuned(jpeg(n)).answer for n in range(6)] == standard
+    other.close()
 
 
 def test_questions_do_not_mix(checkpoint, service):
@@ -134,16 +144,16 @@ def test_a_wrong_checkpoint_leaves_the_model_in_place(checkpoint, service, tmp_p
 
 
 def test_a_merged_model_and_its_breeds(tmp_path):
-    folder = shutil.copytree(ensure_demo_models().llava, tmp_path / "merged")
+    folder = shutil.copytree(LLAVA, tmp_path / "merged")
     (folder / "training.json").write_text(
         json.dumps({"breeds": ["Sphynx - Hairless Cat", "Manx"], "question": "Which breed?"})
     )
-    tuned = find_checkpoint(folder)
-    assert tuned.base == str(folder) and tuned.adapter is None and tuned.question == "Which breed?"
     service = VLMService()
     asyncio.run(service.load_finetuned_model(folder, precision="float32"))
-    assert service._parser.parse("a Sphynx") == "Sphynx - Hairless Cat"
-    assert service.predict_finetuned(jpeg(1)).answer
+    (answer,) = direct(folder, [1], "Which breed?")
+    parser = BreedParser(["Sphynx - Hairless Cat", "Manx"])
+    assert parser.parse("a Sphynx") == "Sphynx - Hairless Cat"
+    assert service.predict_finetuned(jpeg(1)) == BreedAnswer(answer, parser.parse(answer))
     service.close()
 
 

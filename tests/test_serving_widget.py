@@ -1,10 +1,9 @@
 """The widget with ipywidgets and without: a photo is picked, both models are asked, and the picture changes."""
 
-import base64
 import sys
+from html import escape
 
 import pytest
-from matplotlib.figure import Figure
 from serving_cases import BROKEN, jpeg, one_thread  # noqa: F401
 from tiny_encoders import clip, llava
 from tiny_models import BREEDS, QUESTION
@@ -13,7 +12,7 @@ from catlib.breeds import describe
 from catlib.classifiers.clip import ClipZeroShot
 from catlib.classifiers.encoder import ClipEncoder
 from catlib.classifiers.vlm import VLMClassifier
-from catlib.serving.widget import breed_widget, form_opinion, opinion_figure
+from catlib.serving.widget import PhotoWidget, form_opinion, opinion_figure
 from catlib.vlm.decoding import generate_free
 
 
@@ -39,16 +38,20 @@ def test_an_opinion_is_what_the_models_say(models, photos):
         assert [p for _, p in found] == sorted((p for _, p in found), reverse=True)
     assert opinion.answer == generate_free(vlm.vlm, [opinion.photo], QUESTION)[0]
     assert opinion.traits == f"{opinion.vlm[0][0]}: {describe(opinion.vlm[0][0])}"
-    bars = [axes for axes in opinion_figure(opinion, most=3).axes if axes.patches]
+    shown = opinion_figure(opinion, most=3)
+    assert opinion.vlm[0][0] in shown.caption and opinion.clip[0][0] in shown.caption
+    bars = [axes for axes in shown.figure.axes if axes.patches]
     assert [len(axes.patches) for axes in bars] == [3, 3]
     assert [round(patch.get_width(), 6) for patch in bars[0].patches] == [round(p, 6) for _, p in opinion.vlm[:3]]
-    assert len([axes for axes in opinion_figure(form_opinion(jpeg(1), vlm)).axes if axes.patches]) == 1  # without CLIP
+    alone = opinion_figure(form_opinion(jpeg(1), vlm)).figure  # without CLIP
+    assert len([axes for axes in alone.axes if axes.patches]) == 1
 
 
 def test_without_ipywidgets_it_is_the_figure(models, photos, monkeypatch):
     monkeypatch.setitem(sys.modules, "ipywidgets", None)
-    assert isinstance(breed_widget(*models, photos), Figure)
-    assert breed_widget(*models) is None
+    panel = PhotoWidget(*models, photos)
+    assert list(panel._repr_mimebundle_()) == ["text/html"] and panel.shown.caption in panel.shown._repr_html_()
+    assert PhotoWidget(*models)._repr_mimebundle_() == {}
 
 
 def pick(panel, content):
@@ -65,11 +68,11 @@ def pick(panel, content):
 
 def test_with_ipywidgets_a_photo_is_picked(models, photos):
     pytest.importorskip("ipywidgets", reason="ipywidgets comes with the extra 'lab'")
-    panel = breed_widget(*models, photos)
+    panel = PhotoWidget(*models, photos)
     bundle = panel._repr_mimebundle_()
     assert "application/vnd.jupyter.widget-view+json" in bundle  # for JupyterLab, and for all others:
-    first = base64.b64decode(bundle["image/png"])
-    assert first.startswith(b"\x89PNG") and panel.picture.value == first
+    first = bytes(panel.picture.value)
+    assert first.startswith(b"\x89PNG") and escape(panel.shown.caption) in bundle["text/html"]
     pick(panel, jpeg(2))
     assert panel.opinion.vlm == form_opinion(jpeg(2), *models).vlm and panel.picture.value != first
     shown = panel.picture.value
@@ -77,4 +80,6 @@ def test_with_ipywidgets_a_photo_is_picked(models, photos):
     assert f"photo of {len(BROKEN)} bytes" in panel.status.value and panel.picture.value == shown
     panel.examples.value = photos[1]
     assert panel.opinion.vlm == form_opinion(photos[1], *models).vlm and panel.status.value == ""
-    assert base64.b64decode(panel._repr_mimebundle_()["image/png"]) == panel.picture.value != shown
+    assert panel.picture.value != shown
+    assert panel.shown.caption == opinion_figure(panel.opinion).caption
+    assert escape(panel.shown.caption) in panel._repr_mimebundle_()["text/html"]

@@ -6,13 +6,10 @@ import logging
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from catlib.errors import InputError
 from catlib.paths import resolve
-
-if TYPE_CHECKING:
-    from catlib.serving.export_verify import Verification
 
 log = logging.getLogger(__name__)
 
@@ -33,7 +30,7 @@ def add_parser(subparsers: Any, common: argparse.ArgumentParser) -> None:
         type=Path,
         default=[],
         metavar="PHOTO_OR_FOLDER",
-        help="photos to verify on; default: the validation data, else drawn cats",
+        help="photos to verify on; default: the validation data, else random patterns",
     )
     shared.add_argument(
         "--count", type=int, default=8, metavar="N", help="so many of them (default: 8; given photos: all)"
@@ -76,11 +73,10 @@ def add_parser(subparsers: Any, common: argparse.ArgumentParser) -> None:
 
 def run_merge(args: argparse.Namespace) -> int:
     """Merge, and print what was verified."""
-    from catlib.serving.export import find_source, merge
+    from catlib.serving.export import find_mergeable, merge
 
-    source = find_source(resolve(args.checkpoint), args.base_model)
     result = merge(
-        source,
+        find_mergeable(resolve(args.checkpoint), args.base_model),
         resolve(args.out),
         dtype=args.dtype,
         device=args.device,
@@ -99,18 +95,17 @@ def run_merge(args: argparse.Namespace) -> int:
     print(f"merged model: {result.folder} ({result.dtype}, {result.gigabytes:.3g} GB)")
     print(f"verified on {result.verification}")
     if result.as_trained is not None:
-        print(f"beside the 4-bit model as it was trained, on {_open_ended(result.as_trained)}")
+        print(f"beside the 4-bit model as it was trained, on {result.as_trained}")
     return 0
 
 
 def run_gguf(args: argparse.Namespace) -> int:
     """Convert, and print what was verified, and where the engine itself is at fault."""
     from catlib.gguf.export import export_gguf
-    from catlib.serving.export import find_source
+    from catlib.serving.export import find_mergeable
 
-    source = find_source(resolve(args.checkpoint), args.base_model)
     result = export_gguf(
-        source,
+        find_mergeable(resolve(args.checkpoint), args.base_model),
         resolve(args.out),
         outtype=args.outtype,
         llama_cpp=args.llama_cpp,
@@ -136,10 +131,6 @@ def run_gguf(args: argparse.Namespace) -> int:
             f"{result.with_defect}\nBut against the model as it is: {result.verified}\nServe it by vLLM, or by a llama.cpp that has the fix"
         )
     return 0
-
-
-def _open_ended(verification: "Verification") -> str:
-    return str(verification).replace(" (limit inf)", "")
 
 
 def _photos(args: argparse.Namespace) -> list[Path]:

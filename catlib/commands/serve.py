@@ -1,13 +1,14 @@
 """`catlib serve`: a tuned model behind an OpenAI-compatible URL, by vLLM's or llama.cpp's own server."""
 
 import argparse
-import json
 import logging
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from catlib.errors import InputError
+from catlib.files import read_json
 from catlib.paths import resolve
 
 if TYPE_CHECKING:
@@ -66,7 +67,8 @@ def run(args: argparse.Namespace) -> int:
         with termination_as_interrupt(), running(command, args.timeout) as engine:
             print(
                 f"answers after {engine.start_s:.1f} s at {command.url}/v1, model {command.model}; Ctrl-C stops it\n"
-                f"ask it: catlib predict --checkpoint DIR --model 'endpoint:{command.url}/v1#{command.model}' PHOTO",
+                f"ask it: catlib predict --checkpoint {shlex.quote(args.checkpoint or args.model)} "
+                f"--model 'endpoint:{command.url}/v1#{command.model}' PHOTO",
                 flush=True,
             )
             engine.wait()
@@ -78,9 +80,8 @@ def run(args: argparse.Namespace) -> int:
 def build(args: argparse.Namespace) -> "Command":
     """The engine's command for the options. Raises InputError when they do not add up."""
     from catlib.serving.engine_process import free_port
-    from catlib.serving.engines import Where, llama_command, vllm_command
-    from catlib.serving.export import find_source
-    from demo.tiny_models import resolve_model
+    from catlib.serving.engines import Where, vllm_command
+    from catlib.vlm.checkpoint import find_checkpoint
 
     if bool(args.checkpoint) == bool(args.model):
         raise InputError("which model? give either --checkpoint DIR or --model DIR")
@@ -88,6 +89,8 @@ def build(args: argparse.Namespace) -> "Command":
         raise InputError(f"--port {args.port} or --context {args.context} is out of range")
     where = Where(args.host, args.port or free_port(), args.name, tuple(args.extra))
     if args.engine == "llama.cpp":
+        from catlib.gguf.llama import llama_command
+
         if args.checkpoint:
             raise InputError(
                 f"llama.cpp reads no checkpoints: catlib export gguf --checkpoint {args.checkpoint} --out GGUF, then serve --model GGUF"
@@ -96,11 +99,10 @@ def build(args: argparse.Namespace) -> "Command":
         command = llama_command(folder, where, binary=args.binary, context=args.context)
         _warn_of_a_faulty_engine(folder)
         return command
-    options = {"python": args.python, "dtype": args.dtype, "max_model_len": args.context}
-    if args.model:
-        return vllm_command(resolve_model(args.model, "llava"), where, **options)
-    source = find_source(resolve(args.checkpoint).resolve(), args.base_model)
-    return vllm_command(source.base, where, adapter=source.adapter and Path(source.adapter), **options)
+    found = find_checkpoint(resolve(args.checkpoint) if args.checkpoint else args.model, base_model=args.base_model)
+    return vllm_command(
+        found.base, where, adapter=found.adapter, python=args.python, dtype=args.dtype, max_model_len=args.context
+    )
 
 
 def _warn_of_a_faulty_engine(folder: Path) -> None:
@@ -108,7 +110,7 @@ def _warn_of_a_faulty_engine(folder: Path) -> None:
     from catlib.serving.export import EXPORT
 
     if (folder / EXPORT).is_file():
-        facts = json.loads((folder / EXPORT).read_text(encoding="utf-8"))
+        facts = read_json(folder / EXPORT)
         if facts.get("with_class_token_defect"):
             parity = facts["verified"]
             log.warning(

@@ -1,6 +1,5 @@
 """llama.cpp's two files out of a tuned model: the text model and the mmproj, by llama.cpp's own converter."""
 
-import json
 import logging
 import os
 import shlex
@@ -9,33 +8,24 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-
-import torch
+from typing import Any
 
 from catlib.classifiers.photo_urls import crop_side
-from catlib.data.records import write_atomically
 from catlib.errors import CatlibError, InputError, MissingExtra
-from catlib.files import whole_folder, write_text
+from catlib.files import read_json, whole_folder, write_text
+from catlib.gguf.llama import find_llama_server, llama_command
 from catlib.gguf.mmproj import has_clip_tower, write_clip_mmproj
+from catlib.gguf.parity import Parity, Speaker, Spoken, class_token_last, compare_spoken, speak_here
 from catlib.gguf.tokenizer import is_sentencepiece, name_added_tokens, string_template, write_sentencepiece
 from catlib.paths import resolve
-from catlib.serving.engine_parity import (
-    Parity,
-    Speaker,
-    Spoken,
-    class_token_last,
-    compare_spoken,
-    speak_all,
-    speak_here,
-)
+from catlib.progress import track
 from catlib.serving.engine_process import free_port, running
-from catlib.serving.engines import Where, find_llama_server, llama_command
-from catlib.serving.export import EXPORT, load_plain, merge
-from catlib.serving.export_layout import INDEX, lacks_hub_names, tower_type, weight_files, weight_names
+from catlib.serving.engines import Where
+from catlib.serving.export import load_plain, merge, write_record
+from catlib.serving.export_layout import lacks_hub_names, weight_files
 from catlib.serving.export_verify import Photos, choose_photos
-from catlib.vlm.adapters import TRAINING
 from catlib.vlm.checkpoint import Checkpoint
 from catlib.vlm.models import load_processor, pick_device
 
@@ -61,7 +51,7 @@ class Gguf:
 
 
 def export_gguf(
-    source: Checkpoint,
+    checkpoint: Checkpoint,
     out: Path,
     *,
     outtype: str = "f16",
@@ -77,26 +67,21 @@ def export_gguf(
     Raises InputError or MissingExtra when converter or packages are missing, CatlibError, leaving nothing behind, when the
     conversion fails or the engine answers otherwise than this process.
     """
-    converter, shown = find_converter(llama_cpp), choose_photos(photos, source.training, count)
+    converter, shown = find_converter(llama_cpp), choose_photos(photos, checkpoint, count)
     with (
-        whole_folder(out, force, [source.folder]) as folder,
+        whole_folder(out, force, [checkpoint.folder] if checkpoint.folder else []) as folder,
         tempfile.TemporaryDirectory(dir=out.parent, prefix=".gguf.") as work,
     ):
-        plain = _plain(source, Path(work) / "plain", device, photos, count)
+        plain = _plain(checkpoint, Path(work) / "plain", device, photos, count)
         text, mmproj = convert(plain, folder, Path(work) / "stage", converter, outtype)
-        engine, verified, with_defect = verify(folder, plain, source, shown, binary, device, LIMITS[outtype])
+        engine, verified, with_defect = verify(folder, plain, checkpoint, shown, binary, device, LIMITS[outtype])
         facts = {
-            "kind": "gguf",
-            "base_model": source.base,
-            "adapter": str(source.adapter) if source.adapter else None,
             "outtype": outtype,
             "engine": engine,
             "verified": verified and asdict(verified),
             "with_class_token_defect": with_defect and asdict(with_defect),
         }
-        write_atomically(folder / EXPORT, json.dumps(facts, indent=1, ensure_ascii=False))
-        if source.training:
-            write_atomically(folder / TRAINING, json.dumps(source.training, indent=1, ensure_ascii=False))
+        write_record(checkpoint, folder, "gguf", facts)
     size = sum(path.stat().st_size for path in out.glob("*.gguf")) / 1e9
     return Gguf(out, out / text.name, out / mmproj.name, size, engine, verified, with_defect)
 
@@ -145,10 +130,10 @@ def prepare(plain: Path, stage: Path) -> Path:
     for path in plain.iterdir():
         if path in weight_files(plain):
             (stage / path.name).symlink_to(path.resolve())
-        elif path.is_file() and (path.suffix in (".json", ".jinja", ".model") or path.name == INDEX):
+        elif path.is_file() and path.suffix in (".json", ".jinja", ".model"):
             shutil.copyfile(path, stage / path.name)
     processor = load_processor(str(plain))
-    pieces = is_sentencepiece(json.loads((stage / "tokenizer.json").read_text(encoding="utf-8")))
+    pieces = is_sentencepiece(read_json(stage / "tokenizer.json"))
     if pieces:
         write_sentencepiece(stage)
     # without a space in front of every text, the conversation gets its one from the template
@@ -159,7 +144,7 @@ def prepare(plain: Path, stage: Path) -> Path:
 
 
 def verify(
-    folder: Path, plain: Path, source: Checkpoint, shown: Photos, binary: str, device: str, limit: float
+    folder: Path, plain: Path, checkpoint: Checkpoint, shown: Photos, binary: str, device: str, limit: float
 ) -> tuple[str, Parity | None, Parity | None]:
     """(engine, its parity with this process, parity with this process's class-token defect). Raises CatlibError when the
     engine's answers are explained by neither.
@@ -169,19 +154,17 @@ def verify(
     except MissingExtra as error:
         log.warning("NOT verified: %s", error)
         return "", None, None
-    vlm = load_plain(str(plain), pick_device(device), torch.float32)
+    vlm = load_plain(replace(checkpoint, base=str(plain)), pick_device(device), "float32")
 
     def here() -> list[Spoken]:
-        return speak_all(lambda image: speak_here(vlm, image, source.question), shown.images)
+        return [speak_here(vlm, image, checkpoint.question) for image in track(shown.images, "asking this process")]
 
     command = llama_command(folder, Where(port=free_port()), binary=binary)
-    output = Path(tempfile.mkstemp(suffix=".log")[1])
     log.info("verifying with %s", program)
-    with running(command, 600, output):
-        speaker = Speaker(f"{command.url}/v1", source.breeds, source.question, crop=crop_side(plain))
-        there = speak_all(speaker.speak, shown.images)
+    with tempfile.TemporaryDirectory() as notes, running(command, 600, Path(notes) / "log"):
+        speaker = Speaker(f"{command.url}/v1", checkpoint.breeds, checkpoint.question, crop=crop_side(plain))
+        there = [speaker.speak(image) for image in track(shown.images, "asking llama-server")]
         speaker.close()
-    output.unlink()
     parity = compare_spoken(here(), there, shown.names)
     if parity.within(limit):
         return program, parity, None
@@ -197,14 +180,13 @@ def verify(
     raise CatlibError(f"the verification failed, nothing was exported. {program} against this process: {parity}")
 
 
-def _plain(source: Checkpoint, folder: Path, device: str, photos: Sequence[Path], count: int) -> Path:
+def _plain(checkpoint: Checkpoint, folder: Path, device: str, photos: Sequence[Path], count: int) -> Path:
     """The plain model itself where it has the hub's names, else a merged or rewritten one in `folder`."""
-    if source.adapter is None:
-        names = weight_names(source.folder)
-        config = json.loads((source.folder / "config.json").read_text(encoding="utf-8"))
-        if not lacks_hub_names(names, tower_type(config)) and (source.folder / "preprocessor_config.json").is_file():
-            return source.folder
-    merged = merge(source, folder, device=device, photos=photos, count=count)
+    own = Path(checkpoint.base)
+    ready = checkpoint.adapter is None and (own / "preprocessor_config.json").is_file()
+    if ready and not lacks_hub_names(own):
+        return own
+    merged = merge(checkpoint, folder, device=device, photos=photos, count=count)
     log.info("merged and verified on %s", merged.verification)
     return merged.folder
 
@@ -218,7 +200,7 @@ def _convert(converter: Path, stage: Path, out: Path, outtype: str, *more: str) 
         raise CatlibError(f"llama.cpp's converter failed{advice}: {shlex.join(command)}\n{lines}")
 
 
-def _has_prefix_space(processor: object) -> bool:
+def _has_prefix_space(processor: Any) -> bool:
     """Whether the tokenizer puts "▁" in front of a text."""
     tokenizer = processor.tokenizer
     return tokenizer.convert_ids_to_tokens(tokenizer("a", add_special_tokens=False)["input_ids"])[0].startswith("▁")

@@ -1,6 +1,5 @@
 """The mmproj file of a LLaVA with a CLIP tower. llama.cpp's converter writes Pixtral's, and refuses `clip_vision_model`."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -8,9 +7,10 @@ import numpy as np
 from safetensors import safe_open
 
 from catlib.errors import InputError, MissingExtra
+from catlib.files import read_json
 from catlib.serving.export_layout import tower_type, weight_files
+from catlib.vlm.families import CLIP_TOWER
 
-CLIP = "clip_vision_model"
 PARTS = ("vision_tower.", "multi_modal_projector.")
 PROJECTOR = {
     "multi_modal_projector.linear_1": "mm.0",
@@ -21,8 +21,7 @@ UNUSED = "post_layernorm"  # of the class token alone; LLaVA reads the layers be
 
 def has_clip_tower(folder: Path) -> bool:
     """Whether a plain model folder is a LLaVA with CLIP's tower."""
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    return tower_type(config) == CLIP
+    return tower_type(folder) == CLIP_TOWER
 
 
 def write_clip_mmproj(folder: Path, out: Path, half: bool = True) -> None:
@@ -36,8 +35,8 @@ def write_clip_mmproj(folder: Path, out: Path, half: bool = True) -> None:
     except ImportError:
         raise MissingExtra("gguf", "gguf", "exporting to llama.cpp") from None
 
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    images = json.loads((folder / "preprocessor_config.json").read_text(encoding="utf-8"))
+    config = read_json(folder / "config.json")
+    images = read_json(folder / "preprocessor_config.json")
     vision = _with_defaults(config["vision_config"])
     layers = _layers(config, vision)
     writer = gguf.GGUFWriter(str(out), "clip")

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from catlib.errors import CatlibError, MissingExtra
-from catlib.files import write_bytes
+from catlib.files import read_json, write_bytes, write_json
 
 MARK = "\u0001"  # stands for the question and the answer while a template is taken apart
 SPACE = "▁"
@@ -31,7 +31,7 @@ def write_sentencepiece(folder: Path) -> None:
     except ImportError:
         raise MissingExtra("sentencepiece and protobuf", "gguf", "exporting to llama.cpp") from None
 
-    tokenizer = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+    tokenizer = read_json(folder / "tokenizer.json")
     model, added = tokenizer["model"], {entry["id"]: entry for entry in tokenizer["added_tokens"]}
     by_id = {i: piece for piece, i in model["vocab"].items()} | {i: entry["content"] for i, entry in added.items()}
     if sorted(by_id) != list(range(len(by_id))):
@@ -64,13 +64,13 @@ def name_added_tokens(folder: Path, prefix_space: bool | None) -> None:
     """Put into tokenizer_config.json what the converter reads there and transformers 5 leaves out: the added tokens with
     their types, and whether a text gets a space in front (llama.cpp would put one behind the photo, too).
     """
-    added = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))["added_tokens"]
+    added = read_json(folder / "tokenizer.json")["added_tokens"]
     path = folder / "tokenizer_config.json"
-    config = json.loads(path.read_text(encoding="utf-8"))
+    config = read_json(path)
     config["added_tokens_decoder"] = {str(e["id"]): {"content": e["content"], "special": e["special"]} for e in added}
     if prefix_space is not None:
         config["add_prefix_space"] = prefix_space
-    write_bytes(path, json.dumps(config, indent=1, ensure_ascii=False).encode())
+    write_json(path, config)
 
 
 def string_template(processor: Any, prefix: str = "") -> str:

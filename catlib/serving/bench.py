@@ -1,44 +1,48 @@
 """The engines that can run the tuned model, measured on the same photos: what notebook 05 does before there is a table."""
 
 import gc
-import json
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from catlib.classifiers.tracks import ZERO_SHOT, track
+from catlib.classifiers.vlm import VLMClassifier
 from catlib.data.images import inside, open_image
 from catlib.data.prepare import load_dataset
-from catlib.data.records import Sample, read_samples, write_atomically
+from catlib.data.records import Sample, read_samples
+from catlib.data.sampling import evenly
 from catlib.errors import CatlibError, InputError
 from catlib.evaluation.metrics_file import METRICS_FILE, read_metrics
-from catlib.evaluation.names import PROBES, ZERO_SHOT, short
-from catlib.evaluation.runs import evenly
+from catlib.files import write_json
 from catlib.parsing import BreedParser
 from catlib.paths import resolve
-from catlib.progress import track
+from catlib.progress import track as progress
 from catlib.serving.latency import Load, MemoryMeter, measure_load, server_memory_mb
 from catlib.serving.service import VLMService
 from catlib.serving.worker import Worker
 from catlib.settings import ServingSettings, split_list
-from catlib.vlm.checkpoint import PRECISIONS, Checkpoint, find_checkpoint
+from catlib.vlm.checkpoint import PRECISIONS, Checkpoint, find_checkpoint, open_vlm
+from catlib.vlm.models import pick_device
 
 if TYPE_CHECKING:
     from catlib.classifiers.clip import ClipZeroShot
 
 FILE = "serving.json"
+Loads = tuple[list[Load], float | None]  # and the memory, MB
 
 
 @dataclass(frozen=True)
 class Engine:
-    """An engine's figures; `loads` is empty where it was not measured, and `note` says why, or where a figure is from.
+    """An engine's figures; `loads` is empty where it was not measured, and `note` says why.
 
     `same_answer`, `same_breed`: shares of the photos on which it agrees with the reference, the first precision in this
     process, asked about one photo at a time. `under_load`: of its own answers, those that stay the same however many
-    requests are under way.
+    requests are under way. None for another model.
     """
 
     name: str
@@ -51,24 +55,23 @@ class Engine:
     note: str = ""
 
     @property
-    def alone(self) -> Load | None:
+    def alone(self) -> Load:
         """The figures with one request at a time."""
-        return next((load for load in self.loads if load.concurrency == 1), None)
+        return self.loads[0]
 
     @property
-    def fastest(self) -> Load | None:
+    def fastest(self) -> Load:
         """The figures with the number of requests at which most photos go through."""
-        return max(self.loads, key=lambda load: load.photos_per_s, default=None)
+        return max(self.loads, key=lambda load: load.photos_per_s)
 
 
 @dataclass(frozen=True)
 class ServingBench:
-    """The tuned model, the photos that every engine is asked about, and where the figures go."""
+    """The tuned model, and the photos that every engine is asked about."""
 
-    run_dir: Path
+    settings: ServingSettings
+    checkpoint: Checkpoint
     image_root: Path
-    tuned: Checkpoint
-    breeds: tuple[str, ...]
     samples: tuple[Sample, ...]
     concurrency: tuple[int, ...]
 
@@ -78,145 +81,123 @@ class ServingBench:
         return [inside(self.image_root, sample.image) for sample in self.samples]
 
     def summary(self) -> str:
-        """What is asked about what, in a sentence."""
-        adapter = f"the adapter `{self.tuned.adapter.name}` on " if self.tuned.adapter else ""
-        return f"{len(self.samples)} test photos; {adapter}`{Path(self.tuned.base).name}`, candidates: {len(self.breeds)} breeds."
+        """What is asked about what, and what differs from the training."""
+        what = self.checkpoint
+        adapter = f"the adapter `{what.adapter.name}` on " if what.adapter else ""
+        asked = f"{len(self.samples)} test photos; {adapter}`{Path(what.base).name}` is asked “{what.question}”"
+        return " ".join([f"{asked}, with {len(what.breeds)} breeds as candidates.", *what.remarks])
+
+    def vlm(self) -> VLMClassifier:
+        """The tuned model as the classifier that scores every breed, in the first of `serving_precisions`."""
+        precision = split_list(self.settings.serving_precisions)[0]
+        return VLMClassifier(open_vlm(self.checkpoint, device=self.settings.device, precision=precision))
+
+    def clip(self) -> "ClipZeroShot | None":
+        """Zero-shot CLIP as the settings name it; None where they name none."""
+        if not self.settings.clip_model:
+            return None
+        from catlib.classifiers.clip import ClipZeroShot
+        from catlib.classifiers.encoder import ClipEncoder
+
+        encoder = ClipEncoder.load(self.settings.clip_model, self.settings.device)
+        return ClipZeroShot(encoder, self.checkpoint.breeds, self.settings.clip_prompts)
+
+    def measure(self) -> list[Engine]:
+        """Every engine's figures, written to serving.json in the run's folder as well, one that cannot be asked with the
+        reason. The first engine is what the others are compared with.
+        """
+        precisions = split_list(self.settings.serving_precisions)
+        ways: list[tuple[str, str, Callable[[], Loads]]] = [
+            *((f"transformers, {name}", "process", partial(self._in_process, name)) for name in precisions),
+            ("vLLM", "server", partial(self._served, self.settings.vllm_url)),
+            ("llama.cpp", "server", partial(self._served, self.settings.llamacpp_url)),
+            (track(ZERO_SHOT).short, "clip", self._clip),
+        ]
+        found: list[Engine] = []
+        for name, kind, measure in progress(ways, "engines", unit="engines"):
+            try:
+                loads, memory = measure()
+            except (CatlibError, torch.OutOfMemoryError) as error:
+                if not found:
+                    raise  # there is nothing to compare the others with
+                found.append(Engine(name, kind, note=str(error).splitlines()[0]))
+            else:
+                reference = found[0].loads[0].answers if found else loads[0].answers
+                agreement = (None, None, None) if kind == "clip" else self._agreement(loads, reference)
+                found.append(Engine(name, kind, tuple(loads), memory, *agreement))
+            gc.collect()
+        found += self._probes()
+        write_json(resolve(self.settings.run_dir) / FILE, [asdict(engine) for engine in found])
+        return found
+
+    def _loads(self, ask: Callable[[Path], Any]) -> list[Load]:
+        return [measure_load(ask, self.photos, n, warm_up=2) for n in self.concurrency]
+
+    def _in_process(self, precision: str) -> Loads:
+        meter = MemoryMeter(pick_device(self.settings.device))
+        with closing(VLMService(max_batch=max(self.concurrency))) as service:
+            service.load(self.checkpoint, self.settings.device, precision)
+            loads = self._loads(lambda photo: service.predict_finetuned(photo).answer)
+            return loads, meter.growth_mb(*filter(None, [service.model]))
+
+    def _served(self, url: str) -> Loads:
+        from catlib.classifiers.endpoint import EndpointClassifier
+        from catlib.classifiers.photo_urls import crop_side
+
+        if not url:
+            raise InputError("no URL given")
+        what = self.checkpoint
+        crop = (crop_side(what.folder) if what.folder else 0) or crop_side(Path(what.base))
+        with closing(EndpointClassifier(url, what.breeds, what.question, crop=crop, tries=3)) as endpoint:
+            loads = self._loads(lambda photo: endpoint.ask(open_image(photo)))
+            return loads, server_memory_mb(endpoint.url)
+
+    def _clip(self) -> Loads:
+        meter = MemoryMeter(pick_device(self.settings.device))
+        clip = self.clip()
+        if clip is None:
+            raise InputError("no CLIP model given")
+        with closing(Worker(lambda _, photos: clip.classify(photos).predicted, max(self.concurrency))) as worker:
+            loads = self._loads(lambda photo: worker.submit("", lambda: open_image(photo)).result())
+        return loads, meter.growth_mb(clip.encoder.model)
+
+    def _probes(self) -> list[Engine]:
+        """The linear probes as notebook 04 has timed them, photo by photo; none where it has not run."""
+        path = resolve(self.settings.run_dir) / METRICS_FILE
+        models = read_metrics(path).get("models", {}) if path.is_file() else {}
+        timed = {name: model["latency_ms"] for name, model in models.items() if track(name).role == "opponent"}
+        return [
+            Engine(track(name).short, "probe", (Load(1, ms["p50"], ms["p95"], round(1000 / ms["p50"], 3), ()),))
+            for name, ms in timed.items()
+            if track(name).make and ms["p50"]
+        ]
+
+    def _agreement(self, loads: Sequence[Load], reference: Sequence[str]) -> tuple[float, float, float]:
+        """Shares of the photos with the reference's answer, with its breed, and with one answer at every load."""
+        parse = BreedParser(self.checkpoint.breeds).parse
+        pairs, n = list(zip(loads[0].answers, reference, strict=True)), len(reference)
+        steady = sum(len(set(answers)) == 1 for answers in zip(*(load.answers for load in loads), strict=True))
+        return sum(a == b for a, b in pairs) / n, sum(parse(a) == parse(b) for a, b in pairs) / n, steady / n
 
 
 def open_serving(settings: ServingSettings) -> ServingBench:
     """Checkpoint and photos that the settings name. Raises InputError when something is missing or ill-formed."""
-    from demo.tiny_models import resolve_model
-
     dataset = load_dataset(resolve(settings.test_data).parent)
     test = read_samples(resolve(settings.test_data), dataset.image_root)
-    try:
-        concurrency = tuple(sorted({int(entry) for entry in split_list(settings.serving_concurrency)} | {1}))
-    except ValueError:
+    under_way = split_list(settings.serving_concurrency)
+    if not all(n.isdecimal() and int(n) for n in under_way) or settings.serving_photos < 1:
         raise InputError(
-            f"serving_concurrency: expected whole numbers with commas, found {settings.serving_concurrency!r}"
-        ) from None
-    if concurrency[0] < 1 or settings.serving_photos < 1:
-        raise InputError("serving_concurrency and serving_photos must be at least 1")
+            "serving_concurrency and serving_photos: expected whole numbers of at least 1, found "
+            f"{settings.serving_concurrency!r} and {settings.serving_photos}"
+        )
     precisions = split_list(settings.serving_precisions)
     if not precisions or set(precisions) - set(PRECISIONS[1:]):
         raise InputError(
             f"serving_precisions: expected some of {', '.join(PRECISIONS[1:])}; found {settings.serving_precisions!r}"
         )
-    return ServingBench(
-        resolve(settings.run_dir),
-        dataset.image_root,
-        find_checkpoint(
-            resolve(settings.checkpoint),
-            base_model=resolve_model(settings.base_model, "llava"),
-            question=settings.prompt,
-        ),
-        dataset.breeds,
-        evenly(test, settings.serving_photos, settings.seed),
-        concurrency,
+    checkpoint = find_checkpoint(
+        settings.checkpoint, base_model=settings.base_model, question=settings.prompt, breeds=dataset.breeds
     )
-
-
-def measure_engines(bench: ServingBench, settings: ServingSettings) -> list[Engine]:
-    """Every engine's figures, written to run_dir/serving.json as well; an engine that cannot be asked is not measured."""
-    ways: list[tuple[str, str, Callable[[], tuple[list[Load], float | None]]]] = [
-        (f"transformers, {precision}", "process", lambda precision=precision: _in_process(bench, settings, precision))
-        for precision in split_list(settings.serving_precisions)
-    ]
-    for name, url in (("vLLM", settings.vllm_url), ("llama.cpp", settings.llamacpp_url)):
-        ways.append((name, "server", lambda url=url: _served(bench, settings, url)))
-    found: list[Engine] = []
-    reference: tuple[str, ...] | None = None
-    for name, kind, measure in track(ways, "engines", unit="engines"):
-        try:
-            loads, memory = measure()
-        except (CatlibError, torch.OutOfMemoryError) as error:
-            if reference is None:
-                raise  # there is nothing to compare the others with
-            found.append(Engine(name, kind, note=f"not measured: {str(error).splitlines()[0]}"))
-        else:
-            reference = reference or loads[0].answers
-            found.append(_compared(bench, name, kind, loads, reference, memory))
-    found.append(_clip(bench, settings))
-    found += _probes(bench)
-    rows = [asdict(engine) for engine in found]
-    write_atomically(bench.run_dir / FILE, json.dumps(rows, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
-    return found
-
-
-def _in_process(bench: ServingBench, settings: ServingSettings, precision: str) -> tuple[list[Load], float]:
-    from catlib.vlm.models import pick_device
-
-    meter = MemoryMeter(pick_device(settings.device))
-    with closing(VLMService(max_batch=max(bench.concurrency))) as service:
-        service.load(resolve(settings.checkpoint), settings.device, precision, bench.tuned.base)
-        loads = _loads(bench, lambda photo: service.predict_finetuned(photo, bench.tuned.question).answer)
-        return loads, meter.growth_mb(service.model)
-
-
-def _served(bench: ServingBench, settings: ServingSettings, url: str) -> tuple[list[Load], float | None]:
-    from catlib.classifiers.endpoint import EndpointClassifier
-    from catlib.classifiers.photo_urls import crop_side
-
-    if not url:
-        raise InputError("no URL given")
-    crop = crop_side(resolve(settings.checkpoint)) or crop_side(Path(bench.tuned.base))
-    with closing(EndpointClassifier(url, bench.breeds, bench.tuned.question, crop=crop, tries=3)) as endpoint:
-        loads = _loads(bench, lambda photo: endpoint.ask(open_image(photo)))
-        return loads, server_memory_mb(endpoint.url)
-
-
-def _clip(bench: ServingBench, settings: ServingSettings) -> Engine:
-    if not settings.clip_model:
-        return Engine(short(ZERO_SHOT), "clip", note="not measured: no CLIP model given")
-    from catlib.classifiers.clip import ClipZeroShot
-    from catlib.vlm.models import pick_device
-
-    meter = MemoryMeter(pick_device(settings.device))
-    clip: ClipZeroShot = load_clip(settings, bench.breeds)
-    worker = Worker(lambda _, photos: clip.classify(photos).predicted, max(bench.concurrency))
-    with closing(worker):
-        loads = _loads(bench, lambda photo: worker.submit("", lambda: open_image(photo)).result())
-    return Engine(short(ZERO_SHOT), "clip", tuple(loads), meter.growth_mb(clip.encoder.model))
-
-
-def load_clip(settings: ServingSettings, breeds: Sequence[str]) -> "ClipZeroShot":
-    """Zero-shot CLIP as the settings name it."""
-    from catlib.classifiers.clip import ClipZeroShot
-    from catlib.classifiers.encoder import ClipEncoder
-    from demo.tiny_models import resolve_model
-
-    encoder = ClipEncoder.load(resolve_model(settings.clip_model, "clip"), settings.device)
-    return ClipZeroShot(encoder, breeds, settings.clip_prompts)
-
-
-def _probes(bench: ServingBench) -> list[Engine]:
-    """The linear probes as notebook 04 has timed them, photo by photo; none where it has not run."""
-    path = bench.run_dir / METRICS_FILE
-    models = read_metrics(path).get("models", {}) if path.is_file() else {}
-    times = {name: models[name]["latency_ms"] for name in PROBES if name in models}
-    return [
-        Engine(
-            short(name),
-            "probe",
-            (Load(1, ms["p50"], ms["p95"], round(1000 / ms["p50"], 3), ()),),
-            note="timed in notebook 04",
-        )
-        for name, ms in times.items()
-        if ms["p50"]
-    ]
-
-
-def _loads(bench: ServingBench, ask: Callable[[Path], Any]) -> list[Load]:
-    return [measure_load(ask, bench.photos, n, warm_up=2) for n in bench.concurrency]
-
-
-def _compared(
-    bench: ServingBench, name: str, kind: str, loads: Sequence[Load], reference: Sequence[str], memory: float | None
-) -> Engine:
-    parse = BreedParser(bench.breeds).parse
-    alone, n = loads[0].answers, len(reference)
-    same = sum(a == b for a, b in zip(alone, reference, strict=True)) / n
-    breed = sum(parse(a) == parse(b) for a, b in zip(alone, reference, strict=True)) / n
-    steady = sum(len({load.answers[i] for load in loads}) == 1 for i in range(n)) / n
-    gc.collect()
-    return Engine(name, kind, tuple(loads), memory, same, breed, steady)
+    samples = evenly(test, settings.serving_photos, settings.seed)
+    concurrency = tuple(sorted({1, *map(int, under_way)}))
+    return ServingBench(settings, checkpoint, dataset.image_root, samples, concurrency)

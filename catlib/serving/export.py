@@ -1,27 +1,24 @@
 """A plain checkpoint out of a tuned one: adapter and projector merged, the hub's key names, verified before it is done."""
 
-import json
 import logging
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
 
-from catlib.data.records import write_atomically
 from catlib.errors import CatlibError, InputError
-from catlib.files import whole_folder
-from catlib.serving.export_layout import to_hub_layout
-from catlib.serving.export_verify import LIMITS, Answers, Photos, Verification, ask, choose_photos, compare
+from catlib.files import whole_folder, write_json, write_text
+from catlib.serving.export_layout import hub_name
+from catlib.serving.export_verify import LIMITS, Verification, ask, choose_photos, compare
 from catlib.vlm.adapters import TRAINING, load_adapter, save_processor
-from catlib.vlm.checkpoint import Checkpoint, find_checkpoint, open_vlm
+from catlib.vlm.checkpoint import VLM, Checkpoint, find_checkpoint, open_vlm
 from catlib.vlm.families import family_of
-from catlib.vlm.models import VLM, load_base, load_config, load_processor, pick_device
+from catlib.vlm.models import load_base, load_config, load_processor, pick_device
 
 log = logging.getLogger(__name__)
 EXPORT = "export.json"  # what an export was made from, and how it was verified
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
-SHARD = "4GB"
 
 
 @dataclass(frozen=True)
@@ -35,19 +32,19 @@ class Merged:
     as_trained: Verification | None
 
 
-def find_source(checkpoint: Path, base_model: str = "") -> Checkpoint:
-    """The model that a checkpoint folder names. Raises InputError for a folder that holds no model, or a 4-bit base."""
-    source = find_checkpoint(checkpoint, base_model=base_model)
-    if getattr(load_config(source.base), "quantization_config", None):
+def find_mergeable(name: str | Path, base_model: str = "") -> Checkpoint:
+    """The checkpoint of that name, its base in plain weights. Raises InputError for a 4-bit base, and as `find_checkpoint`."""
+    checkpoint = find_checkpoint(name, base_model=base_model)
+    if getattr(load_config(checkpoint.base), "quantization_config", None):
         raise InputError(
-            f"{source.base} holds quantized weights; an adapter is never merged into those, because rounding would lose most of "
-            f"what it learned: name the plain model that they were made from with --base-model"
+            f"{checkpoint.base} holds quantized weights; an adapter is never merged into those, because rounding would lose most "
+            "of what was learned: name the plain base by --base-model"
         )
-    return source
+    return checkpoint
 
 
 def merge(
-    source: Checkpoint,
+    checkpoint: Checkpoint,
     out: Path,
     *,
     dtype: str = "auto",
@@ -63,97 +60,80 @@ def merge(
     difference in nats, by default what rounding to `dtype` explains. Raises CatlibError, leaving nothing behind, when the
     export answers otherwise than the original.
     """
-    shown = choose_photos(photos, source.training, count)
-    name = export_dtype(source, dtype)
-    where, kind = pick_device(device), DTYPES[name]
+    shown = choose_photos(photos, checkpoint, count)
+    name, where = export_dtype(checkpoint, dtype), pick_device(device)
     limit = LIMITS[name] if limit is None else limit
-    if source.mode == "qlora":
+    if checkpoint.mode == "qlora":
         log.warning(
             "%s was trained on a 4-bit base; it is merged into the plain base, whose weights differ from the 4-bit ones by their "
             "rounding. Expect small differences from the model as it was trained; both are compared below",
-            source.folder,
+            checkpoint.name,
         )
-    with whole_folder(out, force, [folder for folder in (source.folder, Path(source.base)) if folder]) as folder:
-        log.info("loading %s", source.base)
-        vlm = load_plain(source.base, where, kind)
-        if source.adapter is not None:
-            load_adapter(vlm, source.adapter, trainable=True)  # adapters stay in float32, so that merging rounds once
+    with whole_folder(out, force, [path for path in (checkpoint.folder, Path(checkpoint.base)) if path]) as folder:
+        log.info("loading %s", checkpoint.base)
+        vlm = load_plain(checkpoint, where, name)
+        if checkpoint.adapter is not None:
+            load_adapter(
+                vlm, checkpoint.adapter, trainable=True
+            )  # adapters stay in float32, so that merging rounds once
             vlm.model.requires_grad_(False).eval()
-        original = ask(vlm, shown, source.breeds, source.question)
-        if source.adapter is not None:
+        original = ask(vlm, shown)
+        if checkpoint.adapter is not None:
             vlm.model = vlm.model.merge_and_unload()
-        save_plain(vlm, folder, kind)
+        save_plain(vlm, folder, DTYPES[name])
         del vlm
         log.info("verifying on %d photos %s", len(shown.names), shown.origin)
-        export = ask(load_plain(str(folder), where, kind), shown, source.breeds, source.question)
-        verification = compare(original, export, source.breeds, shown, limit)
+        export = ask(load_plain(replace(checkpoint, base=str(folder)), where, name), shown)
+        verification = compare(original, export, checkpoint.breeds, shown, limit)
         if not verification.passed:
             raise CatlibError(f"the verification failed, nothing was exported to {out}: {verification}")
-        as_trained = _against_4bit(source, export, shown, device) if source.mode == "qlora" else None
-        _write_record(source, folder, name, verification, as_trained)
+        as_trained = None
+        if checkpoint.mode == "qlora":  # beside the model as it was trained: the same adapter on the 4-bit base
+            quantized = ask(open_vlm(checkpoint, device=device, precision="4-bit"), shown)
+            as_trained = compare(quantized, export, checkpoint.breeds, shown, float("inf"))
+        facts = {"dtype": name, "verification": asdict(verification)}
+        if as_trained:
+            facts["against_4bit"] = {key: value for key, value in asdict(as_trained).items() if key != "limit"}
+        write_record(checkpoint, folder, "merged", facts)
+        made = f"with the adapter `{checkpoint.adapter.name}` merged into it" if checkpoint.adapter else "written anew"
+        card = (
+            f"# A merged model\n\n`{checkpoint.base}` {made}; plain weights in {name}.\n\nVerified on {verification}.\n"
+        )
+        write_text(folder / "README.md", card)
     size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file()) / 1e9
     return Merged(out, name, size, verification, as_trained)
 
 
-def export_dtype(source: Checkpoint, dtype: str) -> str:
+def export_dtype(checkpoint: Checkpoint, dtype: str) -> str:
     """The name of the dtype that the weights are written in."""
     if dtype != "auto":
         return dtype
-    trained = source.training.get("settings", {}).get("dtype", "auto")
-    stored = str(load_config(source.base).dtype).removeprefix("torch.")
+    trained = checkpoint.training.get("settings", {}).get("dtype", "auto")
+    stored = str(load_config(checkpoint.base).dtype).removeprefix("torch.")
     return next((name for name in (trained, stored) if name in DTYPES), "bfloat16")
 
 
-def load_plain(ref: str, device: torch.device, dtype: torch.dtype) -> VLM:
-    """A model without adapter, in any of DTYPES."""
-    model = load_base(ref, device, dtype)
-    return VLM(model, load_processor(ref), Checkpoint(ref, ref), family_of(model))
+def load_plain(checkpoint: Checkpoint, device: torch.device, dtype: str) -> VLM:
+    """The checkpoint's base without its adapter, in any of DTYPES: asked its question, answering with its breeds."""
+    model = load_base(checkpoint.base, device, DTYPES[dtype])
+    return VLM(model, load_processor(checkpoint.base), replace(checkpoint, adapter=None), family_of(model))
 
 
-def save_plain(vlm: VLM, folder: Path, dtype: torch.dtype) -> None:
+def save_plain(vlm: VLM, folder: Path, dtype: torch.dtype, shard: str = "4GB") -> None:
     """Weights in `dtype` under the hub's names, both processor files, tokenizer, chat template, generation config."""
     model = vlm.model.to(dtype)
     for config in (model.config, *(getattr(model.config, part, None) for part in ("text_config", "vision_config"))):
         if config is not None:
             config.dtype = dtype
-    model.save_pretrained(folder, max_shard_size=SHARD)
-    renamed = to_hub_layout(folder)
-    if renamed:
-        log.info("%d tensors of the vision tower got the hub's names", renamed)
+    tower = model.config.vision_config.model_type
+    weights = {hub_name(name, tower): tensor for name, tensor in model.state_dict().items()}
+    model.save_pretrained(folder, state_dict=weights, max_shard_size=shard)
     save_processor(vlm.processor, folder)
 
 
-def _against_4bit(source: Checkpoint, export: Answers, shown: Photos, device: str) -> Verification:
-    """The export beside the model as it was trained: the same adapter on the 4-bit base."""
-    vlm = open_vlm(source, device=device, precision="4-bit")
-    return compare(ask(vlm, shown, source.breeds, source.question), export, source.breeds, shown, float("inf"))
-
-
-def _write_record(
-    source: Checkpoint, folder: Path, dtype: str, verified: Verification, as_trained: Verification | None
-) -> None:
-    """export.json, a model card, and the training's record: `catlib predict` reads breeds and question from it."""
-    facts = {
-        "kind": "merged",
-        "base_model": source.base,
-        "adapter": str(source.adapter) if source.adapter else None,
-        "dtype": dtype,
-        "verification": asdict(verified),
-        "against_4bit": asdict(as_trained) if as_trained else None,
-    }
-    if facts["against_4bit"]:
-        facts["against_4bit"].pop("limit")
-    write_atomically(folder / EXPORT, json.dumps(facts, indent=1, ensure_ascii=False))
-    if source.training:
-        write_atomically(folder / TRAINING, json.dumps(source.training, indent=1, ensure_ascii=False))
-    card = [
-        "# A merged model",
-        "",
-        f"`{source.base}` with the adapter `{source.adapter.name}` merged into it; plain weights in {dtype}."
-        if source.adapter
-        else f"`{source.base}` written anew, weights in {dtype}.",
-        "",
-        f"Verified on {verified}.",
-        "",
-    ]
-    write_atomically(folder / "README.md", "\n".join(card))
+def write_record(checkpoint: Checkpoint, folder: Path, kind: str, facts: Mapping[str, object]) -> None:
+    """export.json, and the training's record, from which an export's breeds and question are read."""
+    adapter = str(checkpoint.adapter) if checkpoint.adapter else None
+    write_json(folder / EXPORT, {"kind": kind, "base_model": checkpoint.base, "adapter": adapter, **facts})
+    if checkpoint.training:
+        write_json(folder / TRAINING, dict(checkpoint.training))

@@ -1,17 +1,12 @@
 """The names of a plain checkpoint's weights as the hub has them, which vLLM and llama.cpp's converter read."""
 
-import json
-from collections.abc import Iterable
+import re
 from pathlib import Path
-from typing import Any
 
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
 
-INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
-# towers whose weights the hub keeps one level deeper than transformers 5 writes them for a model built from a configuration
-DEEPER = ("clip_vision_model", "siglip_vision_model")
-TOWER, HUB_TOWER = "vision_tower.", "vision_tower.vision_model."
+from catlib.files import read_json
+from catlib.vlm.families import HUB_TOWERS
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -28,40 +23,22 @@ def weight_names(folder: Path) -> set[str]:
     return names
 
 
+def tower_type(folder: Path) -> str:
+    """`model_type` of the vision configuration in a folder's config.json, empty where there is none."""
+    return str((read_json(folder / "config.json").get("vision_config") or {}).get("model_type", ""))
+
+
 def hub_name(name: str, tower: str) -> str:
     """The hub's name of a LLaVA tensor; `tower` is the `model_type` of the vision configuration.
 
     >>> hub_name("vision_tower.encoder.layers.0.layer_norm1.bias", "clip_vision_model")
     'vision_tower.vision_model.encoder.layers.0.layer_norm1.bias'
     """
-    if tower in DEEPER and name.startswith(TOWER) and not name.startswith(HUB_TOWER):
-        return HUB_TOWER + name.removeprefix(TOWER)
-    return name
+    deeper = HUB_TOWERS.get(tower, "")
+    return re.sub(rf"^((?:model\.)?vision_tower\.)(?!{re.escape(deeper)})", rf"\g<1>{deeper}", name) if deeper else name
 
 
-def tower_type(config: dict[str, Any]) -> str:
-    """`model_type` of the vision configuration in a config.json, empty where there is none."""
-    return str((config.get("vision_config") or {}).get("model_type", ""))
-
-
-def lacks_hub_names(names: Iterable[str], tower: str) -> bool:
+def lacks_hub_names(folder: Path) -> bool:
     """Whether some tensor has another name on the hub."""
-    return any(hub_name(name, tower) != name for name in names)
-
-
-def to_hub_layout(folder: Path) -> int:
-    """Rename the tensors of a saved LLaVA in place, file by file; returns how many got another name."""
-    tower = tower_type(json.loads((folder / "config.json").read_text(encoding="utf-8")))
-    renamed = 0
-    for path in weight_files(folder):
-        with safe_open(path, framework="pt") as tensors:
-            changed = sum(hub_name(name, tower) != name for name in tensors.keys())
-        if changed:
-            renamed += changed
-            save_file({hub_name(n, tower): t for n, t in load_file(path).items()}, path, metadata={"format": "pt"})
-    index = folder / INDEX
-    if renamed and index.is_file():
-        content = json.loads(index.read_text(encoding="utf-8"))
-        content["weight_map"] = {hub_name(name, tower): file for name, file in content["weight_map"].items()}
-        index.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    return renamed
+    tower = tower_type(folder)
+    return any(hub_name(name, tower) != name for name in weight_names(folder))

@@ -1,28 +1,23 @@
 """Is an export the same model? The same photos through the original and the export: agreement, largest score difference."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from PIL.Image import Image
+from PIL import Image
 
 from catlib.data.images import inside, open_image
 from catlib.data.records import image_root_of, read_samples
 from catlib.errors import InputError
 from catlib.paths import resolve
+from catlib.vlm.checkpoint import VLM, Checkpoint
 from catlib.vlm.decoding import generate_free
 from catlib.vlm.scoring import LabelScorer
-from demo.photos import SHARES, draw_breed
-
-if TYPE_CHECKING:
-    from catlib.vlm.models import VLM
 
 log = logging.getLogger(__name__)
 BATCH = 4
-DRAWN = tuple(SHARES)  # breeds of the drawn cats, in turn
 LIMITS = {"float32": 0.01, "float16": 0.1, "bfloat16": 1.0}  # nats of a whole label that rounding the weights may cost
 
 
@@ -31,7 +26,7 @@ class Photos:
     """What an export is verified on: names, images, and in words where they come from."""
 
     names: tuple[str, ...]
-    images: tuple[Image, ...]
+    images: tuple[Image.Image, ...]
     origin: str
 
 
@@ -61,71 +56,65 @@ class Verification:
         return self.largest_difference <= self.limit
 
     def __str__(self) -> str:
-        lines = [
+        limit = f" (limit {self.limit:g})" if self.limit < float("inf") else ""
+        line = (
             f"{self.photos} photos ({self.origin}): same breed for {self.same_breed}, same answer for {self.same_answer}, "
-            f"largest score difference {self.largest_difference:.2g} nats (limit {self.limit:g})",
-            *(f"  {line}" for line in self.differing),
-        ]
-        return "\n".join(lines)
+            f"largest score difference {self.largest_difference:.2g} nats{limit}"
+        )
+        return "\n  ".join([line, *self.differing])
 
 
-def choose_photos(given: Sequence[Path], training: Mapping[str, Any], count: int) -> Photos:
-    """The given photos; else `count` validation photos of the training, as far as they are still there; else drawn cats."""
+def choose_photos(given: Sequence[Path], checkpoint: Checkpoint, count: int) -> Photos:
+    """The given photos; else `count` validation photos of the training, as far as they are still there; else plain patterns."""
     if count < 1:
         raise InputError(f"at least one photo is needed to verify an export, found {count}")
     if given:
         return Photos(tuple(p.name for p in given), tuple(open_image(p) for p in given), "given")
-    named, samples = training.get("settings", {}).get("val_data", ""), []
-    try:
-        path = resolve(named)
-        root = image_root_of(path)
-        samples = read_samples(path, root)
-    except (InputError, OSError) as error:
-        if named:
-            log.info("the training's validation photos cannot be read, drawn cats take their place: %s", error)
-    if samples:
-        chosen = [samples[i * len(samples) // count] for i in range(count)] if len(samples) > count else samples
-        images = tuple(open_image(inside(root, s.image)) for s in chosen)
-        return Photos(tuple(s.id for s in chosen), images, "of the validation data")
-    drawn = [(DRAWN[i % len(DRAWN)], i // len(DRAWN)) for i in range(count)]
-    images = tuple(draw_breed(breed, "test", number, seed=0) for breed, number in drawn)
-    return Photos(tuple(f"{breed} {number}" for breed, number in drawn), images, "drawn cats")
+    if named := checkpoint.training.get("settings", {}).get("val_data", ""):
+        try:
+            root = image_root_of(resolve(named))
+            samples = read_samples(resolve(named), root)
+            n = min(count, len(samples))
+            chosen = [samples[i * len(samples) // n] for i in range(n)]
+            images = tuple(open_image(inside(root, sample.image)) for sample in chosen)
+            return Photos(tuple(sample.id for sample in chosen), images, "of the validation data")
+        except (InputError, OSError) as error:
+            log.info("the training's validation photos cannot be read, random patterns take their place: %s", error)
+    colors = np.random.default_rng(0).integers(0, 256, (count, 8, 8, 3), dtype=np.uint8)
+    patterns = tuple(Image.fromarray(squares).resize((336, 336), Image.Resampling.BICUBIC) for squares in colors)
+    return Photos(tuple(f"pattern {i}" for i in range(count)), patterns, "random patterns, no photos")
 
 
-def ask(vlm: "VLM", photos: Photos, breeds: Sequence[str], question: str) -> Answers:
-    """Greedy answers and every breed's label log-likelihood."""
-    scorer = LabelScorer(vlm, breeds, question)
+def ask(vlm: VLM, photos: Photos) -> Answers:
+    """Greedy answers to the checkpoint's question, and every breed's label log-likelihood."""
+    scorer = LabelScorer(vlm, vlm.breeds, vlm.question, spelled=vlm.spelled)
     texts, scores = [], []
     for first in range(0, len(photos.images), BATCH):
         images = photos.images[first : first + BATCH]
-        texts += generate_free(vlm, images, question)
+        texts += generate_free(vlm, images, vlm.question)
         scores.append(scorer.score(images))
     return Answers(tuple(texts), np.concatenate(scores))
 
 
 def compare(original: Answers, export: Answers, breeds: Sequence[str], photos: Photos, limit: float) -> Verification:
     """Agreement of two models; photos with another breed or text are listed with the original's lead over the next breed."""
-    difference = np.abs(original.scores - export.scores)
+    difference = np.abs(original.scores - export.scores).max(1)
     a, b = original.scores.argmax(1), export.scores.argmax(1)
-    differing = []
-    for i, name in enumerate(photos.names):
-        if a[i] != b[i] or original.texts[i] != export.texts[i]:
-            second, first = np.sort(original.scores[i])[-2:]
-            differing.append(
-                f"{name}: {breeds[a[i]]} ({_short(original.texts[i])}), exported {breeds[b[i]]} ({_short(export.texts[i])}); "
-                f"lead {first - second:.2g} nats, largest difference {difference[i].max():.2g}"
-            )
+    texts = list(zip(original.texts, export.texts, strict=True))
+    leads = np.diff(np.sort(original.scores)[:, -2:])[:, 0]
+    differing = tuple(
+        f"{name}: {breeds[a[i]]} ({texts[i][0]!r}), exported {breeds[b[i]]} ({texts[i][1]!r}); lead "
+        f"{leads[i]:.2g} nats, largest difference {difference[i]:.2g}"
+        for i, name in enumerate(photos.names)
+        if a[i] != b[i] or texts[i][0] != texts[i][1]
+    )
     largest = float(difference.max())
     return Verification(
         photos=len(photos.names),
         origin=photos.origin,
         same_breed=int((a == b).sum()),
-        same_answer=sum(x == y for x, y in zip(original.texts, export.texts, strict=True)),
+        same_answer=sum(x == y for x, y in texts),
         largest_difference=largest if np.isfinite(largest) else float("inf"),
         limit=limit,
-        differing=tuple(differing),
+        differing=differing,
     )
-
-
-def _short(text: str, length: int = 40) -> str:
-    return repr(text if len(text) <= length else text[: length - 1] + "…")

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import torch
 
 MB = 1e6
 LOCAL = frozenset({"localhost", "127.0.0.1", "::1"})
-_PEAK, _RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+_STATUS, _RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
 @dataclass(frozen=True)
@@ -41,15 +42,9 @@ def measure_load(ask: Callable[[Path], Any], photos: Sequence[Path], concurrency
     with ThreadPoolExecutor(concurrency, thread_name_prefix="ask") as pool:
         start = time.perf_counter()
         results = list(pool.map(timed, photos))
-        seconds = time.perf_counter() - start
-    p50, p95 = np.percentile([ms for _, ms in results], [50, 95])
-    return Load(
-        concurrency,
-        round(float(p50), 2),
-        round(float(p95), 2),
-        round(len(photos) / seconds, 3),
-        tuple(a for a, _ in results),
-    )
+        rate = len(photos) / (time.perf_counter() - start)
+    p50, p95 = (round(float(ms), 2) for ms in np.percentile([ms for _, ms in results], [50, 95]))
+    return Load(concurrency, p50, p95, round(rate, 3), tuple(answer for answer, _ in results))
 
 
 class MemoryMeter:
@@ -65,7 +60,8 @@ class MemoryMeter:
             torch.cuda.reset_peak_memory_stats(device)
             self.before = torch.cuda.memory_allocated(device)
         else:
-            _reset_peak()
+            with suppress(OSError):
+                _RESET.write_text("5")  # Linux: sets the peak of the resident set back to its present size
             self.before = psutil.Process().memory_info().rss
 
     def growth_mb(self, *models: torch.nn.Module) -> float:
@@ -82,29 +78,17 @@ def server_memory_mb(url: str) -> float | None:
         return None
     port = address.port or (443 if address.scheme == "https" else 80)
     try:
-        owners = {
-            c.pid
-            for c in psutil.net_connections("tcp")
-            if c.status == psutil.CONN_LISTEN and c.laddr.port == port and c.pid
-        }
-        family = {p for pid in owners for p in [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]}
+        listening = (c for c in psutil.net_connections("tcp") if c.status == psutil.CONN_LISTEN)
+        owners = [psutil.Process(pid) for pid in {c.pid for c in listening if c.laddr[1:] == (port,)} if pid]
+        family = {process for owner in owners for process in (owner, *owner.children(recursive=True))}
         total = sum(process.memory_info().rss for process in family)
     except psutil.Error:  # another user's process, or one that ended meanwhile
         return None
     return round(total / MB, 1) if total else None
 
 
-def _reset_peak() -> None:
-    if _RESET.exists():
-        try:
-            _RESET.write_text("5")  # Linux: sets the peak of the resident set back to its present size
-        except OSError:
-            return
-
-
 def _peak() -> int:
-    now = psutil.Process().memory_info().rss
-    if not _PEAK.exists():
-        return now
-    lines = [line.split() for line in _PEAK.read_text().splitlines() if line.startswith("VmHWM:")]
-    return max(now, *(1024 * int(line[1]) for line in lines)) if lines else now
+    """The largest resident set up to now, bytes; the present one where the system keeps no peak."""
+    lines = _STATUS.read_text().splitlines() if _STATUS.exists() else []
+    peaks = [1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM:")]
+    return max(psutil.Process().memory_info().rss, *peaks)

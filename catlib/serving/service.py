@@ -2,7 +2,6 @@
 
 import asyncio
 import io
-import logging
 from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -15,11 +14,10 @@ from catlib.data.images import open_image, to_rgb
 from catlib.errors import CatlibError, InputError
 from catlib.parsing import BreedParser
 from catlib.serving.worker import Worker
-from catlib.vlm.checkpoint import Checkpoint, find_checkpoint, open_vlm
+from catlib.vlm.checkpoint import VLM, Checkpoint, find_checkpoint, open_vlm
 from catlib.vlm.decoding import generate_free
-from catlib.vlm.models import VLM
 
-log = logging.getLogger(__name__)
+Source = str | Path | Checkpoint
 Photo = str | Path | bytes | Image.Image  # a file, a file's content, or a picture already decoded
 
 
@@ -29,6 +27,9 @@ class BreedAnswer:
 
     answer: str
     breed: str | None
+
+
+Outcome = BreedAnswer | BaseException
 
 
 class VLMService:
@@ -43,44 +44,39 @@ class VLMService:
     def __init__(self, max_batch: int = 8, max_waiting: int = 1000) -> None:
         self._worker = Worker(self._answer, max_batch, max_waiting)
         self._chunk = min(4 * max_batch, max_waiting)  # photos of a batch call that wait at the same time
-        self._tuned: Checkpoint | None = None
-        self._vlm: VLM | None = None
-        self._parser: BreedParser | None = None
+        self._loaded: tuple[VLM, BreedParser] | None = None
 
     @property
     def is_loaded(self) -> bool:
         """Whether there is a model to ask."""
-        return self._vlm is not None
+        return self._loaded is not None
 
     @property
     def model(self) -> torch.nn.Module | None:
         """The loaded model, to be looked at, not run: it belongs to the service's thread."""
-        return None if self._vlm is None else self._vlm.model
+        return None if self._loaded is None else self._loaded[0].model
 
     async def load_finetuned_model(
-        self, checkpoint_path: str | Path, device: str = "auto", precision: str = "auto", base_model: str = ""
+        self, checkpoint_path: Source, device: str = "auto", precision: str = "auto"
     ) -> None:
         """Load an adapter with the base that it names, or a merged model; the event loop goes on meanwhile.
 
-        A model that was loaded before is given up first, after the calls that wait for it. `precision`: auto, bfloat16,
-        float32 or 4-bit. Raises InputError when the checkpoint cannot be used; what was loaded then stays when the
-        folder itself is wrong.
+        `checkpoint_path`: the folder, or what `find_checkpoint` gives for it (with another base or question, say). A model that
+        was loaded before is given up first, after the calls that wait for it. `precision`: auto, bfloat16, float32 or 4-bit.
+        Raises InputError when the checkpoint cannot be used; what was loaded then stays when the folder itself is wrong.
         """
-        tuned = await asyncio.to_thread(_find, checkpoint_path, base_model)
-        await asyncio.wrap_future(self._worker.run(lambda: self._load(tuned, device, precision)))
+        checkpoint = await asyncio.to_thread(_found, checkpoint_path)
+        await asyncio.wrap_future(self._load(checkpoint, device, precision))
 
-    def load(
-        self, checkpoint_path: str | Path, device: str = "auto", precision: str = "auto", base_model: str = ""
-    ) -> None:
+    def load(self, checkpoint_path: Source, device: str = "auto", precision: str = "auto") -> None:
         """`load_finetuned_model` for code without an event loop."""
-        tuned = _find(checkpoint_path, base_model)
-        self._worker.run(lambda: self._load(tuned, device, precision)).result()
+        self._load(_found(checkpoint_path), device, precision).result()
 
     def predict_finetuned(self, image: Photo, prompt: str | None = None) -> BreedAnswer:
         """Answer about one photo, waiting for the turn; inside an event loop use `predict_finetuned_async`.
 
-        `prompt`: the question; None is the one that the model was trained with. Raises InputError for a photo that cannot
-        be read, CatlibError when no model is loaded, Busy when too many calls wait.
+        `prompt`: the question; None is the checkpoint's. Raises InputError for a photo that cannot be read, CatlibError when
+        no model is loaded, Busy when too many calls wait.
         """
         return self._submit(image, prompt).result()
 
@@ -88,23 +84,21 @@ class VLMService:
         """`predict_finetuned` for an event loop. A call that is cancelled before its turn costs nothing."""
         return await asyncio.wrap_future(self._submit(image, prompt))
 
-    def predict_batch(self, images: Sequence[Photo], prompt: str | None = None) -> list[BreedAnswer | CatlibError]:
+    def predict_batch(self, images: Sequence[Photo], prompt: str | None = None) -> list[Outcome]:
         """Answers about several photos in their order; an error in the place of an answer that failed."""
-        answers: list[BreedAnswer | CatlibError] = []
+        answers: list[Outcome] = []
         for first in range(0, len(images), self._chunk):
             calls = [self._submit(image, prompt) for image in images[first : first + self._chunk]]
-            answers += [self._outcome(call) for call in calls]
+            answers += [call.exception() or call.result() for call in calls]
         return answers
 
-    async def predict_batch_async(
-        self, images: Sequence[Photo], prompt: str | None = None
-    ) -> list[BreedAnswer | CatlibError]:
+    async def predict_batch_async(self, images: Sequence[Photo], prompt: str | None = None) -> list[Outcome]:
         """`predict_batch` for an event loop."""
-        answers: list[BreedAnswer | CatlibError] = []
+        answers: list[Outcome] = []
         for first in range(0, len(images), self._chunk):
-            calls = [asyncio.wrap_future(self._submit(image, prompt)) for image in images[first : first + self._chunk]]
-            await asyncio.wait(calls)
-            answers += [self._outcome(call) for call in calls]
+            part = images[first : first + self._chunk]
+            calls = [asyncio.wrap_future(self._submit(image, prompt)) for image in part]
+            answers += await asyncio.gather(*calls, return_exceptions=True)
         return answers
 
     async def unload(self) -> None:
@@ -116,40 +110,33 @@ class VLMService:
         self._worker.run(self._unload)
         self._worker.close()
 
-    def _submit(self, image: Photo, prompt: str | None) -> Future:
-        tuned = self._tuned
-        if tuned is None:
+    def _submit(self, image: Photo, prompt: str | None) -> "Future[BreedAnswer]":
+        if self._loaded is None:
             raise CatlibError("no model is loaded: await load_finetuned_model(checkpoint_path=…) first")
-        return self._worker.submit(prompt or tuned.question, lambda: read_photo(image))
+        return self._worker.submit(prompt or "", lambda: read_photo(image))
 
     def _answer(self, question: str, photos: Sequence[Image.Image]) -> list[BreedAnswer]:
-        if self._vlm is None:
+        if self._loaded is None:
             raise CatlibError("the model was unloaded before this call's turn came")
-        return [BreedAnswer(a, self._parser.parse(a)) for a in generate_free(self._vlm, photos, question)]
+        vlm, parser = self._loaded
+        return [BreedAnswer(text, parser.parse(text)) for text in generate_free(vlm, photos, question or vlm.question)]
 
-    def _load(self, tuned: Checkpoint, device: str, precision: str) -> None:
-        self._unload()
-        vlm = open_vlm(tuned, device=device, precision=precision)
-        self._parser, self._vlm, self._tuned = BreedParser(tuned.breeds), vlm, tuned
+    def _load(self, checkpoint: Checkpoint, device: str, precision: str) -> Future:
+        def load() -> None:
+            self._unload()
+            vlm = open_vlm(checkpoint, device=device, precision=precision)
+            self._loaded = vlm, BreedParser(vlm.breeds)
+
+        return self._worker.run(load)
 
     def _unload(self) -> None:
-        self._tuned = self._vlm = self._parser = (
-            None  # no cycles hold a model; gc.collect() would stop the loop for 0.2 s
-        )
+        self._loaded = None  # no cycles hold a model; gc.collect() would stop the loop for 0.2 s
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
-    @staticmethod
-    def _outcome(call: "Future | asyncio.Future") -> BreedAnswer | CatlibError:
-        try:
-            return call.result()
-        except CatlibError as error:
-            return error
 
-
-def _find(path: str | Path, base_model: str) -> Checkpoint:
-    """The checkpoint in a folder, named relative to the application's working directory."""
-    return find_checkpoint(Path(path).expanduser().absolute(), base_model=base_model)
+def _found(checkpoint: Source) -> Checkpoint:
+    return checkpoint if isinstance(checkpoint, Checkpoint) else find_checkpoint(Path(checkpoint))
 
 
 def read_photo(image: Photo) -> Image.Image:

@@ -1,40 +1,39 @@
 """One photo to its answer, step by step: what the model sees, what it is given, what it weighs, what it says, and the time."""
 
-import html
 import textwrap
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 import torch
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL.Image import Image
 
+from catlib.classifiers.base import Classifier
 from catlib.classifiers.explain import seen_photo
 from catlib.classifiers.vlm import VLMClassifier
 from catlib.data.images import open_image
-from catlib.evaluation.style import BLUE, GREEN, GREY, INK, ORANGE, PINK, SKY, WIDTH, styled
-from catlib.evaluation.tables import Rows, number
-from catlib.parsing import BreedParser
+from catlib.evaluation.tables import number
+from catlib.figures import BLUE, GREEN, GREY, ORANGE, PINK, SKY, WIDTH, figure, percent_axis
 from catlib.vlm.batches import image_token_of
+from catlib.vlm.checkpoint import VLM
 from catlib.vlm.decoding import greedy_options
 from catlib.vlm.prompting import inference_inputs
 
-if TYPE_CHECKING:
-    from catlib.vlm.models import VLM
-
-PARTS = (
-    "decode the photo",
-    "scale, crop, tokenize",
-    "vision tower",
-    "projector",
-    "read the prompt",
-    "write the answer",
-)
-PART_COLORS = (GREY, PINK, ORANGE, GREEN, SKY, BLUE)
+PARTS = {
+    "decode the photo": GREY,
+    "scale, crop, tokenize": PINK,
+    "vision tower": ORANGE,
+    "projector": GREEN,
+    "read the prompt": SKY,
+    "write the answer": BLUE,
+}
 
 
 @dataclass(frozen=True)
@@ -45,13 +44,19 @@ class Steps:
     seen: Image
     grid: int | None
     image_tokens: int
-    prompt: tuple[tuple[str, str], ...]  # the text in parts, with what each is: text | image
+    prompt: str  # what the language model reads; the photo's tokens are counted, not shown
     scores: tuple[tuple[str, float], ...]  # breeds with their probability, the likeliest first
     written: tuple[tuple[str, float], ...]  # tokens of the answer with their probability, the end token included
     answer: str
     breed: str | None  # read off the answer
     truth: str | None
     milliseconds: tuple[float, ...]  # of PARTS
+
+    @property
+    def tokens(self) -> pd.DataFrame:
+        """The answer's tokens in order with the probability that each had."""
+        rows = {"text": [repr(text) for text, _ in self.written], "probability": [f"{p:.1%}" for _, p in self.written]}
+        return pd.DataFrame(rows, index=range(1, len(self.written) + 1))
 
 
 @torch.inference_mode()
@@ -60,172 +65,121 @@ def walk_through(classifier: VLMClassifier, path: Path, truth: str | None = None
 
     The answer is the one of greedy generation, the scores are those of the classifier, which decodes by `score`.
     """
-    vlm, question = classifier.vlm, classifier.prompt
-    _generate(vlm, open_image(path), question)
-    times = [time.perf_counter()]
+    vlm = classifier.vlm
+    _generate(vlm, open_image(path))
+    start = time.perf_counter()
     photo = open_image(path)
-    times.append(time.perf_counter())
-    tokens, spent, inputs = _generate(vlm, photo, question)
-    batch = classifier.classify([photo])
-    order = np.argsort(-batch.log_probs[0])
+    decoded = time.perf_counter() - start
+    tokens, spent, ids = _generate(vlm, photo)
+    scores = ranked(classifier, photo)
     decode = vlm.processor.tokenizer.decode
     answer = decode([token for token, _ in tokens], skip_special_tokens=True).strip()
-    ids, image_token = inputs["input_ids"][0].tolist(), image_token_of(vlm.base.config)
+    image_token = image_token_of(vlm.base.config)
+    runs = [(photo_part, list(run)) for photo_part, run in groupby(ids, lambda token: token == image_token)]
     count = ids.count(image_token)
     side = round(count**0.5)
     return Steps(
-        photo,
-        seen_photo(vlm, photo),
-        side if side * side == count else None,
-        count,
-        tuple(_prompt_parts(vlm, ids, image_token)),
-        tuple((classifier.breeds[i], float(np.exp(batch.log_probs[0, i]))) for i in order),
-        tuple((decode([token]), probability) for token, probability in tokens),
-        answer,
-        BreedParser(classifier.breeds).parse(answer),
-        truth,
-        (1000 * (times[1] - times[0]), *spent),
+        photo=photo,
+        seen=seen_photo(vlm, photo),
+        grid=side if side * side == count else None,
+        image_tokens=count,
+        prompt="".join(f"[{len(run)} image tokens]" if photo_part else decode(run) for photo_part, run in runs),
+        scores=scores,
+        written=tuple((decode([token]), probability) for token, probability in tokens),
+        answer=answer,
+        breed=classifier.parser.parse(answer),
+        truth=truth,
+        milliseconds=tuple(1000 * seconds for seconds in (decoded, *spent)),
     )
 
 
-def _generate(vlm: "VLM", photo: Image, question: str) -> tuple[list[tuple[int, float]], list[float], dict]:
-    """Greedy tokens with their probabilities, the milliseconds of PARTS[1:], and the inputs."""
+def ranked(classifier: Classifier, photo: Image) -> tuple[tuple[str, float], ...]:
+    """Every breed with its probability, the likeliest first."""
+    scores = classifier.classify([photo]).log_probs
+    assert scores is not None, f"{classifier.name} gives no scores"
+    log_probs = scores[0]
+    return tuple((classifier.breeds[i], float(np.exp(log_probs[i]))) for i in np.argsort(-log_probs))
+
+
+def _generate(vlm: VLM, photo: Image) -> tuple[list[tuple[int, float]], list[float], list[int]]:
+    """Greedy tokens with their probabilities, the seconds of PARTS but the first, and the prompt's tokens."""
     marks: dict[str, float] = {}  # of the first pass through each part
-    parts = {"tower": vlm.family.tower, "projector": vlm.family.projector, "reader": vlm.family.language_model}
+
+    def mark(name: str) -> None:
+        if vlm.device.type == "cuda":
+            torch.cuda.synchronize()
+        marks.setdefault(name, time.perf_counter())
+
     handles = []
-    for name, path in parts.items():
-        module = vlm.base.get_submodule(path)
-        handles.append(module.register_forward_pre_hook(lambda *_, n=name: _mark(marks, f"{n} begins", vlm)))
-        handles.append(module.register_forward_hook(lambda *_, n=name: _mark(marks, f"{n} ends", vlm)))
-    start = _now(vlm)
-    inputs = inference_inputs(vlm, [photo], [question])
-    ready = _now(vlm)
+    for part in ("tower", "projector", "language_model"):
+        module = vlm.base.get_submodule(getattr(vlm.family, part))
+        handles.append(module.register_forward_pre_hook(lambda *_, p=part: mark(f"{p} begins")))
+        handles.append(module.register_forward_hook(lambda *_, p=part: mark(f"{p} ends")))
     try:
+        mark("start")
+        inputs = inference_inputs(vlm, [photo], [vlm.question])
+        mark("ready")
         output = vlm.base.generate(**inputs, **greedy_options(vlm), return_dict_in_generate=True, output_logits=True)
+        mark("done")
     finally:
         for handle in handles:
             handle.remove()
-    written = _now(vlm)
-    tokens = output.sequences[0, inputs["input_ids"].shape[1] :].tolist()
+    prompt = inputs["input_ids"][0].tolist()
+    tokens = output.sequences[0, len(prompt) :].tolist()
     chances = [float(step[0].float().softmax(-1)[token]) for step, token in zip(output.logits, tokens, strict=True)]
     tower, projector = (marks[f"{part} ends"] - marks[f"{part} begins"] for part in ("tower", "projector"))
     if vlm.family.projector.startswith(f"{vlm.family.tower}."):  # Qwen-VL's is a part of its tower
         tower -= projector
-    read = marks["reader ends"]
-    seconds = [ready - start, tower, projector, read - ready - tower - projector, written - read]
-    return list(zip(tokens, chances, strict=True)), [1000 * s for s in seconds], inputs
+    ready, read = marks["ready"], marks["language_model ends"]
+    seconds = [ready - marks["start"], tower, projector, read - ready - tower - projector, marks["done"] - read]
+    return list(zip(tokens, chances, strict=True)), seconds, prompt
 
 
-def _mark(marks: dict[str, float], name: str, vlm: "VLM") -> None:
-    if name not in marks:
-        marks[name] = _now(vlm)
-
-
-def _now(vlm: "VLM") -> float:
-    if vlm.base.device.type == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter()
-
-
-def _prompt_parts(vlm: "VLM", ids: list[int], image_token: int) -> list[tuple[str, str]]:
-    parts: list[tuple[str, list[int]]] = []
-    for token in ids:
-        role = "image" if token == image_token else "text"
-        if not parts or parts[-1][0] != role:
-            parts.append((role, []))
-        parts[-1][1].append(token)
-    decode = vlm.processor.tokenizer.decode
-    return [(f"[{len(run)} image tokens]" if role == "image" else decode(run), role) for role, run in parts]
-
-
-@styled
-def steps_figure(steps: Steps, most: int = 5) -> Figure:
-    """The photo, what the model sees of it with its patches, the likeliest breeds, and below the time of each part."""
-    figure, panels = plt.subplot_mosaic(
-        [["photo", "seen", "scores"], ["time", "time", "time"]],
-        figsize=(WIDTH, 4.9),
-        height_ratios=(3.4, 0.6),
-        width_ratios=(1, 1, 0.95),
-    )
-    left, middle, right = panels["photo"], panels["seen"], panels["scores"]
-    left.imshow(steps.photo)
+@figure
+def steps_figure(steps: Steps, most: int = 5) -> tuple[Figure, str]:
+    """The photo, what the model sees of it with its patches, the likeliest breeds, and the time of each part."""
+    drawn, panels = plt.subplot_mosaic("ABC;DDD", figsize=(WIDTH, 4.9), height_ratios=(3.4, 0.6))
+    left, middle, right, axes = (panels[name] for name in "ABCD")
+    for picture, image in ((left, steps.photo), (middle, steps.seen)):
+        picture.imshow(image)
+        picture.set_axis_off()
     left.set_title("1 · the photo")
-    middle.imshow(steps.seen)
     middle.set_title(f"2 · seen as {steps.image_tokens} tokens")
     if steps.grid:
-        width, height = steps.seen.size
-        for cut in range(steps.grid + 1):
-            middle.axvline(cut * width / steps.grid - 0.5, color="white", linewidth=0.4, alpha=0.7)
-            middle.axhline(cut * height / steps.grid - 0.5, color="white", linewidth=0.4, alpha=0.7)
-    for axes in (left, middle):
-        axes.set_axis_off()
+        cuts = np.linspace(0, 1, steps.grid + 1)
+        middle.vlines(cuts * steps.seen.width - 0.5, -0.5, steps.seen.height - 0.5, "white", linewidth=0.4, alpha=0.7)
+        middle.hlines(cuts * steps.seen.height - 0.5, -0.5, steps.seen.width - 0.5, "white", linewidth=0.4, alpha=0.7)
     draw_bars(right, steps.scores[:most], steps.truth)
     right.set_title("3 · breeds, by likelihood")
-    axes = panels["time"]
-    begin = 0.0
-    for part, spent, hue in zip(PARTS, steps.milliseconds, PART_COLORS, strict=True):
-        axes.barh(0, spent, left=begin, color=hue, label=f"{part}: {number(spent)} ms")
-        begin += spent
+    whole = 0.0
+    for (part, hue), spent in zip(PARTS.items(), steps.milliseconds, strict=True):
+        axes.barh(0, spent, left=whole, color=hue, label=f"{part}: {number(spent)} ms")
+        whole += spent
     axes.set_yticks([])
-    axes.set_xlim(0, begin)
+    axes.set_xlim(0, whole)
     axes.grid(visible=False)
-    axes.set_title(f"4 · where {number(begin)} ms go")
-    figure.legend(*axes.get_legend_handles_labels(), ncols=3, loc="outside lower center", fontsize=9)
-    return figure
+    axes.set_title(f"4 · where {number(whole)} ms go")
+    drawn.legend(*axes.get_legend_handles_labels(), ncols=3, loc="outside lower center", fontsize=9)
 
-
-def draw_bars(axes: plt.Axes, scores: tuple[tuple[str, float], ...], truth: str | None = None, hue: str = BLUE) -> None:
-    """Breeds with their probabilities as bars, the likeliest on top; the true breed's name stands in bold."""
-    rows = range(len(scores))[::-1]
-    axes.barh(rows, [probability for _, probability in scores], color=hue, height=0.62)
-    axes.set_yticks(rows, [textwrap.shorten(breed.split(" - ")[0], 22, placeholder="…") for breed, _ in scores])
-    for row, (breed, probability) in zip(rows, scores, strict=True):
-        inside = probability > 0.8
-        axes.text(
-            probability + (-0.02 if inside else 0.02),
-            row,
-            f"{probability:.1%}",
-            va="center",
-            fontsize=9,
-            ha="right" if inside else "left",
-            color="white" if inside else INK,
-        )
-        if breed == truth:
-            axes.get_yticklabels()[rows.index(row)].set_fontweight("bold")
-    axes.set_xlim(0, 1)
-    axes.set_xticks([0, 0.25, 0.5, 0.75, 1])
-    axes.xaxis.set_major_formatter(lambda value, _: f"{round(100 * value):d} %")
-
-
-def prompt_words(steps: Steps) -> str:
-    """The prompt as the model gets it, in Markdown."""
-    text = "".join(part for part, _ in steps.prompt).replace("`", "'")
-    return f"What the language model reads:\n\n```text\n{text}\n```"
-
-
-def written_rows(steps: Steps) -> Rows:
-    """The answer's tokens in order with the probability that each had."""
-    return [
-        {
-            "token": str(i),
-            "text": f"<code>{html.escape(repr(text)).replace('|', '&#124;')}</code>",
-            "probability": f"{probability:.1%}",
-        }
-        for i, (text, probability) in enumerate(steps.written, start=1)
-    ]
-
-
-def steps_sentence(steps: Steps) -> str:
-    """Answer, breed, truth, whether likelihood and words agree, and the slowest part."""
-    likeliest, probability = steps.scores[0]
-    said = f"The answer is “{steps.answer}”, read as " + (
-        f"**{steps.breed}**" if steps.breed else "no breed of the list"
-    )
+    read = steps.breed or "no breed of the list"
     truth = "" if steps.truth is None else f" (the photo shows {'it' if steps.breed == steps.truth else steps.truth})"
-    agree = "The likeliest breed is the same" if likeliest == steps.breed else f"The likeliest breed is {likeliest}"
     slowest = int(np.argmax(steps.milliseconds))
-    share = steps.milliseconds[slowest] / sum(steps.milliseconds)
-    return (
-        f"{said}{truth}. {agree}, at {probability:.0%}. Of {number(sum(steps.milliseconds))} ms, {share:.0%} go into one part: "
-        f"{PARTS[slowest]}."
+    caption = (
+        f"The answer is “{steps.answer}”, read as {read}{truth}; the likeliest breed is {steps.scores[0][0]}, at "
+        f"{steps.scores[0][1]:.0%}. {steps.milliseconds[slowest] / whole:.0%} of {number(whole)} ms go into one part: "
+        f"{list(PARTS)[slowest]}."
     )
+    return drawn, caption
+
+
+def draw_bars(axes: Axes, scores: Sequence[tuple[str, float]], truth: str | None = None, hue: str = BLUE) -> None:
+    """Breeds with their probabilities as bars, the likeliest on top; the true breed's name stands in bold."""
+    bars = axes.barh(range(len(scores)), [probability for _, probability in scores], color=hue, height=0.62)
+    axes.bar_label(bars, [f"{probability:.1%}" for _, probability in scores], padding=3, fontsize=9)
+    names = [textwrap.shorten(breed.split(" - ")[0], 22, placeholder="…") for breed, _ in scores]
+    axes.set_yticks(range(len(scores)), names)
+    for label, (breed, _) in zip(axes.get_yticklabels(), scores, strict=True):
+        label.set_fontweight("bold" if breed == truth else "normal")
+    axes.invert_yaxis()
+    percent_axis(axes, high=1.18)  # room for the label of a sure answer
+    axes.set_xticks([0, 0.25, 0.5, 0.75, 1])

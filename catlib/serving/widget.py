@@ -1,16 +1,13 @@
 """Photos tried by hand: the likeliest breeds, the breed's traits and CLIP's opinion beside them, as a widget or a figure."""
 
-import base64
-import io
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import matplotlib.pyplot as plt
-import numpy as np
 from matplotlib.figure import Figure
 from PIL.Image import Image
 
@@ -18,13 +15,10 @@ from catlib.breeds import describe, find
 from catlib.classifiers.base import Classifier
 from catlib.classifiers.vlm import VLMClassifier
 from catlib.errors import CatlibError
-from catlib.evaluation.style import BLUE, ORANGE, WIDTH, styled
+from catlib.figures import BLUE, ORANGE, WIDTH, figure
 from catlib.serving.service import Photo, read_photo
-from catlib.serving.steps import draw_bars
+from catlib.serving.steps import draw_bars, ranked
 from catlib.vlm.decoding import generate_free
-
-if TYPE_CHECKING:
-    pass
 
 PIXELS = 480  # photos are shown at this size at most
 
@@ -49,72 +43,58 @@ class Opinion:
 def form_opinion(image: Photo, vlm: VLMClassifier, clip: Classifier | None = None) -> Opinion:
     """Ask both models about a photo. `vlm` decodes by `score`. Raises InputError when the photo cannot be read."""
     photo = read_photo(image)
-    answer = generate_free(vlm.vlm, [photo], vlm.prompt)[0]
-    return Opinion(photo, answer, vlm.parser.parse(answer), _ranked(vlm, photo), _ranked(clip, photo) if clip else ())
+    answer = generate_free(vlm.vlm, [photo], vlm.vlm.question)[0]
+    return Opinion(photo, answer, vlm.parser.parse(answer), ranked(vlm, photo), ranked(clip, photo) if clip else ())
 
 
-@styled
-def opinion_figure(opinion: Opinion, most: int = 5) -> Figure:
-    """Photo, the VLM's likeliest breeds and CLIP's as bars, below them the answer and the traits."""
-    panels = ["photo", "vlm", *(["clip"] if opinion.clip else [])]
-    figure, axes = plt.subplot_mosaic(
-        [panels, ["words"] * len(panels)],
-        figsize=(WIDTH, 4.2),
-        height_ratios=(3.2, 1),
-        width_ratios=(1, 1.05, 1.05)[: len(panels)],
-    )
+@figure
+def opinion_figure(opinion: Opinion, most: int = 5) -> tuple[Figure, str]:
+    """A photo, the VLM's likeliest breeds and CLIP's as bars, below them the answer and the traits."""
+    layout = "PVC;WWW" if opinion.clip else "PV;WW"
+    drawn, axes = plt.subplot_mosaic(layout, figsize=(WIDTH, 4.2), height_ratios=(3.2, 1))
     photo = opinion.photo.copy()
     photo.thumbnail((PIXELS, PIXELS))
-    axes["photo"].imshow(photo)
-    axes["photo"].set_axis_off()
-    draw_bars(axes["vlm"], opinion.vlm[:most])
-    axes["vlm"].set_title("the tuned VLM")
+    axes["P"].imshow(photo)
+    axes["P"].set_axis_off()
+    draw_bars(axes["V"], opinion.vlm[:most])
+    axes["V"].set_title("the tuned VLM")
     if opinion.clip:
-        draw_bars(axes["clip"], opinion.clip[:most], hue=ORANGE)
-        axes["clip"].set_title("zero-shot CLIP")
+        draw_bars(axes["C"], opinion.clip[:most], hue=ORANGE)
+        axes["C"].set_title("zero-shot CLIP")
     words = [f"The VLM says: “{opinion.answer}”", f"What to look for. {opinion.traits}."]
     text = "\n".join(textwrap.fill(line, 132, max_lines=3, placeholder=" …") for line in words)
-    axes["words"].text(0, 1, text, va="top", color=BLUE if opinion.breed else ORANGE, linespacing=1.4)
-    axes["words"].set_axis_off()
-    return figure
-
-
-def breed_widget(
-    vlm: VLMClassifier, clip: Classifier | None = None, photos: Sequence[Path] = ()
-) -> "PhotoWidget | Figure | None":
-    """A panel to pick a photo, from a file or among `photos`, and see what both models make of it.
-
-    The first of `photos` is looked at to begin with. Where ipywidgets is not installed, the figure of that photo (None
-    without one). The panel shows itself as that figure wherever widgets do not live: in a report page, for example.
-    """
-    first = opinion_figure(form_opinion(photos[0], vlm, clip)) if photos else None
-    try:
-        import ipywidgets  # noqa: F401
-    except ImportError:
-        return first
-    return PhotoWidget(vlm, clip, photos, first)
+    axes["W"].text(0, 1, text, va="top", color=BLUE if opinion.breed else ORANGE, linespacing=1.4)
+    axes["W"].set_axis_off()
+    likeliest = [f"{name} {scores[0][0]}" for name, scores in (("VLM", opinion.vlm), ("CLIP", opinion.clip)) if scores]
+    return drawn, f"Likeliest breed: {', '.join(likeliest)}."
 
 
 class PhotoWidget:
-    """The panel; `box` is the ipywidgets container, `opinion` the last one that was formed by hand."""
+    """A panel to pick a photo, from a file or among `photos`, and see what both models make of it.
 
-    def __init__(
-        self, vlm: VLMClassifier, clip: Classifier | None, photos: Sequence[Path], first: Figure | None
-    ) -> None:
-        import ipywidgets
+    The first of `photos` is looked at to begin with. `shown` is the figure of the last one that was looked at, and the panel
+    shows itself as that wherever widgets do not live: in a report's page, or where ipywidgets is not installed.
+    """
 
+    def __init__(self, vlm: VLMClassifier, clip: Classifier | None = None, photos: Sequence[Path] = ()) -> None:
         self.vlm, self.clip = vlm, clip
-        self.opinion: Opinion | None = None
+        self.opinion = form_opinion(photos[0], vlm, clip) if photos else None
+        self.shown = opinion_figure(self.opinion) if self.opinion else None
+        self.box: Any = None
+        try:
+            import ipywidgets
+        except ImportError:
+            return
         self.upload = ipywidgets.FileUpload(accept="image/*", multiple=False, description="Photo …")
         options = [(f"{path.parent.name}/{path.name}", path) for path in photos]
         self.examples = ipywidgets.Dropdown(options=options, description="or one of:", layout={"width": "24em"})
         self.status = ipywidgets.HTML()
-        self.shown = png(first) if first else None
-        self.picture = ipywidgets.Image(value=self.shown or b"", format="png", layout={"max_width": "100%"})
+        picture = self.shown.png() if self.shown else b""
+        self.picture = ipywidgets.Image(value=picture, format="png", layout={"max_width": "100%"})
         self.upload.observe(self._uploaded, "value")
         self.examples.observe(self._chosen, "value")
         bar = ipywidgets.HBox([self.upload, *([self.examples] if photos else []), self.status])
-        self.box: ipywidgets.VBox = ipywidgets.VBox([bar, self.picture])
+        self.box = ipywidgets.VBox([bar, self.picture])
 
     def look(self, image: Photo) -> None:
         """Form an opinion of a photo and show it; of one that cannot be read, say why and leave the last one."""
@@ -124,7 +104,8 @@ class PhotoWidget:
         except CatlibError as error:
             self.status.value = f"<b>{escape(str(error))}</b>"
             return
-        self.picture.value = self.shown = png(opinion_figure(self.opinion))
+        self.shown = opinion_figure(self.opinion)
+        self.picture.value = self.shown.png()
         self.status.value = ""
 
     def _uploaded(self, change: dict[str, Any]) -> None:
@@ -136,20 +117,8 @@ class PhotoWidget:
             self.look(change["new"])
 
     def _repr_mimebundle_(self, **options: Any) -> dict[str, Any]:
-        """The widget for front ends that know widgets, and the picture for all others."""
-        bundle = dict(self.box._repr_mimebundle_(**options) or {})
+        """The widget for front ends that know widgets, and the figure for all others."""
+        bundle = dict(self.box._repr_mimebundle_(**options) or {}) if self.box else {}
         if self.shown:
-            bundle["image/png"] = base64.b64encode(self.shown).decode("ascii")
+            bundle["text/html"] = self.shown._repr_html_()
         return bundle
-
-
-def png(figure: Figure) -> bytes:
-    """The figure as a PNG file's content."""
-    stream = io.BytesIO()
-    figure.savefig(stream, format="png", dpi=100)
-    return stream.getvalue()
-
-
-def _ranked(classifier: Classifier, photo: Image) -> tuple[tuple[str, float], ...]:
-    log_probs = classifier.classify([photo]).log_probs[0]
-    return tuple((classifier.breeds[i], float(np.exp(log_probs[i]))) for i in np.argsort(-log_probs))

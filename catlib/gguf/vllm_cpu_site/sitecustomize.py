@@ -11,9 +11,10 @@ registers meta functions get their schemas. The command line asks for the versio
 import importlib.metadata
 import sys
 from importlib.abc import MetaPathFinder
+from typing import Any
 
 _version = importlib.metadata.version
-_kept = []  # schemas are registered as long as their library object lives
+_kept: list[Any] = []  # schemas are registered as long as their library object lives
 
 
 def _version_of(name):
@@ -46,5 +47,5 @@ except importlib.metadata.PackageNotFoundError:
 importlib.metadata.version = _version_of
 if _mixed:
     for _unneeded in ("torchaudio", "torchcodec"):
-        sys.modules.setdefault(_unneeded, None)
+        sys.modules.setdefault(_unneeded, None)  # type: ignore[arg-type]
     sys.meta_path.insert(0, _BeforeTorchvision())

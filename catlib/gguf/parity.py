@@ -1,6 +1,7 @@
 """Does an engine say what this process says? Greedy answers and the log-probabilities of their tokens, photo by photo."""
 
-from collections.abc import Callable, Iterator, Sequence
+import threading
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -10,11 +11,11 @@ from PIL.Image import Image
 
 from catlib.classifiers.endpoint import EndpointClassifier, EndpointError
 from catlib.errors import InputError
-from catlib.vlm.decoding import MAX_NEW_TOKENS
+from catlib.vlm.decoding import greedy_options
 from catlib.vlm.prompting import inference_inputs
 
 if TYPE_CHECKING:
-    from catlib.vlm.models import VLM
+    from catlib.vlm.checkpoint import VLM
 
 
 @dataclass(frozen=True)
@@ -54,8 +55,6 @@ class Speaker(EndpointClassifier):
 
     def speak(self, image: Image) -> Spoken:
         """The answer about a photo. Raises EndpointError when the server gives no log-probabilities."""
-        import threading
-
         reply = self._send("POST", "/chat/completions", {**self.request(image), "logprobs": True}, threading.Event())
         choice = reply["choices"][0]
         tokens = (choice.get("logprobs") or {}).get("content")
@@ -65,27 +64,15 @@ class Speaker(EndpointClassifier):
 
 
 @torch.inference_mode()
-def speak_here(vlm: "VLM", image: Image, question: str, max_new_tokens: int = MAX_NEW_TOKENS) -> Spoken:
+def speak_here(vlm: "VLM", image: Image, question: str) -> Spoken:
     """The answer of the model in this process, generated as `catlib.vlm.decoding.generate_free` does."""
-    tokenizer = vlm.processor.tokenizer
     inputs = inference_inputs(vlm, [image], [question])
-    output = vlm.base.generate(
-        **inputs,
-        max_new_tokens=max_new_tokens,
-        do_sample=False,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.eos_token_id,
-        return_dict_in_generate=True,
-        output_logits=True,
-        temperature=None,
-        top_p=None,
-        top_k=None,
-    )
+    output = vlm.base.generate(**inputs, **greedy_options(vlm), return_dict_in_generate=True, output_logits=True)
     new = output.sequences[0, inputs["input_ids"].shape[1] :]
     scores = torch.stack([step[0].float().log_softmax(-1) for step in output.logits])
     best = scores.topk(2, dim=-1).values
     written = scores.gather(-1, new[:, None])[:, 0]
-    text = tokenizer.decode(new, skip_special_tokens=True).strip()
+    text = vlm.processor.tokenizer.decode(new, skip_special_tokens=True).strip()
     return Spoken(text, tuple(written.tolist()), float((best[:, 0] - best[:, 1]).min()))
 
 
@@ -124,10 +111,3 @@ def class_token_last(vlm: "VLM") -> Iterator[None]:
         yield
     finally:
         handle.remove()
-
-
-def speak_all(speak: Callable[[Image], Spoken], images: Sequence[Image]) -> list[Spoken]:
-    """One answer after another, with a line of progress now and then."""
-    from catlib.progress import track
-
-    return [speak(image) for image in track(images, "asking")]
