@@ -1,0 +1,203 @@
+"""The compared models, one entry each: a classifier is added by its module and an entry here.
+
+What is particular to a model (its names, colour, marker and role, and how it is made from the settings) stands in its entry;
+predictions, metrics, figures and the verdict iterate over them.
+"""
+
+import gc
+from collections.abc import Callable, Hashable, Iterable
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from catlib.data.records import Sample
+from catlib.figures import BLUE, GREEN, GREY, ORANGE, RED, SKY
+from catlib.settings import ComparisonSettings, EvaluationSettings
+
+if TYPE_CHECKING:
+    from catlib.classifiers.base import Classifier
+    from catlib.classifiers.encoder import FeatureExtractor
+    from catlib.vlm.checkpoint import Checkpoint
+
+Role = Literal["candidate", "baseline", "opponent"]
+TUNED, UNTUNED, ZERO_SHOT = "vlm-tuned", "vlm-base", "clip-zero-shot"
+
+
+class Loaded:
+    """The one large model in memory: the memory of the former is given back before the next is loaded."""
+
+    def __init__(self) -> None:
+        self._key: Hashable = None
+        self._model: Any = None
+
+    def get(self, key: Hashable, load: Callable[[], Any]) -> Any:
+        """The model that goes by `key`, loaded unless it is the one in memory."""
+        if self._model is None or key != self._key:
+            self.free()
+            self._key, self._model = key, load()
+        return self._model
+
+    def free(self) -> None:
+        """Let go of the model. Whoever still refers to it keeps it alive."""
+        import torch
+
+        self._model = None
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+
+@dataclass(frozen=True)
+class Bench:
+    """The photos of an evaluation and where its predictions go. `train` is empty where nothing is fitted.
+
+    `checkpoint`: the tuned VLM, where the settings name one; nothing of it is loaded.
+    """
+
+    run_dir: Path
+    image_root: Path
+    breeds: tuple[str, ...]
+    priority: tuple[str, ...]
+    train: tuple[Sample, ...]
+    val: tuple[Sample, ...]
+    test: tuple[Sample, ...]
+    checkpoint: "Checkpoint | None" = None
+    loaded: Loaded = field(default_factory=Loaded, compare=False)
+
+    def summary(self) -> str:
+        """What is tested, in a sentence or two: photos, breeds, and what differs from the training."""
+        rare = ", ".join(self.priority) or "none"
+        said = f"{len(self.test)} test photos of {len({s.breed for s in self.test})} breeds; priority breeds: {rare}."
+        return " ".join([said, *(self.checkpoint.remarks if self.checkpoint else ())])
+
+
+@dataclass(frozen=True)
+class Track:
+    """A model that is compared. `short`: in legends and tables; `title`: in a sentence.
+
+    `role`: candidate (the VLM, tuned or not), baseline (it learns nothing from the photos) or opponent (it learns from the
+    same training photos). `make` gives the classifier, or None where the settings leave it out.
+    """
+
+    name: str
+    short: str
+    title: str
+    color: str = GREY
+    marker: str = "X"
+    role: Role = "opponent"
+    make: Callable[[Bench, Any], "Classifier | None"] | None = None
+
+    @property
+    def first(self) -> str:
+        """The title at the beginning of a sentence; a name that stands for itself stays as it is."""
+        return self.title if self.title == self.name else self.title[:1].upper() + self.title[1:]
+
+
+def make_vlm(tuned: bool, bench: Bench, settings: EvaluationSettings) -> "Classifier | None":
+    """The VLM with or without its adapter; both are asked the checkpoint's question."""
+    from catlib.classifiers.vlm import VLMClassifier, fit_prior
+    from catlib.vlm.checkpoint import find_checkpoint, open_vlm
+
+    if not tuned and not settings.evaluate_base:
+        return None
+    found = find_checkpoint(
+        settings.checkpoint, base_model=settings.base_model, question=settings.prompt, breeds=bench.breeds, tuned=tuned
+    )
+    precision = "4-bit" if settings.quantize else settings.dtype
+    vlm = bench.loaded.get(
+        ("vlm", tuned, found.name, precision), lambda: open_vlm(found, device=settings.device, precision=precision)
+    )
+    name = TUNED if tuned else UNTUNED
+    classifier = VLMClassifier(vlm, bench.breeds, settings.decoding, settings.score_norm, name=name)
+    if settings.prior_correction and settings.decoding == "score":
+        fit_prior(classifier, bench.val, bench.image_root, settings.eval_batch_size)
+    return classifier
+
+
+def make_zero_shot(bench: Bench, settings: ComparisonSettings) -> "Classifier | None":
+    """CLIP without any training."""
+    from catlib.classifiers.clip import ClipZeroShot
+
+    encoder = _clip(bench, settings)
+    return None if encoder is None else ClipZeroShot(encoder, bench.breeds, settings.clip_prompts, name=ZERO_SHOT)
+
+
+def make_probe(
+    features: "Callable[[Bench, ComparisonSettings], FeatureExtractor | None]",
+    name: str,
+    bench: Bench,
+    settings: ComparisonSettings,
+) -> "Classifier | None":
+    """A logistic regression on frozen `features` of the training photos."""
+    from catlib.classifiers.probe import LinearProbe
+
+    extractor = features(bench, settings) if settings.probe else None
+    if extractor is None:
+        return None
+    fitted = (bench.breeds, bench.train, bench.image_root, name, settings.eval_batch_size, settings.seed)
+    return LinearProbe.fit(extractor, *fitted)
+
+
+def _clip(bench: Bench, settings: ComparisonSettings) -> "FeatureExtractor | None":
+    from catlib.classifiers.encoder import ClipEncoder
+
+    if not settings.clip_model:
+        return None
+    return bench.loaded.get(
+        ("clip", settings.clip_model), lambda: ClipEncoder.load(settings.clip_model, settings.device, settings.dtype)
+    )
+
+
+def _tower(bench: Bench, settings: ComparisonSettings) -> "FeatureExtractor":
+    from catlib.classifiers.encoder import TowerEncoder
+    from catlib.vlm.checkpoint import find_checkpoint, open_vlm
+
+    return bench.loaded.get(
+        ("tower", settings.base_model),
+        lambda: TowerEncoder(
+            open_vlm(find_checkpoint(settings.base_model), device=settings.device, precision=settings.dtype)
+        ),
+    )
+
+
+TRACKS = (
+    Track(TUNED, "VLM, tuned", "the tuned VLM", BLUE, "o", "candidate", partial(make_vlm, True)),
+    Track(UNTUNED, "VLM, untuned", "the untuned VLM", SKY, "v", "candidate", partial(make_vlm, False)),
+    Track(ZERO_SHOT, "CLIP, zero-shot", "zero-shot CLIP", ORANGE, "s", "baseline", make_zero_shot),
+    Track(
+        "clip-probe",
+        "CLIP, linear probe",
+        "the linear probe on CLIP features",
+        RED,
+        "D",
+        "opponent",
+        partial(make_probe, _clip, "clip-probe"),
+    ),
+    Track(
+        "tower-probe",
+        "VLM tower, linear probe",
+        "the linear probe on the VLM's own tower",
+        GREEN,
+        "^",
+        "opponent",
+        partial(make_probe, _tower, "tower-probe"),
+    ),
+)
+_BY_NAME = {entry.name: entry for entry in TRACKS}
+
+
+def track(name: str) -> Track:
+    """The entry of a model; one that is not listed goes by its name, in grey."""
+    return _BY_NAME.get(name) or Track(name, name, name)
+
+
+def ordered(names: Iterable[str]) -> list[str]:
+    """The listed models in the order of the list, then the others by name."""
+    place = {entry.name: i for i, entry in enumerate(TRACKS)}
+    return sorted(names, key=lambda name: (place.get(name, len(place)), name))
+
+
+def names_of(*roles: Role) -> tuple[str, ...]:
+    """The names of the listed models that have one of these roles."""
+    return tuple(entry.name for entry in TRACKS if entry.role in roles)
