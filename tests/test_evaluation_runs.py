@@ -4,6 +4,7 @@ from collections import Counter
 from dataclasses import replace
 
 import pytest
+from catlib.evaluation.names import ordered
 from evaluation_cases import BREEDS, RARE, scored_set, truth, write_set
 from PIL import Image
 
@@ -11,7 +12,6 @@ from catlib.data.records import make_sample, write_samples
 from catlib.errors import InputError
 from catlib.evaluation import runs
 from catlib.evaluation.inputs import compare_all, evaluate_all, read_folder
-from catlib.evaluation.names import ordered
 from catlib.settings import ComparisonSettings, EvaluationSettings
 
 

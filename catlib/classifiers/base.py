@@ -1,5 +1,6 @@
 """The idea that holds the house together: a model is anything that turns photos into one score per breed."""
 
+import hashlib
 import json
 import logging
 import time
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from PIL.Image import Image
 
 from catlib.classifiers.photos import OnError, read_batches
@@ -20,14 +22,15 @@ from catlib.data.records import (
     Sample,
     meta_path,
     read_predictions,
-    write_atomically,
     write_prediction_line,
 )
 from catlib.errors import CatlibError, InputError
+from catlib.files import read_json, write_json, write_text
 from catlib.progress import track
 from catlib.provenance import git_commit, package_versions
 
 log = logging.getLogger(__name__)
+SAMPLED = 1024  # values of each tensor that are hashed: training changes all of them
 MEASURED = ("images_per_second", "latency_single_ms")  # in the sidecar, kept by a run that finds nothing left to do
 
 
@@ -66,17 +69,31 @@ class Classifier(ABC):
 
     @abstractmethod
     def describe(self) -> dict[str, Any]:
-        """What goes into the sidecar, as far as it applies: base_model, adapter, prompt, decoding, device, dtype."""
+        """What goes into the sidecar, as far as it applies: base_model, adapter, weights, question, decoding, device, dtype."""
+
+    def store(self, folder: Path) -> Path | None:
+        """Write what was fitted to photos into `folder`; the file, or None for a classifier that fits nothing."""
+        return None
 
     def from_log_probs(self, log_probs: np.ndarray, answers: Sequence[str] | None = None) -> Batch:
         """A batch that predicts the best-scored breed."""
         return Batch([self.breeds[i] for i in log_probs.argmax(axis=1)], log_probs, answers)
 
 
-def log_softmax(scores: np.ndarray) -> np.ndarray:
-    """Normalise raw scores (n, breeds) to log-probabilities over the breeds."""
-    shifted = scores - scores.max(axis=1, keepdims=True)
-    return shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+def weights_digest(model: torch.nn.Module) -> str:
+    """16 hex digits over names, shapes and evenly spaced values of all tensors; another dtype gives another digest.
+
+    Predictions of a model that was trained again under the same name are told apart by it.
+    """
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        if not isinstance(tensor, torch.Tensor) or tensor.is_meta or not tensor.numel():
+            continue
+        flat = tensor.detach().reshape(-1)
+        values = flat[:: max(1, flat.numel() // SAMPLED)].cpu().contiguous()
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        digest.update(values.view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 def predict(
@@ -89,6 +106,7 @@ def predict(
     on_error: OnError | None = None,
     latency_photos: int = 0,
     reuse: bool = True,
+    seed: int = 0,
 ) -> PredictionSet:
     """Classify `samples` into the predictions file `out` and its sidecar; return both.
 
@@ -97,18 +115,20 @@ def predict(
     anew. The rate in the sidecar covers the photos of this call, image decoding included. `latency_photos`: so many
     photos are timed one by one as well, into the sidecar's `latency_single_ms`. `on_error` as in `read_batches`.
     `reuse` False: features that another classifier has computed are computed again, for a rate that tells the whole cost.
+    `seed` is the run's, for the sidecar.
     """
     out.parent.mkdir(parents=True, exist_ok=True)
     description = {"name": out.stem, "breeds": list(classifier.breeds), **classifier.describe()}
     done = _finished(out, description, samples) if resume else set()
     if not done:
         out.unlink(missing_ok=True)
-    meta = {**description, "batch_size": batch_size, "packages": package_versions(), "git_commit": git_commit()}
+    meta = {**description, "batch_size": batch_size, "seed": seed}
+    meta |= {"versions": package_versions(), "commit": git_commit()}
     if done:
         log.info("%s: %d of %d photos were predicted before", out.stem, len(done), len(samples))
-        before = json.loads(meta_path(out).read_text(encoding="utf-8"))
+        before = read_json(meta_path(out))
         meta |= {key: before[key] for key in MEASURED if key in before}
-    write_atomically(meta_path(out), json.dumps(meta, indent=1, ensure_ascii=False))
+    write_json(meta_path(out), meta)
     todo = len(samples) - len(done)
     start = time.perf_counter()
     with out.open("a", encoding="utf-8") as stream:
@@ -120,7 +140,7 @@ def predict(
         meta["images_per_second"] = round(todo / (time.perf_counter() - start), 3)
     if latency_photos and (todo or "latency_single_ms" not in meta):
         meta["latency_single_ms"] = measure_latency(classifier, samples, image_root, latency_photos)
-    write_atomically(meta_path(out), json.dumps(meta, indent=1, ensure_ascii=False))
+    write_json(meta_path(out), meta)
     return read_predictions(out)
 
 
@@ -188,7 +208,7 @@ def _finished(out: Path, description: dict[str, Any], samples: Sequence[Sample])
         return set()
     text = out.read_text(encoding="utf-8")
     if text and not text.endswith("\n"):
-        write_atomically(out, text[: text.rfind("\n") + 1])
+        write_text(out, text[: text.rfind("\n") + 1])
     try:
         before = read_predictions(out)
     except InputError as error:

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from PIL.Image import Image
 
-from catlib.classifiers.weights import weights_digest
+from catlib.classifiers.base import weights_digest
 from catlib.errors import InputError
 from catlib.vlm.features import can_cache, compute_features
 from catlib.vlm.models import pick_device

@@ -127,7 +127,7 @@ class EndpointClassifier(Classifier):
             "adapter": None,
             "endpoint": self.url,
             "engine": self.engine,
-            "prompt": self.prompt,
+            "question": self.prompt,
             "decoding": "free",
             "crop": self.crop,
             "device": None,

@@ -2,20 +2,21 @@
 
 import json
 import logging
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL.Image import Image
+from scipy.special import log_softmax
 
-from catlib.classifiers.base import Batch, Classifier, log_softmax
+from catlib.classifiers.base import Batch, Classifier
 from catlib.classifiers.encoder import FeatureExtractor
 from catlib.classifiers.logistic import Linear, choose_and_fit
 from catlib.classifiers.photos import read_batches
 from catlib.data.records import Sample
 from catlib.errors import InputError
+from catlib.files import parse_json, replacing
 from catlib.progress import track
 
 log = logging.getLogger(__name__)
@@ -66,7 +67,7 @@ class LinearProbe(Classifier):
 
     def classify(self, images: Sequence[Image], ids: Sequence[str] | None = None) -> Batch:
         features = self.extractor.features(images, ids)[self.linear.pooling]
-        return self.from_log_probs(log_softmax(self.linear.logits(features.astype(np.float64))))
+        return self.from_log_probs(log_softmax(self.linear.logits(features.astype(np.float64)), axis=1))
 
     def describe(self) -> dict[str, Any]:
         return {**self.extractor.describe(), "prompt": None, "decoding": "linear probe", "probe": self.report}
@@ -76,10 +77,13 @@ class LinearProbe(Classifier):
         about = {"name": self.name, "breeds": self.breeds, "pooling": self.linear.pooling, "report": self.report}
         about |= {"extractor": self.extractor.describe()["base_model"], "kind": self.extractor.kind}
         arrays = {key: getattr(self.linear, key) for key in ("mean", "scale", "weights", "bias")}
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.tmp.npz")
-        np.savez(temporary, about=np.array(json.dumps(about)), **arrays)
-        os.replace(temporary, path)
+        with replacing(path) as temporary:
+            np.savez(temporary, about=np.array(json.dumps(about)), **arrays)
+
+    def store(self, folder: Path) -> Path:
+        path = folder / f"{self.name}.npz"
+        self.save(path)
+        return path
 
     @classmethod
     def restore(cls, path: Path, device: str = "auto", dtype: str = "auto") -> "LinearProbe":
@@ -108,7 +112,7 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """What a saved probe says about itself, and its arrays."""
     try:
         with np.load(path, allow_pickle=False) as stored:
-            about = json.loads(str(stored["about"]))
+            about = parse_json(str(stored["about"]), str(path))
             return about, {key: stored[key] for key in ("mean", "scale", "weights", "bias")}
     except (OSError, ValueError, KeyError) as error:
         raise InputError(f"{path}: not a saved linear probe: {error}") from None

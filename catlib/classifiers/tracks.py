@@ -5,7 +5,7 @@ predictions, metrics, figures and the verdict iterate over them.
 """
 
 import gc
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -17,8 +17,8 @@ from catlib.settings import ComparisonSettings, EvaluationSettings
 
 if TYPE_CHECKING:
     from catlib.classifiers.base import Classifier
-    from catlib.classifiers.encoder import FeatureExtractor
-    from catlib.vlm.checkpoint import Checkpoint
+    from catlib.classifiers.encoder import ClipEncoder, TowerEncoder
+    from catlib.vlm.checkpoint import VLM, Checkpoint
 
 Role = Literal["candidate", "baseline", "opponent"]
 TUNED, UNTUNED, ZERO_SHOT = "vlm-tuned", "vlm-base", "clip-zero-shot"
@@ -94,21 +94,31 @@ class Track:
         return self.title if self.title == self.name else self.title[:1].upper() + self.title[1:]
 
 
+def find_vlm(settings: EvaluationSettings, breeds: Sequence[str], tuned: bool = True) -> "Checkpoint":
+    """The checkpoint that the settings name, or (`tuned` False) its base, asked the same question."""
+    from catlib.vlm.checkpoint import find_checkpoint
+
+    about = {"base_model": settings.base_model, "question": settings.prompt, "breeds": breeds}
+    return find_checkpoint(settings.checkpoint, **about, tuned=tuned)
+
+
+def load_vlm(bench: Bench, settings: EvaluationSettings, tuned: bool = True) -> "VLM":
+    """The VLM of `find_vlm`, in memory until another model is asked for."""
+    from catlib.vlm.checkpoint import open_vlm
+
+    found, precision = find_vlm(settings, bench.breeds, tuned), "4-bit" if settings.quantize else settings.dtype
+    return bench.loaded.get(
+        ("vlm", found.base, found.adapter), lambda: open_vlm(found, device=settings.device, precision=precision)
+    )
+
+
 def make_vlm(tuned: bool, bench: Bench, settings: EvaluationSettings) -> "Classifier | None":
-    """The VLM with or without its adapter; both are asked the checkpoint's question."""
+    """The VLM with or without its adapter."""
     from catlib.classifiers.vlm import VLMClassifier, fit_prior
-    from catlib.vlm.checkpoint import find_checkpoint, open_vlm
 
     if not tuned and not settings.evaluate_base:
         return None
-    found = find_checkpoint(
-        settings.checkpoint, base_model=settings.base_model, question=settings.prompt, breeds=bench.breeds, tuned=tuned
-    )
-    precision = "4-bit" if settings.quantize else settings.dtype
-    vlm = bench.loaded.get(
-        ("vlm", tuned, found.name, precision), lambda: open_vlm(found, device=settings.device, precision=precision)
-    )
-    name = TUNED if tuned else UNTUNED
+    vlm, name = load_vlm(bench, settings, tuned), TUNED if tuned else UNTUNED
     classifier = VLMClassifier(vlm, bench.breeds, settings.decoding, settings.score_norm, name=name)
     if settings.prior_correction and settings.decoding == "score":
         fit_prior(classifier, bench.val, bench.image_root, settings.eval_batch_size)
@@ -119,46 +129,35 @@ def make_zero_shot(bench: Bench, settings: ComparisonSettings) -> "Classifier | 
     """CLIP without any training."""
     from catlib.classifiers.clip import ClipZeroShot
 
-    encoder = _clip(bench, settings)
-    return None if encoder is None else ClipZeroShot(encoder, bench.breeds, settings.clip_prompts, name=ZERO_SHOT)
-
-
-def make_probe(
-    features: "Callable[[Bench, ComparisonSettings], FeatureExtractor | None]",
-    name: str,
-    bench: Bench,
-    settings: ComparisonSettings,
-) -> "Classifier | None":
-    """A logistic regression on frozen `features` of the training photos."""
-    from catlib.classifiers.probe import LinearProbe
-
-    extractor = features(bench, settings) if settings.probe else None
-    if extractor is None:
-        return None
-    fitted = (bench.breeds, bench.train, bench.image_root, name, settings.eval_batch_size, settings.seed)
-    return LinearProbe.fit(extractor, *fitted)
-
-
-def _clip(bench: Bench, settings: ComparisonSettings) -> "FeatureExtractor | None":
-    from catlib.classifiers.encoder import ClipEncoder
-
     if not settings.clip_model:
         return None
-    return bench.loaded.get(
-        ("clip", settings.clip_model), lambda: ClipEncoder.load(settings.clip_model, settings.device, settings.dtype)
-    )
+    return ClipZeroShot(_clip(bench, settings), bench.breeds, settings.clip_prompts, name=ZERO_SHOT)
 
 
-def _tower(bench: Bench, settings: ComparisonSettings) -> "FeatureExtractor":
+def make_probe(kind: str, bench: Bench, settings: ComparisonSettings) -> "Classifier | None":
+    """A logistic regression on frozen features of the training photos; `kind`: clip or tower."""
+    from catlib.classifiers.probe import LinearProbe
+
+    if not settings.probe or (kind == "clip" and not settings.clip_model):
+        return None
+    extractor = _clip(bench, settings) if kind == "clip" else _tower(bench, settings)
+    fitted = (bench.breeds, bench.train, bench.image_root)
+    return LinearProbe.fit(extractor, *fitted, f"{kind}-probe", settings.eval_batch_size, settings.seed)
+
+
+def _clip(bench: Bench, settings: ComparisonSettings) -> "ClipEncoder":
+    from catlib.classifiers.encoder import ClipEncoder
+
+    name, device, dtype = settings.clip_model, settings.device, settings.dtype
+    return bench.loaded.get(("clip", name), lambda: ClipEncoder.load(name, device, dtype))
+
+
+def _tower(bench: Bench, settings: ComparisonSettings) -> "TowerEncoder":
     from catlib.classifiers.encoder import TowerEncoder
-    from catlib.vlm.checkpoint import find_checkpoint, open_vlm
+    from catlib.vlm.checkpoint import open_vlm
 
-    return bench.loaded.get(
-        ("tower", settings.base_model),
-        lambda: TowerEncoder(
-            open_vlm(find_checkpoint(settings.base_model), device=settings.device, precision=settings.dtype)
-        ),
-    )
+    name, device, dtype = settings.base_model, settings.device, settings.dtype
+    return bench.loaded.get(("tower", name), lambda: TowerEncoder(open_vlm(name, device=device, precision=dtype)))
 
 
 TRACKS = (
@@ -166,22 +165,22 @@ TRACKS = (
     Track(UNTUNED, "VLM, untuned", "the untuned VLM", SKY, "v", "candidate", partial(make_vlm, False)),
     Track(ZERO_SHOT, "CLIP, zero-shot", "zero-shot CLIP", ORANGE, "s", "baseline", make_zero_shot),
     Track(
-        "clip-probe",
-        "CLIP, linear probe",
-        "the linear probe on CLIP features",
-        RED,
-        "D",
-        "opponent",
-        partial(make_probe, _clip, "clip-probe"),
+        name="clip-probe",
+        short="CLIP, linear probe",
+        title="the linear probe on CLIP features",
+        color=RED,
+        marker="D",
+        role="opponent",
+        make=partial(make_probe, "clip"),
     ),
     Track(
-        "tower-probe",
-        "VLM tower, linear probe",
-        "the linear probe on the VLM's own tower",
-        GREEN,
-        "^",
-        "opponent",
-        partial(make_probe, _tower, "tower-probe"),
+        name="tower-probe",
+        short="VLM tower, linear probe",
+        title="the linear probe on the VLM's own tower",
+        color=GREEN,
+        marker="^",
+        role="opponent",
+        make=partial(make_probe, "tower"),
     ),
 )
 _BY_NAME = {entry.name: entry for entry in TRACKS}

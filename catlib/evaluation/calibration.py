@@ -5,10 +5,11 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy.optimize import minimize_scalar
+from scipy.special import log_softmax
 
 from catlib.errors import InputError
 from catlib.evaluation.bootstrap import wilson
-from catlib.evaluation.metrics import ECE_BINS, equal_mass_bins, log_softmax
+from catlib.evaluation.metrics import ECE_BINS, equal_mass_bins
 from catlib.evaluation.outcomes import Outcomes
 
 TEMPERATURES = (0.02, 50.0)  # the fit stays within these: beyond them the scores are constant or a hard argmax
@@ -23,14 +24,14 @@ def fit_temperature(validation: Outcomes) -> float:
     rows = np.arange(len(validation))
 
     def nll(log_temperature: float) -> float:
-        return -log_softmax(scores / np.exp(log_temperature))[rows, validation.true].mean()
+        return -log_softmax(scores / np.exp(log_temperature), axis=1)[rows, validation.true].mean()
 
     return float(np.exp(minimize_scalar(nll, bounds=tuple(np.log(TEMPERATURES)), method="bounded").x))
 
 
 def apply_temperature(o: Outcomes, temperature: float) -> Outcomes:
     """The same predictions with their log-probabilities at another temperature; no answer changes."""
-    return replace(o, log_probs=log_softmax(_scores(o) / temperature))
+    return replace(o, log_probs=log_softmax(_scores(o) / temperature, axis=1))
 
 
 @dataclass(frozen=True)

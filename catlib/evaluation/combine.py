@@ -4,11 +4,11 @@ validation."""
 from typing import Any
 
 import numpy as np
+from scipy.special import log_softmax
 
 from catlib.data.records import PredictionSet
 from catlib.evaluation.bootstrap import PSEUDO_PAIRED, interval, make_cells, resample_cells
 from catlib.evaluation.calibration import apply_temperature, fit_temperature
-from catlib.evaluation.metrics import log_softmax
 from catlib.evaluation.outcomes import Outcomes, outcomes
 
 WEIGHTS = np.linspace(0.0, 1.0, 21)
@@ -33,7 +33,7 @@ def combine(
     temperatures = [fit_temperature(s) for s in sets]
     val = [apply_temperature(s, t).log_probs for s, t in zip(sets, temperatures, strict=True)]
     true, rows = sets[0].true, np.arange(len(sets[0]))
-    loss = [-log_softmax(w * val[0] + (1 - w) * val[1])[rows, true].mean() for w in WEIGHTS]
+    loss = [-log_softmax(w * val[0] + (1 - w) * val[1], axis=1)[rows, true].mean() for w in WEIGHTS]
     weight = round(float(WEIGHTS[int(np.argmin(loss))]), 2)
     test = [apply_temperature(o, t).log_probs for o, t in zip((a, b), temperatures, strict=True)]
     said = (weight * test[0] + (1 - weight) * test[1]).argmax(axis=1)

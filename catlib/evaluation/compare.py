@@ -71,7 +71,7 @@ def compare(
         "macro_f1_gain_points": gains["macro_f1"],
         "priority_f1_gain_points": gains["priority_macro_f1"],
         "accuracy_gain_elsewhere_points": gains["accuracy_elsewhere"],
-        "mcnemar_p": mcnemar(only_a, only_b),
+        "p": mcnemar(only_a, only_b),
         "only_a_right": only_a,
         "only_b_right": only_b,
         "agreement": float((first.predicted == second.predicted).mean()),

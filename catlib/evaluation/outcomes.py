@@ -25,6 +25,7 @@ class Outcomes:
     `true`: (n,) index of the true breed. `predicted`: (n,) index, or NO_ANSWER.
     `log_probs`: (n, k) log-probabilities floored at LOG_FLOOR, or None for a model without scores.
     `latency_ms`: (n,) milliseconds for each photo, NaN where unknown.
+    `group`: (n,) number of the photo's group; photos of one group are not independent (one cat, near-duplicates).
     """
 
     name: str
@@ -35,6 +36,7 @@ class Outcomes:
     predicted: np.ndarray
     log_probs: np.ndarray | None
     latency_ms: np.ndarray
+    group: np.ndarray
     meta: dict[str, Any]
 
     def __len__(self) -> int:
@@ -80,6 +82,7 @@ class Outcomes:
             self.predicted[rows],
             None if self.log_probs is None else self.log_probs[rows],
             self.latency_ms[rows],
+            self.group[rows],
             self.meta,
         )
 
@@ -113,6 +116,8 @@ def outcomes(predictions: PredictionSet, breeds: Sequence[str] | None = None) ->
         predicted=np.array([NO_ANSWER if p.predicted is None else number[p.predicted] for p in rows]),
         log_probs=_log_probs(predictions.name, rows, listed, number),
         latency_ms=np.array([np.nan if p.latency_ms is None else p.latency_ms for p in rows], dtype=float),
+        # A photo that names no group is one of its own.
+        group=np.unique([f"group {p.group}" if p.group else f"id {p.id}" for p in rows], return_inverse=True)[1],
         meta=dict(predictions.meta),
     )
 
