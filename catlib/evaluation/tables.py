@@ -20,6 +20,11 @@ def frame(rows: Rows) -> pd.DataFrame:
     return table if table.empty else table.set_index(table.columns[0])
 
 
+def rows_of(table: pd.DataFrame) -> Rows:
+    """The rows of `frame`'s table again, its label as the first column."""
+    return (table.reset_index() if table.index.name else table).to_dict("records")
+
+
 def model_table(models: Mapping[str, Entry]) -> pd.DataFrame:
     """The headline figures of each model with their 95 % intervals, and its time for a photo."""
     return frame(
@@ -107,10 +112,10 @@ def criteria_table(criteria: Sequence[Entry]) -> pd.DataFrame:
 
 def text_table(rows: pd.DataFrame | Rows, indent: str = "  ") -> str:
     """A table as aligned columns, the first flush left and the others flush right."""
-    if not len(rows):
+    rows = rows_of(rows) if isinstance(rows, pd.DataFrame) else rows
+    if not rows:
         return f"{indent}(none)"
-    table = rows.reset_index() if isinstance(rows, pd.DataFrame) and rows.index.name else pd.DataFrame(rows)
-    lines = [list(table.columns), *table.values.tolist()]
+    lines = [list(rows[0]), *(list(row.values()) for row in rows)]
     widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
     aligned = [
         [line[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(line[1:], widths[1:], strict=True))] for line in lines
