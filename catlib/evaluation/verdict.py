@@ -226,7 +226,9 @@ class Verdict:
         about = {"decision": self.decision, "use": self.use, "reasons": list(self.reasons), "reference": self.reference}
         return {"criteria": list(self.criteria), "recommendation": about}
 
-    def _repr_markdown_(self) -> str:
+    @property
+    def text(self) -> str:
+        """Decision, tracks to run and reasons, in Markdown."""
         use = " and ".join(track(name).title for name in self.use.split("+"))
         reasons = "\n".join(f"- {reason}" for reason in self.reasons)
         return f"**Recommendation: {self.decision}. {DECISIONS[self.decision]}** To run: {use}.\n\n{reasons}"
