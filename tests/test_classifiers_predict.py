@@ -114,7 +114,7 @@ def test_a_checkpoint_knows_its_base_its_breeds_and_its_question(models, photos,
         command = ["predict", "--checkpoint", str(checkpoint), "--model", model, "--dtype", "float32"]
         assert main([*command, "--out", str(tmp_path / f"{model}.jsonl"), str(photos)]) == 0
         found[model] = read_predictions(tmp_path / f"{model}.jsonl")
-        assert found[model].meta["prompt"] == "Which breed?" and found[model].meta["breeds"] == BREEDS.split(",")
+        assert found[model].meta["question"] == "Which breed?" and found[model].meta["breeds"] == BREEDS.split(",")
     assert found["tuned"].meta["adapter"] == str(checkpoint) and found["base"].meta["adapter"] is None
     scores = [np.array([p.scores for p in found[model].predictions]) for model in ("tuned", "base")]
     assert np.abs(scores[0] - scores[1]).max() > 0.1

@@ -114,7 +114,13 @@ def test_figures_and_recommendation_in_both_indexes(run, tmp_path):
 
 def test_no_recommendation_of_a_run_that_failed(run, tmp_path):
     run[1]["status"] = "failed"
-    write_run(*run, {"models": {"vlm-tuned": model(0.9, 0.6)}, "recommendation": {"decision": "adopt", "use": "vlm-tuned", "reasons": []}})
+    write_run(
+        *run,
+        {
+            "models": {"vlm-tuned": model(0.9, 0.6)},
+            "recommendation": {"decision": "adopt", "use": "vlm-tuned", "reasons": []},
+        },
+    )
     assert "adopt" not in (tmp_path / "reports" / "a run" / "index.html").read_text()
     assert "adopt" not in (tmp_path / "reports" / "index.html").read_text()
 

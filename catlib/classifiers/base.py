@@ -170,18 +170,30 @@ def iterate(
             batch = classifier.classify(images, [sample.id for sample in chunk] if reuse else None)
         except BrokenOff as error:
             share = 1000 * (time.perf_counter() - start) / max(1, len(error.done))
-            for i, (breed, answer) in sorted(error.done.items()):
-                sample = chunk[i]
-                yield Prediction(sample.id, sample.image, sample.breed, breed, None, answer, decode_ms[i] + share)
+            for i, (breed, said) in sorted(error.done.items()):
+                yield _prediction(chunk[i], breed, None, said, decode_ms[i] + share)
             raise
         share = 1000 * (time.perf_counter() - start) / len(chunk)
         for i, sample in enumerate(chunk):
             if sample.id not in done:
-                scores = None if batch.log_probs is None else tuple(float(s) for s in batch.log_probs[i])
+                scores = None if batch.log_probs is None else batch.log_probs[i]
                 answer = None if batch.answers is None else batch.answers[i]
-                yield Prediction(
-                    sample.id, sample.image, sample.breed, batch.predicted[i], scores, answer, decode_ms[i] + share
-                )
+                yield _prediction(sample, batch.predicted[i], scores, answer, decode_ms[i] + share)
+
+
+def _prediction(
+    sample: Sample, breed: str | None, scores: np.ndarray | None, answer: str | None, latency_ms: float
+) -> Prediction:
+    return Prediction(
+        id=sample.id,
+        image=sample.image,
+        breed=sample.breed,
+        group=sample.group,
+        predicted=breed,
+        scores=None if scores is None else tuple(map(float, scores)),
+        answer=answer,
+        latency_ms=latency_ms,
+    )
 
 
 def measure_latency(

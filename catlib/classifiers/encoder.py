@@ -30,16 +30,13 @@ class FeatureExtractor(ABC):
 
     def features(self, images: Sequence[Image], ids: Sequence[str] | None = None) -> dict[str, np.ndarray]:
         """A float32 matrix (n, width) for each pooling. Photos whose id was seen before are not computed again."""
-        keys = list(ids) if ids is not None else [None] * len(images)
-        new = [i for i, key in enumerate(keys) if key is None or key not in self._kept]
-        rows: list[dict[str, np.ndarray] | None] = [self._kept.get(key) for key in keys]
-        if new:
-            computed = self.compute([images[i] for i in new])
-            for position, i in enumerate(new):
-                rows[i] = {pooling: computed[pooling][position] for pooling in self.poolings}
-                if keys[i] is not None:
-                    self._kept[keys[i]] = rows[i]
-        return {pooling: np.stack([row[pooling] for row in rows]) for pooling in self.poolings}
+        if ids is None:
+            return self.compute(images)
+        if new := {key: image for key, image in zip(ids, images, strict=True) if key not in self._kept}:
+            computed = self.compute(list(new.values()))
+            for i, key in enumerate(new):
+                self._kept[key] = {pooling: computed[pooling][i] for pooling in self.poolings}
+        return {pooling: np.stack([self._kept[key][pooling] for key in ids]) for pooling in self.poolings}
 
     @abstractmethod
     def compute(self, images: Sequence[Image]) -> dict[str, np.ndarray]:
@@ -55,7 +52,7 @@ class ClipEncoder(FeatureExtractor):
 
     kind, poolings = "clip", ("image_embedding",)
 
-    def __init__(self, model: torch.nn.Module, processor: Any, name: str) -> None:
+    def __init__(self, model: Any, processor: Any, name: str) -> None:
         super().__init__()
         self.model, self.processor, self.name = model.eval(), processor, name
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 from PIL import Image
+from scipy.special import log_softmax
 
 from catlib.classifiers.vlm import VLMClassifier
 from catlib.data.records import Prediction, PredictionSet
@@ -60,12 +61,12 @@ def explain_prediction(
 
     `breed`: the true one, None when it is not known. The classifier decodes by `score`.
     """
-    batch = classifier.classify([image])
-    predicted = batch.predicted[0]
-    probability = float(np.exp(batch.log_probs[0].max()))
+    log_probs = log_softmax(classifier.raw_scores([image])[0] - classifier.prior_strength * classifier.prior())
+    order = np.argsort(-log_probs, kind="stable")
+    predicted, rival = (classifier.breeds[int(i)] for i in order[:2])
+    probability = float(np.exp(log_probs[order[0]]))
     answer = generate_free(classifier.vlm, [image], classifier.prompt, ANSWER_TOKENS)[0]
-    rival = classifier.breeds[int(np.argsort(-batch.log_probs[0], kind="stable")[1])]
-    labels = [classifier.scorer.tokens(name) for name in (predicted, rival)]
+    labels = [classifier.label_scorer.tokens(name) for name in (predicted, rival)]
     own, other = (explain(classifier.vlm, image, classifier.prompt, label, method) for label in labels)
     heat = own - other  # both methods are linear in the score, so that this explains the difference of the two scores
     falls = [falls_when_hidden(classifier.vlm, image, classifier.prompt, label, heat) for label in labels]

@@ -45,7 +45,7 @@ def choose_and_fit(
     pooling, C, folds, and log-loss and accuracy of every candidate.
     """
     folds = deal_folds(labels, seed)
-    tried = []
+    tried: list[dict[str, Any]] = []
     for pooling, matrix in features.items():
         for c in C_GRID if folds.max() >= 0 else (C_GRID[len(C_GRID) // 2],):
             loss, accuracy = _cross_validate(matrix, labels, folds, c, breeds)

@@ -34,7 +34,8 @@ def read_batches(
                 current, ahead = ahead, start(first)
                 read = [entry for entry in (_result(*pair, on_error) for pair in current) if entry]
                 if read:
-                    yield tuple(map(list, zip(*read, strict=True)))
+                    chunk, images, decode_ms = zip(*read, strict=True)
+                    yield list(chunk), list(images), list(decode_ms)
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
 

@@ -98,8 +98,8 @@ def find_vlm(settings: EvaluationSettings, breeds: Sequence[str], tuned: bool = 
     """The checkpoint that the settings name, or (`tuned` False) its base, asked the same question."""
     from catlib.vlm.checkpoint import find_checkpoint
 
-    about = {"base_model": settings.base_model, "question": settings.prompt, "breeds": breeds}
-    return find_checkpoint(settings.checkpoint, **about, tuned=tuned)
+    base, question = settings.base_model, settings.prompt
+    return find_checkpoint(settings.checkpoint, base_model=base, question=question, breeds=breeds, tuned=tuned)
 
 
 def load_vlm(bench: Bench, settings: EvaluationSettings, tuned: bool = True) -> "VLM":

@@ -70,10 +70,17 @@ class VLMClassifier(Classifier):
         answers = generate_free(self.vlm, images, self.prompt)
         return Batch([self.parser.parse(answer) for answer in answers], None, answers)
 
+    @property
+    def label_scorer(self) -> LabelScorer:
+        """Scores the breeds' names. Raises InputError where the model's words are read instead."""
+        if self.scorer is None:
+            raise InputError(f"decoding {self.decoding!r} gives no scores of breeds; this needs decoding 'score'")
+        return self.scorer
+
     def raw_scores(self, images: Sequence[Image]) -> np.ndarray:
         """Label log-likelihoods (n, breeds) before prior correction, per token with `score_norm="mean"`."""
-        sums = self.scorer.score(images)
-        return sums if self.score_norm == "sum" else self.scorer.mean(sums)
+        sums = self.label_scorer.score(images)
+        return sums if self.score_norm == "sum" else self.label_scorer.mean(sums)
 
     def prior(self) -> np.ndarray:
         """The scores of the prompt without a photo (breeds,); zeros while the correction is off, to save the pass."""
@@ -84,13 +91,13 @@ class VLMClassifier(Classifier):
     def uncorrected_prior(self) -> np.ndarray:
         """The scores of the prompt without a photo (breeds,), computed once."""
         if self._prior is None:
-            sums = self.scorer.prior()[None]
-            self._prior = (sums if self.score_norm == "sum" else self.scorer.mean(sums))[0]
+            sums = self.label_scorer.prior()[None]
+            self._prior = (sums if self.score_norm == "sum" else self.label_scorer.mean(sums))[0]
         return self._prior
 
     def describe(self) -> dict[str, Any]:
         parameter = self.vlm.base.get_input_embeddings().weight
-        description = {
+        description: dict[str, Any] = {
             "base_model": str(self.vlm.name),
             "adapter": str(self.vlm.adapter) if self.vlm.adapter else None,
             "weights": weights_digest(self.vlm.model),
@@ -100,7 +107,7 @@ class VLMClassifier(Classifier):
             "dtype": str(parameter.dtype).removeprefix("torch."),
         }
         if self.decoding == "score":
-            description |= {"score_norm": self.score_norm, "label_pass": self.scorer.mode}
+            description |= {"score_norm": self.score_norm, "label_pass": self.label_scorer.mode}
             if self.spelled:
                 description["spelled"] = self.spelled
             description["prior_correction"] = {"strength": self.prior_strength, **(self.prior_fit or {})}
@@ -136,10 +143,10 @@ def choose_strength(scores: np.ndarray, prior: np.ndarray, truth: Sequence[int])
     `scores`: (n, breeds), `prior`: (breeds,), `truth`: n breed indices. Ties go to the lower log-loss, then to the
     weaker correction, so that 0 wins where correction changes nothing.
     """
-    rows, truth = np.arange(len(scores)), np.asarray(truth)
+    rows = np.arange(len(scores))
     judged = []
     for strength in STRENGTHS:
         log_probs = log_softmax(scores - strength * prior, axis=1)
-        accuracy = float((log_probs.argmax(1) == truth).mean())
+        accuracy = float(np.mean(log_probs.argmax(1) == np.asarray(truth)))
         judged.append((-accuracy, float(-log_probs[rows, truth].mean()), strength))
     return min(judged)[2], {str(strength): round(-negative, 4) for negative, _, strength in judged}

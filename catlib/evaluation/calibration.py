@@ -52,10 +52,8 @@ def reliability(o: Outcomes, bins: int = ECE_BINS) -> list[ReliabilityBin]:
     for number in range(code.max() + 1):
         rows = code == number
         right = int(o.correct[rows].sum())
-        ends = wilson(right, int(rows.sum()))
-        table.append(
-            ReliabilityBin(float(confidence[rows].mean()), right / int(rows.sum()), tuple(ends), int(rows.sum()))
-        )
+        photos = int(rows.sum())
+        table.append(ReliabilityBin(float(confidence[rows].mean()), right / photos, wilson(right, photos), photos))
     return table
 
 
@@ -97,7 +95,7 @@ def answer_at_precision(validation: Outcomes, test: Outcomes, target: float = 0.
     curve = risk_coverage(validation)
     reached = np.flatnonzero(curve.precision >= target)
     if not len(reached):
-        return SelectiveResult(target, None, 0.0, tuple(wilson(0, len(test))), None, None)
+        return SelectiveResult(target, None, 0.0, wilson(0, len(test)), None, None)
     threshold = float(curve.threshold[reached[-1]])
     given = test.confidence >= threshold
     count, right = int(given.sum()), int(test.correct[given].sum())
@@ -105,9 +103,9 @@ def answer_at_precision(validation: Outcomes, test: Outcomes, target: float = 0.
         target=target,
         threshold=threshold,
         coverage=count / len(test),
-        coverage_ci95=tuple(wilson(count, len(test))),
+        coverage_ci95=wilson(count, len(test)),
         precision=right / count if count else None,
-        precision_ci95=tuple(wilson(right, count)) if count else None,
+        precision_ci95=wilson(right, count) if count else None,
     )
 
 

@@ -150,11 +150,8 @@ def latency(o: Outcomes) -> dict[str, Any]:
     """
     single = o.meta.get("latency_single_ms")
     if isinstance(single, dict) and single.get("p50") is not None:
-        return {
-            "p50": float(single["p50"]),
-            "p95": float(single.get("p95", single["p50"])),
-            "kind": "one photo at a time",
-        }
+        p50, p95 = float(single["p50"]), float(single["p95"] if single.get("p95") is not None else single["p50"])
+        return {"p50": p50, "p95": p95, "kind": "one photo at a time"}
     times, kind = o.latency_ms[~np.isnan(o.latency_ms)], "share of a batch"
     if isinstance(single, list | tuple) and single:
         times, kind = np.array(single, dtype=float), "one photo at a time"
@@ -170,7 +167,7 @@ def _figure(value: float, draws: np.ndarray) -> dict[str, Any]:
 
 def _invalid(o: Outcomes) -> dict[str, Any]:
     silent = int((o.predicted == NO_ANSWER).sum())
-    return {"value": silent / len(o), "ci95": wilson(silent, len(o))}
+    return {"value": silent / len(o), "ci95": list(wilson(silent, len(o)))}
 
 
 def _scored(o: Outcomes, bootstrap: int, seed: int) -> dict[str, Any]:

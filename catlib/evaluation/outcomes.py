@@ -102,7 +102,8 @@ def outcomes(predictions: PredictionSet, breeds: Sequence[str] | None = None) ->
             f"{predictions.name}: {len(unlabelled)} photos have no true breed (the first: {unlabelled[0]!r}), so they "
             "cannot be evaluated"
         )
-    extra = sorted({p.breed for p in rows} - set(listed))
+    truth = [p.breed for p in rows if p.breed is not None]
+    extra = sorted(set(truth) - set(listed))
     order = tuple(breeds) if breeds is not None else (*listed, *extra)
     if missing := {*listed, *extra} - set(order):
         raise InputError(f"{predictions.name}: breeds outside the given list: {', '.join(sorted(missing))}")
@@ -112,14 +113,19 @@ def outcomes(predictions: PredictionSet, breeds: Sequence[str] | None = None) ->
         breeds=order,
         ids=tuple(p.id for p in rows),
         images=tuple(p.image for p in rows),
-        true=np.array([number[p.breed] for p in rows]),
+        true=np.array([number[breed] for breed in truth]),
         predicted=np.array([NO_ANSWER if p.predicted is None else number[p.predicted] for p in rows]),
         log_probs=_log_probs(predictions.name, rows, listed, number),
         latency_ms=np.array([np.nan if p.latency_ms is None else p.latency_ms for p in rows], dtype=float),
         # A photo that names no group is one of its own.
-        group=np.unique([f"group {p.group}" if p.group else f"id {p.id}" for p in rows], return_inverse=True)[1],
+        group=_numbered([f"group {p.group}" if p.group else f"photo {p.id}" for p in rows]),
         meta=dict(predictions.meta),
     )
+
+
+def _numbered(names: Sequence[str]) -> np.ndarray:
+    number = {name: i for i, name in enumerate(dict.fromkeys(names))}
+    return np.array([number[name] for name in names])
 
 
 def _log_probs(

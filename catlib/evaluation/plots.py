@@ -142,7 +142,14 @@ def precision_by_coverage(models: Sequence[Calibrated]) -> tuple[Figure, str]:
         if chosen.precision is not None and chosen.precision_ci95 is not None:
             ends = chosen.precision_ci95
             arms = [[max(chosen.precision - ends[0], 0.0)], [max(ends[1] - chosen.precision, 0.0)]]
-            style = {"color": INK, "marker": "*", "markersize": 14, "capsize": 3, "linewidth": 1.5, "zorder": 5}
+            style: dict[str, Any] = {
+                "color": INK,
+                "marker": "*",
+                "markersize": 14,
+                "capsize": 3,
+                "linewidth": 1.5,
+                "zorder": 5,
+            }
             label = "threshold chosen on validation"
             axes.errorbar(chosen.coverage, chosen.precision, yerr=arms, label=label, **style)
             low = min(low, ends[0])

@@ -67,7 +67,7 @@ def confusion(o: Outcomes, priority: Sequence[str] = ()) -> tuple[Figure, str]:
     names = [o.breeds[kept[i]] for i in order]
     k, font = len(names), row_font(len(names))
     fig, axes = plt.subplots(figsize=(WIDTH, min(3.2 + 0.34 * k, 13.0) if k <= NUMBERS_UP_TO else 13.0))
-    right = np.eye(*rates.shape, dtype=bool)
+    right = np.arange(len(rates))[:, None] == np.arange(rates.shape[1])
     for share, hue in ((np.where(right, rates, np.nan), BLUE), (np.where(right, np.nan, rates), RED)):
         colors = LinearSegmentedColormap.from_list("share", ["white", hue])
         # Confusions of a few per cent would be invisible on a linear scale.
@@ -120,10 +120,10 @@ def f1_by_breed(models: Mapping[str, Entry], name: str, beside: str | None = Non
 
     `models`: the entries of metrics.json. `beside`: the second model, left out where it was not run.
     """
-    other = None if beside not in models else track(beside)
+    other = track(beside) if beside is not None and beside in models else None
     look, table = track(name), {b: row for b, row in models[name]["per_breed"].items() if row["support"]}
     breeds = sorted(table, key=lambda b: (table[b]["f1"], b))
-    k, font, rows = len(breeds), row_font(len(breeds)), np.arange(len(breeds))
+    k, font, rows = len(breeds), row_font(len(breeds)), range(len(breeds))
     flags = [table[b]["priority"] for b in breeds]
     fig, axes = plt.subplots(figsize=(WIDTH, 1.6 + k * (0.27 if k <= 24 else 0.2)))
     margin = axes.get_yaxis_transform()
@@ -135,8 +135,7 @@ def f1_by_breed(models: Mapping[str, Entry], name: str, beside: str | None = Non
     handles = [_handle(look.marker, look.color, look.short), _handle(look.marker, PRIORITY, "★ priority breed")]
     if other is not None:
         theirs = [models[other.name]["per_breed"].get(b, {}).get("f1") or 0.0 for b in breeds]
-        style = {"markerfacecolor": "white", "markeredgecolor": INK, "markersize": 5, "linestyle": ""}
-        axes.plot(theirs, rows, other.marker, **style)
+        axes.plot(theirs, rows, other.marker, mfc="white", mec=INK, markersize=5, linestyle="")
         handles.append(_handle(other.marker, "white", other.short, INK))
     axes.axvline(models[name]["macro_f1"]["value"], color=GREY, linestyle=":", linewidth=1.5)
     axes.set_yticks(rows, [breed_label(b, f) for b, f in zip(breeds, flags, strict=True)], fontsize=font)

@@ -32,8 +32,7 @@ def open_bench(settings: EvaluationSettings | ComparisonSettings) -> Bench:
             f"priority_breeds: {', '.join(unknown)} not among the breeds of the data, which are "
             f"{', '.join(dataset.breeds)}"
         )
-    evaluated = isinstance(settings, EvaluationSettings)
-    train = "" if evaluated else settings.train_data
+    train = settings.train_data if isinstance(settings, ComparisonSettings) else ""
     test = tuple(read_samples(resolve(settings.test_data), dataset.image_root))
     return Bench(
         run_dir=resolve(settings.run_dir),
@@ -43,7 +42,7 @@ def open_bench(settings: EvaluationSettings | ComparisonSettings) -> Bench:
         train=tuple(read_samples(resolve(train), dataset.image_root)) if train else (),
         val=tuple(read_samples(resolve(settings.val_data), dataset.image_root)),
         test=evenly(test, settings.max_test_photos, settings.seed),
-        checkpoint=find_vlm(settings, dataset.breeds) if evaluated else None,
+        checkpoint=find_vlm(settings, dataset.breeds) if isinstance(settings, EvaluationSettings) else None,
     )
 
 

@@ -22,7 +22,8 @@ def frame(rows: Rows) -> pd.DataFrame:
 
 def rows_of(table: pd.DataFrame) -> Rows:
     """The rows of `frame`'s table again, its label as the first column."""
-    return (table.reset_index() if table.index.name else table).to_dict("records")
+    table = table.reset_index() if table.index.name else table
+    return [dict(zip(table.columns, row, strict=True)) for row in table.to_numpy().tolist()]
 
 
 def model_table(models: Mapping[str, Entry]) -> pd.DataFrame:
