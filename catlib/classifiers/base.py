@@ -80,6 +80,18 @@ class Classifier(ABC):
         return Batch([self.breeds[i] for i in log_probs.argmax(axis=1)], log_probs, answers)
 
 
+def about_model(model: torch.nn.Module, name: object, adapter: object = None) -> dict[str, Any]:
+    """What a sidecar says about a model in memory; `name`: its folder or hub name."""
+    parameter = next(model.parameters())
+    return {
+        "base_model": str(name),
+        "adapter": str(adapter) if adapter else None,
+        "weights": weights_digest(model),
+        "device": parameter.device.type,
+        "dtype": str(parameter.dtype).removeprefix("torch."),
+    }
+
+
 def weights_digest(model: torch.nn.Module) -> str:
     """16 hex digits over names, shapes and evenly spaced values of all tensors; another dtype gives another digest.
 

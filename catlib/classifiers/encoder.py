@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from PIL.Image import Image
 
-from catlib.classifiers.base import weights_digest
+from catlib.classifiers.base import about_model
 from catlib.errors import InputError
 from catlib.vlm.features import can_cache, compute_features
 from catlib.vlm.models import pick_device
@@ -115,15 +115,7 @@ class ClipEncoder(FeatureExtractor):
         return np.concatenate(parts)
 
     def describe(self) -> dict[str, Any]:
-        dtype = str(self.model.dtype).removeprefix("torch.")
-        weights = weights_digest(self.model)
-        return {
-            "base_model": self.name,
-            "adapter": None,
-            "weights": weights,
-            "device": self.model.device.type,
-            "dtype": dtype,
-        }
+        return about_model(self.model, self.name)
 
 
 class TowerEncoder(FeatureExtractor):
@@ -174,15 +166,7 @@ class TowerEncoder(FeatureExtractor):
         return caught
 
     def describe(self) -> dict[str, Any]:
-        parameter = next(self.tower.parameters())
-        dtype = str(parameter.dtype).removeprefix("torch.")
-        return {
-            "base_model": str(self.vlm.name),
-            "adapter": None,
-            "weights": weights_digest(self.tower),
-            "device": parameter.device.type,
-            "dtype": dtype,
-        }
+        return about_model(self.tower, self.vlm.name)
 
 
 def _tensor(output: Any) -> torch.Tensor:

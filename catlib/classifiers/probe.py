@@ -28,13 +28,8 @@ class LinearProbe(Classifier):
     def __init__(
         self, extractor: FeatureExtractor, breeds: Sequence[str], linear: Linear, report: dict[str, Any], name: str
     ) -> None:
-        self.extractor, self.breeds, self.linear, self.report, self.name = (
-            extractor,
-            tuple(breeds),
-            linear,
-            report,
-            name,
-        )
+        self.extractor, self.breeds, self.linear = extractor, tuple(breeds), linear
+        self.report, self.name = report, name
 
     @classmethod
     def fit(
@@ -53,9 +48,8 @@ class LinearProbe(Classifier):
             raise InputError(f"{name}: training photos of breeds that are not in the list: {', '.join(unknown)}")
         parts: dict[str, list[np.ndarray]] = {pooling: [] for pooling in extractor.poolings}
         batches = read_batches(samples, image_root, batch_size)
-        for chunk, images, _ in track(
-            batches, f"{name} features", total=-(-len(samples) // batch_size), unit="batches"
-        ):
+        total = -(-len(samples) // batch_size)
+        for chunk, images, _ in track(batches, f"{name} features", total=total, unit="batches"):
             for pooling, matrix in extractor.features(images, [sample.id for sample in chunk]).items():
                 parts[pooling].append(matrix)
         features = {pooling: np.concatenate(part).astype(np.float64) for pooling, part in parts.items()}

@@ -1,7 +1,6 @@
 """The compared models, one entry each: a classifier is added by its module and an entry here.
 
-What is particular to a model (its names, colour, marker and role, and how it is made from the settings) stands in its entry;
-predictions, metrics, figures and the verdict iterate over them.
+Predictions, metrics, figures and the verdict iterate over them and know nothing else that is particular to a model.
 """
 
 import gc
@@ -24,30 +23,6 @@ Role = Literal["candidate", "baseline", "opponent"]
 TUNED, UNTUNED, ZERO_SHOT = "vlm-tuned", "vlm-base", "clip-zero-shot"
 
 
-class Loaded:
-    """The one large model in memory: the memory of the former is given back before the next is loaded."""
-
-    def __init__(self) -> None:
-        self._key: Hashable = None
-        self._model: Any = None
-
-    def get(self, key: Hashable, load: Callable[[], Any]) -> Any:
-        """The model that goes by `key`, loaded unless it is the one in memory."""
-        if self._model is None or key != self._key:
-            self.free()
-            self._key, self._model = key, load()
-        return self._model
-
-    def free(self) -> None:
-        """Let go of the model. Whoever still refers to it keeps it alive."""
-        import torch
-
-        self._model = None
-        gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
-
-
 @dataclass(frozen=True)
 class Bench:
     """The photos of an evaluation and where its predictions go. `train` is empty where nothing is fitted.
@@ -63,13 +38,29 @@ class Bench:
     val: tuple[Sample, ...]
     test: tuple[Sample, ...]
     checkpoint: "Checkpoint | None" = None
-    loaded: Loaded = field(default_factory=Loaded, compare=False)
+    _loaded: dict[Hashable, Any] = field(default_factory=dict, compare=False)
 
     def summary(self) -> str:
         """What is tested, in a sentence or two: photos, breeds, and what differs from the training."""
         rare = ", ".join(self.priority) or "none"
         said = f"{len(self.test)} test photos of {len({s.breed for s in self.test})} breeds; priority breeds: {rare}."
         return " ".join([said, *(self.checkpoint.remarks if self.checkpoint else ())])
+
+    def model(self, key: Hashable, load: Callable[[], Any]) -> Any:
+        """The one large model in memory: what goes by `key`, loaded after the memory of another one is given back."""
+        if key not in self._loaded:
+            self.free()
+            self._loaded[key] = load()
+        return self._loaded[key]
+
+    def free(self) -> None:
+        """Give back the memory of the model. Whoever still refers to it keeps it alive."""
+        import torch
+
+        self._loaded.clear()
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
 
 
 @dataclass(frozen=True)
@@ -107,7 +98,7 @@ def load_vlm(bench: Bench, settings: EvaluationSettings, tuned: bool = True) -> 
     from catlib.vlm.checkpoint import open_vlm
 
     found, precision = find_vlm(settings, bench.breeds, tuned), "4-bit" if settings.quantize else settings.dtype
-    return bench.loaded.get(
+    return bench.model(
         ("vlm", found.base, found.adapter), lambda: open_vlm(found, device=settings.device, precision=precision)
     )
 
@@ -149,7 +140,7 @@ def _clip(bench: Bench, settings: ComparisonSettings) -> "ClipEncoder":
     from catlib.classifiers.encoder import ClipEncoder
 
     name, device, dtype = settings.clip_model, settings.device, settings.dtype
-    return bench.loaded.get(("clip", name), lambda: ClipEncoder.load(name, device, dtype))
+    return bench.model(("clip", name), lambda: ClipEncoder.load(name, device, dtype))
 
 
 def _tower(bench: Bench, settings: ComparisonSettings) -> "TowerEncoder":
@@ -157,7 +148,7 @@ def _tower(bench: Bench, settings: ComparisonSettings) -> "TowerEncoder":
     from catlib.vlm.checkpoint import open_vlm
 
     name, device, dtype = settings.base_model, settings.device, settings.dtype
-    return bench.loaded.get(("tower", name), lambda: TowerEncoder(open_vlm(name, device=device, precision=dtype)))
+    return bench.model(("tower", name), lambda: TowerEncoder(open_vlm(name, device=device, precision=dtype)))
 
 
 TRACKS = (

@@ -9,7 +9,7 @@ import numpy as np
 from PIL.Image import Image
 from scipy.special import log_softmax
 
-from catlib.classifiers.base import Batch, Classifier, weights_digest
+from catlib.classifiers.base import Batch, Classifier, about_model
 from catlib.classifiers.photos import read_batches
 from catlib.data.records import Sample
 from catlib.errors import InputError
@@ -61,9 +61,8 @@ class VLMClassifier(Classifier):
 
     def classify(self, images: Sequence[Image], ids: Sequence[str] | None = None) -> Batch:
         if self.decoding == "score":
-            return self.from_log_probs(
-                log_softmax(self.raw_scores(images) - self.prior_strength * self.prior(), axis=1)
-            )
+            scores = self.raw_scores(images) - self.prior_strength * self.prior()
+            return self.from_log_probs(log_softmax(scores, axis=1))
         if self.decoding == "constrained":
             answers = generate_constrained(self.vlm, images, self.prompt, self.breeds, self.spelled)
             return Batch(answers, None, answers)
@@ -96,16 +95,10 @@ class VLMClassifier(Classifier):
         return self._prior
 
     def describe(self) -> dict[str, Any]:
-        parameter = self.vlm.base.get_input_embeddings().weight
-        description: dict[str, Any] = {
-            "base_model": str(self.vlm.name),
-            "adapter": str(self.vlm.adapter) if self.vlm.adapter else None,
-            "weights": weights_digest(self.vlm.model),
-            "question": self.prompt,
-            "decoding": self.decoding,
-            "device": str(parameter.device.type),
-            "dtype": str(parameter.dtype).removeprefix("torch."),
-        }
+        description = about_model(self.vlm.model, self.vlm.name, self.vlm.adapter)
+        description |= {"question": self.prompt, "decoding": self.decoding}
+        # Quantized weights are stored as bytes; the embeddings never are.
+        description["dtype"] = str(self.vlm.dtype).removeprefix("torch.")
         if self.decoding == "score":
             description |= {"score_norm": self.score_norm, "label_pass": self.label_scorer.mode}
             if self.spelled:

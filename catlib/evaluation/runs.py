@@ -65,7 +65,7 @@ def predict_opponents(bench: Bench, settings: ComparisonSettings) -> Results:
 
 def _predict_all(bench: Bench, settings: EvaluationSettings | ComparisonSettings, *roles: Role) -> Results:
     made = [entry.name for entry in TRACKS if entry.role in roles and _predict(entry, bench, settings)]
-    bench.loaded.free()
+    bench.free()
     folder = bench.run_dir / "predictions"
     found = Results(read_folder(folder), read_folder(folder / "val"), bench.priority, settings.bootstrap, settings.seed)
     return found.only(made if "candidate" in roles else [*made, *names_of("candidate")])
@@ -107,5 +107,5 @@ def explain_examples(
     classifier = VLMClassifier(load_vlm(bench, settings), bench.breeds, score_norm=settings.score_norm, name=TUNED)
     rows = [explain_prediction(classifier, open_image(inside(bench.image_root, p.image)), p.breed) for p in chosen]
     del classifier
-    bench.loaded.free()
+    bench.free()
     return rows

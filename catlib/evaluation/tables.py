@@ -20,12 +20,6 @@ def frame(rows: Rows) -> pd.DataFrame:
     return table if table.empty else table.set_index(table.columns[0])
 
 
-def rows_of(table: pd.DataFrame) -> Rows:
-    """The rows of `frame`'s table again, its label as the first column."""
-    table = table.reset_index() if table.index.name else table
-    return [dict(zip(table.columns, row, strict=True)) for row in table.to_numpy().tolist()]
-
-
 def model_table(models: Mapping[str, Entry]) -> pd.DataFrame:
     """The headline figures of each model with their 95 % intervals, and its time for a photo."""
     return frame(
@@ -113,11 +107,12 @@ def criteria_table(criteria: Sequence[Entry]) -> pd.DataFrame:
 
 def text_table(rows: pd.DataFrame | Rows, indent: str = "  ") -> str:
     """A table as aligned columns, the first flush left and the others flush right."""
-    rows = rows_of(rows) if isinstance(rows, pd.DataFrame) else rows
-    if not rows:
+    table = pd.DataFrame(rows)
+    table = table.reset_index() if table.index.name else table
+    if table.empty:
         return f"{indent}(none)"
-    lines = [list(rows[0]), *(list(row.values()) for row in rows)]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
+    lines = [list(table.columns), *table.to_numpy().tolist()]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(table.columns))]
     aligned = [
         [line[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(line[1:], widths[1:], strict=True))] for line in lines
     ]

@@ -1,5 +1,6 @@
 """Is the tuned VLM worth it against CLIP? The plan's rules as three tables: what decides, what is told, what is measured."""
 
+import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import SimpleNamespace
@@ -18,29 +19,19 @@ DECISIONS = {
     "combine": "Use both: neither model alone is the better choice.",
     "inconclusive": "Undecided: these photos cannot tell.",
 }
-KINDS = {
-    "skip": "skip",
-    "no-gpu": "skip",
-    "do": "do",
-    "explanations": "do",
-    "accuracy-first": "do",
-}  # all others: success
 
 
-def at_least(figure: Entry | None, target: float) -> Met:
+def at_least(figure: Entry | None, target: float, within: Callable[[float, float], bool] = operator.ge) -> Met:
     """True or False when the whole 95 % interval is on one side of the target, else undecided; so is a missing figure."""
     if figure is None or figure.get("value") is None:
         return UNDECIDED
-    low, high = figure["ci95"]
-    return True if low >= target else False if high < target else UNDECIDED
+    low, high = (within(end, target) for end in figure["ci95"])
+    return low if low == high else UNDECIDED
 
 
 def more_than(figure: Entry | None, target: float) -> Met:
     """As `at_least`, the target itself excluded."""
-    if figure is None or figure.get("value") is None:
-        return UNDECIDED
-    low, high = figure["ci95"]
-    return True if low > target else False if high <= target else UNDECIDED
+    return at_least(figure, target, operator.gt)
 
 
 def surely_worse(versus: Entry) -> bool:
@@ -207,6 +198,37 @@ REASONS: tuple[tuple[Callable[[SimpleNamespace], bool], str], ...] = (
     ),
 )
 
+# What is shown: key, kind (success: wanted; skip, do: the plan's rules), unit (empty: rests on no figure), name, target.
+CRITERIA = (
+    ("priority", "success", "share", "Priority macro-F1 of the tuned VLM", "at least {want.target_priority_f1:.0%}"),
+    (
+        "gain",
+        "success",
+        "points",
+        "Accuracy gain over {reference.title}",
+        "at least {want.target_gain_points:g} points",
+    ),
+    ("probe", "success", "points", "Accuracy gain over {probe.title}", "more than 0 points"),
+    ("latency", "success", "ms", "Median time of the tuned VLM for one photo", "at most {want.latency_budget_ms:g} ms"),
+    (
+        "skip",
+        "skip",
+        "share",
+        "Skip it: {reference.title} is good on the priority breeds",
+        "over {want.clip_good_enough:.0%} right",
+    ),
+    (
+        "do",
+        "do",
+        "share",
+        "Do it: priority macro-F1 of {reference.title} stays low",
+        "below {want.clip_priority_f1:.0%}",
+    ),
+    ("no-gpu", "skip", "", "Skip it: there is no GPU", "no GPU"),
+    ("explanations", "do", "", "Do it: reasons are wanted with the breed", "asked for"),
+    ("accuracy-first", "do", "", "Do it: accuracy outranks latency", "asked for"),
+)
+
 
 @dataclass(frozen=True)
 class Verdict:
@@ -336,103 +358,30 @@ def gather(
 
 
 def list_criteria(f: SimpleNamespace) -> list[dict[str, Any]]:
-    """The entries of `criteria` in metrics.json.
-
-    `kind`: success (wanted), skip or do (the plan's rules); `unit`: share, points or ms, empty for a rule without a figure.
-    """
-    w, other = f.want, f.reference.title
+    """The entries of `criteria` in metrics.json, from the table and the facts."""
     wished = {True: "asked for", False: "not asked for"}
-    no_gpu: Met = UNDECIDED if f.device is None else f.device == "cpu"
-    do: Met = f.low if f.low == UNDECIDED else not f.low
-    rows = [
-        _row(
-            "priority",
-            "share",
-            "Priority macro-F1 of the tuned VLM",
-            f.own,
-            f.own_met,
-            f"at least {w.target_priority_f1:.0%}",
-        ),
-        _row(
-            "gain",
-            "points",
-            f"Accuracy gain over {other}",
-            f.gain,
-            f.gain_met,
-            f"at least {w.target_gain_points:g} points",
-        ),
-    ]
-    if f.probe is not None and f.probe != f.reference:
-        note = "without it, a gain over zero-shot CLIP only says that trained beats untrained"
-        met = more_than(f.probe_gain, 0.0)
-        rows.append(
-            _row(
-                "probe", "points", f"Accuracy gain over {f.probe.title}", f.probe_gain, met, "more than 0 points", note
-            )
-        )
-    time = None if f.p50 is None else {"value": f.p50, "ci95": None}
-    good = f"accuracy there over {w.clip_good_enough:.0%}"
-    return [
-        *rows,
-        _row(
-            "latency",
-            "ms",
-            "Median time of the tuned VLM for one photo",
-            time,
-            f.in_time,
-            f"at most {w.latency_budget_ms:g} ms",
-            f.timed,
-        ),
-        _row(
-            "skip",
-            "share",
-            f"Skip it: {other} is good enough on the priority breeds",
-            f.their_accuracy,
-            f.needless,
-            good,
-        ),
-        _row(
-            "do",
-            "share",
-            f"Do it: priority macro-F1 of {other} stays low",
-            f.theirs,
-            do,
-            f"below {w.clip_priority_f1:.0%}",
-        ),
-        _row("no-gpu", "", "Skip it: there is no GPU", None, no_gpu, "no GPU", f"ran on: {f.device_text}"),
-        _row(
-            "explanations",
-            "",
-            "Do it: reasons are wanted with the breed",
-            None,
-            w.explanations_wanted,
-            "asked for",
-            wished[w.explanations_wanted],
-        ),
-        _row(
-            "accuracy-first",
-            "",
-            "Do it: accuracy outranks latency",
-            None,
-            w.accuracy_first,
-            "asked for",
-            wished[w.accuracy_first],
-        ),
-    ]
-
-
-def _row(key: str, unit: str, name: str, figure: Entry | None, met: Met, target: str, note: str = "") -> dict[str, Any]:
-    value, ci95 = (None, None) if figure is None else (figure["value"], figure["ci95"])
-    note = note or ("not measured" if figure is None else "")
-    about = {
-        "key": key,
-        "name": name,
-        "kind": KINDS.get(key, "success"),
-        "target": target,
-        "value": value,
-        "ci95": ci95,
+    want, time = f.want, None if f.p50 is None else {"value": f.p50, "ci95": None}
+    measured: dict[str, tuple[Entry | None, Met, str]] = {
+        "priority": (f.own, f.own_met, ""),
+        "gain": (f.gain, f.gain_met, ""),
+        "probe": (f.probe_gain, more_than(f.probe_gain, 0.0), "the fair opponent: it is trained, too"),
+        "latency": (time, f.in_time, f.timed),
+        "skip": (f.their_accuracy, f.needless, ""),
+        "do": (f.theirs, f.low if f.low == UNDECIDED else not f.low, ""),
+        "no-gpu": (None, UNDECIDED if f.device is None else f.device == "cpu", f"ran on: {f.device_text}"),
+        "explanations": (None, want.explanations_wanted, wished[want.explanations_wanted]),
+        "accuracy-first": (None, want.accuracy_first, wished[want.accuracy_first]),
     }
-    return {**about, "unit": unit, "met": met, "note": note}
+    rows = []
+    for key, kind, unit, name, target in CRITERIA:
+        if key == "probe" and f.probe in (None, f.reference):
+            continue
+        figure, met, note = measured[key]
+        value, ci95 = (None, None) if figure is None else (figure["value"], figure["ci95"])
+        about = {"key": key, "name": name.format(**vars(f)), "kind": kind, "target": target.format(**vars(f))}
+        note = note or ("not measured" if figure is None else "")
+        rows.append({**about, "value": value, "ci95": ci95, "unit": unit, "met": met, "note": note})
+    return rows
 
 
 def _achieved(gain: Entry, own: Entry | None, other: str, want: ComparisonSettings) -> str:
