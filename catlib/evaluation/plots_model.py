@@ -170,7 +170,7 @@ def confidence(c: Calibrated) -> tuple[Figure, str]:
         return fig, f"{look.first} gives answers without scores, so its confidence cannot be judged."
     panels = [("As it is", raw)]
     if c.scaled is not None:
-        panels.append((f"Temperature {c.temperature:.2f}, from validation", c.scaled))
+        panels.append((f"Temperature {c.temperature:.2f}", c.scaled))
     errors = [100 * expected_calibration_error(o.confidence, o.correct) for _, o in panels]
     fig, grid = plt.subplots(1, 2, figsize=(WIDTH, 4.9), sharey=True, width_ratios=[1, 1])
     for axes, (panel, o), ece in zip(grid, panels, errors, strict=False):
