@@ -71,21 +71,6 @@ class Outcomes:
             )
         return np.array([self.breeds.index(name) for name in names], dtype=int)
 
-    def take(self, rows: np.ndarray) -> "Outcomes":
-        """The photos at `rows`, in that order."""
-        return Outcomes(
-            self.name,
-            self.breeds,
-            tuple(self.ids[i] for i in rows),
-            tuple(self.images[i] for i in rows),
-            self.true[rows],
-            self.predicted[rows],
-            None if self.log_probs is None else self.log_probs[rows],
-            self.latency_ms[rows],
-            self.group[rows],
-            self.meta,
-        )
-
 
 def outcomes(predictions: PredictionSet, breeds: Sequence[str] | None = None) -> Outcomes:
     """Arrays of a prediction set. Raises InputError when it is empty, has photos of unknown breed, or scores that are
