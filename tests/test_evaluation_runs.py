@@ -78,7 +78,9 @@ def dataset(tmp_path):
                 image = f"images/{part}-{breed}-{i}.jpg"
                 (tmp_path / "images").mkdir(exist_ok=True)
                 Image.new("RGB", (8, 8)).save(tmp_path / image)
-                rows.append(make_sample(image, image, "Which?", breed, breed=breed, source="s", sha256=image, split=part))
+                rows.append(
+                    make_sample(image, image, "Which?", breed, breed=breed, source="s", sha256=image, split=part)
+                )
         write_samples(tmp_path / "vlm" / f"{part}.jsonl", rows)
     return {f"{part}_data": str(tmp_path / "vlm" / f"{part}.jsonl") for part in ("val", "test")}
 

@@ -42,7 +42,7 @@ def test_clearly_better_is_adopted():
             scored_set("clip-probe", true, levels(0.75, 0.5), seed=3),
         ]
     )
-    assert verdict.decision == "adopt" and verdict.reference == "clip-zero-shot"
+    assert (verdict.decision, verdict.use, verdict.reference) == ("adopt", "vlm-tuned", "clip-zero-shot")
     assert {c["key"]: c["met"] for c in verdict.criteria} == {
         "priority": True,
         "gain": True,
@@ -79,6 +79,7 @@ def test_better_on_the_priority_breeds_only_is_combined():
     )
     assert comparison["priority_f1_gain_points"]["ci95"][0] > 0
     assert verdict.decision == "combine" and "priority" in verdict.reasons[0]
+    assert verdict.use == "vlm-tuned+clip-zero-shot" and "the tuned VLM and zero-shot CLIP" in verdict.text
     slightly_worse, _ = verdict_of(
         [
             scored_set("vlm-tuned", true, levels(0.72, 0.9), seed=1, noise=noise),
@@ -125,7 +126,7 @@ def test_fast_worse_model_under_a_budget_is_kept():
         scored_set("clip-zero-shot", true, levels(0.6, 0.05), seed=2, latency_ms=12.0),
     ]
     verdict, _ = verdict_of(sets)
-    assert verdict.decision == "keep-clip"
+    assert (verdict.decision, verdict.use) == ("keep-clip", "clip-zero-shot")
     assert "400 ms" in verdict.reasons[0] and "150 ms" in verdict.reasons[0]
     assert next(c["met"] for c in verdict.criteria if c["key"] == "latency") is False
     assert verdict_of(sets, targets=ComparisonSettings(latency_budget_ms=500.0))[0].decision == "adopt"
@@ -180,6 +181,7 @@ def test_probe_that_does_as_well_is_the_cheaper_choice():
     ]
     verdict, _ = verdict_of(sets)
     assert verdict.decision == "keep-clip" and "fraction of the cost" in verdict.reasons[0]
+    assert verdict.use == "clip-probe"
     assert verdict_of(sets, targets=ComparisonSettings(explanations_wanted=True))[0].decision == "adopt"
     better = scored_set("clip-probe", true, levels(0.98, 0.97), seed=5)
     verdict, _ = verdict_of([*sets[:2], better])

@@ -64,7 +64,7 @@ class LinearProbe(Classifier):
         return self.from_log_probs(log_softmax(self.linear.logits(features.astype(np.float64)), axis=1))
 
     def describe(self) -> dict[str, Any]:
-        return {**self.extractor.describe(), "prompt": None, "decoding": "linear probe", "probe": self.report}
+        return {**self.extractor.describe(), "decoding": "linear probe", "probe": self.report}
 
     def save(self, path: Path) -> None:
         """Write the fitted weights as .npz: plain arrays and one JSON text, nothing that runs code when it is read."""

@@ -44,7 +44,7 @@ class Bench:
         """What is tested, in a sentence or two: photos, breeds, and what differs from the training."""
         rare = ", ".join(self.priority) or "none"
         said = f"{len(self.test)} test photos of {len({s.breed for s in self.test})} breeds; priority breeds: {rare}."
-        return " ".join([said, *(self.checkpoint.remarks if self.checkpoint else ())])
+        return " ".join([said, *(f"{remark}." for remark in (self.checkpoint.remarks if self.checkpoint else ()))])
 
     def model(self, key: Hashable, load: Callable[[], Any]) -> Any:
         """The one large model in memory: what goes by `key`, loaded after the memory of another one is given back."""
