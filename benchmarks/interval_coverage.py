@@ -84,6 +84,7 @@ def draw_outcomes(rng: np.random.Generator, rates: np.ndarray, support: np.ndarr
         said,
         None,
         np.full(n, np.nan),
+        np.arange(n),
         {},
     )
 
@@ -133,7 +134,18 @@ def measure_scored(scenario: tuple, sets: int, resamples: int, seed: int = 0) ->
         true, honest = draw_scores(rng, support, distance)
         claimed = np.maximum(log_softmax(sharpness * honest, axis=1), LOG_FLOOR)
         ids = tuple(map(str, range(len(true))))
-        o = Outcomes("a", breeds, ids, ids, true, claimed.argmax(1), claimed, np.full(len(true), np.nan), np.arange(len(true)), {})
+        o = Outcomes(
+            "a",
+            breeds,
+            ids,
+            ids,
+            true,
+            claimed.argmax(1),
+            claimed,
+            np.full(len(true), np.nan),
+            np.arange(len(true)),
+            {},
+        )
         found = metrics.evaluate_outcomes(o, bootstrap=resamples, seed=i)
         for key, value in (("top3_accuracy", top3), ("ece", ece)):
             low, high = found[key]["ci95"]
