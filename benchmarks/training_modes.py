@@ -31,7 +31,7 @@ MODES = ("base", "projector", "lora", "qlora")
 
 def run_one(mode: str, work: Path, epochs: int, test_photos: int, priority: str) -> dict[str, Any]:
     """Train in one mode and evaluate; `base` only evaluates."""
-    from catlib.classifiers.base import predict
+    from catlib.classifiers.predict import predict
     from catlib.classifiers.vlm import VLMClassifier
     from catlib.data.records import image_root_of, read_samples
     from catlib.data.sampling import evenly

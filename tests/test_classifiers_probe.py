@@ -7,9 +7,9 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 from tiny_encoders import clip, llava, photo, write_photos
 
-from catlib.classifiers.base import predict
 from catlib.classifiers.encoder import ClipEncoder, FeatureExtractor, TowerEncoder
 from catlib.classifiers.logistic import MAX_FOLDS, choose_and_fit, deal_folds, fit_linear
+from catlib.classifiers.predict import predict
 from catlib.classifiers.probe import LinearProbe
 from catlib.data.images import open_image
 from catlib.data.records import Sample

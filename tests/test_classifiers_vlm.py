@@ -5,7 +5,7 @@ import pytest
 import torch
 from tiny_encoders import llava, photo, write_photos
 
-from catlib.classifiers.base import predict
+from catlib.classifiers.predict import predict
 from catlib.classifiers.vlm import VLMClassifier, choose_strength, fit_prior
 from catlib.data.conversations import spelled_answers
 from catlib.data.records import make_sample

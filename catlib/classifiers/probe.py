@@ -13,7 +13,7 @@ from scipy.special import log_softmax
 from catlib.classifiers.base import Batch, Classifier
 from catlib.classifiers.encoder import FeatureExtractor
 from catlib.classifiers.logistic import Linear, choose_and_fit
-from catlib.classifiers.photos import read_batches
+from catlib.classifiers.predict import read_batches
 from catlib.data.records import Sample
 from catlib.errors import InputError
 from catlib.files import parse_json, replacing

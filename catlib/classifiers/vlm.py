@@ -10,7 +10,7 @@ from PIL.Image import Image
 from scipy.special import log_softmax
 
 from catlib.classifiers.base import Batch, Classifier, about_model
-from catlib.classifiers.photos import read_batches
+from catlib.classifiers.predict import read_batches
 from catlib.data.records import Sample
 from catlib.errors import InputError
 from catlib.parsing import BreedParser

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from catlib.classifiers.base import predict
+from catlib.classifiers.predict import predict
 from catlib.classifiers.tracks import TRACKS, TUNED, Bench, Role, Track, find_vlm, load_vlm, names_of
 from catlib.data.prepare import load_dataset
 from catlib.data.records import read_samples
