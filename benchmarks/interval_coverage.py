@@ -17,9 +17,9 @@ import time
 
 import numpy as np
 from scipy import stats
+from scipy.special import log_softmax
 
 from catlib.evaluation import bootstrap, compare, metrics
-from catlib.evaluation.metrics import log_softmax
 from catlib.evaluation.outcomes import LOG_FLOOR, Outcomes
 
 # name: photos of each breed, mean recall of common breeds and of rare ones, number of rare breeds (they come first)
@@ -84,6 +84,7 @@ def draw_outcomes(rng: np.random.Generator, rates: np.ndarray, support: np.ndarr
         said,
         None,
         np.full(n, np.nan),
+        np.arange(n),
         {},
     )
 
@@ -115,7 +116,7 @@ def draw_scores(rng: np.random.Generator, support: np.ndarray, distance: float) 
     true = np.repeat(np.arange(len(support)), support)
     points = rng.normal(size=(len(true), len(support)))
     points[np.arange(len(true)), true] += distance
-    return true, log_softmax(distance * points + np.log(support / support.sum()))
+    return true, log_softmax(distance * points + np.log(support / support.sum()), axis=1)
 
 
 def measure_scored(scenario: tuple, sets: int, resamples: int, seed: int = 0) -> dict[str, dict[str, float]]:
@@ -124,16 +125,27 @@ def measure_scored(scenario: tuple, sets: int, resamples: int, seed: int = 0) ->
     support, rng = np.array(photos), np.random.default_rng(seed)
     breeds = tuple(f"b{i}" for i in range(len(support)))
     true, honest = draw_scores(rng, support * max(1, TRUTH_PHOTOS // support.sum()), distance)
-    claimed, rows = log_softmax(sharpness * honest), np.arange(len(honest))
+    claimed, rows = log_softmax(sharpness * honest, axis=1), np.arange(len(honest))
     said = claimed.argmax(1)
     top3 = ((claimed >= claimed[rows, true][:, None]).sum(1) <= 3).mean()
     ece = metrics.expected_calibration_error(np.exp(claimed[rows, said]), np.exp(honest[rows, said]))
     seen: dict[str, list[tuple[bool, float]]] = {}
     for i in range(sets):
         true, honest = draw_scores(rng, support, distance)
-        claimed = np.maximum(log_softmax(sharpness * honest), LOG_FLOOR)
+        claimed = np.maximum(log_softmax(sharpness * honest, axis=1), LOG_FLOOR)
         ids = tuple(map(str, range(len(true))))
-        o = Outcomes("a", breeds, ids, ids, true, claimed.argmax(1), claimed, np.full(len(true), np.nan), {})
+        o = Outcomes(
+            "a",
+            breeds,
+            ids,
+            ids,
+            true,
+            claimed.argmax(1),
+            claimed,
+            np.full(len(true), np.nan),
+            np.arange(len(true)),
+            {},
+        )
         found = metrics.evaluate_outcomes(o, bootstrap=resamples, seed=i)
         for key, value in (("top3_accuracy", top3), ("ece", ece)):
             low, high = found[key]["ci95"]

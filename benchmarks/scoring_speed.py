@@ -29,9 +29,8 @@ from PIL import Image
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor, PreTrainedTokenizerFast, pipeline
 
 from catlib.breeds import BREEDS
-from catlib.classifiers.clip import ClipZeroShot
+from catlib.classifiers.clip import PLAIN, ClipZeroShot
 from catlib.classifiers.encoder import ClipEncoder
-from catlib.classifiers.prompts import PLAIN
 from catlib.data.images import open_image
 from catlib.vlm.checkpoint import open_vlm
 from catlib.vlm.models import VLM

@@ -31,11 +31,11 @@ MODES = ("base", "projector", "lora", "qlora")
 
 def run_one(mode: str, work: Path, epochs: int, test_photos: int, priority: str) -> dict[str, Any]:
     """Train in one mode and evaluate; `base` only evaluates."""
-    from catlib.classifiers.base import predict
+    from catlib.classifiers.predict import predict
     from catlib.classifiers.vlm import VLMClassifier
     from catlib.data.records import image_root_of, read_samples
+    from catlib.data.sampling import evenly
     from catlib.evaluation.metrics import evaluate
-    from catlib.evaluation.runs import evenly
     from catlib.settings import split_list
     from catlib.training.trainer import train
     from catlib.vlm.checkpoint import find_checkpoint, open_vlm
@@ -137,7 +137,7 @@ def write_data(work: Path, photos_per_breed: int, val_photos: int) -> int:
     """The split in work/vlm, with at most so many photos; returns how many are trained on."""
     from catlib.data.prepare import prepare
     from catlib.data.records import read_samples, write_samples
-    from catlib.evaluation.runs import evenly
+    from catlib.data.sampling import evenly
 
     chosen = DataSettings(
         photos=os.environ["CATLIB_PHOTOS"],

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from tiny_encoders import write_photos
 
-from catlib.classifiers.base import Batch, Classifier, measure_latency, predict
-from catlib.classifiers.photos import read_batches
+from catlib.classifiers.base import Batch, Classifier
+from catlib.classifiers.predict import measure_latency, predict, read_batches
 from catlib.data.images import ImageError
 from catlib.data.records import Sample
 from catlib.errors import InputError

@@ -7,10 +7,10 @@ from tiny_encoders import clip, photo, write_photos
 from transformers import AutoModel, AutoProcessor
 
 from catlib.breeds import BREEDS, find
-from catlib.classifiers import prompts
-from catlib.classifiers.base import predict
+from catlib.classifiers import clip as prompts
 from catlib.classifiers.clip import ClipZeroShot
 from catlib.classifiers.encoder import ClipEncoder
+from catlib.classifiers.predict import predict
 from catlib.errors import InputError
 
 NAMES = ["Abyssinian", "Manx", "Siamese", "Extra-Toes Cat - Hemingway Polydactyl"]

@@ -9,7 +9,6 @@ from tiny_encoders import llava, photo
 from catlib.classifiers.explain import (
     explain,
     explain_prediction,
-    explanation_figure,
     falls_when_hidden,
     pick_examples,
     seen_photo,
@@ -17,6 +16,7 @@ from catlib.classifiers.explain import (
 from catlib.classifiers.vlm import VLMClassifier
 from catlib.data.records import Prediction, PredictionSet
 from catlib.errors import CatlibError
+from catlib.evaluation.plots_photos import explanations
 from catlib.vlm.attribution import image_positions, occluded_scores, patch_gradients
 from catlib.vlm.families import FAMILIES
 from catlib.vlm.scoring import LabelScorer
@@ -141,7 +141,7 @@ def test_seen_photo_is_the_centre_that_the_processor_keeps(vlm):
 def test_panel_says_what_was_asked_and_answered(vlm):
     classifier = VLMClassifier(vlm, BREEDS)
     rows = [explain_prediction(classifier, photo(i), truth) for i, truth in enumerate(["Persian", None])]
-    figure = explanation_figure(rows)
+    figure = explanations(rows).figure
     titles = [axis.get_title(loc) for axis in figure.axes for loc in ("left", "center")]
     words = " ".join([*titles, *(text.get_text() for axis in figure.axes for text in axis.texts)])
     assert "breed not known" in words and f"predicted: {rows[0].predicted}, {rows[0].probability:.0%} sure" in words

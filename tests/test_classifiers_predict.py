@@ -4,8 +4,7 @@ import json
 
 import numpy as np
 import pytest
-import torch
-from tiny_encoders import clip, llava, write_photos
+from tiny_encoders import clip, save_llava, tuned, write_photos
 
 from catlib.breeds import BREEDS as ALL
 from catlib.classifiers.encoder import ClipEncoder, TowerEncoder
@@ -14,9 +13,6 @@ from catlib.cli import main
 from catlib.commands.predict import find_photos
 from catlib.data.images import open_image
 from catlib.data.records import read_predictions
-from catlib.settings import TrainSettings
-from catlib.training.lora import add_lora
-from catlib.vlm.adapters import save_adapter
 from catlib.vlm.checkpoint import open_vlm
 
 BREEDS = "Manx,Persian,Siamese"
@@ -26,10 +22,7 @@ BREEDS = "Manx,Persian,Siamese"
 def models(tmp_path_factory):
     """Folders of a tiny CLIP and of a tiny LLaVA."""
     folder = tmp_path_factory.mktemp("models")
-    vlm = llava()
-    vlm.base.save_pretrained(folder / "llava")
-    vlm.processor.save_pretrained(folder / "llava")
-    return clip(folder / "clip"), folder / "llava"
+    return clip(folder / "clip"), save_llava(folder / "llava")
 
 
 @pytest.fixture
@@ -100,21 +93,13 @@ def test_wrong_input_is_named_and_exits_with_2(models, photos, tmp_path, capsys,
 
 
 def test_a_checkpoint_knows_its_base_its_breeds_and_its_question(models, photos, tmp_path):
-    vlm = open_vlm(str(models[1]), precision="float32")
-    add_lora(vlm, TrainSettings(lora_r=4, lora_alpha=8))
-    for name, parameter in vlm.model.named_parameters():
-        if "lora_B" in name:
-            torch.nn.init.normal_(parameter, std=0.5)  # fresh LoRA changes nothing
-    checkpoint = tmp_path / "checkpoint"
-    save_adapter(vlm, checkpoint)
-    record = {"base_model": str(models[1]), "breeds": BREEDS.split(","), "question": "Which breed?"}
-    (checkpoint / "training.json").write_text(json.dumps(record))
+    checkpoint = tuned(tmp_path / "checkpoint", models[1], BREEDS.split(","), "Which breed?")
     found = {}
     for model in ("tuned", "base"):
         command = ["predict", "--checkpoint", str(checkpoint), "--model", model, "--dtype", "float32"]
         assert main([*command, "--out", str(tmp_path / f"{model}.jsonl"), str(photos)]) == 0
         found[model] = read_predictions(tmp_path / f"{model}.jsonl")
-        assert found[model].meta["prompt"] == "Which breed?" and found[model].meta["breeds"] == BREEDS.split(",")
+        assert found[model].meta["question"] == "Which breed?" and found[model].meta["breeds"] == BREEDS.split(",")
     assert found["tuned"].meta["adapter"] == str(checkpoint) and found["base"].meta["adapter"] is None
     scores = [np.array([p.scores for p in found[model].predictions]) for model in ("tuned", "base")]
     assert np.abs(scores[0] - scores[1]).max() > 0.1

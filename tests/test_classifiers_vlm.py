@@ -5,9 +5,8 @@ import pytest
 import torch
 from tiny_encoders import llava, photo, write_photos
 
-from catlib.classifiers.base import predict
-from catlib.classifiers.prior import choose_strength, fit_prior
-from catlib.classifiers.vlm import VLMClassifier
+from catlib.classifiers.predict import predict
+from catlib.classifiers.vlm import VLMClassifier, choose_strength, fit_prior
 from catlib.data.conversations import spelled_answers
 from catlib.data.records import make_sample
 from catlib.errors import InputError
@@ -121,7 +120,7 @@ def test_sidecar(vlm):
     assert meta == {
         "base_model": "tiny",
         "adapter": None,
-        "prompt": QUESTION,
+        "question": QUESTION,
         "decoding": "score",
         "device": "cpu",
         "dtype": "float32",

@@ -23,7 +23,7 @@ def test_gains_and_tests_equal_independent_references():
     right = [np.array([s == t for s, t in zip(row, true, strict=True)]) for row in said]
     only = [(right[0] & ~right[1]).sum(), (right[1] & ~right[0]).sum()]
     assert c["accuracy_gain_points"] == pytest.approx(100 * (right[0].mean() - right[1].mean()))
-    assert c["mcnemar_p"] == pytest.approx(binomtest(only[0], sum(only)).pvalue)
+    assert c["p"] == pytest.approx(binomtest(only[0], sum(only)).pvalue)
     assert [c["only_a_right"], c["only_b_right"]] == only
     assert c["oracle_accuracy"] == pytest.approx((right[0] | right[1]).mean())
     assert c["agreement"] == pytest.approx(np.mean([x == y for x, y in zip(*said, strict=True)]))
@@ -130,11 +130,11 @@ def test_metrics_file_merges_and_stays_strict(tmp_path):
         models={"clip": {"accuracy": 0}},
         comparisons=[{"a": "x", "b": "y", "n": 2}, {"a": "x", "b": "z", "n": 3}],
     )
-    path = write_metrics(tmp_path, verdict={"recommendation": "adopt", "criteria": [], "reasons": ["r"]})
+    path = write_metrics(tmp_path, verdict={"recommendation": {"decision": "adopt"}, "criteria": []})
     content = json.loads(path.read_text())
     assert set(content["models"]) == {"vlm-tuned", "clip"}
     assert [(c["b"], c["n"]) for c in content["comparisons"]] == [("y", 2), ("z", 3)]
-    assert content["recommendation"] == "adopt"
+    assert content["recommendation"]["decision"] == "adopt"
     before = path.read_text()
     with pytest.raises(CatlibError, match="no finite number"):
         write_metrics(tmp_path, models={"bad": {"accuracy": float("nan")}})

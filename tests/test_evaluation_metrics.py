@@ -1,5 +1,7 @@
 """Metrics and calibration against scikit-learn, scipy and examples worked out by hand."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from evaluation_cases import BREEDS, RARE, make_set, scored_set, truth
@@ -85,6 +87,17 @@ def test_worked_example():
         assert 0 <= low <= metrics[key]["value"] <= high <= 1
 
 
+def test_brier_score_and_groups_by_hand():
+    """Two breeds, true one at 0.9 and at 0.4: ((0.1^2 + 0.1^2) + (0.6^2 + 0.6^2)) / 2 = 0.37. The first two photos are one cat's."""
+    two, log_probs = BREEDS[:2], np.log([[0.9, 0.1], [0.6, 0.4], [0.9, 0.1], [0.6, 0.4]])
+    predictions = make_set("m", [*two, *two], [two[0]] * 4, breeds=two, log_probs=log_probs)
+    rows = [replace(p, group="cat" if i < 2 else None) for i, p in enumerate(predictions.predictions)]
+    metrics = evaluate(PredictionSet("m", tuple(rows), predictions.meta), bootstrap=200)
+    assert metrics["brier"]["value"] == pytest.approx(0.37)
+    assert metrics["brier"]["ci95"][0] <= 0.37 <= metrics["brier"]["ci95"][1]
+    assert (metrics["n"], metrics["groups"]) == (4, 3)
+
+
 def test_calibration_error_worked_out_by_hand():
     """Two bins of five: confidence 0.5 and 1 of 5 right (gap 0.3); confidence 0.9 and 4 of 5 right (gap 0.1): ECE
     0.2."""
@@ -150,8 +163,11 @@ def test_temperature_undoes_a_known_distortion():
     p = np.exp(log_softmax(z, axis=1))
     true = [BREEDS[(p[i].cumsum() > rng.random()).argmax()] for i in range(len(z))]
     claimed = log_softmax(3 * z, axis=1)
-    o = outcomes(make_set("m", true, [BREEDS[i] for i in claimed.argmax(1)], log_probs=claimed))
-    validation, test = o.take(np.arange(3000)), o.take(np.arange(3000, 6000))
+    said = [BREEDS[i] for i in claimed.argmax(1)]
+    validation, test = (
+        outcomes(make_set("m", true[part], said[part], log_probs=claimed[part]))
+        for part in (slice(3000), slice(3000, None))
+    )
     temperature = fit_temperature(validation)
     assert temperature == pytest.approx(3.0, rel=0.1)
     scaled = apply_temperature(test, temperature)

@@ -1,33 +1,34 @@
-"""Every figure draws without a warning for 2, 10 and 67 breeds, shows once, and has a sentence with true figures."""
+"""Every figure draws without a warning for 2, 10 and 67 breeds, shows once, and has a caption with true figures."""
 
 import warnings
-from types import SimpleNamespace
+from dataclasses import replace
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 from evaluation_cases import BREEDS, RARE, make_set, scored_set, truth
-from matplotlib.figure import Figure
 from PIL import Image
 
-from catlib.evaluation import plots, plots_breeds, plots_calibration, plots_photos, plots_time
+from catlib.classifiers.explain import Explanation
+from catlib.evaluation import plots, plots_model, plots_photos
 from catlib.evaluation.calibration import calibrate
 from catlib.evaluation.compare import compare
-from catlib.evaluation.conclusions import explanations_sentence
 from catlib.evaluation.metrics import evaluate
 from catlib.evaluation.outcomes import outcomes
+from catlib.figures import Shown
 
 MANY = tuple(f"Breed number {i}" for i in range(67))
 
 
-def draw(figure, sentence):
-    """Draw as a report would; a warning (a glyph missing, a layout that collapses) fails the test."""
-    assert isinstance(figure, Figure) and figure.number not in plt.get_fignums() if hasattr(figure, "number") else True
+def draw(shown):
+    """Draw as a report would; a warning (a glyph missing, a layout that collapses) fails the test. The caption."""
+    assert isinstance(shown, Shown) and shown.figure.number not in plt.get_fignums()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        figure.canvas.draw()
-    assert sentence.endswith(".") and sentence[0].isupper() and "nan" not in sentence
-    return sentence
+        shown.figure.canvas.draw()
+    caption = shown.caption
+    assert caption.endswith(".") and caption[0].isupper() and "nan" not in caption and caption in shown.alt
+    return caption
 
 
 @pytest.mark.parametrize("breeds", [BREEDS[:2], BREEDS, MANY])
@@ -48,45 +49,42 @@ def test_every_figure_draws(breeds, tmp_path):
         (tmp_path / breed).mkdir()
     for p in tuned.predictions:
         Image.new("RGB", (40, 30), "gray").save(tmp_path / p.image)
-    draw(plots_breeds.confusion_figure(o, rare), plots_breeds.confusion_sentence(o))
-    draw(plots_breeds.confusion_figure(outcomes(clip), rare), plots_breeds.confusion_sentence(outcomes(clip)))
-    draw(
-        plots_breeds.f1_figure(models, "vlm-tuned", beside="clip-zero-shot"),
-        plots_breeds.f1_sentence(models, "vlm-tuned"),
-    )
-    draw(plots_breeds.f1_figure(models, "vlm-tuned", beside="vlm-base"), "One that was not run is left out.")
+    assert "photos" in draw(plots_model.confusion(o, rare))
+    draw(plots_model.confusion(outcomes(clip), rare))
+    for beside in ("clip-zero-shot", "vlm-base", None):  # one that was not run is left out
+        draw(plots_model.f1_by_breed(models, "vlm-tuned", beside=beside))
     for c in (view, silent):
-        draw(plots_calibration.reliability_figure(c), plots_calibration.reliability_sentence(c))
-        draw(plots_calibration.risk_coverage_figure([c]), plots_calibration.risk_coverage_sentence(c))
-    draw(plots.overview_figure(models), plots.overview_sentence(models))
-    draw(plots.gain_figure(versus), plots.gain_sentence(versus))
-    draw(plots_time.time_figure(models, 150.0), plots_time.time_sentence(models, 150.0))
-    draw(plots_photos.mistakes_figure(o, tmp_path, rare), plots_photos.mistakes_sentence(o))
-    draw(plots_photos.disagreement_figure(versus, tmp_path, rare), plots_photos.disagreement_sentence(versus))
-    runs = [(x, {"models": models}) for x in (5, 10, 20)]
-    draw(plots.learning_curve_figure(runs, "photos_per_breed"), plots.learning_curve_sentence(runs, "photos_per_breed"))
+        draw(plots_model.confidence(c))
+        draw(plots.precision_by_coverage([c]))
+    draw(plots.overview(models))
+    draw(plots.gains(versus))
+    draw(plots.times(models, 150.0))
+    draw(plots_photos.mistakes(o, tmp_path, rare))
+    draw(plots_photos.disagreements(versus, tmp_path, rare))
+    draw(plots.learning_curve([(x, {"models": models}) for x in (5, 10, 20)], "photos_per_breed"))
 
 
-def test_sentences_say_what_was_planted():
+def test_captions_say_what_was_planted():
     true = ["Bengal"] * 10 + ["Birman"] * 10 + ["Manx"] * 5
     said = ["Bengal"] * 10 + ["Manx"] * 7 + ["Birman"] * 3 + [None] * 5
     o = outcomes(make_set("vlm-tuned", true, said))
-    assert "Birman called Manx (7 of 10 photos)" in plots_breeds.confusion_sentence(o)
+    assert "Birman called Manx (7 of 10 photos)" in plots_model.confusion(o).caption
     models = {"vlm-tuned": evaluate(make_set("vlm-tuned", true, said, latency_ms=200.0), ["Manx"], bootstrap=100)}
-    assert "from 0% (Manx, 5 photos) to 100% (Bengal, 10 photos)" in plots_breeds.f1_sentence(models, "vlm-tuned")
-    assert "the tuned VLM exceeds the budget of 150 ms" in plots_time.time_sentence(models, 150.0)
-    assert "without scores" in plots_calibration.reliability_sentence(calibrate(None, o))
+    caption = plots_model.f1_by_breed(models, "vlm-tuned").caption
+    assert "from 0% (Manx, 5 photos) to 100% (Bengal, 10 photos)" in caption
+    assert "the tuned VLM exceeds the budget of 150 ms" in plots.times(models, 150.0).caption
+    assert "without scores" in plots_model.confidence(calibrate(None, o)).caption
 
 
 def test_learning_curve_says_whether_more_data_still_helps():
     def run(value):
         return {"models": {"vlm-tuned": {"priority_macro_f1": {"value": value, "ci95": [value - 0.05, value + 0.05]}}}}
 
-    rising = plots.learning_curve_sentence([(20, run(0.6)), (5, run(0.2)), (10, run(0.4))], "photos_per_breed")
+    rising = plots.slope([(20, run(0.6)), (5, run(0.2)), (10, run(0.4))], "photos_per_breed")
     assert "from 20.0%" in rising and "60.0%" in rising and rising.endswith("still rising.")
-    level = plots.learning_curve_sentence([(5, run(0.2)), (10, run(0.22))], "photos_per_breed")
+    level = plots.slope([(5, run(0.2)), (10, run(0.22))], "photos_per_breed")
     assert level.endswith("level within its uncertainty.")
-    assert "not enough runs" in plots.learning_curve_sentence([(5, run(0.2))], "photos_per_breed")
+    assert "not enough runs" in plots.slope([(5, run(0.2))], "photos_per_breed")
 
 
 def test_similar_breeds_stand_side_by_side():
@@ -94,14 +92,14 @@ def test_similar_breeds_stand_side_by_side():
     counts = np.diag(np.full(10, 20))
     for a, b in ((0, 9), (3, 6)):
         counts[a, b] = counts[b, a] = 15
-    order = list(plots_breeds.similarity_order(counts))
+    order = list(plots_model.similarity_order(counts))
     assert sorted(order) == list(range(10))
     assert abs(order.index(0) - order.index(9)) == 1 and abs(order.index(3) - order.index(6)) == 1
 
 
 def test_priority_breeds_are_marked_and_photos_counted():
     true = truth(3)
-    figure = plots_breeds.confusion_figure(outcomes(scored_set("vlm-tuned", true, 0.8)), RARE)
+    figure = plots_model.confusion(outcomes(scored_set("vlm-tuned", true, 0.8)), RARE).figure
     labels = [label.get_text() for label in figure.axes[0].get_yticklabels()]
     assert "★ Cymric (3)" in labels and "Manx (3)" in labels
 
@@ -111,7 +109,7 @@ def test_no_model_is_called_best_where_all_have_nothing():
     models = {
         n: evaluate(make_set(n, true, ["Bengal"] * 15), ["Manx"], bootstrap=100) for n in ("vlm-tuned", "vlm-base")
     }
-    assert plots.overview_sentence(models).endswith("of the priority breeds no model has a single photo right.")
+    assert plots.overview(models).caption.endswith("of the priority breeds no model has a single photo right.")
 
 
 def test_a_missed_precision_target_is_said():
@@ -122,9 +120,9 @@ def test_a_missed_precision_target_is_said():
     val = make_set("vlm-tuned", [two[0]] * 100 + [two[1]] * 100, said, breeds=two, log_probs=log_probs)
     test = make_set("vlm-tuned", [two[i % 2] for i in range(200)], said, breeds=two, log_probs=log_probs)
     view = calibrate(outcomes(val), outcomes(test))
-    sentence = plots_calibration.risk_coverage_sentence(view, [view])
-    assert "answers 50% of the test photos" in sentence and "short of the 95% aimed at" in sentence
-    assert sentence.endswith("Thresholds chosen in the same way answer: the tuned VLM 50% (50% right).")
+    caption = plots.precision_by_coverage([view, view]).caption
+    assert "answers 50% of the test photos" in caption and "short of the 95% aimed at" in caption
+    assert caption.endswith("Thresholds chosen in the same way answer: the tuned VLM 50% (50% right).")
 
 
 def test_explanations_say_how_concentrated_the_evidence_is():
@@ -133,12 +131,13 @@ def test_explanations_say_how_concentrated_the_evidence_is():
     heat = np.zeros((4, 5))
     heat[0, :4] = [5.0, 3.0, 1.0, 1.0]
     heat[1] = -2.0
-    row = SimpleNamespace(heat=heat, predicted="Manx", breed="Manx", fall=2.0, random_fall=0.25)
-    said = explanations_sentence([row])
-    assert "80% for the 1 right answer." in said and "by 2.00 nats" in said and "by 0.25" in said
-    assert said.endswith("in 1 of 1 photos: the maps mark what the model uses.")
-    row.fall, row.random_fall = 0.03, -0.001
-    assert "by 0.00 when" in explanations_sentence([row]) and explanations_sentence([row]).endswith("this sure.")
-    row.random_fall = 3.0
-    assert explanations_sentence([row]).endswith("in 0 of 1 photos: the maps cannot be trusted.")
-    assert explanations_sentence([]) == "No photo was explained."
+    seen = Image.new("RGB", (40, 40), "gray")
+    row = Explanation(seen, heat, "Manx", "Manx", "Cymric", 0.9, "Manx", fall=2.0, random_fall=0.25)
+    caption = draw(plots_photos.explanations([row, row]))
+    assert "80% for the 2 right answers" in caption and "2.00 nats" in caption and " 0.25" in caption
+    assert caption.endswith("in 2 of 2 photos: the maps mark what the model uses.")
+    little = draw(plots_photos.explanations([replace(row, fall=0.03, random_fall=-0.001)]))
+    assert "patches 0.00;" in little and little.endswith("this sure.")
+    doubtful = draw(plots_photos.explanations([replace(row, predicted="Bengal", random_fall=3.0)]))
+    assert "1 wrong answer" in doubtful and doubtful.endswith("in 0 of 1 photos: the maps cannot be trusted.")
+    assert draw(plots_photos.explanations([])) == "No photo was explained."

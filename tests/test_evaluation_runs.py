@@ -6,12 +6,16 @@ from dataclasses import replace
 import pytest
 from evaluation_cases import BREEDS, RARE, scored_set, truth, write_set
 from PIL import Image
+from tiny_encoders import save_llava, tuned
 
+from catlib.classifiers.tracks import TRACKS, ordered, track
 from catlib.data.records import make_sample, write_samples
+from catlib.data.sampling import evenly
 from catlib.errors import InputError
 from catlib.evaluation import runs
-from catlib.evaluation.inputs import compare_all, evaluate_all, read_folder
-from catlib.evaluation.names import ordered
+from catlib.evaluation.inputs import read_folder
+from catlib.evaluation.results import Results
+from catlib.files import read_json
 from catlib.settings import ComparisonSettings, EvaluationSettings
 
 
@@ -27,11 +31,11 @@ def samples(photos):
 
 def test_a_limited_test_set_is_drawn_evenly_over_breeds_and_repeats():
     everything = samples({"Manx": 40, "Bengal": 5, "Birman": 12})
-    chosen = runs.evenly(everything, 21, seed=3)
+    chosen = evenly(everything, 21, seed=3)
     assert Counter(s.breed for s in chosen) == {"Manx": 8, "Bengal": 5, "Birman": 8}
-    assert chosen == runs.evenly(everything, 21, seed=3) != runs.evenly(everything, 21, seed=4)
+    assert chosen == evenly(everything, 21, seed=3) != evenly(everything, 21, seed=4)
     assert [s.id for s in chosen] == [s.id for s in everything if s in chosen]
-    assert runs.evenly(everything, 0, seed=0) == runs.evenly(everything, 99, seed=0) == tuple(everything)
+    assert evenly(everything, 0, seed=0) == evenly(everything, 99, seed=0) == tuple(everything)
 
 
 def test_predictions_of_a_folder_become_metrics_and_comparisons(tmp_path):
@@ -39,18 +43,29 @@ def test_predictions_of_a_folder_become_metrics_and_comparisons(tmp_path):
     for seed, name in enumerate(("clip-zero-shot", "vlm-tuned", "tower-probe")):
         write_set(scored_set(name, true, 0.6, seed=seed), tmp_path / "predictions")
         write_set(scored_set(name, val, 0.6, seed=seed, prefix="val"), tmp_path / "predictions" / "val")
-    results = runs.Results(read_folder(tmp_path / "predictions"), read_folder(tmp_path / "predictions" / "val"))
+    folder = tmp_path / "predictions"
+    results = Results(read_folder(folder), read_folder(folder / "val"), RARE, bootstrap=100)
     kept = results.only(["vlm-tuned", "tower-probe", "vlm-base"])
     assert list(kept.test) == list(kept.val) == ["vlm-tuned", "tower-probe"]
-    models = evaluate_all(results.test, results.val, RARE, bootstrap=100, seed=0)
-    assert all(m["calibration"]["temperature"] > 0 and len(m["per_breed"]) == len(BREEDS) for m in models.values())
-    comparisons = compare_all(results.test, results.val, RARE, bootstrap=100, seed=0)
-    assert [(c["a"], c["b"]) for c in comparisons] == [("vlm-tuned", "clip-zero-shot"), ("vlm-tuned", "tower-probe")]
-    assert all(c["combination"] for c in comparisons)
+    assert all(
+        m["calibration"]["temperature"] > 0 and len(m["per_breed"]) == len(BREEDS) for m in results.models.values()
+    )
+    pairs = [(c["a"], c["b"]) for c in results.comparisons]
+    assert pairs == [("vlm-tuned", "clip-zero-shot"), ("vlm-tuned", "tower-probe")]
+    assert all(c["combination"] for c in results.comparisons) and results.versus["b"] == "clip-zero-shot"
+    verdict = results.judge(ComparisonSettings())
+    content = read_json(results.save(tmp_path, verdict))
+    assert set(content) == {"models", "comparisons", "priority_breeds", "criteria", "recommendation"}
+    tuned = content["models"]["vlm-tuned"]
+    assert tuned["n"] == tuned["groups"] == 100 and 0 < tuned["brier"]["value"] < 2
+    said = results.conclusion()
+    assert f"{tuned['accuracy']['value']:.1%}" in said and f"{tuned['macro_f1']['value']:.1%}" in said
 
 
 def test_models_stand_in_their_usual_order():
     assert ordered(["b", "clip-probe", "vlm-tuned", "a"]) == ["vlm-tuned", "clip-probe", "a", "b"]
+    assert (track("mine").short, track("mine").marker, track("mine").first) == ("mine", "X", "mine")
+    assert len({(t.color, t.marker) for t in TRACKS}) == len({t.name for t in TRACKS}) == len(TRACKS)
 
 
 @pytest.fixture
@@ -63,21 +78,81 @@ def dataset(tmp_path):
                 image = f"images/{part}-{breed}-{i}.jpg"
                 (tmp_path / "images").mkdir(exist_ok=True)
                 Image.new("RGB", (8, 8)).save(tmp_path / image)
-                rows.append(make_sample(image, image, "Which?", breed, breed=breed, source="s", sha256="0", split=part))
+                rows.append(
+                    make_sample(image, image, "Which?", breed, breed=breed, source="s", sha256=image, split=part)
+                )
         write_samples(tmp_path / "vlm" / f"{part}.jsonl", rows)
     return {f"{part}_data": str(tmp_path / "vlm" / f"{part}.jsonl") for part in ("val", "test")}
 
 
-def test_bench_holds_the_photos_that_the_settings_name(dataset, tmp_path):
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    """A tiny tuned VLM that was trained with a question of its own."""
+    folder = tmp_path_factory.mktemp("models")
+    return tuned(folder / "tuned", save_llava(folder / "base"), ("Bengal", "Burmilla", "Manx"), "Tell me the breed.")
+
+
+def test_bench_holds_the_photos_that_the_settings_name(dataset, checkpoint, tmp_path):
     settings = EvaluationSettings(
-        run_dir=str(tmp_path / "run"), priority_breeds="Burmilla", max_test_photos=3, **dataset
+        run_dir=str(tmp_path / "run"),
+        priority_breeds="Burmilla",
+        max_test_photos=3,
+        base_model="",
+        checkpoint=str(checkpoint),
+        **dataset,
     )
     bench = runs.open_bench(settings)
     assert (len(bench.test), len(bench.val), bench.train, bench.priority) == (3, 6, (), ("Burmilla",))
     assert bench.summary() == "3 test photos of 3 breeds; priority breeds: Burmilla."
     with pytest.raises(InputError, match="Sokoke"):
         runs.open_bench(replace(settings, priority_breeds="Sokoke"))
+    with pytest.raises(InputError, match="nowhere"):
+        runs.open_bench(replace(settings, checkpoint=str(tmp_path / "nowhere")))
     train = {"train_data": dataset["test_data"].replace("test.jsonl", "train.jsonl")}
     comparison = ComparisonSettings(run_dir=str(tmp_path / "run"), clip_model="", **dataset, **train)
     with pytest.raises(InputError, match="notebook 03_evaluation"):
-        runs.predict_clip_and_probes(runs.open_bench(comparison), comparison)
+        runs.predict_opponents(runs.open_bench(comparison), comparison)
+
+
+def test_the_model_is_asked_what_it_was_trained_with_unless_told_otherwise(dataset, checkpoint, tmp_path):
+    folder = tmp_path / "run"
+    settings = EvaluationSettings(
+        run_dir=str(folder),
+        base_model="",
+        checkpoint=str(checkpoint),
+        priority_breeds="Manx",
+        dtype="float32",
+        bootstrap=100,
+        **dataset,
+    )
+    results = runs.predict_candidates(runs.open_bench(settings), settings)
+    assert list(results.test) == ["vlm-tuned", "vlm-base"] and set(results.val) == set(results.test)
+    for name, predictions in results.test.items():
+        meta = predictions.meta
+        assert meta["question"] == "Tell me the breed." and (meta["adapter"] is not None) == (name == "vlm-tuned")
+        assert {"weights", "decoding", "device", "dtype", "seed", "versions", "commit", "images_per_second"} <= set(
+            meta
+        )
+        assert all(p.group for p in predictions.predictions)
+    scores = {name: [p.scores for p in s.predictions] for name, s in results.test.items()}
+    assert scores["vlm-tuned"] != scores["vlm-base"]
+    other = replace(settings, prompt="Which cat is it?", evaluate_base=False)
+    bench = runs.open_bench(other)
+    assert "Which cat is it?" in bench.summary() and "Tell me the breed." in bench.summary()
+    results = runs.predict_candidates(bench, other)
+    assert list(results.test) == ["vlm-tuned"] and results.test["vlm-tuned"].meta["question"] == "Which cat is it?"
+    rows = runs.explain_examples(bench, other, results, each=1)
+    assert rows and all(row.seen.size == (28, 28) for row in rows)
+    comparison = ComparisonSettings(
+        run_dir=str(folder),
+        base_model=str(checkpoint.parent / "base"),
+        clip_model="",
+        train_data=dataset["test_data"].replace("test.jsonl", "train.jsonl"),
+        dtype="float32",
+        priority_breeds="Manx",
+        bootstrap=100,
+        **dataset,
+    )
+    results = runs.predict_opponents(runs.open_bench(comparison), comparison)
+    assert list(results.test) == ["vlm-tuned", "vlm-base", "tower-probe"]
+    assert (folder / "probes" / "tower-probe.npz").is_file() and results.versus["b"] == "tower-probe"

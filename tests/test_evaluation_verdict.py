@@ -8,12 +8,12 @@ from evaluation_cases import BREEDS, RARE, make_set, scored_set, truth
 
 from catlib.errors import InputError
 from catlib.evaluation.compare import compare
-from catlib.evaluation.criteria import Targets, at_least, criteria_rows, more_than
 from catlib.evaluation.metrics import evaluate
-from catlib.evaluation.verdict import judge
+from catlib.evaluation.tables import criteria_table
+from catlib.evaluation.verdict import at_least, judge, more_than
 from catlib.settings import ComparisonSettings
 
-PLAN = Targets()
+PLAN = ComparisonSettings()
 COMMON = tuple(breed for breed in BREEDS if breed not in RARE)
 
 
@@ -42,8 +42,8 @@ def test_clearly_better_is_adopted():
             scored_set("clip-probe", true, levels(0.75, 0.5), seed=3),
         ]
     )
-    assert verdict.recommendation == "adopt" and verdict.reference == "clip-zero-shot"
-    assert {c.key: c.met for c in verdict.criteria} == {
+    assert (verdict.decision, verdict.use, verdict.reference) == ("adopt", "vlm-tuned", "clip-zero-shot")
+    assert {c["key"]: c["met"] for c in verdict.criteria} == {
         "priority": True,
         "gain": True,
         "probe": True,
@@ -63,8 +63,8 @@ def test_identical_models_are_not_adopted():
     clip = make_set("clip-zero-shot", true, [p.predicted for p in tuned.predictions])
     verdict, (comparison,) = verdict_of([tuned, clip])
     low, high = comparison["ci95"]
-    assert low <= 0 <= high and comparison["mcnemar_p"] == 1.0
-    assert verdict.recommendation == "keep-clip"
+    assert low <= 0 <= high and comparison["p"] == 1.0
+    assert verdict.decision == "keep-clip"
     assert "below 3 points" in verdict.reasons[0]
 
 
@@ -78,14 +78,15 @@ def test_better_on_the_priority_breeds_only_is_combined():
         ]
     )
     assert comparison["priority_f1_gain_points"]["ci95"][0] > 0
-    assert verdict.recommendation == "combine" and "priority" in verdict.reasons[0]
+    assert verdict.decision == "combine" and "priority" in verdict.reasons[0]
+    assert verdict.use == "vlm-tuned+clip-zero-shot" and "the tuned VLM and zero-shot CLIP" in verdict.text
     slightly_worse, _ = verdict_of(
         [
             scored_set("vlm-tuned", true, levels(0.72, 0.9), seed=1, noise=noise),
             scored_set("clip-zero-shot", true, levels(0.8, 0.1), seed=1, noise=noise),
         ]
     )
-    assert slightly_worse.recommendation == "combine"
+    assert slightly_worse.decision == "combine"
     assert "priority" in slightly_worse.reasons[0]
 
 
@@ -98,7 +99,7 @@ def test_better_overall_but_worse_on_the_priority_breeds_is_no_plain_adoption():
         ]
     )
     assert comparison["ci95"][0] > 3 and comparison["priority_f1_gain_points"]["ci95"][1] < 0
-    assert verdict.recommendation == "combine" and "worse on the priority breeds" in verdict.reasons[0]
+    assert verdict.decision == "combine" and "worse on the priority breeds" in verdict.reasons[0]
 
 
 def test_the_plan_s_rules_without_a_figure_are_told():
@@ -107,11 +108,11 @@ def test_the_plan_s_rules_without_a_figure_are_told():
         scored_set("vlm-tuned", true, levels(0.9, 0.85), seed=1, device="cpu"),
         scored_set("clip-zero-shot", true, levels(0.6, 0.05), seed=2),
     ]
-    verdict, _ = verdict_of(sets, targets=Targets(explanations_wanted=True))
-    met = {c.key: c.met for c in verdict.criteria}
+    verdict, _ = verdict_of(sets, targets=ComparisonSettings(explanations_wanted=True))
+    met = {c["key"]: c["met"] for c in verdict.criteria}
     assert (met["no-gpu"], met["explanations"], met["accuracy-first"]) == (True, True, False)
     assert any("skip the VLM where there is no GPU" in reason for reason in verdict.reasons)
-    rows = {row["criterion"]: row for row in criteria_rows([c.as_json() for c in verdict.criteria])}
+    rows = criteria_table(verdict.criteria).T
     assert rows["Skip it: there is no GPU"]["measured"] == "ran on: cpu"
     assert rows["Do it: reasons are wanted with the breed"]["result"] == "applies"
 
@@ -125,11 +126,11 @@ def test_fast_worse_model_under_a_budget_is_kept():
         scored_set("clip-zero-shot", true, levels(0.6, 0.05), seed=2, latency_ms=12.0),
     ]
     verdict, _ = verdict_of(sets)
-    assert verdict.recommendation == "keep-clip"
+    assert (verdict.decision, verdict.use) == ("keep-clip", "clip-zero-shot")
     assert "400 ms" in verdict.reasons[0] and "150 ms" in verdict.reasons[0]
-    assert next(c.met for c in verdict.criteria if c.key == "latency") is False
-    assert verdict_of(sets, targets=Targets(latency_ms=500))[0].recommendation == "adopt"
-    assert verdict_of(sets, targets=Targets(accuracy_first=True))[0].recommendation == "adopt"
+    assert next(c["met"] for c in verdict.criteria if c["key"] == "latency") is False
+    assert verdict_of(sets, targets=ComparisonSettings(latency_budget_ms=500.0))[0].decision == "adopt"
+    assert verdict_of(sets, targets=ComparisonSettings(accuracy_first=True))[0].decision == "adopt"
 
 
 def test_worse_model_is_not_taken_however_fast():
@@ -140,7 +141,7 @@ def test_worse_model_is_not_taken_however_fast():
             scored_set("clip-zero-shot", true, levels(0.8, 0.5), seed=2, latency_ms=100.0),
         ]
     )
-    assert verdict.recommendation == "keep-clip" and "worse" in verdict.reasons[0]
+    assert verdict.decision == "keep-clip" and "worse" in verdict.reasons[0]
 
 
 def test_too_few_photos_decide_nothing():
@@ -151,9 +152,9 @@ def test_too_few_photos_decide_nothing():
             scored_set("clip-zero-shot", true, levels(0.65, 0.4), seed=2),
         ]
     )
-    assert verdict.recommendation == "inconclusive"
+    assert verdict.decision == "inconclusive"
     assert "20 photos" in verdict.reasons[0]
-    assert next(c.met for c in verdict.criteria if c.key == "gain") == "undecided"
+    assert next(c["met"] for c in verdict.criteria if c["key"] == "gain") == "undecided"
 
 
 def test_sure_gains_with_an_open_priority_target_are_adopted_with_that_said():
@@ -165,9 +166,9 @@ def test_sure_gains_with_an_open_priority_target_are_adopted_with_that_said():
             scored_set("clip-zero-shot", true, levels(0.5, 0.0), seed=2),
         ]
     )
-    assert next(c.met for c in verdict.criteria if c.key == "priority") == "undecided"
+    assert next(c["met"] for c in verdict.criteria if c["key"] == "priority") == "undecided"
     assert comparison["priority_f1_gain_points"]["ci95"][0] > 0
-    assert verdict.recommendation == "adopt" and "not settled" in verdict.reasons[0]
+    assert verdict.decision == "adopt" and "not settled" in verdict.reasons[0]
 
 
 def test_probe_that_does_as_well_is_the_cheaper_choice():
@@ -179,11 +180,12 @@ def test_probe_that_does_as_well_is_the_cheaper_choice():
         scored_set("clip-probe", true, levels(0.9, 0.85), seed=1, noise=noise),
     ]
     verdict, _ = verdict_of(sets)
-    assert verdict.recommendation == "keep-clip" and "fraction of the cost" in verdict.reasons[0]
-    assert verdict_of(sets, targets=Targets(explanations_wanted=True))[0].recommendation == "adopt"
+    assert verdict.decision == "keep-clip" and "fraction of the cost" in verdict.reasons[0]
+    assert verdict.use == "clip-probe"
+    assert verdict_of(sets, targets=ComparisonSettings(explanations_wanted=True))[0].decision == "adopt"
     better = scored_set("clip-probe", true, levels(0.98, 0.97), seed=5)
     verdict, _ = verdict_of([*sets[:2], better])
-    assert verdict.recommendation == "keep-clip" and "linear probe" in verdict.reasons[0]
+    assert verdict.decision == "keep-clip" and "linear probe" in verdict.reasons[0]
 
 
 def test_clip_good_enough_on_the_priority_breeds_means_skip():
@@ -194,7 +196,7 @@ def test_clip_good_enough_on_the_priority_breeds_means_skip():
             scored_set("clip-zero-shot", true, levels(0.9, 0.93), seed=2),
         ]
     )
-    assert verdict.recommendation == "keep-clip" and "80%" in verdict.reasons[0]
+    assert verdict.decision == "keep-clip" and "80%" in verdict.reasons[0]
 
 
 def test_zero_shot_clip_not_run_is_said_plainly():
@@ -205,13 +207,13 @@ def test_zero_shot_clip_not_run_is_said_plainly():
         scored_set("tower-probe", true, levels(0.7, 0.4), seed=2),
     ]
     verdict, _ = verdict_of(sets)
-    assert verdict.reference == "tower-probe" and verdict.recommendation == "adopt"
+    assert verdict.reference == "tower-probe" and verdict.decision == "adopt"
     assert any("Zero-shot CLIP was not run" in reason for reason in verdict.reasons)
-    assert "probe" not in {c.key for c in verdict.criteria}
+    assert "probe" not in {c["key"] for c in verdict.criteria}
     with pytest.raises(InputError, match="nothing to compare"):
         verdict_of(sets[:2])
     with pytest.raises(InputError, match="vlm-tuned"):
-        judge({}, [], Targets())
+        judge({}, [], ComparisonSettings())
 
 
 def test_no_priority_breeds_and_no_latency_leave_their_criteria_open():
@@ -221,22 +223,22 @@ def test_no_priority_breeds_and_no_latency_leave_their_criteria_open():
         type(s)(s.name, tuple(type(p)(**{**vars(p), "latency_ms": None}) for p in s.predictions), s.meta) for s in sets
     ]
     verdict, _ = verdict_of(sets, priority=())
-    met = {c.key: c.met for c in verdict.criteria}
-    assert met["priority"] == met["latency"] == "undecided" and verdict.recommendation == "adopt"
+    met = {c["key"]: c["met"] for c in verdict.criteria}
+    assert met["priority"] == met["latency"] == "undecided" and verdict.decision == "adopt"
     assert any("not measured" in reason for reason in verdict.reasons)
 
 
 def test_verdict_is_plain_json_and_targets_come_from_the_settings():
     true = truth(30)
     sets = [scored_set("vlm-tuned", true, 0.8, seed=1), scored_set("clip-zero-shot", true, 0.6, seed=2)]
-    targets = Targets.of(ComparisonSettings(target_gain_points=7.5, latency_budget_ms=60.0, accuracy_first=True))
-    assert (targets.gain_points, targets.latency_ms, targets.accuracy_first) == (7.5, 60.0, True)
+    targets = ComparisonSettings(target_gain_points=7.5, latency_budget_ms=60.0)
     verdict, _ = verdict_of(sets, targets=targets)
     content = json.loads(json.dumps(verdict.as_json(), allow_nan=False))
-    assert set(content) == {"criteria", "recommendation", "reasons", "reference"}
+    assert set(content) == {"criteria", "recommendation"}
+    assert {"decision", "use", "reasons"} <= set(content["recommendation"])
     assert "at least 7.5 points" in {c["target"] for c in content["criteria"]}
     assert all({"name", "target", "value", "ci95", "met"} <= set(c) for c in content["criteria"])
-    assert all(row["measured"] and row["result"] for row in criteria_rows(content["criteria"]))
+    assert criteria_table(content["criteria"])[["measured", "result"]].all(axis=None)
 
 
 def test_met_needs_the_whole_interval():

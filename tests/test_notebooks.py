@@ -129,7 +129,7 @@ def test_chain_has_every_page_and_figure(chain):
     _state, metrics, pages, _ = chain
     assert set(pages) == {*NOTEBOOKS, "index"}
     assert {"vlm-base", "vlm-tuned", "clip-zero-shot", "clip-probe", "tower-probe"} <= set(metrics["models"])
-    assert metrics["recommendation"] and metrics["criteria"] and metrics["comparisons"]
+    assert metrics["recommendation"]["use"] and metrics["criteria"] and metrics["comparisons"]
     for page in pages.values():
         assert not re.search(r"""(src|href)\s*=\s*["']?(https?:)?//""", page)
 
@@ -139,7 +139,7 @@ def test_chain_figures_stand_in_the_pages(chain):
     tuned = 100 * metrics["models"]["vlm-tuned"]["accuracy"]["value"]
     for name in ("03_evaluation", "04_clip_comparison", "index"):
         assert f"{tuned:.1f}" in text_of(pages[name]), name
-    assert metrics["recommendation"] in text_of(pages["index"])
+    assert metrics["recommendation"]["decision"] in text_of(pages["index"])
 
 
 @pytest.mark.parametrize(

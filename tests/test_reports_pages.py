@@ -99,8 +99,7 @@ def test_navigation_links_what_exists(run, tmp_path):
 def test_figures_and_recommendation_in_both_indexes(run, tmp_path):
     metrics = {
         "models": {"vlm-tuned": model(0.9, 0.625), "clip-zero-shot": model(0.3, 0.1)},
-        "recommendation": "adopt",
-        "reasons": ["it gains <much>"],
+        "recommendation": {"decision": "adopt", "use": "vlm-tuned", "reasons": ["it gains <much>"]},
     }
     write_run(*run, metrics)
     overview = (tmp_path / "reports" / "a run" / "index.html").read_text()
@@ -115,7 +114,13 @@ def test_figures_and_recommendation_in_both_indexes(run, tmp_path):
 
 def test_no_recommendation_of_a_run_that_failed(run, tmp_path):
     run[1]["status"] = "failed"
-    write_run(*run, {"models": {"vlm-tuned": model(0.9, 0.6)}, "recommendation": "adopt", "reasons": []})
+    write_run(
+        *run,
+        {
+            "models": {"vlm-tuned": model(0.9, 0.6)},
+            "recommendation": {"decision": "adopt", "use": "vlm-tuned", "reasons": []},
+        },
+    )
     assert "adopt" not in (tmp_path / "reports" / "a run" / "index.html").read_text()
     assert "adopt" not in (tmp_path / "reports" / "index.html").read_text()
 

@@ -1,5 +1,6 @@
 """Untrained models of the real classes, small enough for a test: a LLaVA, a CLIP and a SigLIP with their processors."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +27,11 @@ from transformers import (
 
 from catlib.breeds import BREEDS
 from catlib.data.records import Sample
+from catlib.files import write_json
+from catlib.settings import TrainSettings
+from catlib.training.lora import add_lora
+from catlib.vlm.adapters import save_adapter
+from catlib.vlm.checkpoint import open_vlm
 from catlib.vlm.families import family_of
 from catlib.vlm.models import VLM, Checkpoint
 
@@ -119,6 +125,14 @@ def llava(text: str = "llama", attention: str = "sdpa", seed: int = 0, question:
     return VLM(model, processor, Checkpoint("tiny", "tiny", question=question), family_of(model))
 
 
+def save_llava(folder: Path) -> Path:
+    """Save the LLaVA with its processor; the folder."""
+    vlm = llava()
+    vlm.base.save_pretrained(folder)
+    vlm.processor.save_pretrained(folder)
+    return folder
+
+
 def clip(folder: Path, kind: str = "clip") -> Path:
     """Save a CLIP or SigLIP with its processor; the folder."""
     words = tokenizer(end=True)
@@ -150,6 +164,18 @@ def clip(folder: Path, kind: str = "clip") -> Path:
         processor = SiglipProcessor(image_processor(SiglipImageProcessor), words)
     model.eval().save_pretrained(folder)
     processor.save_pretrained(folder)
+    return folder
+
+
+def tuned(folder: Path, base: Path, breeds: Sequence[str], question: str) -> Path:
+    """Save a LoRA adapter of the model in `base` that changes its answers, with the record of its training; the folder."""
+    vlm = open_vlm(base, precision="float32")
+    add_lora(vlm, TrainSettings(lora_r=4, lora_alpha=8))
+    for name, parameter in vlm.model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.5)  # fresh LoRA changes nothing
+    save_adapter(vlm, folder)
+    write_json(folder / "training.json", {"base_model": str(base), "breeds": list(breeds), "question": question})
     return folder
 
 

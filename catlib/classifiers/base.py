@@ -1,34 +1,21 @@
 """The idea that holds the house together: a model is anything that turns photos into one score per breed."""
 
-import json
+import hashlib
 import logging
-import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from PIL.Image import Image
 
-from catlib.classifiers.photos import OnError, read_batches
-from catlib.data.images import inside, open_image
-from catlib.data.records import (
-    Prediction,
-    PredictionSet,
-    Sample,
-    meta_path,
-    read_predictions,
-    write_atomically,
-    write_prediction_line,
-)
-from catlib.errors import CatlibError, InputError
-from catlib.progress import track
-from catlib.provenance import git_commit, package_versions
+from catlib.errors import CatlibError
 
 log = logging.getLogger(__name__)
-MEASURED = ("images_per_second", "latency_single_ms")  # in the sidecar, kept by a run that finds nothing left to do
+SAMPLED = 1024  # values of each tensor that are hashed: training changes all of them
 
 
 @dataclass(frozen=True)
@@ -66,139 +53,40 @@ class Classifier(ABC):
 
     @abstractmethod
     def describe(self) -> dict[str, Any]:
-        """What goes into the sidecar, as far as it applies: base_model, adapter, prompt, decoding, device, dtype."""
+        """What goes into the sidecar, as far as it applies: base_model, adapter, weights, question, decoding, device, dtype."""
+
+    def store(self, folder: Path) -> Path | None:
+        """Write what was fitted to photos into `folder`; the file, or None for a classifier that fits nothing."""
+        return None
 
     def from_log_probs(self, log_probs: np.ndarray, answers: Sequence[str] | None = None) -> Batch:
         """A batch that predicts the best-scored breed."""
         return Batch([self.breeds[i] for i in log_probs.argmax(axis=1)], log_probs, answers)
 
 
-def log_softmax(scores: np.ndarray) -> np.ndarray:
-    """Normalise raw scores (n, breeds) to log-probabilities over the breeds."""
-    shifted = scores - scores.max(axis=1, keepdims=True)
-    return shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+def about_model(model: torch.nn.Module, name: object, adapter: object = None) -> dict[str, Any]:
+    """What a sidecar says about a model in memory; `name`: its folder or hub name."""
+    parameter = next(model.parameters())
+    return {
+        "base_model": str(name),
+        "adapter": str(adapter) if adapter else None,
+        "weights": weights_digest(model),
+        "device": parameter.device.type,
+        "dtype": str(parameter.dtype).removeprefix("torch."),
+    }
 
 
-def predict(
-    classifier: Classifier,
-    samples: Sequence[Sample],
-    image_root: Path,
-    out: Path,
-    batch_size: int = 16,
-    resume: bool = True,
-    on_error: OnError | None = None,
-    latency_photos: int = 0,
-    reuse: bool = True,
-) -> PredictionSet:
-    """Classify `samples` into the predictions file `out` and its sidecar; return both.
+def weights_digest(model: torch.nn.Module) -> str:
+    """16 hex digits over names, shapes and evenly spaced values of all tensors; another dtype gives another digest.
 
-    An interrupted run leaves the finished lines; with `resume` the next run of the same model over the same photos
-    continues after them, in the same batches, and without it, or when the sidecar shows another model, it starts
-    anew. The rate in the sidecar covers the photos of this call, image decoding included. `latency_photos`: so many
-    photos are timed one by one as well, into the sidecar's `latency_single_ms`. `on_error` as in `read_batches`.
-    `reuse` False: features that another classifier has computed are computed again, for a rate that tells the whole cost.
+    Predictions of a model that was trained again under the same name are told apart by it.
     """
-    out.parent.mkdir(parents=True, exist_ok=True)
-    description = {"name": out.stem, "breeds": list(classifier.breeds), **classifier.describe()}
-    done = _finished(out, description, samples) if resume else set()
-    if not done:
-        out.unlink(missing_ok=True)
-    meta = {**description, "batch_size": batch_size, "packages": package_versions(), "git_commit": git_commit()}
-    if done:
-        log.info("%s: %d of %d photos were predicted before", out.stem, len(done), len(samples))
-        before = json.loads(meta_path(out).read_text(encoding="utf-8"))
-        meta |= {key: before[key] for key in MEASURED if key in before}
-    write_atomically(meta_path(out), json.dumps(meta, indent=1, ensure_ascii=False))
-    todo = len(samples) - len(done)
-    start = time.perf_counter()
-    with out.open("a", encoding="utf-8") as stream:
-        for prediction in track(
-            iterate(classifier, samples, image_root, batch_size, done, on_error, reuse), out.stem, total=todo
-        ):
-            write_prediction_line(stream, prediction)
-    if todo:
-        meta["images_per_second"] = round(todo / (time.perf_counter() - start), 3)
-    if latency_photos and (todo or "latency_single_ms" not in meta):
-        meta["latency_single_ms"] = measure_latency(classifier, samples, image_root, latency_photos)
-    write_atomically(meta_path(out), json.dumps(meta, indent=1, ensure_ascii=False))
-    return read_predictions(out)
-
-
-def iterate(
-    classifier: Classifier,
-    samples: Sequence[Sample],
-    image_root: Path,
-    batch_size: int,
-    done: Set[str] = frozenset(),
-    on_error: OnError | None = None,
-    reuse: bool = True,
-) -> Iterator[Prediction]:
-    """Predictions of the samples whose ids are not in `done`, in order; `reuse` of features as in `predict`.
-
-    A batch of which a part is done is computed whole again: rounding may depend on the photos that share a batch, and a
-    resumed run has to end with the figures of an uninterrupted one. A prediction's latency is the time to decode its
-    photo plus an equal share of its batch. Of a classifier that works row by row, what it had found before it broke off
-    in a batch is predicted before the error is raised, and is not computed again.
-    """
-    batches = [samples[first : first + batch_size] for first in range(0, len(samples), batch_size)]
-    todo = [sample for batch in batches if any(s.id not in done for s in batch) for sample in batch]
-    if classifier.row_by_row:
-        todo = [sample for sample in samples if sample.id not in done]
-    for chunk, images, decode_ms in read_batches(todo, image_root, batch_size, on_error):
-        start = time.perf_counter()
-        try:
-            batch = classifier.classify(images, [sample.id for sample in chunk] if reuse else None)
-        except BrokenOff as error:
-            share = 1000 * (time.perf_counter() - start) / max(1, len(error.done))
-            for i, (breed, answer) in sorted(error.done.items()):
-                sample = chunk[i]
-                yield Prediction(sample.id, sample.image, sample.breed, breed, None, answer, decode_ms[i] + share)
-            raise
-        share = 1000 * (time.perf_counter() - start) / len(chunk)
-        for i, sample in enumerate(chunk):
-            if sample.id not in done:
-                scores = None if batch.log_probs is None else tuple(float(s) for s in batch.log_probs[i])
-                answer = None if batch.answers is None else batch.answers[i]
-                yield Prediction(
-                    sample.id, sample.image, sample.breed, batch.predicted[i], scores, answer, decode_ms[i] + share
-                )
-
-
-def measure_latency(
-    classifier: Classifier, samples: Sequence[Sample], image_root: Path, n: int = 32, warm_up: int = 2
-) -> dict[str, float]:
-    """Milliseconds from file to answer for a photo that comes alone: p50, p95 and the number of photos timed.
-
-    Decoding counts, loading the model does not; the first `warm_up` photos are not timed, and no feature cached by id
-    is used. The photos are taken evenly from `samples`.
-    """
-    chosen = [samples[i * len(samples) // n] for i in range(n)] if len(samples) > n else list(samples)
-    times = []
-    for sample in [*chosen[:warm_up], *chosen]:
-        start = time.perf_counter()
-        classifier.classify([open_image(inside(image_root, sample.image))])
-        times.append(1000 * (time.perf_counter() - start))
-    p50, p95 = np.percentile(times[-len(chosen) :], [50, 95])
-    return {"p50": round(float(p50), 2), "p95": round(float(p95), 2), "n": len(chosen)}
-
-
-def _finished(out: Path, description: dict[str, Any], samples: Sequence[Sample]) -> set[str]:
-    """Ids already predicted by the same model for the same photos; a half-written last line is cut off."""
-    if not out.is_file() or not meta_path(out).is_file():
-        return set()
-    text = out.read_text(encoding="utf-8")
-    if text and not text.endswith("\n"):
-        write_atomically(out, text[: text.rfind("\n") + 1])
-    try:
-        before = read_predictions(out)
-    except InputError as error:
-        log.warning("starting anew: %s", error)
-        return set()
-    if any(before.meta.get(key) != value for key, value in json.loads(json.dumps(description)).items()):
-        log.info("%s holds another model's predictions; starting anew", out)
-        return set()
-    wanted = {(sample.id, sample.image, sample.breed) for sample in samples}
-    if not wanted.issuperset((p.id, p.image, p.breed) for p in before.predictions):
-        log.info("%s holds predictions of other photos; starting anew", out)
-        return set()
-    return {prediction.id for prediction in before.predictions}
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        if not isinstance(tensor, torch.Tensor) or tensor.is_meta or not tensor.numel():
+            continue
+        flat = tensor.detach().reshape(-1)
+        values = flat[:: max(1, flat.numel() // SAMPLED)].cpu().contiguous()
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        digest.update(values.view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]

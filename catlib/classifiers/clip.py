@@ -1,14 +1,78 @@
-"""Zero-shot CLIP: the breed whose sentences lie nearest to the photo, with no training at all."""
+"""Zero-shot CLIP: the breed whose sentences lie nearest to the photo, with no training at all; and these sentences."""
 
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from PIL.Image import Image
+from scipy.special import log_softmax
 
-from catlib.classifiers.base import Batch, Classifier, log_softmax
+from catlib.breeds import find
+from catlib.classifiers.base import Batch, Classifier
 from catlib.classifiers.encoder import ClipEncoder
-from catlib.classifiers.prompts import breed_prompts
+
+PLAIN = "a photo of a {}, a cat breed."
+# In the manner of the pet templates of CLIP (Radford et al. 2021, arXiv 2103.00020), varied in framing and quality.
+TEMPLATES = (
+    "a photo of a {}, a type of pet.",
+    "a photo of a {} cat.",
+    "a close-up photo of a {} cat.",
+    "a cropped photo of a {} cat.",
+    "a bright photo of a {} cat.",
+    "a blurry photo of a {} cat.",
+    "a photo of the face of a {} cat.",
+    "a photo of a {} cat lying down.",
+    PLAIN,
+)
+
+
+def breed_prompts(breed: str, style: str = "ensemble") -> list[str]:
+    """The sentences for a breed. `plain`: one; `ensemble`: all templates and the known traits; `traits`: traits alone.
+
+    A name of two halves, `Sphynx - Hairless Cat`, stands in the templates as either. With `traits`, a breed whose
+    traits are not known falls back to the plain sentence.
+    """
+    names = breed.split(" - ")
+    if style == "plain":
+        return [_fill(PLAIN, " ".join(names))]
+    sentences = trait_sentences(breed)
+    if style == "traits":
+        return sentences or [_fill(PLAIN, " ".join(names))]
+    return [_fill(template, name) for name in names for template in TEMPLATES] + sentences
+
+
+def trait_sentences(breed: str) -> list[str]:
+    """What a judge looks at, a sentence each; empty for an unknown breed (Menon & Vondrick 2022, arXiv 2210.07183)."""
+    known = find(breed)
+    if known is None:
+        return []
+    traits = known.traits
+    length = "medium-length" if traits.coat_length == "medium" else traits.coat_length
+    features = [
+        "no fur" if traits.coat_length == "hairless" else f"{length}, {traits.coat} fur",
+        f"{traits.ears} ears",
+        f"{' or '.join(traits.eyes)} eyes",
+        "no tail" if traits.tail == "none" else f"a {traits.tail} tail",
+        traits.face,
+        traits.mark,
+    ]
+    name = breed.split(" - ")[0]
+    sentences = [_fill(f"a photo of a {{}}, a cat with {feature}.", name) for feature in features if feature]
+    build = traits.build.partition(", with ")[0]
+    colours = f"{' or '.join(traits.patterns)}, in {' or '.join(traits.colors)}"
+    return [
+        *sentences,
+        _fill(f"a photo of a {{}}, a {build} cat.", name),
+        _fill(f"a photo of a {{}}: {colours}.", name),
+    ]
+
+
+def _fill(template: str, name: str) -> str:
+    """The template with the breed's name: the article fitted to it, and no `cat` after a name that ends in it."""
+    if name.casefold().endswith(" cat"):
+        template = template.replace("{} cat", "{}")
+    article = "an" if name[0].casefold() in "aeio" else "a"
+    return template.replace("a {}", f"{article} {{}}").format(name)
 
 
 class ClipZeroShot(Classifier):
@@ -34,7 +98,7 @@ class ClipZeroShot(Classifier):
     def classify(self, images: Sequence[Image], ids: Sequence[str] | None = None) -> Batch:
         vectors = self.encoder.features(images, ids)[self.encoder.poolings[0]]
         cosines = vectors.astype(np.float64) @ self.text_vectors.T
-        return self.from_log_probs(log_softmax(self.encoder.logit_scale * cosines))
+        return self.from_log_probs(log_softmax(self.encoder.logit_scale * cosines, axis=1))
 
     def describe(self) -> dict[str, Any]:
         example = breed_prompts(self.breeds[0], self.prompts)

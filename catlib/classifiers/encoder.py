@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from PIL.Image import Image
 
-from catlib.classifiers.weights import weights_digest
+from catlib.classifiers.base import about_model
 from catlib.errors import InputError
 from catlib.vlm.features import can_cache, compute_features
 from catlib.vlm.models import pick_device
@@ -30,16 +30,13 @@ class FeatureExtractor(ABC):
 
     def features(self, images: Sequence[Image], ids: Sequence[str] | None = None) -> dict[str, np.ndarray]:
         """A float32 matrix (n, width) for each pooling. Photos whose id was seen before are not computed again."""
-        keys = list(ids) if ids is not None else [None] * len(images)
-        new = [i for i, key in enumerate(keys) if key is None or key not in self._kept]
-        rows: list[dict[str, np.ndarray] | None] = [self._kept.get(key) for key in keys]
-        if new:
-            computed = self.compute([images[i] for i in new])
-            for position, i in enumerate(new):
-                rows[i] = {pooling: computed[pooling][position] for pooling in self.poolings}
-                if keys[i] is not None:
-                    self._kept[keys[i]] = rows[i]
-        return {pooling: np.stack([row[pooling] for row in rows]) for pooling in self.poolings}
+        if ids is None:
+            return self.compute(images)
+        if new := {key: image for key, image in zip(ids, images, strict=True) if key not in self._kept}:
+            computed = self.compute(list(new.values()))
+            for i, key in enumerate(new):
+                self._kept[key] = {pooling: computed[pooling][i] for pooling in self.poolings}
+        return {pooling: np.stack([self._kept[key][pooling] for key in ids]) for pooling in self.poolings}
 
     @abstractmethod
     def compute(self, images: Sequence[Image]) -> dict[str, np.ndarray]:
@@ -55,7 +52,7 @@ class ClipEncoder(FeatureExtractor):
 
     kind, poolings = "clip", ("image_embedding",)
 
-    def __init__(self, model: torch.nn.Module, processor: Any, name: str) -> None:
+    def __init__(self, model: Any, processor: Any, name: str) -> None:
         super().__init__()
         self.model, self.processor, self.name = model.eval(), processor, name
 
@@ -118,15 +115,7 @@ class ClipEncoder(FeatureExtractor):
         return np.concatenate(parts)
 
     def describe(self) -> dict[str, Any]:
-        dtype = str(self.model.dtype).removeprefix("torch.")
-        weights = weights_digest(self.model)
-        return {
-            "base_model": self.name,
-            "adapter": None,
-            "weights": weights,
-            "device": self.model.device.type,
-            "dtype": dtype,
-        }
+        return about_model(self.model, self.name)
 
 
 class TowerEncoder(FeatureExtractor):
@@ -177,15 +166,7 @@ class TowerEncoder(FeatureExtractor):
         return caught
 
     def describe(self) -> dict[str, Any]:
-        parameter = next(self.tower.parameters())
-        dtype = str(parameter.dtype).removeprefix("torch.")
-        return {
-            "base_model": str(self.vlm.name),
-            "adapter": None,
-            "weights": weights_digest(self.tower),
-            "device": parameter.device.type,
-            "dtype": dtype,
-        }
+        return about_model(self.tower, self.vlm.name)
 
 
 def _tensor(output: Any) -> torch.Tensor:

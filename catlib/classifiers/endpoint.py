@@ -110,29 +110,15 @@ class EndpointClassifier(Classifier):
             {"type": "image_url", "image_url": {"url": data_url(cropped(image, self.crop))}},
             {"type": "text", "text": self.prompt},
         ]
-        body = {
-            "model": self.model,
-            "messages": [{"role": "user", "content": content}],
-            "max_tokens": MAX_NEW_TOKENS,
-            "temperature": 0,
-            "seed": 0,
-        }
+        body: dict[str, Any] = {"model": self.model, "messages": [{"role": "user", "content": content}]}
+        body |= {"max_tokens": MAX_NEW_TOKENS, "temperature": 0, "seed": 0}
         if self.engine == "vllm":
             body["add_special_tokens"] = True  # it leaves <s> out of chats otherwise, and answers change
         return body
 
     def describe(self) -> dict[str, Any]:
-        return {
-            "base_model": self.model,
-            "adapter": None,
-            "endpoint": self.url,
-            "engine": self.engine,
-            "prompt": self.prompt,
-            "decoding": "free",
-            "crop": self.crop,
-            "device": None,
-            "dtype": None,
-        }
+        served = {"base_model": self.model, "adapter": None, "endpoint": self.url, "engine": self.engine}
+        return {**served, "question": self.prompt, "decoding": "free", "crop": self.crop, "device": None, "dtype": None}
 
     def close(self) -> None:
         """Close the connections."""
@@ -152,15 +138,11 @@ class EndpointClassifier(Classifier):
         try:
             served = {entry["id"]: str(entry.get("owned_by", "")) for entry in listed["data"]}
         except (KeyError, TypeError):
-            raise EndpointError(
-                f"{self.url}/models does not list models; is this an OpenAI-compatible server?"
-            ) from None
+            raise EndpointError(f"{self.url}/models lists no models: no OpenAI-compatible server?") from None
         if not wanted and len(served) == 1:
             wanted = next(iter(served))
         if wanted not in served:
-            said = (
-                f"serves no {wanted!r}" if wanted else "serves several models: choose one by adding #MODEL to the URL"
-            )
+            said = f"serves no {wanted!r}" if wanted else "serves several models: add #MODEL to the URL"
             raise InputError(f"endpoint {self.url} {said}; it has {', '.join(served) or 'none'}")
         return wanted, served[wanted]
 

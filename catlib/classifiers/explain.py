@@ -1,19 +1,16 @@
-"""Reasons for a breed: the patches that drove its score, and the model's own words beside the breed's standard."""
+"""Reasons for a breed: the patches that drove its score, and the model's own words."""
 
-import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from matplotlib.figure import Figure
 from PIL import Image
+from scipy.special import log_softmax
 
-from catlib.breeds import describe, find
 from catlib.classifiers.vlm import VLMClassifier
 from catlib.data.records import Prediction, PredictionSet
-from catlib.figures import BLUE, INK, RED, WIDTH, breed_label, styled
 from catlib.vlm.attribution import Label, occluded_scores, patch_gradients, patch_occlusion
 from catlib.vlm.decoding import generate_free
 
@@ -25,7 +22,7 @@ ANSWER_TOKENS = 120  # reasons are longer than the 50 tokens that a name needs
 
 @dataclass(frozen=True)
 class Explanation:
-    """A row of the panel. `seen`: the photo as the model saw it, cropped; `heat`: (h, w), nats.
+    """Why a photo was called so. `seen`: the photo as the model saw it, cropped; `heat`: (h, w), nats.
 
     The map explains the lead of `predicted` over `rival`, the breed that came second: the log-likelihood of a sure
     answer alone hardly moves whatever is hidden. `fall`: what hiding the tenth of the patches that the map marks as
@@ -42,6 +39,10 @@ class Explanation:
     answer: str
     fall: float
     random_fall: float
+
+    @property
+    def right(self) -> bool:
+        return self.predicted == self.breed
 
 
 def explain(vlm: "VLM", image: Image.Image, question: str, breed: Label, method: str = "gradient") -> np.ndarray:
@@ -60,12 +61,12 @@ def explain_prediction(
 
     `breed`: the true one, None when it is not known. The classifier decodes by `score`.
     """
-    batch = classifier.classify([image])
-    predicted = batch.predicted[0]
-    probability = float(np.exp(batch.log_probs[0].max()))
+    log_probs = log_softmax(classifier.raw_scores([image])[0] - classifier.prior_strength * classifier.prior())
+    order = np.argsort(-log_probs, kind="stable")
+    predicted, rival = (classifier.breeds[int(i)] for i in order[:2])
+    probability = float(np.exp(log_probs[order[0]]))
     answer = generate_free(classifier.vlm, [image], classifier.prompt, ANSWER_TOKENS)[0]
-    rival = classifier.breeds[int(np.argsort(-batch.log_probs[0], kind="stable")[1])]
-    labels = [classifier.scorer.tokens(name) for name in (predicted, rival)]
+    labels = [classifier.label_scorer.tokens(name) for name in (predicted, rival)]
     own, other = (explain(classifier.vlm, image, classifier.prompt, label, method) for label in labels)
     heat = own - other  # both methods are linear in the score, so that this explains the difference of the two scores
     falls = [falls_when_hidden(classifier.vlm, image, classifier.prompt, label, heat) for label in labels]
@@ -120,50 +121,3 @@ def pick_examples(predictions: PredictionSet, priority: Sequence[str], each: int
             left = [p for p in kind if p not in picked]
             picked += sorted(left, key=lambda p: p.breed in shown)[:1]  # stable: the surest of a breed not shown yet
     return picked
-
-
-@styled
-def explanation_figure(rows: Sequence[Explanation]) -> Figure:
-    """A panel with a line for each photo: the photo, the heat map over it, answer and traits in words."""
-    figure = Figure(figsize=(WIDTH, 2.75 * len(rows)), layout="constrained")
-    axes = figure.subplots(len(rows), 3, width_ratios=(1, 1, 2.05), squeeze=False)
-    for (left, middle, right), row in zip(axes, rows, strict=True):
-        left.imshow(row.seen)
-        left.set_title(row.breed or "breed not known", fontsize=10.5, loc="center")
-        middle.imshow(row.seen.convert("L"), cmap="gray", vmin=-60, vmax=315)  # paler, so that the map stands out
-        limit = float(np.quantile(np.abs(row.heat), 0.99)) or 1.0  # a single extreme patch would leave all others pale
-        heat = np.array(Image.fromarray(row.heat.astype(np.float32)).resize(row.seen.size, Image.Resampling.BICUBIC))
-        strength = np.clip(np.abs(heat) / limit, 0, 1)
-        middle.imshow(heat, cmap="RdBu_r", vmin=-limit, vmax=limit, alpha=0.85 * strength)
-        middle.set_title(f"against {breed_label(row.rival, False)}", fontsize=10.5, loc="center")
-        right.set_title(_verdict(row), fontsize=10.5, color=INK if row.breed is None else BLUE if _right(row) else RED)
-        right.text(0, 0.99, _words(row), va="top", fontsize=10, linespacing=1.4, transform=right.transAxes)
-        for axis in (left, middle, right):
-            axis.set_axis_off()
-    return figure
-
-
-def _right(row: Explanation) -> bool:
-    return row.predicted == row.breed
-
-
-def _verdict(row: Explanation) -> str:
-    said = f"predicted: {row.predicted}, {row.probability:.0%} sure"
-    return said if row.breed is None else f"{said} – {'right' if _right(row) else 'wrong'}"
-
-
-def _words(row: Explanation) -> str:
-    parts = [f'in its own words: "{row.answer}"', f"the breed's standard: {_standard(row.predicted)}"]
-    if row.breed and not _right(row):
-        parts.append(f"standard of {row.breed}: {_standard(row.breed)}")
-    parts.append(f"hiding the strongest tenth: {_signed(-row.fall)} nats; a random tenth: {_signed(-row.random_fall)}")
-    return "\n".join(textwrap.fill(part, 68, max_lines=5, placeholder=" …") for part in parts)
-
-
-def _signed(value: float) -> str:
-    return f"{round(value, 2) + 0.0:+.2f}"  # adding 0.0 makes of -0.0 a plain 0
-
-
-def _standard(name: str) -> str:
-    """The breed's traits in a line."""
-    return describe(name) if find(name) else "not in the list of breeds"

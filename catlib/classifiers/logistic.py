@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from scipy.special import log_softmax
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from threadpoolctl import threadpool_limits
@@ -44,7 +45,7 @@ def choose_and_fit(
     pooling, C, folds, and log-loss and accuracy of every candidate.
     """
     folds = deal_folds(labels, seed)
-    tried = []
+    tried: list[dict[str, Any]] = []
     for pooling, matrix in features.items():
         for c in C_GRID if folds.max() >= 0 else (C_GRID[len(C_GRID) // 2],):
             loss, accuracy = _cross_validate(matrix, labels, folds, c, breeds)
@@ -105,12 +106,7 @@ def _cross_validate(
         if not held.any():
             continue
         model = fit_linear(features[~held], labels[~held], breeds, c)
-        log_probs = _log_softmax(model.logits(features[held]))
+        log_probs = log_softmax(model.logits(features[held]), axis=1)
         losses += (-log_probs[np.arange(held.sum()), labels[held]]).tolist()
         hits += (log_probs.argmax(1) == labels[held]).tolist()
     return (float(np.mean(losses)), float(np.mean(hits))) if losses else (float("nan"), float("nan"))
-
-
-def _log_softmax(logits: np.ndarray) -> np.ndarray:
-    shifted = logits - logits.max(axis=1, keepdims=True)
-    return shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))

@@ -2,10 +2,11 @@
 
 import base64
 import io
-import json
 from pathlib import Path
 
 from PIL import Image
+
+from catlib.files import read_json
 
 
 def cropped(image: Image.Image, side: int) -> Image.Image:
@@ -22,7 +23,7 @@ def crop_side(folder: Path) -> int:
     """The side of the square that a checkpoint's processor cuts out of photos; 0 when it works otherwise."""
     for name, within in (("preprocessor_config.json", None), ("processor_config.json", "image_processor")):
         if (folder / name).is_file():
-            config = json.loads((folder / name).read_text(encoding="utf-8"))
+            config = read_json(folder / name)
             config = config.get(within, {}) if within else config
             crop, scale = config.get("crop_size") or {}, config.get("size") or {}
             if config.get("do_center_crop") and crop.get("height") == crop.get("width") == scale.get("shortest_edge"):

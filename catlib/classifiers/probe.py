@@ -2,20 +2,21 @@
 
 import json
 import logging
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL.Image import Image
+from scipy.special import log_softmax
 
-from catlib.classifiers.base import Batch, Classifier, log_softmax
+from catlib.classifiers.base import Batch, Classifier
 from catlib.classifiers.encoder import FeatureExtractor
 from catlib.classifiers.logistic import Linear, choose_and_fit
-from catlib.classifiers.photos import read_batches
+from catlib.classifiers.predict import read_batches
 from catlib.data.records import Sample
 from catlib.errors import InputError
+from catlib.files import parse_json, replacing
 from catlib.progress import track
 
 log = logging.getLogger(__name__)
@@ -27,13 +28,8 @@ class LinearProbe(Classifier):
     def __init__(
         self, extractor: FeatureExtractor, breeds: Sequence[str], linear: Linear, report: dict[str, Any], name: str
     ) -> None:
-        self.extractor, self.breeds, self.linear, self.report, self.name = (
-            extractor,
-            tuple(breeds),
-            linear,
-            report,
-            name,
-        )
+        self.extractor, self.breeds, self.linear = extractor, tuple(breeds), linear
+        self.report, self.name = report, name
 
     @classmethod
     def fit(
@@ -52,9 +48,8 @@ class LinearProbe(Classifier):
             raise InputError(f"{name}: training photos of breeds that are not in the list: {', '.join(unknown)}")
         parts: dict[str, list[np.ndarray]] = {pooling: [] for pooling in extractor.poolings}
         batches = read_batches(samples, image_root, batch_size)
-        for chunk, images, _ in track(
-            batches, f"{name} features", total=-(-len(samples) // batch_size), unit="batches"
-        ):
+        total = -(-len(samples) // batch_size)
+        for chunk, images, _ in track(batches, f"{name} features", total=total, unit="batches"):
             for pooling, matrix in extractor.features(images, [sample.id for sample in chunk]).items():
                 parts[pooling].append(matrix)
         features = {pooling: np.concatenate(part).astype(np.float64) for pooling, part in parts.items()}
@@ -66,20 +61,23 @@ class LinearProbe(Classifier):
 
     def classify(self, images: Sequence[Image], ids: Sequence[str] | None = None) -> Batch:
         features = self.extractor.features(images, ids)[self.linear.pooling]
-        return self.from_log_probs(log_softmax(self.linear.logits(features.astype(np.float64))))
+        return self.from_log_probs(log_softmax(self.linear.logits(features.astype(np.float64)), axis=1))
 
     def describe(self) -> dict[str, Any]:
-        return {**self.extractor.describe(), "prompt": None, "decoding": "linear probe", "probe": self.report}
+        return {**self.extractor.describe(), "decoding": "linear probe", "probe": self.report}
 
     def save(self, path: Path) -> None:
         """Write the fitted weights as .npz: plain arrays and one JSON text, nothing that runs code when it is read."""
         about = {"name": self.name, "breeds": self.breeds, "pooling": self.linear.pooling, "report": self.report}
         about |= {"extractor": self.extractor.describe()["base_model"], "kind": self.extractor.kind}
         arrays = {key: getattr(self.linear, key) for key in ("mean", "scale", "weights", "bias")}
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.tmp.npz")
-        np.savez(temporary, about=np.array(json.dumps(about)), **arrays)
-        os.replace(temporary, path)
+        with replacing(path) as temporary:
+            np.savez(temporary, about=np.array(json.dumps(about)), **arrays)
+
+    def store(self, folder: Path) -> Path:
+        path = folder / f"{self.name}.npz"
+        self.save(path)
+        return path
 
     @classmethod
     def restore(cls, path: Path, device: str = "auto", dtype: str = "auto") -> "LinearProbe":
@@ -108,7 +106,7 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """What a saved probe says about itself, and its arrays."""
     try:
         with np.load(path, allow_pickle=False) as stored:
-            about = json.loads(str(stored["about"]))
+            about = parse_json(str(stored["about"]), str(path))
             return about, {key: stored[key] for key in ("mean", "scale", "weights", "bias")}
     except (OSError, ValueError, KeyError) as error:
         raise InputError(f"{path}: not a saved linear probe: {error}") from None

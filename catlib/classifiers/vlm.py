@@ -1,15 +1,20 @@
 """The vision-language model as a classifier, untuned or tuned, with three ways to read a breed off it."""
 
+import logging
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL.Image import Image
+from scipy.special import log_softmax
 
-from catlib.classifiers.base import Batch, Classifier, log_softmax
-from catlib.classifiers.weights import weights_digest
+from catlib.classifiers.base import Batch, Classifier, about_model
+from catlib.classifiers.predict import read_batches
+from catlib.data.records import Sample
 from catlib.errors import InputError
 from catlib.parsing import BreedParser
+from catlib.progress import track
 from catlib.vlm.decoding import generate_constrained, generate_free
 from catlib.vlm.scoring import LabelScorer
 
@@ -17,6 +22,8 @@ if TYPE_CHECKING:
     from catlib.vlm.models import VLM
 
 DECODINGS = ("score", "constrained", "free")
+STRENGTHS = tuple(round(0.1 * step, 1) for step in range(16))  # of the prior correction
+log = logging.getLogger(__name__)
 
 
 class VLMClassifier(Classifier):
@@ -54,17 +61,25 @@ class VLMClassifier(Classifier):
 
     def classify(self, images: Sequence[Image], ids: Sequence[str] | None = None) -> Batch:
         if self.decoding == "score":
-            return self.from_log_probs(log_softmax(self.raw_scores(images) - self.prior_strength * self.prior()))
+            scores = self.raw_scores(images) - self.prior_strength * self.prior()
+            return self.from_log_probs(log_softmax(scores, axis=1))
         if self.decoding == "constrained":
             answers = generate_constrained(self.vlm, images, self.prompt, self.breeds, self.spelled)
             return Batch(answers, None, answers)
         answers = generate_free(self.vlm, images, self.prompt)
         return Batch([self.parser.parse(answer) for answer in answers], None, answers)
 
+    @property
+    def label_scorer(self) -> LabelScorer:
+        """Scores the breeds' names. Raises InputError where the model's words are read instead."""
+        if self.scorer is None:
+            raise InputError(f"decoding {self.decoding!r} gives no scores of breeds; this needs decoding 'score'")
+        return self.scorer
+
     def raw_scores(self, images: Sequence[Image]) -> np.ndarray:
         """Label log-likelihoods (n, breeds) before prior correction, per token with `score_norm="mean"`."""
-        sums = self.scorer.score(images)
-        return sums if self.score_norm == "sum" else self.scorer.mean(sums)
+        sums = self.label_scorer.score(images)
+        return sums if self.score_norm == "sum" else self.label_scorer.mean(sums)
 
     def prior(self) -> np.ndarray:
         """The scores of the prompt without a photo (breeds,); zeros while the correction is off, to save the pass."""
@@ -75,24 +90,56 @@ class VLMClassifier(Classifier):
     def uncorrected_prior(self) -> np.ndarray:
         """The scores of the prompt without a photo (breeds,), computed once."""
         if self._prior is None:
-            sums = self.scorer.prior()[None]
-            self._prior = (sums if self.score_norm == "sum" else self.scorer.mean(sums))[0]
+            sums = self.label_scorer.prior()[None]
+            self._prior = (sums if self.score_norm == "sum" else self.label_scorer.mean(sums))[0]
         return self._prior
 
     def describe(self) -> dict[str, Any]:
-        parameter = self.vlm.base.get_input_embeddings().weight
-        description = {
-            "base_model": str(self.vlm.name),
-            "adapter": str(self.vlm.adapter) if self.vlm.adapter else None,
-            "weights": weights_digest(self.vlm.model),
-            "prompt": self.prompt,
-            "decoding": self.decoding,
-            "device": str(parameter.device.type),
-            "dtype": str(parameter.dtype).removeprefix("torch."),
-        }
+        description = about_model(self.vlm.model, self.vlm.name, self.vlm.adapter)
+        description |= {"question": self.prompt, "decoding": self.decoding}
+        # Quantized weights are stored as bytes; the embeddings never are.
+        description["dtype"] = str(self.vlm.dtype).removeprefix("torch.")
         if self.decoding == "score":
-            description |= {"score_norm": self.score_norm, "label_pass": self.scorer.mode}
+            description |= {"score_norm": self.score_norm, "label_pass": self.label_scorer.mode}
             if self.spelled:
                 description["spelled"] = self.spelled
             description["prior_correction"] = {"strength": self.prior_strength, **(self.prior_fit or {})}
         return description
+
+
+def fit_prior(
+    classifier: VLMClassifier, samples: Sequence[Sample], image_root: Path, batch_size: int = 16
+) -> VLMClassifier:
+    """Set the classifier's prior strength by accuracy on the validation `samples`, and what was tried into its sidecar.
+
+    The photos are scored once; all strengths are judged on those scores. Returns the same classifier.
+    """
+    if classifier.decoding != "score":
+        raise InputError("prior correction needs decoding 'score': generated text has no scores to correct")
+    photos = track(
+        read_batches(samples, image_root, batch_size), "prior correction", total=-(-len(samples) // batch_size)
+    )
+    scores = np.concatenate([classifier.raw_scores(images) for _, images, _ in photos])
+    truth = [classifier.breeds.index(sample.breed) for sample in samples]
+    strength, table = choose_strength(scores, classifier.uncorrected_prior(), truth)
+    classifier.prior_strength = strength
+    classifier.prior_fit = {"fitted_on": len(samples), "accuracy_by_strength": table}
+    log.info(
+        "%s: prior correction of strength %.1f, chosen on %d validation photos", classifier.name, strength, len(samples)
+    )
+    return classifier
+
+
+def choose_strength(scores: np.ndarray, prior: np.ndarray, truth: Sequence[int]) -> tuple[float, dict[str, float]]:
+    """The strength with the best accuracy of `scores - strength * prior`, and the accuracy of each.
+
+    `scores`: (n, breeds), `prior`: (breeds,), `truth`: n breed indices. Ties go to the lower log-loss, then to the
+    weaker correction, so that 0 wins where correction changes nothing.
+    """
+    rows = np.arange(len(scores))
+    judged = []
+    for strength in STRENGTHS:
+        log_probs = log_softmax(scores - strength * prior, axis=1)
+        accuracy = float(np.mean(log_probs.argmax(1) == np.asarray(truth)))
+        judged.append((-accuracy, float(-log_probs[rows, truth].mean()), strength))
+    return min(judged)[2], {str(strength): round(-negative, 4) for negative, _, strength in judged}

@@ -32,7 +32,7 @@ def run(args: argparse.Namespace) -> int:
     from catlib.data.records import read_predictions
     from catlib.evaluation import inputs
     from catlib.evaluation.compare import compare
-    from catlib.evaluation.tables import comparison_rows, confusion_rows, points, text_table
+    from catlib.evaluation.tables import comparison_table, confusion_table, points, text_table
 
     inputs.check_bootstrap(args.bootstrap)
     a, b, *val = (read_predictions(inputs.given_file(path)) for path in (args.a, args.b, *(args.val or ())))
@@ -50,7 +50,7 @@ def run(args: argparse.Namespace) -> int:
         print(json.dumps(c, ensure_ascii=False, allow_nan=False))
         return 0
     print(f"Gain of A ({c['a']}) over B ({c['b']}) on {c['n']} photos that both have seen, points [95 % interval]")
-    print(text_table(comparison_rows([c])))
+    print(text_table(comparison_table([c])))
     if any(c["dropped"].values()):
         print(f"  left out, seen by one model only: {c['dropped']['a']} photos of A, {c['dropped']['b']} of B")
     print(
@@ -79,6 +79,6 @@ def run(args: argparse.Namespace) -> int:
             if r["change"] == change
         ]
         print(f"\nBreeds where A surely {change}:\n{text_table(rows)}")
-    print(f"\nConfusions that vanish in A:\n{text_table(confusion_rows(c, 'vanish'))}")
-    print(f"\nConfusions that appear in A:\n{text_table(confusion_rows(c, 'appear'))}")
+    print(f"\nConfusions that vanish in A:\n{text_table(confusion_table(c, 'vanish'))}")
+    print(f"\nConfusions that appear in A:\n{text_table(confusion_table(c, 'appear'))}")
     return 0

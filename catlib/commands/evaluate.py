@@ -40,21 +40,22 @@ def run(args: argparse.Namespace) -> int:
     """Evaluate, write, print."""
     from catlib.evaluation import inputs
     from catlib.evaluation.metrics_file import merge_into
-    from catlib.evaluation.tables import breed_rows, model_rows, text_table
+    from catlib.evaluation.results import Results
+    from catlib.evaluation.tables import breed_table, model_table, text_table
 
     inputs.check_bootstrap(args.bootstrap)
     sets = inputs.read_all(args.predictions)
     validation = inputs.read_all(args.val)
     priority = inputs.choose_priority(args.priority, list(sets.values()))
-    models = inputs.evaluate_all(sets, validation, priority, bootstrap=args.bootstrap, seed=args.seed)
+    models = Results(sets, validation, priority, args.bootstrap, args.seed).models
     out = merge_into(Path(args.out).expanduser(), models=models, priority_breeds=list(priority))
     if args.json:
         print(json.dumps({"models": models}, ensure_ascii=False, allow_nan=False))
         return 0
     print("per cent [95 % interval]")
-    print(text_table(model_rows(models)))
+    print(text_table(model_table(models)))
     for name, metrics in models.items():
         print(f"\n{name}: by breed, lowest F1 first (*: priority)")
-        print(text_table(breed_rows(metrics)))
+        print(text_table(breed_table(metrics)))
     print(f"\nwritten to {out}")
     return 0

@@ -66,7 +66,7 @@ def run(args: argparse.Namespace) -> int:
     root, samples = find_photos(args.photos)
     classifier = load_classifier(args)
 
-    from catlib.classifiers.base import iterate, predict
+    from catlib.classifiers.predict import iterate, predict
 
     failed = []
 

@@ -73,7 +73,7 @@ def _summary(outcome: dict[str, Any]) -> str:
 
     lines = []
     if len(rows := headline(outcome)):
-        lines += ["", "Test photos, per cent [95 % interval]", text_table(rows.to_dict("records"))]
+        lines += ["", "Test photos, per cent [95 % interval]", text_table(rows)]
     if outcome["status"] == "done" and outcome.get("recommendation"):
         reasons = [f"  - {reason}" for reason in outcome.get("reasons", [])]
         lines += ["", f"Recommendation: {outcome['recommendation']}", *reasons]

@@ -121,12 +121,12 @@ def interval(estimate: float, draws: np.ndarray, low: float = -np.inf, high: flo
     return [float(np.clip(min(ends[0], estimate), low, high)), float(np.clip(max(ends[1], estimate), low, high))]
 
 
-def wilson(successes: float, trials: float) -> list[float]:
+def wilson(successes: float, trials: float) -> tuple[float, float]:
     """Wilson's 95 % score interval of a proportion (Wilson 1927), for figures that rest on one count."""
     if trials <= 0:
-        return [0.0, 1.0]
+        return 0.0, 1.0
     z = stats.norm.ppf(1 - (1 - LEVEL) / 2)
     p, z2n = successes / trials, z * z / trials
     half = z * np.sqrt(p * (1 - p) / trials + z2n / (4 * trials)) / (1 + z2n)
     middle = (p + z2n / 2) / (1 + z2n)
-    return [float(max(middle - half, 0.0)), float(min(middle + half, 1.0))]
+    return float(max(middle - half, 0.0)), float(min(middle + half, 1.0))

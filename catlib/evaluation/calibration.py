@@ -5,10 +5,11 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy.optimize import minimize_scalar
+from scipy.special import log_softmax
 
 from catlib.errors import InputError
 from catlib.evaluation.bootstrap import wilson
-from catlib.evaluation.metrics import ECE_BINS, equal_mass_bins, log_softmax
+from catlib.evaluation.metrics import ECE_BINS, equal_mass_bins
 from catlib.evaluation.outcomes import Outcomes
 
 TEMPERATURES = (0.02, 50.0)  # the fit stays within these: beyond them the scores are constant or a hard argmax
@@ -23,14 +24,14 @@ def fit_temperature(validation: Outcomes) -> float:
     rows = np.arange(len(validation))
 
     def nll(log_temperature: float) -> float:
-        return -log_softmax(scores / np.exp(log_temperature))[rows, validation.true].mean()
+        return -log_softmax(scores / np.exp(log_temperature), axis=1)[rows, validation.true].mean()
 
     return float(np.exp(minimize_scalar(nll, bounds=tuple(np.log(TEMPERATURES)), method="bounded").x))
 
 
 def apply_temperature(o: Outcomes, temperature: float) -> Outcomes:
     """The same predictions with their log-probabilities at another temperature; no answer changes."""
-    return replace(o, log_probs=log_softmax(_scores(o) / temperature))
+    return replace(o, log_probs=log_softmax(_scores(o) / temperature, axis=1))
 
 
 @dataclass(frozen=True)
@@ -51,10 +52,8 @@ def reliability(o: Outcomes, bins: int = ECE_BINS) -> list[ReliabilityBin]:
     for number in range(code.max() + 1):
         rows = code == number
         right = int(o.correct[rows].sum())
-        ends = wilson(right, int(rows.sum()))
-        table.append(
-            ReliabilityBin(float(confidence[rows].mean()), right / int(rows.sum()), tuple(ends), int(rows.sum()))
-        )
+        photos = int(rows.sum())
+        table.append(ReliabilityBin(float(confidence[rows].mean()), right / photos, wilson(right, photos), photos))
     return table
 
 
@@ -96,7 +95,7 @@ def answer_at_precision(validation: Outcomes, test: Outcomes, target: float = 0.
     curve = risk_coverage(validation)
     reached = np.flatnonzero(curve.precision >= target)
     if not len(reached):
-        return SelectiveResult(target, None, 0.0, tuple(wilson(0, len(test))), None, None)
+        return SelectiveResult(target, None, 0.0, wilson(0, len(test)), None, None)
     threshold = float(curve.threshold[reached[-1]])
     given = test.confidence >= threshold
     count, right = int(given.sum()), int(test.correct[given].sum())
@@ -104,9 +103,9 @@ def answer_at_precision(validation: Outcomes, test: Outcomes, target: float = 0.
         target=target,
         threshold=threshold,
         coverage=count / len(test),
-        coverage_ci95=tuple(wilson(count, len(test))),
+        coverage_ci95=wilson(count, len(test)),
         precision=right / count if count else None,
-        precision_ci95=tuple(wilson(right, count)) if count else None,
+        precision_ci95=wilson(right, count) if count else None,
     )
 
 

@@ -4,11 +4,11 @@ validation."""
 from typing import Any
 
 import numpy as np
+from scipy.special import log_softmax
 
 from catlib.data.records import PredictionSet
 from catlib.evaluation.bootstrap import PSEUDO_PAIRED, interval, make_cells, resample_cells
-from catlib.evaluation.calibration import apply_temperature, fit_temperature
-from catlib.evaluation.metrics import log_softmax
+from catlib.evaluation.calibration import fit_temperature
 from catlib.evaluation.outcomes import Outcomes, outcomes
 
 WEIGHTS = np.linspace(0.0, 1.0, 21)
@@ -27,16 +27,18 @@ def combine(
     if val_a is None or val_b is None or a.log_probs is None or b.log_probs is None:
         return None
     shared = {p.id for p in val_a.predictions} & {p.id for p in val_b.predictions}
-    sets = [_only(s, shared, o.breeds) for s, o in ((val_a, a), (val_b, b))]
-    if any(s is None or s.log_probs is None for s in sets):
+    first, second = (_only(s, shared, o.breeds) for s, o in ((val_a, a), (val_b, b)))
+    if first is None or second is None or first.log_probs is None or second.log_probs is None:
         return None
-    temperatures = [fit_temperature(s) for s in sets]
-    val = [apply_temperature(s, t).log_probs for s, t in zip(sets, temperatures, strict=True)]
-    true, rows = sets[0].true, np.arange(len(sets[0]))
-    loss = [-log_softmax(w * val[0] + (1 - w) * val[1])[rows, true].mean() for w in WEIGHTS]
+    temperatures, rows = [fit_temperature(s) for s in (first, second)], np.arange(len(first))
+
+    def mix(weight: float, *scores: np.ndarray) -> np.ndarray:
+        own, other = (log_softmax(s / t, axis=1) for s, t in zip(scores, temperatures, strict=True))
+        return log_softmax(weight * own + (1 - weight) * other, axis=1)
+
+    loss = [-mix(w, first.log_probs, second.log_probs)[rows, first.true].mean() for w in WEIGHTS]
     weight = round(float(WEIGHTS[int(np.argmin(loss))]), 2)
-    test = [apply_temperature(o, t).log_probs for o, t in zip((a, b), temperatures, strict=True)]
-    said = (weight * test[0] + (1 - weight) * test[1]).argmax(axis=1)
+    said = mix(weight, a.log_probs, b.log_probs).argmax(axis=1)
     better = a if a.correct.mean() >= b.correct.mean() else b
     cells = make_cells(a.true, np.column_stack([said, better.predicted]))
     counts = resample_cells(cells, bootstrap, seed, PSEUDO_PAIRED)

@@ -71,7 +71,7 @@ def compare(
         "macro_f1_gain_points": gains["macro_f1"],
         "priority_f1_gain_points": gains["priority_macro_f1"],
         "accuracy_gain_elsewhere_points": gains["accuracy_elsewhere"],
-        "mcnemar_p": mcnemar(only_a, only_b),
+        "p": mcnemar(only_a, only_b),
         "only_a_right": only_a,
         "only_b_right": only_b,
         "agreement": float((first.predicted == second.predicted).mean()),
@@ -126,7 +126,7 @@ def breed_gains(a: Outcomes, b: Outcomes, priority: Sequence[str] = ()) -> list[
     paired.
     """
     tables = per_breed(a, priority), per_breed(b, priority)
-    found = []
+    found: list[dict[str, Any]] = []
     for i in np.flatnonzero(a.support):
         rows, breed = a.true == i, a.breeds[i]
         only_a, only_b = int((a.correct & ~b.correct & rows).sum()), int((b.correct & ~a.correct & rows).sum())
@@ -155,7 +155,7 @@ def confusion_changes(a: Outcomes, b: Outcomes, most: int = 10) -> dict[str, lis
     """Confusions that a makes less often than b (`vanish`) and more often (`appear`), the largest changes first."""
     counts = [Counter(zip(o.true[~o.correct].tolist(), o.predicted[~o.correct].tolist(), strict=True)) for o in (a, b)]
     names = dict(enumerate(a.breeds)) | {NO_ANSWER: NO_BREED}
-    changes = [
+    changes: list[dict[str, Any]] = [
         {"breed": names[t], "said": names[s], "a": counts[0][t, s], "b": counts[1][t, s]}
         for t, s in sorted(counts[0].keys() | counts[1].keys())
     ]

@@ -1,18 +1,12 @@
-"""From prediction files to metrics of several models at once: what `catlib evaluate` and the notebooks share."""
+"""Prediction files, found and read: those of a run's folder, those named on the command line."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from catlib.breeds import PRIORITY_BREEDS
 from catlib.data.records import PredictionSet, read_predictions
 from catlib.errors import InputError
-from catlib.evaluation.calibration import Calibrated, calibrate
-from catlib.evaluation.compare import compare
-from catlib.evaluation.metrics import evaluate_outcomes, expected_calibration_error
-from catlib.evaluation.names import TUNED
-from catlib.evaluation.outcomes import outcomes
 from catlib.paths import resolve
 from catlib.settings import split_list
 
@@ -20,7 +14,10 @@ log = logging.getLogger(__name__)
 
 
 def read_all(paths: Sequence[str | Path]) -> dict[str, PredictionSet]:
-    """Prediction files by model name (the file's). Raises InputError when two files have the same name."""
+    """Prediction files by model name (the file's); what a reader has to know about them is logged.
+
+    Raises InputError when two files have the same name.
+    """
     sets: dict[str, PredictionSet] = {}
     for path in paths:
         predictions = read_predictions(given_file(path))
@@ -29,6 +26,8 @@ def read_all(paths: Sequence[str | Path]) -> dict[str, PredictionSet]:
                 f"{path}: a second file of the model {predictions.name!r}; a model is named after its file"
             )
         sets[predictions.name] = predictions
+        for remark in predictions.remarks:
+            log.warning("%s", remark)
     return sets
 
 
@@ -68,64 +67,3 @@ def check_bootstrap(resamples: int) -> None:
         raise InputError(
             f"--bootstrap {resamples}: a 95 % interval needs at least 100 resamples, 2000 for a stable one"
         )
-
-
-def evaluate_all(
-    sets: Mapping[str, PredictionSet],
-    validation: Mapping[str, PredictionSet],
-    priority: Sequence[str],
-    *,
-    bootstrap: int,
-    seed: int,
-) -> dict[str, dict[str, Any]]:
-    """Metrics of each model by name; with its validation predictions also `calibration`: temperature, ECE after it,
-    and how
-    much can be answered at 95 % precision."""
-    models = {}
-    for name, predictions in sets.items():
-        test = outcomes(predictions)
-        models[name] = evaluate_outcomes(test, priority, bootstrap=bootstrap, seed=seed)
-        calibrated = calibrate(outcomes(validation[name]) if name in validation else None, test)
-        if calibrated.scaled is not None:
-            models[name]["calibration"] = calibration_entry(calibrated)
-    return models
-
-
-def compare_all(
-    test: Mapping[str, PredictionSet],
-    validation: Mapping[str, PredictionSet],
-    priority: Sequence[str],
-    *,
-    candidate: str = TUNED,
-    bootstrap: int,
-    seed: int,
-) -> list[dict[str, Any]]:
-    """The paired comparisons of the candidate with every other model."""
-    first = test[candidate]
-    return [
-        compare(
-            first,
-            other,
-            priority,
-            val_a=validation.get(candidate),
-            val_b=validation.get(name),
-            bootstrap=bootstrap,
-            seed=seed,
-        )
-        for name, other in test.items()
-        if name != candidate
-    ]
-
-
-def calibration_entry(c: Calibrated) -> dict[str, Any]:
-    """What metrics.json says about calibration: the test's ECE at the fitted temperature, and what can be answered."""
-    chosen = c.chosen
-    return {
-        "temperature": c.temperature,
-        "ece": expected_calibration_error(c.scaled.confidence, c.scaled.correct),
-        "answered_at_precision": chosen.target,
-        "answered": {"value": chosen.coverage, "ci95": list(chosen.coverage_ci95)},
-        "precision": None
-        if chosen.precision is None
-        else {"value": chosen.precision, "ci95": list(chosen.precision_ci95)},
-    }

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from scipy.special import logsumexp
 from scipy.stats import chi2
 from sklearn.metrics import accuracy_score, precision_recall_fscore_support
 from threadpoolctl import threadpool_limits
@@ -57,6 +56,7 @@ def evaluate_outcomes(
     point = np.array([report[b]["f1"] or 0.0 for b in o.breeds])
     figures = {
         "n": len(o),
+        "groups": len(np.unique(o.group)),
         "breeds": len(present),
         "accuracy": _figure(accuracy_score(o.true, o.predicted), right.sum(0) / len(o)),
         "macro_f1": _figure(point[present].mean(), f1[present].mean(0)),
@@ -65,7 +65,7 @@ def evaluate_outcomes(
         "priority_accuracy": None,
         "priority_breeds": list(priority),
         "top3_accuracy": None if top3 is None else _figure(top3.mean(), cells.mark @ counts / len(o)),
-        "ece": _scored(o, bootstrap, seed),
+        **_scored(o, bootstrap, seed),
         "nll": None if o.log_probs is None else float(-o.log_probs[np.arange(len(o)), o.true].mean()),
         "invalid_rate": _invalid(o),
         "latency_ms": latency(o),
@@ -150,11 +150,8 @@ def latency(o: Outcomes) -> dict[str, Any]:
     """
     single = o.meta.get("latency_single_ms")
     if isinstance(single, dict) and single.get("p50") is not None:
-        return {
-            "p50": float(single["p50"]),
-            "p95": float(single.get("p95", single["p50"])),
-            "kind": "one photo at a time",
-        }
+        p50, p95 = float(single["p50"]), float(single["p95"] if single.get("p95") is not None else single["p50"])
+        return {"p50": p50, "p95": p95, "kind": "one photo at a time"}
     times, kind = o.latency_ms[~np.isnan(o.latency_ms)], "share of a batch"
     if isinstance(single, list | tuple) and single:
         times, kind = np.array(single, dtype=float), "one photo at a time"
@@ -164,22 +161,20 @@ def latency(o: Outcomes) -> dict[str, Any]:
     return {"p50": float(p50), "p95": float(p95), "kind": kind}
 
 
-def log_softmax(scores: np.ndarray) -> np.ndarray:
-    """Rows of scores (n, k) normalised so that their exp sums to 1."""
-    return scores - logsumexp(scores, axis=1, keepdims=True)
-
-
 def _figure(value: float, draws: np.ndarray) -> dict[str, Any]:
     return {"value": float(value), "ci95": interval(float(value), draws, 0.0, 1.0)}
 
 
 def _invalid(o: Outcomes) -> dict[str, Any]:
     silent = int((o.predicted == NO_ANSWER).sum())
-    return {"value": silent / len(o), "ci95": wilson(silent, len(o))}
+    return {"value": silent / len(o), "ci95": list(wilson(silent, len(o)))}
 
 
-def _scored(o: Outcomes, bootstrap: int, seed: int) -> dict[str, Any] | None:
-    """ECE with its interval, or None without scores.
+def _scored(o: Outcomes, bootstrap: int, seed: int) -> dict[str, Any]:
+    """ECE and Brier score with their intervals, None without scores.
+
+    The Brier score is the mean over photos of the squared distance between the probabilities and the truth, 0 to 2 (Brier
+    1950).
 
     With few photos the ECE is too large: even a perfectly calibrated model shows one, as absolute gaps cannot cancel.
     How much too large depends on the true gaps: two estimates bracket it, one from the gaps as they are (too little),
@@ -190,7 +185,8 @@ def _scored(o: Outcomes, bootstrap: int, seed: int) -> dict[str, Any] | None:
     c (1 - c), as a bin without a mistake shows none of its own. `benchmarks/interval_coverage.py` has the coverage.
     """
     if o.log_probs is None:
-        return None
+        return {"ece": None, "brier": None}
+    distance = ((np.exp(o.log_probs) - np.eye(len(o.breeds))[o.true]) ** 2).sum(axis=1)
     confidence = o.confidence
     code = equal_mass_bins(confidence)
     gap = o.correct - confidence
@@ -209,4 +205,11 @@ def _scored(o: Outcomes, bootstrap: int, seed: int) -> dict[str, Any] | None:
     honest = np.maximum(np.bincount(code, weights=confidence * (1 - confidence)) / len(o) ** 2, 1e-12)
     if (seen**2 / honest).sum() < chi2.ppf(0.95, len(seen)):
         ends.append(0.0)
-    return {"value": ece, "ci95": [float(np.clip(min(ends), 0, 1)), float(np.clip(max(ends), 0, 1))]}
+    brier = {
+        "value": float(distance.mean()),
+        "ci95": interval(float(distance.mean()), distance @ counts / len(o), 0.0, 2.0),
+    }
+    return {
+        "ece": {"value": ece, "ci95": [float(np.clip(min(ends), 0, 1)), float(np.clip(max(ends), 0, 1))]},
+        "brier": brier,
+    }

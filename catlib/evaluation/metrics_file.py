@@ -1,14 +1,14 @@
 """metrics.json of a run: what one notebook or command adds to it never loses what another has written."""
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from catlib.data.records import write_atomically
-from catlib.errors import CatlibError, InputError
+from catlib.errors import CatlibError
+from catlib.files import read_json, write_json
 
 METRICS_FILE = "metrics.json"
+read_metrics = read_json  # the content of a metrics file; InputError naming it when it is missing or no JSON object
 
 
 def write_metrics(
@@ -21,9 +21,9 @@ def write_metrics(
 ) -> Path:
     """Merge figures into `run_dir`/metrics.json and return its path.
 
-    `models` replaces the entries of the same names, `comparisons` those of the same pair; `verdict` brings `criteria`,
-    `recommendation` and `reasons`; `further` keys are set as they are. Written as a whole, strict JSON. Raises
-    CatlibError when a figure is NaN or infinite, which would say that it was not computed.
+    `models` replaces the entries of the same names, `comparisons` those of the same pair; `verdict` brings `criteria` and
+    `recommendation`; `further` keys are set as they are. Written as a whole, strict JSON. Raises CatlibError when a figure
+    is NaN or infinite, which would say that it was not computed.
     """
     return merge_into(run_dir / METRICS_FILE, models=models, comparisons=comparisons, verdict=verdict, **further)
 
@@ -36,27 +36,12 @@ def merge_into(path: Path, **parts: Any) -> Path:
         content["models"] = {**content.get("models", {}), **models}
     if comparisons:
         pairs = {(c["a"], c["b"]) for c in comparisons}
-        content["comparisons"] = [c for c in content.get("comparisons", []) if (c["a"], c["b"]) not in pairs] + list(
-            comparisons
-        )
+        kept = [c for c in content.get("comparisons", []) if (c["a"], c["b"]) not in pairs]
+        content["comparisons"] = [*kept, *comparisons]
     content.update(verdict or {})
     content.update({key: value for key, value in parts.items() if value is not None})
     try:
-        text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False)
+        write_json(path, content)
     except ValueError as error:
         raise CatlibError(f"{path}: a figure is no finite number ({error}); nothing was written") from None
-    write_atomically(path, text + "\n")
     return path
-
-
-def read_metrics(path: Path) -> dict[str, Any]:
-    """The content of a metrics file. Raises InputError naming it when it is missing or no JSON object."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"{path}: {error.strerror}") from None
-    except ValueError as error:
-        raise InputError(f"{path}: not JSON ({error}); delete it to start anew") from None
-    if not isinstance(content, dict):
-        raise InputError(f"{path}: expected a JSON object, found a {type(content).__name__}")
-    return content

@@ -25,6 +25,7 @@ class Outcomes:
     `true`: (n,) index of the true breed. `predicted`: (n,) index, or NO_ANSWER.
     `log_probs`: (n, k) log-probabilities floored at LOG_FLOOR, or None for a model without scores.
     `latency_ms`: (n,) milliseconds for each photo, NaN where unknown.
+    `group`: (n,) number of the photo's group; photos of one group are not independent (one cat, near-duplicates).
     """
 
     name: str
@@ -35,6 +36,7 @@ class Outcomes:
     predicted: np.ndarray
     log_probs: np.ndarray | None
     latency_ms: np.ndarray
+    group: np.ndarray
     meta: dict[str, Any]
 
     def __len__(self) -> int:
@@ -69,20 +71,6 @@ class Outcomes:
             )
         return np.array([self.breeds.index(name) for name in names], dtype=int)
 
-    def take(self, rows: np.ndarray) -> "Outcomes":
-        """The photos at `rows`, in that order."""
-        return Outcomes(
-            self.name,
-            self.breeds,
-            tuple(self.ids[i] for i in rows),
-            tuple(self.images[i] for i in rows),
-            self.true[rows],
-            self.predicted[rows],
-            None if self.log_probs is None else self.log_probs[rows],
-            self.latency_ms[rows],
-            self.meta,
-        )
-
 
 def outcomes(predictions: PredictionSet, breeds: Sequence[str] | None = None) -> Outcomes:
     """Arrays of a prediction set. Raises InputError when it is empty, has photos of unknown breed, or scores that are
@@ -99,7 +87,8 @@ def outcomes(predictions: PredictionSet, breeds: Sequence[str] | None = None) ->
             f"{predictions.name}: {len(unlabelled)} photos have no true breed (the first: {unlabelled[0]!r}), so they "
             "cannot be evaluated"
         )
-    extra = sorted({p.breed for p in rows} - set(listed))
+    truth = [p.breed for p in rows if p.breed is not None]
+    extra = sorted(set(truth) - set(listed))
     order = tuple(breeds) if breeds is not None else (*listed, *extra)
     if missing := {*listed, *extra} - set(order):
         raise InputError(f"{predictions.name}: breeds outside the given list: {', '.join(sorted(missing))}")
@@ -109,12 +98,19 @@ def outcomes(predictions: PredictionSet, breeds: Sequence[str] | None = None) ->
         breeds=order,
         ids=tuple(p.id for p in rows),
         images=tuple(p.image for p in rows),
-        true=np.array([number[p.breed] for p in rows]),
+        true=np.array([number[breed] for breed in truth]),
         predicted=np.array([NO_ANSWER if p.predicted is None else number[p.predicted] for p in rows]),
         log_probs=_log_probs(predictions.name, rows, listed, number),
         latency_ms=np.array([np.nan if p.latency_ms is None else p.latency_ms for p in rows], dtype=float),
+        # A photo that names no group is one of its own.
+        group=_numbered([f"group {p.group}" if p.group else f"photo {p.id}" for p in rows]),
         meta=dict(predictions.meta),
     )
+
+
+def _numbered(names: Sequence[str]) -> np.ndarray:
+    number = {name: i for i, name in enumerate(dict.fromkeys(names))}
+    return np.array([number[name] for name in names])
 
 
 def _log_probs(

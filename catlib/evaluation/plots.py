@@ -1,5 +1,4 @@
-"""Figures over several models: the headline figures side by side, the gain by breed, and the learning curve of a
-sweep."""
+"""Figures over several models: headline figures, paired gains, precision when only sure answers count, time, learning curve."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -7,23 +6,23 @@ from typing import Any
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 
-from catlib.evaluation.names import ordered, short, title
-from catlib.evaluation.style import (
+from catlib.classifiers.tracks import TUNED, ordered, track
+from catlib.evaluation.calibration import Calibrated, risk_coverage
+from catlib.evaluation.tables import Entry, in_words, number, signed
+from catlib.figures import (
     GREEN,
     GREY,
     INK,
     RED,
     WIDTH,
     breed_label,
-    color,
+    figure,
     mark_priority,
-    marker,
     percent_axis,
     row_font,
-    styled,
 )
-from catlib.evaluation.tables import signed
 
 HEADLINES = {
     "accuracy": "Accuracy",
@@ -31,162 +30,86 @@ HEADLINES = {
     "priority_macro_f1": "Priority macro-F1",
     "top3_accuracy": "Top-3 accuracy",
 }
+Runs = Sequence[tuple[float, Mapping[str, Any]]]  # a swept value and the content of that run's metrics.json
 
 
-@styled
-def overview_figure(models: Mapping[str, Mapping[str, Any]], shown: Sequence[str] = tuple(HEADLINES)) -> Figure:
-    """The headline figures of all models with their 95 % intervals, a panel a figure. `models`: entries of
-    metrics.json."""
-    names = ordered(list(models))
+@figure
+def overview(models: Mapping[str, Entry], shown: Sequence[str] = tuple(HEADLINES)) -> tuple[Figure, str]:
+    """Headline figures of all models with their 95 % intervals, a panel a figure. `models`: entries of metrics.json."""
+    names = ordered(models)
     shown = [key for key in shown if any(models[name].get(key) for name in names)]
-    figure, grid = plt.subplots(1, len(shown), figsize=(WIDTH, 1.3 + 0.42 * len(names)), sharey=True, squeeze=False)
+    fig, grid = plt.subplots(1, len(shown), figsize=(WIDTH, 1.3 + 0.42 * len(names)), sharey=True, squeeze=False)
     for axes, key in zip(grid[0], shown, strict=True):
-        for row, name in enumerate(reversed(names)):
-            if (entry := models[name].get(key)) is None:
+        for row, look in enumerate(track(name) for name in reversed(names)):
+            if (entry := models[look.name].get(key)) is None:
                 axes.text(0.02, row, "no scores", va="center", fontsize=9, color=GREY)
                 continue
-            axes.plot(entry["ci95"], [row, row], color=color(name), alpha=0.35, linewidth=6, solid_capstyle="round")
-            axes.plot(entry["value"], row, marker(name), color=color(name), markersize=8)
+            axes.plot(entry["ci95"], [row, row], color=look.color, alpha=0.35, linewidth=6, solid_capstyle="round")
+            axes.plot(entry["value"], row, look.marker, color=look.color, markersize=8)
             left = entry["value"] > 0.6
             edge = entry["ci95"][0] - 0.04 if left else entry["ci95"][1] + 0.04
-            axes.text(
-                edge, row, f"{100 * entry['value']:.1f}", va="center", ha="right" if left else "left", fontsize=9.5
-            )
+            said, side = f"{100 * entry['value']:.1f}", "right" if left else "left"
+            axes.text(edge, row, said, va="center", ha=side, fontsize=9.5)
         axes.set_xlim(-0.02, 1.02)
         axes.set_xticks([0, 0.5, 1.0], ["0", "50", "100"])
         axes.set_title(HEADLINES[key], fontsize=10.5)
         axes.set_ylim(-0.6, len(names) - 0.4)
-    grid[0][0].set_yticks(range(len(names)), [short(name) for name in reversed(names)])
-    figure.supxlabel("per cent, with 95 % interval", fontsize=10)
-    return figure
+    grid[0][0].set_yticks(range(len(names)), [track(name).short for name in reversed(names)])
+    fig.supxlabel("per cent, with 95 % interval", fontsize=10)
+    return fig, _best(models)
 
 
-def overview_sentence(models: Mapping[str, Mapping[str, Any]]) -> str:
-    """What the overview shows: the most accurate model, and the best one on the priority breeds."""
+def _best(models: Mapping[str, Entry]) -> str:
     best = max(models, key=lambda name: models[name]["accuracy"]["value"])
-    said = f"{title(best, first=True)} is the most accurate on these photos ({_share(models[best]['accuracy'])})"
+    said = f"{track(best).first} is the most accurate on these photos ({in_words(models[best]['accuracy'])})"
     rare = {name: m["priority_macro_f1"] for name, m in models.items() if m.get("priority_macro_f1")}
     if not rare:
         return said + "."
     top = max(rare, key=lambda name: (rare[name]["value"], name == best))
     if rare[top]["value"] == 0:
         return f"{said}; of the priority breeds no model has a single photo right."
-    again = "it is also best" if top == best else f"{title(top)} is best"
-    return f"{said}; {again} on the priority breeds (macro-F1 {_share(rare[top])})."
+    again = "it is also best" if top == best else f"{track(top).title} is best"
+    return f"{said}; {again} on the priority breeds (macro-F1 {in_words(rare[top])})."
 
 
-@styled
-def gain_figure(comparison: Mapping[str, Any]) -> Figure:
-    """Gain in recall of each breed with its paired 95 % interval, the recalls of both models beside it (dumbbell)."""
-    rows = comparison["breeds"][::-1]
+@figure
+def gains(comparison: Entry) -> tuple[Figure, str]:
+    """Gain in recall of each breed with its paired 95 % interval, the recalls of both models beside it."""
+    rows, (a, b) = comparison["breeds"][::-1], (track(comparison[side]) for side in ("a", "b"))
     k, font, y = len(rows), row_font(len(rows)), np.arange(len(rows))
-    figure, (left, right) = plt.subplots(
+    fig, (left, right) = plt.subplots(
         1, 2, figsize=(WIDTH, 1.7 + k * (0.28 if k <= 24 else 0.2)), sharey=True, width_ratios=[1, 1.15]
     )
-    a, b = comparison["a"], comparison["b"]
     for i, row in enumerate(rows):
         left.plot([row["recall_b"], row["recall_a"]], [i, i], color=GREY, linewidth=1.5, zorder=1)
-    left.plot([r["recall_b"] for r in rows], y, marker(b), color=color(b), markersize=6, linestyle="", label=short(b))
-    left.plot([r["recall_a"] for r in rows], y, marker(a), color=color(a), markersize=6, linestyle="", label=short(a))
+    for look, key in ((b, "recall_b"), (a, "recall_a")):
+        recalls = [row[key] for row in rows]
+        left.plot(recalls, y, look.marker, color=look.color, markersize=6, linestyle="", label=look.short)
     percent_axis(left, "x", -0.03, 1.03)
     left.set_xlabel("recall: share of the breed's photos that are right")
     left.set_yticks(y, [f"{breed_label(r['breed'], r['priority'])} ({r['support']})" for r in rows], fontsize=font)
     mark_priority(left.get_yticklabels(), [r["priority"] for r in rows])
-    hues = {"gains": GREEN, "loses": RED, "undecided": GREY}
-    shapes = {"gains": ">", "loses": "<", "undecided": "o"}
+    looks = {"gains": (GREEN, ">"), "loses": (RED, "<"), "undecided": (GREY, "o")}
     for i, row in enumerate(rows):
-        right.plot(row["ci95"], [i, i], color=hues[row["change"]], alpha=0.4, linewidth=4, solid_capstyle="round")
-        right.plot(row["gain_points"], i, shapes[row["change"]], color=hues[row["change"]], markersize=5.5)
+        hue, shape = looks[row["change"]]
+        right.plot(row["ci95"], [i, i], color=hue, alpha=0.4, linewidth=4, solid_capstyle="round")
+        right.plot(row["gain_points"], i, shape, color=hue, markersize=5.5)
     right.axvline(0, color=INK, linewidth=1)
     reach = min(104, 5 + max(abs(end) for row in rows for end in row["ci95"]))
     right.set_xlim(-reach, reach)
     right.set_xlabel("gain in recall, points, paired 95 % interval")
-    for change, hue in hues.items():
-        right.plot([], [], shapes[change], color=hue, label=change)
+    for change, (hue, shape) in looks.items():
+        right.plot([], [], shape, color=hue, label=change)
     left.set_ylim(-0.7, k - 0.3)
     handles = [h for axes in (left, right) for h in axes.get_legend_handles_labels()[0]]
-    figure.legend(handles=handles, loc="outside upper left", ncols=len(handles), columnspacing=1.2, handletextpad=0.3)
-    return figure
-
-
-def gain_sentence(comparison: Mapping[str, Any]) -> str:
-    """What the gain figure shows: how many breeds surely gain or lose, and the overall gain."""
-    change = {key: [r["breed"] for r in comparison["breeds"] if r["change"] == key] for key in ("gains", "loses")}
-    low, high = comparison["ci95"]
-    gain = comparison["accuracy_gain_points"]
-    return (
-        f"Against {title(comparison['b'])}, {title(comparison['a'])} is {abs(gain):.1f} points "
-        f"{'more' if gain >= 0 else 'less'} "
-        f"accurate [{signed(low)}, {signed(high)}] on {comparison['n']} photos; of {len(comparison['breeds'])} breeds "
-        f"{_listed(change['gains'])} surely better and {_listed(change['loses'])} surely worse "
-        "(corrected for testing them all)."
+    fig.legend(handles=handles, loc="outside upper left", ncols=len(handles), columnspacing=1.2, handletextpad=0.3)
+    gain, (low, high) = comparison["accuracy_gain_points"], comparison["ci95"]
+    better, worse = (_listed([r["breed"] for r in rows[::-1] if r["change"] == way]) for way in ("gains", "loses"))
+    return fig, (
+        f"Against {b.title}, {a.title} is {abs(gain):.1f} points {'more' if gain >= 0 else 'less'} accurate [{signed(low)}, {signed(high)}] on "
+        f"{comparison['n']} photos; of {k} breeds {better} surely better and {worse} surely worse (corrected for testing them "
+        "all)."
     )
-
-
-@styled
-def learning_curve_figure(
-    runs: Sequence[tuple[float, Mapping[str, Any]]],
-    parameter: str,
-    shown: Sequence[str] = ("accuracy", "priority_macro_f1"),
-) -> Figure:
-    """Headline figures against a swept parameter, a line a model with its 95 % band.
-
-    `runs`: pairs of the parameter's value and that run's metrics.json content (its `models` are drawn).
-    """
-    runs = sorted(runs, key=lambda run: run[0])
-    models = ordered(list({name for _, metrics in runs for name in metrics["models"]}))
-    shown = [key for key in shown if any(m.get(key) for _, metrics in runs for m in metrics["models"].values())]
-    figure, grid = plt.subplots(1, max(len(shown), 1), figsize=(WIDTH, 4.4), sharey=True, squeeze=False)
-    for axes, key in zip(grid[0], shown, strict=True):
-        for name in models:
-            points = [(x, m["models"][name][key]) for x, m in runs if m["models"].get(name, {}).get(key)]
-            if points:
-                x = [p[0] for p in points]
-                low, high = zip(*[p[1]["ci95"] for p in points], strict=True)
-                axes.fill_between(x, low, high, color=color(name), alpha=0.15, linewidth=0)
-                axes.plot(x, [p[1]["value"] for p in points], marker=marker(name), color=color(name), label=short(name))
-        axes.set_xscale("log")
-        axes.set_xticks([run[0] for run in runs], [f"{run[0]:g}" for run in runs], minor=False)
-        axes.minorticks_off()
-        axes.set_xlabel(parameter.replace("_", " "))
-        axes.set_title(HEADLINES[key])
-        percent_axis(axes, "y", 0.0, 1.0)
-    handles, labels = grid[0][0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 5) or 1)
-    return figure
-
-
-def learning_curve_sentence(
-    runs: Sequence[tuple[float, Mapping[str, Any]]],
-    parameter: str,
-    name: str = "vlm-tuned",
-    key: str = "priority_macro_f1",
-) -> str:
-    """What the learning curve shows: where the model starts and ends, and whether the last step still brought
-    something."""
-    points = [
-        (x, m["models"][name][key]) for x, m in sorted(runs, key=lambda r: r[0]) if m["models"].get(name, {}).get(key)
-    ]
-    if len(points) < 2:
-        return f"There are not enough runs with {HEADLINES[key].lower()} of {title(name)} for a curve."
-    (first, start), (before, almost), (last, end) = points[0], points[-2], points[-1]
-    unit, rise = parameter.replace("_", " "), 100 * (end["value"] - almost["value"])
-    verdict = (
-        "still rising"
-        if end["ci95"][0] > almost["value"]
-        else "falling"
-        if end["ci95"][1] < almost["value"]
-        else "level within its uncertainty"
-    )
-    return (
-        f"{HEADLINES[key]} of {title(name)} goes from {_share(start)} at {first:g} to {_share(end)} at {last:g} "
-        f"{unit}; the last step, from "
-        f"{before:g} to {last:g}, changes it by {rise:+.1f} points: the curve is {verdict}."
-    )
-
-
-def _share(figure: Mapping[str, Any]) -> str:
-    return f"{figure['value']:.1%} [{figure['ci95'][0]:.1%}, {figure['ci95'][1]:.1%}]"
 
 
 def _listed(breeds: Sequence[str]) -> str:
@@ -195,3 +118,157 @@ def _listed(breeds: Sequence[str]) -> str:
         return "none is"
     names = ", ".join(breeds[:3]) + (f" and {len(breeds) - 3} more" if len(breeds) > 3 else "")
     return f"{len(breeds)} {'is' if len(breeds) == 1 else 'are'} ({names})"
+
+
+@figure
+def precision_by_coverage(models: Sequence[Calibrated]) -> tuple[Figure, str]:
+    """Precision against the share of photos answered, surest first, and where the first model is to be run."""
+    drawn = [c.scaled or c.raw for c in models if c.raw.log_probs is not None]
+    fig, axes = plt.subplots(figsize=(WIDTH, 4.6 if drawn else 0.8))
+    if not drawn:
+        axes.set_axis_off()
+        return fig, f"{track(models[0].raw.name).first} gives answers without scores, so that no threshold can be set."
+    chosen, low = models[0].chosen, 1.0
+    for o in drawn:
+        curve, look = risk_coverage(o), track(o.name)
+        # Below about 20 photos the curve is noise.
+        sure = curve.coverage * len(o) >= min(20, len(o) / 4)
+        axes.plot(curve.coverage[sure], curve.precision[sure], color=look.color, label=look.short)
+        axes.plot(curve.coverage[-1], curve.precision[-1], look.marker, color=look.color, markersize=8)
+        low = min(low, curve.precision[sure].min())
+    if chosen is not None:
+        axes.axhline(chosen.target, color=GREY, linestyle="--", linewidth=1.2)
+        axes.text(1.015, chosen.target, f"target {chosen.target:.0%}", va="bottom", ha="right", color=GREY, fontsize=9)
+        if chosen.precision is not None and chosen.precision_ci95 is not None:
+            ends = chosen.precision_ci95
+            arms = [[max(chosen.precision - ends[0], 0.0)], [max(ends[1] - chosen.precision, 0.0)]]
+            style: dict[str, Any] = {
+                "color": INK,
+                "marker": "*",
+                "markersize": 14,
+                "capsize": 3,
+                "linewidth": 1.5,
+                "zorder": 5,
+            }
+            label = "threshold chosen on validation"
+            axes.errorbar(chosen.coverage, chosen.precision, yerr=arms, label=label, **style)
+            low = min(low, ends[0])
+    percent_axis(axes, "x", 0.0, 1.02)
+    percent_axis(axes, "y", max(0.0, np.floor(low * 10 - 0.3) / 10), 1.01)
+    axes.set_xlabel("share of the photos that are answered, the surest first")
+    axes.set_ylabel("share of the answers that are right")
+    fig.legend(loc="outside lower center", ncols=3)
+    axes.set_title("How much can be answered at what precision")
+    return fig, _answered(models[0], models[1:])
+
+
+def _answered(c: Calibrated, others: Sequence[Calibrated]) -> str:
+    title, chosen = track(c.raw.name).title, c.chosen
+    if chosen is None:
+        return f"Without validation scores of {title} no threshold can be chosen."
+    if chosen.threshold is None:
+        said = f"No confidence threshold brings {title} to {chosen.target:.0%} precision on the validation photos"
+        return f"{said}, so none of its answers can be trusted that far."
+    if chosen.precision is None or chosen.precision_ci95 is None:
+        return f"At the threshold that validation asks for, {title} answers none of the {len(c.raw)} test photos."
+    right = in_words({"value": chosen.precision, "ci95": chosen.precision_ci95})
+    missed = f", short of the {chosen.target:.0%} aimed at" if chosen.precision_ci95[1] < chosen.target else ""
+    said = (
+        f"Answering only above the confidence that gave {chosen.target:.0%} precision on validation, {title} answers "
+        f"{chosen.coverage:.0%} of the test photos and is right in {right} of them{missed}; the rest would go to a person."
+    )
+    shares = [
+        f"{track(o.raw.name).title} {o.chosen.coverage:.0%}"
+        + ("" if o.chosen.precision is None else f" ({o.chosen.precision:.0%} right)")
+        for o in others
+        if o.chosen is not None
+    ]
+    return f"{said} Thresholds chosen in the same way answer: {', '.join(shares)}." if shares else said
+
+
+@figure
+def times(models: Mapping[str, Entry], budget_ms: float) -> tuple[Figure, str]:
+    """Median and 95th percentile of the milliseconds for one photo, on a logarithmic axis, and the budget."""
+    found = {name: models[name]["latency_ms"] for name in ordered(models)[::-1]}
+    found = {name: ms for name, ms in found.items() if ms["p50"] is not None}
+    fig, axes = plt.subplots(figsize=(WIDTH, 1.3 + 0.42 * max(len(found), 1)))
+    for row, (name, ms) in enumerate(found.items()):
+        look, said = track(name), f"{number(ms['p50'])} ms, p95 {number(ms['p95'])}"
+        axes.plot([ms["p50"], ms["p95"]], [row, row], color=look.color, alpha=0.45, linewidth=6, solid_capstyle="round")
+        axes.plot(ms["p50"], row, look.marker, color=look.color, markersize=9)
+        axes.text(1.01, row, said, va="center", transform=axes.get_yaxis_transform())
+    axes.axvline(budget_ms, color=RED, linestyle="--", linewidth=1.5)
+    axes.text(budget_ms, len(found) - 0.45, f" budget {budget_ms:g} ms", color=RED, fontsize=9, va="bottom")
+    axes.set_xscale("log")
+    fastest, slowest = (
+        pick([budget_ms, *(ms[key] for ms in found.values())]) for pick, key in ((min, "p50"), (max, "p95"))
+    )
+    axes.set_xlim(fastest / 2, slowest * 2)
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.set_ylim(-0.6, len(found) - 0.2)
+    axes.set_yticks(range(len(found)), [track(name).short for name in found])
+    axes.set_xlabel("milliseconds for one photo: mark at the median, line to the 95th percentile")
+    if not found:
+        return fig, "No model's time was measured."
+    over = [track(name).title for name, ms in reversed(found.items()) if ms["p50"] > budget_ms]
+    fast, slow = (pick(found, key=lambda name: found[name]["p50"]) for pick in (min, max))
+    kept = f"{' and '.join(over)} exceed{'s' if len(over) == 1 else ''}" if over else "every model keeps"
+    ratio = found[slow]["p50"] / found[fast]["p50"]
+    return fig, (
+        f"Measured as {' and '.join(sorted({ms['kind'] for ms in found.values()}))}: {kept} the budget of {budget_ms:g} ms; "
+        f"{track(slow).title} takes {ratio:.1f} times as long as {track(fast).title}."
+    )
+
+
+@figure
+def learning_curve(
+    runs: Runs, parameter: str, shown: Sequence[str] = ("accuracy", "priority_macro_f1"), name: str = TUNED
+) -> tuple[Figure, str]:
+    """Headline figures against a swept parameter, a line a model with its 95 % band. The caption is about model `name`."""
+    runs = sorted(runs, key=lambda run: run[0])
+    models = ordered({model for _, metrics in runs for model in metrics["models"]})
+    shown = [key for key in shown if any(m.get(key) for _, metrics in runs for m in metrics["models"].values())]
+    fig, grid = plt.subplots(1, max(len(shown), 1), figsize=(WIDTH, 4.4), sharey=True, squeeze=False)
+    for axes, key in zip(grid[0], shown, strict=True):
+        for look in map(track, models):
+            found = _points(runs, look.name, key)
+            if found:
+                x, low, high = [p[0] for p in found], *zip(*[p[1]["ci95"] for p in found], strict=True)
+                axes.fill_between(x, low, high, color=look.color, alpha=0.15, linewidth=0)
+                values = [p[1]["value"] for p in found]
+                axes.plot(x, values, marker=look.marker, color=look.color, label=look.short)
+        axes.set_xscale("log")
+        axes.set_xticks([run[0] for run in runs], [f"{run[0]:g}" for run in runs], minor=False)
+        axes.minorticks_off()
+        axes.set_xlabel(parameter.replace("_", " "))
+        axes.set_title(HEADLINES[key])
+        percent_axis(axes, "y", 0.0, 1.0)
+    handles, labels = grid[0][0].get_legend_handles_labels()
+    fig.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 5) or 1)
+    return fig, slope(runs, parameter, name)
+
+
+def slope(runs: Runs, parameter: str, name: str = TUNED, key: str = "priority_macro_f1") -> str:
+    """Where a model's learning curve starts and ends, and whether the last step still brought something."""
+    found = _points(sorted(runs, key=lambda run: run[0]), name, key)
+    if len(found) < 2:
+        return f"There are not enough runs with {HEADLINES[key].lower()} of {track(name).title} for a curve."
+    (first, start), (before, almost), (last, end) = found[0], found[-2], found[-1]
+    trend = (
+        "still rising"
+        if end["ci95"][0] > almost["value"]
+        else "falling"
+        if end["ci95"][1] < almost["value"]
+        else "level within its uncertainty"
+    )
+    return (
+        f"{HEADLINES[key]} of {track(name).title} goes from {in_words(start)} at {first:g} to {in_words(end)} at {last:g} "
+        f"{parameter.replace('_', ' ')}; the last step, from {before:g} to {last:g}, changes it by "
+        f"{100 * (end['value'] - almost['value']):+.1f} points: the curve is {trend}."
+    )
+
+
+def _points(runs: Runs, name: str, key: str) -> list[tuple[float, Entry]]:
+    return [(x, m["models"][name][key]) for x, m in runs if m["models"].get(name, {}).get(key)]

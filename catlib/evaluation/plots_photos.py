@@ -1,79 +1,75 @@
-"""Panels of photos: mistakes of one model, and photos that two models name differently."""
+"""Panels of photos: a model's mistakes, photos that two models name differently, and what drove an answer."""
 
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from PIL import ImageOps
+from PIL import Image, ImageOps
 
+from catlib.breeds import describe, find
+from catlib.classifiers.explain import Explanation
+from catlib.classifiers.tracks import track
 from catlib.data.images import inside, open_image
-from catlib.evaluation.names import short, title
 from catlib.evaluation.outcomes import NO_ANSWER, Outcomes
-from catlib.evaluation.style import BLUE, INK, PALE, RED, WIDTH, breed_label, styled
+from catlib.evaluation.tables import Entry
+from catlib.figures import BLUE, INK, PALE, RED, WIDTH, breed_label, figure
 
 SIDE = 320  # pixels: photos are reduced to this before they go into a figure, or the report would weigh tens of MB
+LITTLE = 0.05  # nats; a fall below it changes a probability by less than 5 %
+Photo = tuple[Path, Sequence[tuple[str, str]]]  # a file and the lines of (text, colour) below it
 
 
-@styled
-def photo_panel(
-    photos: Sequence[tuple[Path, Sequence[tuple[str, str]]]], columns: int = 4, heading: str = ""
-) -> Figure:
-    """A grid of photos, each with lines of (text, colour) below it."""
+def _panel(photos: Sequence[Photo], heading: str, columns: int = 4) -> Figure:
     if not photos:
-        figure = plt.figure(figsize=(WIDTH, 0.8))
-        figure.text(0.02, 0.5, "no such photos", va="center")
-        return figure
-    count = -(-len(photos) // columns)
-    lines = max(len(texts) for _, texts in photos)
+        fig = plt.figure(figsize=(WIDTH, 0.8))
+        fig.text(0.02, 0.5, "no such photos", va="center")
+        return fig
+    count, lines = -(-len(photos) // columns), max(len(texts) for _, texts in photos)
     font = 9.5 if max(len(text) for _, texts in photos for text, _ in texts) <= 34 else 8.2
-    figure, grid = plt.subplots(
-        count,
-        columns,
-        figsize=(WIDTH, count * (WIDTH / columns * 0.97 + 0.23 * lines + 0.1) + (0.4 if heading else 0)),
-        squeeze=False,
-    )
+    height = count * (WIDTH / columns * 0.97 + 0.23 * lines + 0.1) + 0.4
+    fig, grid = plt.subplots(count, columns, figsize=(WIDTH, height), squeeze=False)
     for axes in grid.flat:
         axes.set_axis_off()
     for axes, (path, texts) in zip(grid.flat, photos, strict=False):
         # Padded to squares, so that the captions of a row stand on one line.
         axes.imshow(ImageOps.pad(open_image(path), (SIDE, SIDE), color=PALE))
-        for number, (text, hue) in enumerate(texts):
-            axes.text(
-                0.5,
-                -0.02 - 0.08 * number,
-                textwrap.shorten(text, 46, placeholder="…"),
-                color=hue,
-                ha="center",
-                va="top",
-                fontsize=font,
-                transform=axes.transAxes,
-            )
-    if heading:
-        figure.suptitle(heading, x=0.01, ha="left", fontsize=12, fontweight="bold")
-    return figure
+        for i, (text, hue) in enumerate(texts):
+            short, style = textwrap.shorten(text, 46, placeholder="…"), {"ha": "center", "va": "top", "fontsize": font}
+            axes.text(0.5, -0.02 - 0.08 * i, short, color=hue, transform=axes.transAxes, **style)
+    fig.suptitle(heading, x=0.01, ha="left", fontsize=12, fontweight="bold")
+    return fig
 
 
-def mistakes_figure(o: Outcomes, image_root: Path, priority: Sequence[str] = (), most: int = 12) -> Figure:
+def _named(breed: str | None, priority: Sequence[str]) -> str:
+    return "no breed" if breed is None else breed_label(breed, breed in priority)
+
+
+@figure
+def mistakes(o: Outcomes, image_root: Path, priority: Sequence[str] = (), most: int = 12) -> tuple[Figure, str]:
     """The mistakes that the model was surest of, at most two of one breed."""
-    rows = mistakes(o, most)
-    photos = []
-    for i in rows:
-        true = breed_label(o.breeds[o.true[i]], o.breeds[o.true[i]] in priority)
-        said = (
-            "no breed"
-            if o.predicted[i] == NO_ANSWER
-            else breed_label(o.breeds[o.predicted[i]], o.breeds[o.predicted[i]] in priority)
-        )
+    photos: list[Photo] = []
+    for i in surest_mistakes(o, most):
+        true, said = o.breeds[o.true[i]], None if o.predicted[i] == NO_ANSWER else o.breeds[o.predicted[i]]
         sure = f" ({o.confidence[i]:.0%})" if o.log_probs is not None else ""
-        photos.append((inside(image_root, o.images[i]), [(f"true: {true}", INK), (f"said {said}{sure}", RED)]))
-    return photo_panel(photos, heading=f"{short(o.name)}: the mistakes that it is surest of")
+        lines = [(f"true: {_named(true, priority)}", INK), (f"said {_named(said, priority)}{sure}", RED)]
+        photos.append((inside(image_root, o.images[i]), lines))
+    fig = _panel(photos, f"{track(o.name).short}: the mistakes that it is surest of")
+    wrong = np.flatnonzero(~o.correct)
+    if not len(wrong):
+        return fig, f"{track(o.name).first} has all {len(o)} photos right."
+    caption = f"{track(o.name).first} is wrong on {len(wrong)} of {len(o)} photos"
+    if o.log_probs is None:
+        return fig, caption + "."
+    rank = (o.log_probs[wrong] > o.log_probs[wrong, o.true[wrong]][:, None]).sum(axis=1)
+    second, third = (f"{(rank <= most).mean():.0%}" for most in (1, 2))
+    return fig, f"{caption}; in {second} of these the true breed came second, in {third} among the first three."
 
 
-def mistakes(o: Outcomes, most: int) -> np.ndarray:
+def surest_mistakes(o: Outcomes, most: int) -> list[int]:
     """Rows of wrong answers, the surest first, at most two of one true breed."""
     wrong = np.flatnonzero(~o.correct)
     sure = o.confidence[wrong] if o.log_probs is not None else np.zeros(len(wrong))
@@ -81,44 +77,93 @@ def mistakes(o: Outcomes, most: int) -> np.ndarray:
     for i in wrong[np.argsort(-sure, kind="stable")]:
         if sum(o.true[j] == o.true[i] for j in chosen) < 2:
             chosen.append(int(i))
-    return np.array(chosen[:most], dtype=int)
+    return chosen[:most]
 
 
-def mistakes_sentence(o: Outcomes) -> str:
-    """What the mistakes are: how many, and in how many of them the true breed came second."""
-    wrong = np.flatnonzero(~o.correct)
-    if not len(wrong):
-        return f"{title(o.name, first=True)} has all {len(o)} photos right."
-    said = f"{title(o.name, first=True)} is wrong on {len(wrong)} of {len(o)} photos"
-    if o.log_probs is None:
-        return said + "."
-    rank = (o.log_probs[wrong] > o.log_probs[wrong, o.true[wrong]][:, None]).sum(axis=1)
-    return (
-        f"{said}; in {(rank == 1).mean():.0%} of these the true breed came second, in "
-        f"{(rank <= 2).mean():.0%} among the first three."
-    )
-
-
-def disagreement_figure(
-    comparison: Mapping[str, Any], image_root: Path, priority: Sequence[str] = (), most: int = 12
-) -> Figure:
+@figure
+def disagreements(
+    comparison: Entry, image_root: Path, priority: Sequence[str] = (), most: int = 12
+) -> tuple[Figure, str]:
     """The photos on which two models differ most, with what each of them says: blue is right, orange is wrong."""
-    photos = []
+    photos: list[Photo] = []
     for row in comparison["disagreements"][:most]:
-        texts = [(f"true: {breed_label(row['breed'], row['breed'] in priority)}", INK)]
+        lines = [(f"true: {_named(row['breed'], priority)}", INK)]
         for side in ("a", "b"):
-            said = "no breed" if row[side] is None else breed_label(row[side], row[side] in priority)
-            texts.append((f"{short(comparison[side])}: {said}", BLUE if row[side] == row["breed"] else RED))
-        photos.append((inside(image_root, row["image"]), texts))
-    return photo_panel(photos, heading="Where the two disagree most (blue: right, orange: wrong)")
-
-
-def disagreement_sentence(comparison: Mapping[str, Any]) -> str:
-    """How often the two agree, who is right where they differ, and what a perfect choice between them would reach."""
-    a, b, n = title(comparison["a"]), title(comparison["b"]), comparison["n"]
-    return (
-        f"The two say the same for {comparison['agreement']:.0%} of the photos; only {a} is right on "
-        f"{comparison['only_a_right']}, only "
-        f"{b} on {comparison['only_b_right']} of {n}; whoever always picked the right one would reach "
-        f"{comparison['oracle_accuracy']:.1%}."
+            said = f"{track(comparison[side]).short}: {_named(row[side], priority)}"
+            lines.append((said, BLUE if row[side] == row["breed"] else RED))
+        photos.append((inside(image_root, row["image"]), lines))
+    a, b, c = track(comparison["a"]).title, track(comparison["b"]).title, comparison
+    return _panel(photos, "Where the two disagree most (blue: right, orange: wrong)"), (
+        f"The two say the same for {c['agreement']:.0%} of the photos; only {a} is right on {c['only_a_right']}, only {b} on "
+        f"{c['only_b_right']} of {c['n']}; whoever always picked the right one would reach {c['oracle_accuracy']:.1%}."
     )
+
+
+@figure
+def explanations(rows: Sequence[Explanation]) -> tuple[Figure, str]:
+    """Which parts of a photo drove the answer: the photo, the heat map over it, answer and traits in words."""
+    fig = plt.figure(figsize=(WIDTH, 2.75 * max(len(rows), 1)))
+    grid = fig.subplots(len(rows), 3, width_ratios=(1, 1, 2.05), squeeze=False) if rows else ()
+    for (left, middle, right), row in zip(grid, rows, strict=True):
+        left.imshow(row.seen)
+        left.set_title(row.breed or "breed not known", fontsize=10.5, loc="center")
+        _draw_heat(middle, row)
+        hue = INK if row.breed is None else BLUE if row.right else RED
+        judged = "" if row.breed is None else f" – {'right' if row.right else 'wrong'}"
+        right.set_title(f"predicted: {row.predicted}, {row.probability:.0%} sure{judged}", fontsize=10.5, color=hue)
+        right.text(0, 0.99, _words(row), va="top", fontsize=10, linespacing=1.4, transform=right.transAxes)
+        for axes in (left, middle, right):
+            axes.set_axis_off()
+    return fig, _evidence(rows)
+
+
+def _draw_heat(axes: Axes, row: Explanation) -> None:
+    axes.imshow(row.seen.convert("L"), cmap="gray", vmin=-60, vmax=315)  # paler, so that the map stands out
+    limit = float(np.quantile(np.abs(row.heat), 0.99)) or 1.0  # a single extreme patch would leave all others pale
+    heat = np.array(Image.fromarray(row.heat.astype(np.float32)).resize(row.seen.size, Image.Resampling.BICUBIC))
+    strength = np.clip(np.abs(heat) / limit, 0, 1)
+    axes.imshow(heat, cmap="RdBu_r", vmin=-limit, vmax=limit, alpha=0.85 * strength)
+    axes.set_title(f"against {breed_label(row.rival, False)}", fontsize=10.5, loc="center")
+
+
+def _words(row: Explanation) -> str:
+    def standard(name: str) -> str:
+        return describe(name) if find(name) else "not in the list of breeds"
+
+    parts = [f'in its own words: "{row.answer}"', f"the breed's standard: {standard(row.predicted)}"]
+    if row.breed and not row.right:
+        parts.append(f"standard of {row.breed}: {standard(row.breed)}")
+    falls = [
+        f"{round(-fall, 2) + 0.0:+.2f}" for fall in (row.fall, row.random_fall)
+    ]  # adding 0.0 makes of -0.0 a plain 0
+    parts.append(f"hiding the strongest tenth: {falls[0]} nats; a random tenth: {falls[1]}")
+    return "\n".join(textwrap.fill(part, 68, max_lines=5, placeholder=" …") for part in parts)
+
+
+def _evidence(rows: Sequence[Explanation]) -> str:
+    """How concentrated the evidence is, for right and for wrong answers, and whether the maps mark what the model uses."""
+    if not rows:
+        return "No photo was explained."
+    kinds = {"right": [r for r in rows if r.right], "wrong": [r for r in rows if not r.right]}
+    shares = " and ".join(
+        f"{np.mean([_top_tenth(r.heat) for r in own]):.0%} for the {len(own)} {kind} answer{'s' if len(own) > 1 else ''}"
+        for kind, own in kinds.items()
+        if own
+    )
+    fall, other = (float(np.mean(falls)) for falls in zip(*((r.fall, r.random_fall) for r in rows), strict=True))
+    passed = sum(row.fall > row.random_fall for row in rows)
+    sound = passed > len(rows) / 2 and fall > other
+    judged = "the maps mark what the model uses" if sound else "the maps cannot be trusted"
+    if fall > other and fall < LITTLE:
+        judged += ", though no tenth of a photo decides much where the model is this sure"
+    return (
+        f"The strongest tenth of the patches holds {shares} of the evidence for the breed. Hiding it takes {fall:.2f} nats off "
+        f"the breed's lead over the next, hiding as many random patches {round(other, 2) + 0.0:.2f}; it takes more in {passed} of "
+        f"{len(rows)} photos: {judged}."
+    )
+
+
+def _top_tenth(heat: np.ndarray) -> float:
+    """Share of the positive evidence in the strongest tenth of the patches; 0.1 when it is spread evenly."""
+    positive = np.sort(np.maximum(heat, 0).ravel())[::-1]
+    return float(positive[: max(1, len(positive) // 10)].sum() / max(positive.sum(), 1e-12))

@@ -1,106 +1,135 @@
-"""Figures as tables: rows for a notebook, aligned text for a terminal."""
+"""Figures as tables: DataFrames of text cells for a notebook or a page, aligned text for a terminal."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from catlib.evaluation.names import ordered, short
+import pandas as pd
 
+from catlib.classifiers.tracks import ordered, track
+
+Entry = Mapping[str, Any]
 Rows = list[dict[str, str]]
 
+# A table of 67 breeds, or a criterion's whole name, is meant to be read, not abridged.
+pd.set_option("display.max_rows", None, "display.max_columns", None, "display.max_colwidth", None)
 
-def model_rows(models: Mapping[str, Mapping[str, Any]]) -> Rows:
+
+def frame(rows: Rows) -> pd.DataFrame:
+    """Rows of text as a table that is labelled by its first column."""
+    table = pd.DataFrame(rows)
+    return table if table.empty else table.set_index(table.columns[0])
+
+
+def model_table(models: Mapping[str, Entry]) -> pd.DataFrame:
     """The headline figures of each model with their 95 % intervals, and its time for a photo."""
-    return [
-        {
-            "model": short(name),
-            "photos": str(m["n"]),
-            "accuracy": share(m["accuracy"]),
-            "macro-F1": share(m["macro_f1"]),
-            "priority F1": share(m["priority_macro_f1"]),
-            "top 3": share(m["top3_accuracy"]),
-            "ECE": share(m["ece"]),
-            "no breed": "-" if m["invalid_rate"] is None else f"{m['invalid_rate']['value']:.1%}",
-            "ms p50 / p95": f"{number(m['latency_ms']['p50'])} / {number(m['latency_ms']['p95'])}",
-            "photos/s": number(m.get("photos_per_second")),
-        }
-        for name, m in ((name, models[name]) for name in ordered(list(models)))
-    ]
-
-
-def breed_rows(metrics: Mapping[str, Any], only_priority: bool = False) -> Rows:
-    """Precision, recall, F1 and support of each breed with photos or wrong calls, lowest F1 first."""
-    table = metrics["per_breed"]
-    kept = [b for b, r in table.items() if (r["support"] or r["predicted"]) and (r["priority"] or not only_priority)]
-    return [
-        {
-            "breed": ("* " if table[breed]["priority"] else "") + breed,
-            "precision": percent(table[breed]["precision"]),
-            "recall": percent(table[breed]["recall"]),
-            "F1": share({"value": table[breed]["f1"], "ci95": table[breed]["f1_ci95"]}),
-            "photos": str(table[breed]["support"]),
-            "no breed": str(table[breed]["no_answer"]),
-        }
-        for breed in sorted(kept, key=lambda b: (table[b]["f1"] is None, table[b]["f1"], b))
-    ]
-
-
-def comparison_rows(comparisons: Sequence[Mapping[str, Any]]) -> Rows:
-    """The paired gains of a over b, in points with 95 % intervals, and McNemar's exact p."""
-    return [
-        {
-            "gain of": short(c["a"]),
-            "over": short(c["b"]),
-            "photos": str(c["n"]),
-            "accuracy, points": points({"value": c["accuracy_gain_points"], "ci95": c["ci95"]}),
-            "McNemar p": "< 0.001" if c["mcnemar_p"] < 0.001 else f"{c['mcnemar_p']:.3f}",
-            "macro-F1, points": points(c["macro_f1_gain_points"]),
-            "priority F1, points": points(c["priority_f1_gain_points"]),
-        }
-        for c in comparisons
-    ]
-
-
-def confusion_rows(comparison: Mapping[str, Any], which: str) -> Rows:
-    """The confusions that `vanish` or `appear` in a against b, with their photos."""
-    return [
-        {
-            "true breed": c["breed"],
-            "called": c["said"],
-            short(comparison["b"]): str(c["b"]),
-            short(comparison["a"]): str(c["a"]),
-        }
-        for c in comparison["confusions"][which]
-    ]
-
-
-def text_table(rows: Rows, indent: str = "  ") -> str:
-    """Rows as aligned columns, the first flush left and the others flush right."""
-    if not rows:
-        return f"{indent}(none)"
-    widths = {key: max(len(key), *(len(row[key]) for row in rows)) for key in rows[0]}
-    lines = [dict(zip(rows[0], rows[0], strict=True)), *rows]
-    return "\n".join(
-        indent
-        + "  ".join(f"{line[k]:<{w}}" if i == 0 else f"{line[k]:>{w}}" for i, (k, w) in enumerate(widths.items()))
-        for line in lines
+    return frame(
+        [
+            {
+                "model": track(name).short,
+                "photos": str(m["n"]),
+                "accuracy": share(m["accuracy"]),
+                "macro-F1": share(m["macro_f1"]),
+                "priority F1": share(m["priority_macro_f1"]),
+                "top 3": share(m["top3_accuracy"]),
+                "ECE": share(m["ece"]),
+                "no breed": "-" if m["invalid_rate"] is None else f"{m['invalid_rate']['value']:.1%}",
+                "ms p50 / p95": f"{number(m['latency_ms']['p50'])} / {number(m['latency_ms']['p95'])}",
+                "photos/s": number(m.get("photos_per_second")),
+            }
+            for name, m in ((name, models[name]) for name in ordered(models))
+        ]
     )
 
 
-def markdown_table(rows: Rows) -> str:
-    """Rows as a Markdown table, for a cell that is shown as text in a report."""
-    if not rows:
-        return "(none)"
-    escaped = [[_unbroken(row[key].replace("|", "\\|")) for key in rows[0]] for row in rows]
-    lines = [list(rows[0]), [":--", *["--:"] * (len(rows[0]) - 1)], *escaped]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+def breed_table(metrics: Entry, only_priority: bool = False) -> pd.DataFrame:
+    """Precision, recall, F1 and support of each breed with photos or wrong calls, lowest F1 first (*: priority)."""
+    table = metrics["per_breed"]
+    kept = [b for b, r in table.items() if (r["support"] or r["predicted"]) and (r["priority"] or not only_priority)]
+    return frame(
+        [
+            {
+                "breed": ("* " if table[breed]["priority"] else "") + breed,
+                "precision": percent(table[breed]["precision"]),
+                "recall": percent(table[breed]["recall"]),
+                "F1": share({"value": table[breed]["f1"], "ci95": table[breed]["f1_ci95"]}),
+                "photos": str(table[breed]["support"]),
+                "no breed": str(table[breed]["no_answer"]),
+            }
+            for breed in sorted(kept, key=lambda b: (table[b]["f1"] is None, table[b]["f1"], b))
+        ]
+    )
 
 
-def _unbroken(cell: str) -> str:
-    """A figure and its interval stay on one line."""
-    return cell.replace(" ", "\u00a0") if "[" in cell or " / " in cell else cell
+def comparison_table(comparisons: Sequence[Entry]) -> pd.DataFrame:
+    """The paired gains of a over b, in points with 95 % intervals, and McNemar's exact p."""
+    return frame(
+        [
+            {
+                "gain of": track(c["a"]).short,
+                "over": track(c["b"]).short,
+                "photos": str(c["n"]),
+                "accuracy, points": points({"value": c["accuracy_gain_points"], "ci95": c["ci95"]}),
+                "McNemar p": "< 0.001" if c["p"] < 0.001 else f"{c['p']:.3f}",
+                "macro-F1, points": points(c["macro_f1_gain_points"]),
+                "priority F1, points": points(c["priority_f1_gain_points"]),
+            }
+            for c in comparisons
+        ]
+    )
 
 
-def share(figure: Mapping[str, Any] | None) -> str:
+def confusion_table(comparison: Entry, which: str) -> pd.DataFrame:
+    """The confusions that `vanish` or `appear` in a against b, with their photos."""
+    columns = [track(comparison[side]).short for side in ("b", "a")]
+    return frame(
+        [
+            {"true breed": c["breed"], "called": c["said"], columns[0]: str(c["b"]), columns[1]: str(c["a"])}
+            for c in comparison["confusions"][which]
+        ]
+    )
+
+
+def criteria_table(criteria: Sequence[Entry]) -> pd.DataFrame:
+    """The plan's criteria and rules: target, what was measured, and whether it is met or applies."""
+    said = {"success": ("met", "not met"), "skip": ("applies", "does not apply"), "do": ("applies", "does not apply")}
+    return frame(
+        [
+            {
+                "criterion": c["name"],
+                "target": c["target"],
+                "measured": measured(c),
+                "result": c["met"] if isinstance(c["met"], str) else said[c["kind"]][not c["met"]],
+            }
+            for c in criteria
+        ]
+    )
+
+
+def text_table(rows: pd.DataFrame | Rows, indent: str = "  ") -> str:
+    """A table as aligned columns, the first flush left and the others flush right."""
+    table = pd.DataFrame(rows)
+    table = table.reset_index() if table.index.name else table
+    if table.empty:
+        return f"{indent}(none)"
+    lines = [list(table.columns), *table.to_numpy().tolist()]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(table.columns))]
+    aligned = [
+        [line[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(line[1:], widths[1:], strict=True))] for line in lines
+    ]
+    return "\n".join(indent + "  ".join(line) for line in aligned)
+
+
+def measured(c: Entry) -> str:
+    """A criterion's value with its interval, in its unit: "54.2 % [38.0, 70.1]"."""
+    if c["value"] is None:
+        return c["note"] if c["unit"] == "" else "not measured"
+    scale, unit = {"share": (100, " %"), "points": (1, " points"), "ms": (1, " ms")}[c["unit"]]
+    write = signed if c["unit"] == "points" else "{:.1f}".format
+    text = f"{write(c['value'] * scale)}{unit}"
+    return text if c["ci95"] is None else f"{text} [{write(c['ci95'][0] * scale)}, {write(c['ci95'][1] * scale)}]"
+
+
+def share(figure: Entry | None) -> str:
     """ "84.8 [82.7, 86.7]": per cent with its 95 % interval; "-" where there is none."""
     if figure is None or figure["value"] is None:
         return "-"
@@ -108,11 +137,18 @@ def share(figure: Mapping[str, Any] | None) -> str:
     return f"{100 * figure['value']:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
 
 
-def points(figure: Mapping[str, Any] | None) -> str:
+def in_words(figure: Entry | None) -> str:
+    """ "84.8% [82.7%, 86.7%]": a share in a sentence."""
+    if figure is None:
+        return "-"
+    return f"{figure['value']:.1%} [{figure['ci95'][0]:.1%}, {figure['ci95'][1]:.1%}]"
+
+
+def points(figure: Entry | None, unit: str = "") -> str:
     """ "+3.1 [+0.2, +6.0]": points with their 95 % interval; "-" where there are none."""
     if figure is None:
         return "-"
-    return f"{signed(figure['value'])} [{signed(figure['ci95'][0])}, {signed(figure['ci95'][1])}]"
+    return f"{signed(figure['value'])}{unit} [{signed(figure['ci95'][0])}, {signed(figure['ci95'][1])}]"
 
 
 def signed(points: float) -> str:

@@ -10,11 +10,10 @@ from urllib.parse import quote
 
 import pandas as pd
 
+from catlib.classifiers.tracks import TUNED, ZERO_SHOT
 from catlib.errors import InputError
-from catlib.evaluation.criteria import criteria_rows
 from catlib.evaluation.metrics_file import METRICS_FILE, read_metrics
-from catlib.evaluation.names import TUNED, ZERO_SHOT
-from catlib.evaluation.tables import model_rows, share
+from catlib.evaluation.tables import criteria_table, model_table, share
 from catlib.files import read_json, write_text
 from catlib.paths import relative, resolve
 from catlib.reports import html
@@ -55,7 +54,7 @@ def results(run_dir: Path) -> dict[str, Any]:
 
 def headline(metrics: Mapping[str, Any]) -> pd.DataFrame:
     """The headline figures of each model as text."""
-    return pd.DataFrame(model_rows(metrics.get("models", {})))
+    return model_table(metrics.get("models", {}))
 
 
 def report_path(run: str) -> Path:
@@ -92,11 +91,9 @@ def _run_page(state: Mapping[str, Any], metrics: Mapping[str, Any], pages: Colle
     for name, entry in state["stages"].items():
         body += _problem(entry, f"<b>{escape(name)}</b>")
     complete = state["status"] == "done"
-    if complete and metrics.get("recommendation"):
-        reasons = "".join(f"<li>{escape(reason)}</li>" for reason in metrics.get("reasons", []))
-        body += (
-            f'<div class="box good">Recommendation: <b>{escape(metrics["recommendation"])}</b><ul>{reasons}</ul></div>'
-        )
+    if complete and (advice := metrics.get("recommendation")):
+        reasons = "".join(f"<li>{escape(reason)}</li>" for reason in advice["reasons"])
+        body += f'<div class="box good">Recommendation: <b>{escape(advice["decision"])}</b><ul>{reasons}</ul></div>'
     stages = "".join(
         f"<tr><td>{_link(f'{name}.html', entry['title']) if name in pages else escape(entry['title'])}</td>"
         f"<td>{_status(entry['status'])}</td><td>{_duration(entry)}</td></tr>"
@@ -110,7 +107,7 @@ def _run_page(state: Mapping[str, Any], metrics: Mapping[str, Any], pages: Colle
         body += f"<h2>Figures on the test photos</h2>{html.table(rows)}"
         body += f"<p>Per cent, with 95 % intervals in brackets.{note}</p>"
     if complete and metrics.get("criteria"):
-        body += f"<h2>Criteria</h2>{html.table(pd.DataFrame(criteria_rows(metrics['criteria'])))}"
+        body += f"<h2>Criteria</h2>{html.table(criteria_table(metrics['criteria']))}"
     nav = html.navigation(state["run"], state["stages"], pages, "index.html")
     return html.page(f"{state['run']} · catlib report", nav, body, html.facts(_origin(state, state)))
 
@@ -135,7 +132,7 @@ def render_all_runs() -> Path:
         figures = [
             share(models.get(m, {}).get(k)) for m in (TUNED, ZERO_SHOT) for k in ("accuracy", "priority_macro_f1")
         ]
-        verdict = metrics.get("recommendation", "-") if state["status"] == "done" else "-"
+        verdict = metrics.get("recommendation", {}).get("decision", "-") if state["status"] == "done" else "-"
         cells = [_link(f"{state['run']}/index.html", state["run"]), escape(state["started"][:16].replace("T", " "))]
         cells += [_status(state["status"]), *map(escape, figures), escape(verdict)]
         rows += "<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>"

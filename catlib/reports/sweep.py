@@ -1,7 +1,5 @@
 """The same run with several values of one parameter, and one page with the learning curve."""
 
-import base64
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from html import escape
@@ -11,9 +9,9 @@ from urllib.parse import quote
 
 import pandas as pd
 
+from catlib.classifiers.tracks import TUNED, names_of, track
 from catlib.errors import InputError
-from catlib.evaluation.names import PROBES, TUNED, short
-from catlib.evaluation.plots import learning_curve_figure, learning_curve_sentence
+from catlib.evaluation.plots import learning_curve, slope
 from catlib.evaluation.tables import share
 from catlib.files import write_text
 from catlib.paths import resolve
@@ -54,13 +52,11 @@ def curve_page(run: str, key: str, runs: Sequence[tuple[float, str]]) -> Path:
     """Write reports/sweep-RUN-KEY.html from the metrics of `runs`, pairs of value and run name."""
     measured = [(value, results(resolve("outputs/runs") / name)) for value, name in runs]
     measured = [(value, metrics) for value, metrics in measured if metrics.get("models")]
-    image = io.BytesIO()
-    learning_curve_figure(measured, key).savefig(image, format="png", dpi=130)
-    inline = base64.b64encode(image.getvalue()).decode()
+    curve = learning_curve(measured, key)
     rows = [
         {
             key: f"{value:g}",
-            "model": short(name),
+            "model": track(name).short,
             "accuracy": share(m["accuracy"]),
             "priority F1": share(m["priority_macro_f1"]),
         }
@@ -69,13 +65,13 @@ def curve_page(run: str, key: str, runs: Sequence[tuple[float, str]]) -> Path:
     ]
     title = f"{run}: what {key.replace('_', ' ')} changes"
     said = [
-        learning_curve_sentence(measured, key, name, figure)
-        for name in (TUNED, *PROBES)
+        slope(measured, key, name, figure)
+        for name in (TUNED, *names_of("opponent"))
         for figure in ("priority_macro_f1", "accuracy")
         if any(metrics["models"].get(name, {}).get(figure) for _, metrics in measured)
     ]
     body = f"<h1>{escape(title)}</h1><ul>{''.join(f'<li>{escape(sentence)}</li>' for sentence in said)}</ul>"
-    body += f'<img alt="learning curve" src="data:image/png;base64,{inline}">{html.table(pd.DataFrame(rows))}'
+    body += f"{curve._repr_html_()}{html.table(pd.DataFrame(rows))}"
     body += (
         f"<p>Meaning of {key}: {escape(all_options()[key].metadata['help'])}. Per cent, 95 % intervals in brackets.</p>"
     )

@@ -1,0 +1,213 @@
+"""From photos to a predictions file: batches decoded ahead, continuation after an interruption, and the time of one photo."""
+
+import json
+import logging
+import time
+from collections.abc import Callable, Iterator, Sequence, Set
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL.Image import Image
+
+from catlib.classifiers.base import BrokenOff, Classifier
+from catlib.data.images import inside, open_image
+from catlib.data.records import (
+    Prediction,
+    PredictionSet,
+    Sample,
+    meta_path,
+    read_predictions,
+    write_prediction_line,
+)
+from catlib.errors import InputError
+from catlib.files import read_json, write_json, write_text
+from catlib.progress import track
+from catlib.provenance import git_commit, package_versions
+
+log = logging.getLogger(__name__)
+OnError = Callable[[Sample, InputError], None]
+DECODERS = 2  # threads; Pillow releases the interpreter lock while it decodes
+MEASURED = ("images_per_second", "latency_single_ms")  # in the sidecar, kept by a run that finds nothing left to do
+
+
+def predict(
+    classifier: Classifier,
+    samples: Sequence[Sample],
+    image_root: Path,
+    out: Path,
+    batch_size: int = 16,
+    resume: bool = True,
+    on_error: OnError | None = None,
+    latency_photos: int = 0,
+    reuse: bool = True,
+    seed: int = 0,
+) -> PredictionSet:
+    """Classify `samples` into the predictions file `out` and its sidecar; return both.
+
+    An interrupted run leaves the finished lines; with `resume` the next run of the same model over the same photos
+    continues after them, in the same batches, and without it, or when the sidecar shows another model, it starts
+    anew. The rate in the sidecar covers the photos of this call, image decoding included. `latency_photos`: so many
+    photos are timed one by one as well, into the sidecar's `latency_single_ms`. `on_error` as in `read_batches`.
+    `reuse` False: features that another classifier has computed are computed again, for a rate that tells the whole cost.
+    `seed` is the run's, for the sidecar.
+    """
+    out.parent.mkdir(parents=True, exist_ok=True)
+    description = {"name": out.stem, "breeds": list(classifier.breeds), **classifier.describe()}
+    done = _finished(out, description, samples) if resume else set()
+    if not done:
+        out.unlink(missing_ok=True)
+    meta = {**description, "batch_size": batch_size, "seed": seed}
+    meta |= {"versions": package_versions(), "commit": git_commit()}
+    if done:
+        log.info("%s: %d of %d photos were predicted before", out.stem, len(done), len(samples))
+        before = read_json(meta_path(out))
+        meta |= {key: before[key] for key in MEASURED if key in before}
+    write_json(meta_path(out), meta)
+    todo = len(samples) - len(done)
+    start = time.perf_counter()
+    with out.open("a", encoding="utf-8") as stream:
+        for prediction in track(
+            iterate(classifier, samples, image_root, batch_size, done, on_error, reuse), out.stem, total=todo
+        ):
+            write_prediction_line(stream, prediction)
+    if todo:
+        meta["images_per_second"] = round(todo / (time.perf_counter() - start), 3)
+    if latency_photos and (todo or "latency_single_ms" not in meta):
+        meta["latency_single_ms"] = measure_latency(classifier, samples, image_root, latency_photos)
+    write_json(meta_path(out), meta)
+    return read_predictions(out)
+
+
+def iterate(
+    classifier: Classifier,
+    samples: Sequence[Sample],
+    image_root: Path,
+    batch_size: int,
+    done: Set[str] = frozenset(),
+    on_error: OnError | None = None,
+    reuse: bool = True,
+) -> Iterator[Prediction]:
+    """Predictions of the samples whose ids are not in `done`, in order; `reuse` of features as in `predict`.
+
+    A batch of which a part is done is computed whole again: rounding may depend on the photos that share a batch, and a
+    resumed run has to end with the figures of an uninterrupted one. A prediction's latency is the time to decode its
+    photo plus an equal share of its batch. Of a classifier that works row by row, what it had found before it broke off
+    in a batch is predicted before the error is raised, and is not computed again.
+    """
+    batches = [samples[first : first + batch_size] for first in range(0, len(samples), batch_size)]
+    todo = [sample for batch in batches if any(s.id not in done for s in batch) for sample in batch]
+    if classifier.row_by_row:
+        todo = [sample for sample in samples if sample.id not in done]
+    for chunk, images, decode_ms in read_batches(todo, image_root, batch_size, on_error):
+        start = time.perf_counter()
+        try:
+            batch = classifier.classify(images, [sample.id for sample in chunk] if reuse else None)
+        except BrokenOff as error:
+            share = 1000 * (time.perf_counter() - start) / max(1, len(error.done))
+            for i, (breed, said) in sorted(error.done.items()):
+                yield _prediction(chunk[i], breed, None, said, decode_ms[i] + share)
+            raise
+        share = 1000 * (time.perf_counter() - start) / len(chunk)
+        for i, sample in enumerate(chunk):
+            if sample.id not in done:
+                scores = None if batch.log_probs is None else batch.log_probs[i]
+                answer = None if batch.answers is None else batch.answers[i]
+                yield _prediction(sample, batch.predicted[i], scores, answer, decode_ms[i] + share)
+
+
+def _prediction(
+    sample: Sample, breed: str | None, scores: np.ndarray | None, answer: str | None, latency_ms: float
+) -> Prediction:
+    return Prediction(
+        id=sample.id,
+        image=sample.image,
+        breed=sample.breed,
+        group=sample.group,
+        predicted=breed,
+        scores=None if scores is None else tuple(map(float, scores)),
+        answer=answer,
+        latency_ms=latency_ms,
+    )
+
+
+def measure_latency(
+    classifier: Classifier, samples: Sequence[Sample], image_root: Path, n: int = 32, warm_up: int = 2
+) -> dict[str, float]:
+    """Milliseconds from file to answer for a photo that comes alone: p50, p95 and the number of photos timed.
+
+    Decoding counts, loading the model does not; the first `warm_up` photos are not timed, and no feature cached by id
+    is used. The photos are taken evenly from `samples`.
+    """
+    chosen = [samples[i * len(samples) // n] for i in range(n)] if len(samples) > n else list(samples)
+    times = []
+    for sample in [*chosen[:warm_up], *chosen]:
+        start = time.perf_counter()
+        classifier.classify([open_image(inside(image_root, sample.image))])
+        times.append(1000 * (time.perf_counter() - start))
+    p50, p95 = np.percentile(times[-len(chosen) :], [50, 95])
+    return {"p50": round(float(p50), 2), "p95": round(float(p95), 2), "n": len(chosen)}
+
+
+def _finished(out: Path, description: dict[str, Any], samples: Sequence[Sample]) -> set[str]:
+    """Ids already predicted by the same model for the same photos; a half-written last line is cut off."""
+    if not out.is_file() or not meta_path(out).is_file():
+        return set()
+    text = out.read_text(encoding="utf-8")
+    if text and not text.endswith("\n"):
+        write_text(out, text[: text.rfind("\n") + 1])
+    try:
+        before = read_predictions(out)
+    except InputError as error:
+        log.warning("starting anew: %s", error)
+        return set()
+    if any(before.meta.get(key) != value for key, value in json.loads(json.dumps(description)).items()):
+        log.info("%s holds another model's predictions; starting anew", out)
+        return set()
+    wanted = {(sample.id, sample.image, sample.breed) for sample in samples}
+    if not wanted.issuperset((p.id, p.image, p.breed) for p in before.predictions):
+        log.info("%s holds predictions of other photos; starting anew", out)
+        return set()
+    return {prediction.id for prediction in before.predictions}
+
+
+def read_batches(
+    samples: Sequence[Sample], image_root: Path, batch_size: int, on_error: OnError | None = None
+) -> Iterator[tuple[list[Sample], list[Image], list[float]]]:
+    """Yield batches of samples with their upright RGB photos and the milliseconds that decoding each one took.
+
+    One batch is read ahead. A photo that cannot be opened raises an InputError, or, with `on_error`, is reported to
+    it and left out; a batch in which nothing is left is not yielded.
+    """
+    with ThreadPoolExecutor(DECODERS, thread_name_prefix="decode") as pool:
+
+        def start(first: int) -> list[tuple[Sample, Future]]:
+            return [(s, pool.submit(_read, image_root, s)) for s in samples[first : first + batch_size]]
+
+        try:
+            ahead = start(0)
+            for first in range(batch_size, len(samples) + batch_size, batch_size):
+                current, ahead = ahead, start(first)
+                read = [entry for entry in (_result(*pair, on_error) for pair in current) if entry]
+                if read:
+                    chunk, images, decode_ms = zip(*read, strict=True)
+                    yield list(chunk), list(images), list(decode_ms)
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _read(image_root: Path, sample: Sample) -> tuple[Image, float]:
+    start = time.perf_counter()
+    image = open_image(inside(image_root, sample.image))
+    return image, 1000 * (time.perf_counter() - start)
+
+
+def _result(sample: Sample, future: Future, on_error: OnError | None) -> tuple[Sample, Image, float] | None:
+    try:
+        return sample, *future.result()
+    except InputError as error:
+        if on_error is None:
+            raise
+        on_error(sample, error)
+        return None

@@ -1,0 +1,193 @@
+"""The compared models, one entry each: a classifier is added by its module and an entry here.
+
+Predictions, metrics, figures and the verdict iterate over them and know nothing else that is particular to a model.
+"""
+
+import gc
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from catlib.data.records import Sample
+from catlib.figures import BLUE, GREEN, GREY, ORANGE, RED, SKY
+from catlib.settings import ComparisonSettings, EvaluationSettings
+
+if TYPE_CHECKING:
+    from catlib.classifiers.base import Classifier
+    from catlib.classifiers.encoder import ClipEncoder, TowerEncoder
+    from catlib.vlm.checkpoint import VLM, Checkpoint
+
+Role = Literal["candidate", "baseline", "opponent"]
+TUNED, UNTUNED, ZERO_SHOT = "vlm-tuned", "vlm-base", "clip-zero-shot"
+
+
+@dataclass(frozen=True)
+class Bench:
+    """The photos of an evaluation and where its predictions go. `train` is empty where nothing is fitted.
+
+    `checkpoint`: the tuned VLM, where the settings name one; nothing of it is loaded.
+    """
+
+    run_dir: Path
+    image_root: Path
+    breeds: tuple[str, ...]
+    priority: tuple[str, ...]
+    train: tuple[Sample, ...]
+    val: tuple[Sample, ...]
+    test: tuple[Sample, ...]
+    checkpoint: "Checkpoint | None" = None
+    _loaded: dict[Hashable, Any] = field(default_factory=dict, compare=False)
+
+    def summary(self) -> str:
+        """What is tested, in a sentence or two: photos, breeds, and what differs from the training."""
+        rare = ", ".join(self.priority) or "none"
+        said = f"{len(self.test)} test photos of {len({s.breed for s in self.test})} breeds; priority breeds: {rare}."
+        return " ".join([said, *(f"{remark}." for remark in (self.checkpoint.remarks if self.checkpoint else ()))])
+
+    def model(self, key: Hashable, load: Callable[[], Any]) -> Any:
+        """The one large model in memory: what goes by `key`, loaded after the memory of another one is given back."""
+        if key not in self._loaded:
+            self.free()
+            self._loaded[key] = load()
+        return self._loaded[key]
+
+    def free(self) -> None:
+        """Give back the memory of the model. Whoever still refers to it keeps it alive."""
+        import torch
+
+        self._loaded.clear()
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+
+@dataclass(frozen=True)
+class Track:
+    """A model that is compared. `short`: in legends and tables; `title`: in a sentence.
+
+    `role`: candidate (the VLM, tuned or not), baseline (it learns nothing from the photos) or opponent (it learns from the
+    same training photos). `make` gives the classifier, or None where the settings leave it out.
+    """
+
+    name: str
+    short: str
+    title: str
+    color: str = GREY
+    marker: str = "X"
+    role: Role = "opponent"
+    make: Callable[[Bench, Any], "Classifier | None"] | None = None
+
+    @property
+    def first(self) -> str:
+        """The title at the beginning of a sentence; a name that stands for itself stays as it is."""
+        return self.title if self.title == self.name else self.title[:1].upper() + self.title[1:]
+
+
+def find_vlm(settings: EvaluationSettings, breeds: Sequence[str], tuned: bool = True) -> "Checkpoint":
+    """The checkpoint that the settings name, or (`tuned` False) its base, asked the same question."""
+    from catlib.vlm.checkpoint import find_checkpoint
+
+    base, question = settings.base_model, settings.prompt
+    return find_checkpoint(settings.checkpoint, base_model=base, question=question, breeds=breeds, tuned=tuned)
+
+
+def load_vlm(bench: Bench, settings: EvaluationSettings, tuned: bool = True) -> "VLM":
+    """The VLM of `find_vlm`, in memory until another model is asked for."""
+    from catlib.vlm.checkpoint import open_vlm
+
+    found, precision = find_vlm(settings, bench.breeds, tuned), "4-bit" if settings.quantize else settings.dtype
+    return bench.model(
+        ("vlm", found.base, found.adapter), lambda: open_vlm(found, device=settings.device, precision=precision)
+    )
+
+
+def make_vlm(tuned: bool, bench: Bench, settings: EvaluationSettings) -> "Classifier | None":
+    """The VLM with or without its adapter."""
+    from catlib.classifiers.vlm import VLMClassifier, fit_prior
+
+    if not tuned and not settings.evaluate_base:
+        return None
+    vlm, name = load_vlm(bench, settings, tuned), TUNED if tuned else UNTUNED
+    classifier = VLMClassifier(vlm, bench.breeds, settings.decoding, settings.score_norm, name=name)
+    if settings.prior_correction and settings.decoding == "score":
+        fit_prior(classifier, bench.val, bench.image_root, settings.eval_batch_size)
+    return classifier
+
+
+def make_zero_shot(bench: Bench, settings: ComparisonSettings) -> "Classifier | None":
+    """CLIP without any training."""
+    from catlib.classifiers.clip import ClipZeroShot
+
+    if not settings.clip_model:
+        return None
+    return ClipZeroShot(_clip(bench, settings), bench.breeds, settings.clip_prompts, name=ZERO_SHOT)
+
+
+def make_probe(kind: str, bench: Bench, settings: ComparisonSettings) -> "Classifier | None":
+    """A logistic regression on frozen features of the training photos; `kind`: clip or tower."""
+    from catlib.classifiers.probe import LinearProbe
+
+    if not settings.probe or (kind == "clip" and not settings.clip_model):
+        return None
+    extractor = _clip(bench, settings) if kind == "clip" else _tower(bench, settings)
+    fitted = (bench.breeds, bench.train, bench.image_root)
+    return LinearProbe.fit(extractor, *fitted, f"{kind}-probe", settings.eval_batch_size, settings.seed)
+
+
+def _clip(bench: Bench, settings: ComparisonSettings) -> "ClipEncoder":
+    from catlib.classifiers.encoder import ClipEncoder
+
+    name, device, dtype = settings.clip_model, settings.device, settings.dtype
+    return bench.model(("clip", name), lambda: ClipEncoder.load(name, device, dtype))
+
+
+def _tower(bench: Bench, settings: ComparisonSettings) -> "TowerEncoder":
+    from catlib.classifiers.encoder import TowerEncoder
+    from catlib.vlm.checkpoint import open_vlm
+
+    name, device, dtype = settings.base_model, settings.device, settings.dtype
+    return bench.model(("tower", name), lambda: TowerEncoder(open_vlm(name, device=device, precision=dtype)))
+
+
+TRACKS = (
+    Track(TUNED, "VLM, tuned", "the tuned VLM", BLUE, "o", "candidate", partial(make_vlm, True)),
+    Track(UNTUNED, "VLM, untuned", "the untuned VLM", SKY, "v", "candidate", partial(make_vlm, False)),
+    Track(ZERO_SHOT, "CLIP, zero-shot", "zero-shot CLIP", ORANGE, "s", "baseline", make_zero_shot),
+    Track(
+        name="clip-probe",
+        short="CLIP, linear probe",
+        title="the linear probe on CLIP features",
+        color=RED,
+        marker="D",
+        role="opponent",
+        make=partial(make_probe, "clip"),
+    ),
+    Track(
+        name="tower-probe",
+        short="VLM tower, linear probe",
+        title="the linear probe on the VLM's own tower",
+        color=GREEN,
+        marker="^",
+        role="opponent",
+        make=partial(make_probe, "tower"),
+    ),
+)
+_BY_NAME = {entry.name: entry for entry in TRACKS}
+
+
+def track(name: str) -> Track:
+    """The entry of a model; one that is not listed goes by its name, in grey."""
+    return _BY_NAME.get(name) or Track(name, name, name)
+
+
+def ordered(names: Iterable[str]) -> list[str]:
+    """The listed models in the order of the list, then the others by name."""
+    place = {entry.name: i for i, entry in enumerate(TRACKS)}
+    return sorted(names, key=lambda name: (place.get(name, len(place)), name))
+
+
+def names_of(*roles: Role) -> tuple[str, ...]:
+    """The names of the listed models that have one of these roles."""
+    return tuple(entry.name for entry in TRACKS if entry.role in roles)
