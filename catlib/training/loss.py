@@ -11,9 +11,9 @@ from catlib.vlm.models import VLM
 class AnswerLoss(torch.nn.Module):
     """Maps a batch to (summed cross entropy, number of supervised tokens).
 
-    A module of its own, so that one wrapper (DDP, FSDP) sees all of the model's work. A sum and not a mean, so that batches of
-    unequal numbers of tokens add up to the right gradient under accumulation and over processes. LLaVA-1.5 has 32,064
-    logits for each of ~600 positions; an answer has about five.
+    A module of its own, so that one wrapper (accelerate's autocast, DDP) sees all of the model's work. A sum and not a mean, so
+    that batches of unequal numbers of tokens add up to the right gradient under accumulation and over processes. LLaVA-1.5 has
+    32,064 logits for each of ~600 positions; an answer has about five.
     """
 
     def __init__(self, vlm: VLM, full_logits: bool = False) -> None:
@@ -21,6 +21,16 @@ class AnswerLoss(torch.nn.Module):
         self.model = vlm.model
         self.full_logits = full_logits  # for the test that both ways give the same gradients
         self._vlm = [vlm]  # in a list, so that it is no submodule
+        frozen = [name for name, parameter in self.named_parameters() if not parameter.requires_grad]
+        # DDP would send the whole frozen base to every process, which has read it from the same files.
+        self._ddp_params_and_buffers_to_ignore = [*frozen, *(name for name, _ in self.named_buffers())]
+
+    def train(self, mode: bool = True) -> "AnswerLoss":
+        """The frozen tower stays as it answers: no dropout in it, in whatever mode the rest is."""
+        super().train(mode)
+        vlm = self._vlm[0]
+        vlm.base.get_submodule(vlm.anatomy.tower).eval()
+        return self
 
     def forward(self, batch: Batch) -> tuple[torch.Tensor, int]:
         vlm = self._vlm[0]
