@@ -1,69 +1,90 @@
-"""What goes on beside the steps: history.jsonl, trackers that cannot end a training, interrupts that wait for the end of a step."""
+"""What goes on beside the steps: the flow of a training, trackers that cannot end it, interrupts that wait for the end of a step."""
 
-import json
 import logging
-import math
 import os
 import signal
 import threading
-from collections.abc import Mapping
+import time
 from functools import partial
 from pathlib import Path
 from types import FrameType, TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import torch
 from accelerate.utils import patch_environment
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.integrations import MLflowCallback, TensorBoardCallback, WandbCallback
 
-from catlib.files import read_json, read_jsonl, write_json, write_text
+from catlib.files import read_json, write_json
 from catlib.paths import resolve
+from catlib.training.record import HISTORY
+
+if TYPE_CHECKING:
+    from catlib.training.trainer import Trainer
 
 log = logging.getLogger(__name__)
-HISTORY = "history.jsonl"
 STORE, EVENTS, RUNS = "outputs/mlflow.db", "outputs/tensorboard", "outputs/wandb"
 EVENT_NAMES = [name for name in vars(TrainerCallback) if name.startswith("on_")]
 SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 
 
-class History:
-    """Appends to history.jsonl, the record of a training: a line a logged step and a validation."""
+class Flow(TrainerCallback):
+    """When a training logs, saves and ends."""
 
-    def __init__(self, folder: Path, active: bool) -> None:
-        self.path, self.active = folder / HISTORY, active  # only the main process writes
+    def __init__(self, trainer: "Trainer") -> None:
+        self.trainer = trainer
 
-    def rewind(self, step: int) -> None:
-        """Drop what came after the step that a resumed training starts from."""
-        if self.active:
-            kept = [row for row in read_history(self.path) if row["step"] <= step] if step else []
-            write_text(self.path, "".join(json.dumps(row) + "\n" for row in kept))
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        t, progress = self.trainer, self.trainer.record.progress
+        torch.set_rng_state(t.drawn)  # as LoRA's matrices left it; a resumed training then loads its own
+        if rank := t.processes.process_index:
+            torch.manual_seed(args.seed * 1_000_003 + rank)
+        t.since = time.perf_counter()
+        t.record.rewind(state.global_step)
+        if state.global_step:
+            t._tr_loss += progress.loss_since_log
+            t._globalstep_last_logged = progress.logged_step
+            log.info("resumed after step %d of %d", state.global_step, state.max_steps)
+        if args.get_warmup_steps(state.max_steps) >= state.max_steps:
+            log.warning("all %d steps are warm-up: the learning rate never reaches lr", state.max_steps)
 
-    def add(self, kind: str, step: int, figures: Mapping[str, Any], left: str = "") -> None:
-        """One line: kind is `step` or `epoch`; figures that are not finite are written as null. `left`: what the log says of the rest."""
-        if self.active:
-            row = {"kind": kind, "step": step} | finite(figures)
-            with self.path.open("a", encoding="utf-8") as stream:
-                stream.write(json.dumps(row) + "\n")
-            log.info(
-                "%s",
-                ", ".join([f"step {step}", *(f"{k} {_short(v)}" for k, v in figures.items()), *filter(None, [left])]),
-            )
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        t = self.trainer
+        if t.processes.num_processes > 1:  # a signal that reached one of them counts for all
+            flags = t.accelerator.gather(torch.tensor([t.interrupts.wanted], device=args.device))
+            t.interrupts.wanted = bool(flags.any())
+        ends = control.should_training_stop or float(state.epoch).is_integer()
+        control.should_log |= ends
+        due = t.settings.save_steps and state.global_step % t.settings.save_steps == 0
+        if (due or t.interrupts.wanted) and not ends:  # the end of an epoch is saved with its validation
+            t.tick()
+            control.should_save = True
 
+    def on_log(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: Any = None, **more: Any
+    ) -> None:
+        if "loss" in logs:
+            seconds, step = self.trainer.record.progress.seconds, state.global_step
+            row = {**logs, "lr": more["lr_scheduler"].get_last_lr()[0]}
+            names = ("epoch", "loss", "lr", "grad_norm", "photos_per_second", "peak_memory_gb")
+            left = f" of {state.max_steps}, {seconds / step * (state.max_steps - step) / 60:.0f} min left"
+            self.trainer.record.add("step", step, {name: row[name] for name in names}, left)
 
-def read_history(path: Path) -> list[dict[str, Any]]:
-    """The lines of history.jsonl; a half-written last line is left out."""
-    if not path.is_file():
-        return []
-    text = path.read_text(encoding="utf-8")
-    whole = text[: text.rfind("\n") + 1]
-    if whole != text:
-        write_text(path, whole)
-    return [row for _, row in read_jsonl(path)]
+    def on_evaluate(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, metrics: Any = None, **_: Any
+    ) -> None:
+        t = self.trainer
+        if t.is_in_train:
+            epoch = float(state.epoch)
+            figures = {"epoch": int(epoch) if epoch.is_integer() else epoch, "val_loss": metrics["eval_loss"]}
+            figures |= {k: metrics[f"eval_{k}"] for k in ("accuracy", "priority_f1") if f"eval_{k}" in metrics}
+            figures |= {"seconds": t.record.progress.seconds, "peak_memory_gb": t.peak_memory_gb()}
+            control.should_training_stop |= not t.record.add_epoch(state.global_step, figures)
+            t.tick()
 
-
-def finite(figures: Mapping[str, Any]) -> dict[str, Any]:
-    """The figures as JSON can hold them."""
-    return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in figures.items()}
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if self.trainer.interrupts.wanted:
+            raise KeyboardInterrupt
 
 
 class Tracker(TrainerCallback):
@@ -192,7 +213,3 @@ class Interrupts:
             raise KeyboardInterrupt
         self.wanted = True
         log.warning("interrupted: saving after this step; once more ends at once")
-
-
-def _short(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -29,7 +29,7 @@ class AnswerLoss(torch.nn.Module):
         """The frozen tower stays as it answers: no dropout in it, in whatever mode the rest is."""
         super().train(mode)
         vlm = self._vlm[0]
-        vlm.base.get_submodule(vlm.anatomy.tower).eval()
+        vlm.base.get_submodule(vlm.family.tower).eval()
         return self
 
     def forward(self, batch: Batch) -> tuple[torch.Tensor, int]:

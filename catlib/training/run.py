@@ -60,6 +60,7 @@ class Run:
     vlm: VLM
     collate: Collator
     val_collate: Collator
+    augment: Augment | None
 
 
 def load_data(settings: TrainSettings) -> TrainingData:
@@ -95,9 +96,9 @@ def load_data(settings: TrainSettings) -> TrainingData:
 def set_up(settings: TrainSettings, data: TrainingData, sharded: bool = False) -> Run:
     """Load the model, attach what is trained, and make the feature cache ready, each process with a share of the photos."""
     checkpoint = find_checkpoint(settings.base_model)
-    check_fits(settings, checkpoint.base, [(s, inside(root, s.image)) for root, part in data.parts for s in part])
     if checkpoint.adapter is not None:
         raise InputError(f"base_model {settings.base_model!r} is an adapter; name the model that is to be trained")
+    check_fits(settings, checkpoint.base, [(s, inside(root, s.image)) for root, part in data.parts for s in part])
     dtype = str(pick_dtype(settings.dtype, pick_device(settings.device))).removeprefix("torch.")
     vlm = open_vlm(checkpoint, device=settings.device, precision="4-bit" if settings.mode == "qlora" else dtype)
     add_lora(vlm, settings)
@@ -114,7 +115,7 @@ def set_up(settings: TrainSettings, data: TrainingData, sharded: bool = False) -
         )
     collate = Collator(vlm, data.image_root, None if augment else features, augment, settings.num_workers)
     val_collate = Collator(vlm, data.val_root, features)
-    return Run(settings, data, vlm, collate, val_collate)
+    return Run(settings, data, vlm, collate, val_collate, augment)
 
 
 def _features(settings: TrainSettings, vlm: VLM, data: TrainingData) -> FrozenFeatures | None:

@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 def shard(vlm: VLM, processes: int) -> None:
     """Keep one piece of each of the language model's frozen matrices in this process."""
     mesh = init_device_mesh(vlm.base.device.type, (processes,))
-    language_model = vlm.base.get_submodule(vlm.anatomy.language_model)
+    language_model = vlm.base.get_submodule(vlm.family.language_model)
     lists: list[Any] = [module for module in language_model.modules() if isinstance(module, torch.nn.ModuleList)]
     layers = list(max(lists, key=len))  # the decoder's: the longest list of modules
     for layer in layers:
