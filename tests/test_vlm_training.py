@@ -110,6 +110,7 @@ def test_checkpoint_has_the_plans_layout_and_a_model_card(trained):
     }
     assert facts["outcome"].items() >= expected.items() and facts["outcome"]["peak_memory_gb"] > 0
     assert not list(trained.checkpoint.glob("checkpoint-*"))
+    assert torch.load(trained.checkpoint / "training_args.bin", weights_only=False).learning_rate == 3e-2
     assert json.loads((trained.checkpoint / "preprocessor_config.json").read_text())["image_processor_type"]
 
 
@@ -349,9 +350,9 @@ def test_the_checkpoints_question_is_the_one_that_most_validation_samples_ask(pl
 
 
 def test_a_full_disk_leaves_the_checkpoint_before_it(place, tmp_path, monkeypatch):
-    from catlib.vlm import checkpoint
+    from catlib.vlm import adapters
 
-    plain, calls = checkpoint.write_file, []
+    plain, calls = adapters.write_bytes, []
 
     def full(path, data):
         if path.name == "adapter_model.safetensors":
@@ -360,7 +361,7 @@ def test_a_full_disk_leaves_the_checkpoint_before_it(place, tmp_path, monkeypatc
                 raise OSError(28, "No space left on device")
         return plain(path, data)
 
-    monkeypatch.setattr(checkpoint, "write_file", full)
+    monkeypatch.setattr(adapters, "write_bytes", full)
     with pytest.raises(OSError, match="No space left"):
         train(options(place, tmp_path / "out", watch_photos=0))
     open_vlm(tmp_path / "out", device="cpu", precision="float32")

@@ -1,6 +1,5 @@
 """catlib's training settings as transformers' TrainingArguments, with whatever further options `trainer_args` names."""
 
-import difflib
 import inspect
 import os
 from typing import Any
@@ -11,48 +10,42 @@ from transformers import TrainingArguments
 
 from catlib.errors import InputError
 from catlib.paths import resolve
-from catlib.settings import TrainSettings
+from catlib.settings import TrainSettings, did_you_mean
 
-SETTING = {  # options that have a setting of their own
-    "output_dir": "output_dir",
-    "num_train_epochs": "epochs",
-    "per_device_train_batch_size": "batch_size",
-    "per_device_eval_batch_size": "batch_size",
-    "gradient_accumulation_steps": "gradient_accumulation",
-    "learning_rate": "lr",
-    "warmup_steps": "warmup_ratio",
-    "weight_decay": "weight_decay",
-    "max_grad_norm": "max_grad_norm",
-    "seed": "seed",
-    "bf16": "dtype",
-    "use_cpu": "device",
-    "activation_checkpointing": "gradient_checkpointing",
+# Options that have a setting of their own, and those that the engine decides: accepted, they would do nothing, or harm.
+SETTING = {
+    **{
+        "num_train_epochs": "epochs",
+        "learning_rate": "lr",
+        "warmup_steps": "warmup_ratio",
+        "logging_steps": "log_steps",
+    },
+    **{"per_device_train_batch_size": "batch_size", "per_device_eval_batch_size": "batch_size", "bf16": "dtype"},
+    **{"gradient_accumulation_steps": "gradient_accumulation", "activation_checkpointing": "gradient_checkpointing"},
+    **{"use_cpu": "device", "dataloader_num_workers": "num_workers", "metric_for_best_model": "watch"},
+    **{"resume_from_checkpoint": "resume"},
+    **{name: name for name in ("output_dir", "weight_decay", "max_grad_norm", "seed", "save_steps", "report_to")},
     "gradient_checkpointing": "gradient_checkpointing",
-    "dataloader_num_workers": "num_workers",
-    "logging_steps": "log_steps",
-    "save_steps": "save_steps",
-    "report_to": "report_to",
-    "metric_for_best_model": "watch",
-    "resume_from_checkpoint": "resume",
 }
-WITHOUT_EFFECT = (  # what the engine decides itself: accepted, they would do nothing, or harm
-    "auto_find_batch_size",
-    "average_tokens_across_devices",
-    "data_seed",
-    "dataloader_drop_last",
-    "deepspeed",
-    "fp16",
-    "fsdp",
-    "fsdp_config",
-    "label_smoothing_factor",
-    "load_best_model_at_end",
-    "neftune_noise_alpha",
-    "push_to_hub",
-    "remove_unused_columns",
-    "save_only_model",
-    "save_strategy",
-    "train_sampling_strategy",
-    "use_liger_kernel",
+DECIDED = (
+    *(
+        "auto_find_batch_size",
+        "average_tokens_across_devices",
+        "data_seed",
+        "dataloader_drop_last",
+        "deepspeed",
+        "fp16",
+        "fsdp",
+    ),
+    *(
+        "fsdp_config",
+        "label_smoothing_factor",
+        "load_best_model_at_end",
+        "neftune_noise_alpha",
+        "push_to_hub",
+        "save_strategy",
+    ),
+    *("remove_unused_columns", "save_only_model", "train_sampling_strategy", "use_liger_kernel", "label_names"),
 )
 
 
@@ -107,12 +100,10 @@ def further_options(text: str) -> dict[str, Any]:
     for name in options:
         if name in SETTING:
             raise InputError(f"trainer_args: {name} is the setting {SETTING[name]}; set that")
-        if name in WITHOUT_EFFECT:
+        if name in DECIDED:
             raise InputError(f"trainer_args: {name} is not available; catlib's trainer decides that itself")
         if name not in known:
-            near = difflib.get_close_matches(str(name), known, n=1)
-            hint = f" (did you mean {near[0]}?)" if near else ""
-            raise InputError(f"trainer_args: transformers.TrainingArguments has no option {name!r}{hint}")
+            raise InputError(f"trainer_args: transformers has no option {name!r}{did_you_mean(str(name), known)}")
     return options
 
 

@@ -1,5 +1,7 @@
 """The training loss: cross entropy of the answer's tokens, with logits computed only where the answer stands."""
 
+from typing import Any
+
 import torch
 from torch.nn.functional import cross_entropy
 from transformers.modeling_outputs import BaseModelOutputWithPooling
@@ -35,10 +37,11 @@ class AnswerLoss(torch.nn.Module):
     def forward(self, batch: Batch) -> tuple[torch.Tensor, int]:
         vlm = self._vlm[0]
         base = vlm.base
-        extra = dict(batch.pixels or {})
+        extra: dict[str, Any] = dict(batch.pixels or {})
         if batch.features is not None:
             projected = vlm.projector(batch.features.to(_dtype(vlm.projector)))
-            extra = {"mm_encoder_outputs": {"image": BaseModelOutputWithPooling(pooler_output=[projected])}}
+            output = BaseModelOutputWithPooling(pooler_output=[projected])  # type: ignore[arg-type]  # one entry an image
+            extra = {"mm_encoder_outputs": {"image": output}}
         elif "pixel_values" in extra:
             extra["pixel_values"] = extra["pixel_values"].to(base.get_input_embeddings().weight.dtype)
         # Padding stands on the right, where a causal model never looks from a real token: without a mask the attention

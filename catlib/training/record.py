@@ -97,7 +97,7 @@ class Record:
                 write_json(self.folder / part / TRAINING, self._facts(figures))
 
     def _facts(self, figures: Mapping[str, Any]) -> dict[str, Any]:
-        data, p = self.run.data, self.progress
+        data = self.run.data
         return {
             "settings": asdict(self.run.settings),
             "base_model": self.run.vlm.name,
@@ -109,16 +109,21 @@ class Record:
             "base_fingerprint": fingerprint(self.run.vlm),
             "data": data.digests,
             "figures": _finite(figures),
-            "outcome": {
-                "finished": p.finished,
-                "stopped_early": p.stopped_early,
-                "out_of_memory": p.out_of_memory,
-                "micro_batch": p.micro_batch,
-                "peak_memory_gb": p.last.get("peak_memory_gb"),
-                "seconds": p.seconds,
-                "val_losses": p.val_losses,
-                "val_loss_fell": min(p.val_losses[1:]) < p.val_losses[0] if len(p.val_losses) > 1 else None,
-            },
+            "outcome": self.outcome(),
+        }
+
+    def outcome(self) -> dict[str, Any]:
+        """How it went: the plan asks for a training without out-of-memory whose validation loss falls."""
+        p = self.progress
+        return {
+            "finished": p.finished,
+            "stopped_early": p.stopped_early,
+            "out_of_memory": p.out_of_memory,
+            "micro_batch": p.micro_batch,
+            "peak_memory_gb": p.last.get("peak_memory_gb"),
+            "seconds": p.seconds,
+            "val_losses": p.val_losses,
+            "val_loss_fell": min(p.val_losses[1:]) < p.val_losses[0] if len(p.val_losses) > 1 else None,
         }
 
 

@@ -5,7 +5,6 @@ optimizer states and checkpoints are the same as on one process, which accelerat
 """
 
 import logging
-from typing import Any
 
 import torch
 from torch.distributed.device_mesh import init_device_mesh
@@ -20,8 +19,8 @@ def shard(vlm: VLM, processes: int) -> None:
     """Keep one piece of each of the language model's frozen matrices in this process."""
     mesh = init_device_mesh(vlm.base.device.type, (processes,))
     language_model = vlm.base.get_submodule(vlm.family.language_model)
-    lists: list[Any] = [module for module in language_model.modules() if isinstance(module, torch.nn.ModuleList)]
-    layers = list(max(lists, key=len))  # the decoder's: the longest list of modules
+    lists = [list(module) for module in language_model.modules() if isinstance(module, torch.nn.ModuleList)]
+    layers = max(lists, key=len)  # the decoder's: the longest list of modules
     for layer in layers:
         whole = {p for p in layer.parameters() if p.requires_grad or p.dim() < 2}
         # Always back to pieces: left whole after a validation, they would be cut by the main process alone, when it saves.

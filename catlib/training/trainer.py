@@ -46,7 +46,8 @@ class TrainResult:
 
     checkpoint: Path
     history: list[dict[str, Any]]
-    best: dict[str, float]
+    best: dict[str, Any]
+    outcome: dict[str, Any]  # as in training.json
 
 
 class Trainer(SavingTrainer):
@@ -100,7 +101,7 @@ class Trainer(SavingTrainer):
             begun, file = self.record.progress.seconds > 0, self.folder / TRAINING
             earlier = read_json(file) if file.is_file() and (begun or self.settings.resume) else {}
             if earlier.get("outcome", {}).get("finished"):
-                return TrainResult(self.folder, read_history(self.record.path), earlier["figures"])
+                return self._result(earlier["figures"], earlier["outcome"])
             saved = saves_in(self.folder)[-1:] if begun or self.settings.resume else []
             if begun and not saved:
                 raise CatlibError("training was interrupted before anything was saved: make the Trainer anew")
@@ -115,7 +116,10 @@ class Trainer(SavingTrainer):
                 if self.tracker is not None:
                     self.tracker.close("KILLED" if killed else "FAILED")
                 raise
-        return TrainResult(self.folder, read_history(self.record.path), self.record.progress.best)
+        return self._result(self.record.progress.best, self.record.outcome())
+
+    def _result(self, best: dict[str, Any], outcome: dict[str, Any]) -> TrainResult:
+        return TrainResult(self.folder, read_history(self.record.path), best, outcome)
 
     def _fit(self, saved: Path | None) -> None:
         check_batch(self.vlm, self.run.collate(self.run.data.train[: self.settings.batch_size]))

@@ -79,8 +79,9 @@ class Watch:
 
     def _scores(self, samples: Sequence[Sample]) -> np.ndarray:
         cache = self.collate.features
-        found = [cache.get(s.metadata["sha256"]) for s in samples] if cache else [None]
-        if not all(f is not None for f in found):
+        cached = [cache.get(s.metadata["sha256"]) for s in samples] if cache else []
+        found = [one for one in cached if one is not None]
+        if len(found) < len(samples):
             return self.scorer.score([open_image(inside(self.collate.image_root, s.image)) for s in samples])
         device = self.vlm.base.device
         projector = self.vlm.projector
@@ -92,7 +93,7 @@ class Watch:
         mask = torch.stack([torch.nn.functional.pad(torch.ones_like(p), (length - len(p), 0)) for p in prompts]).to(
             device
         )
-        output = BaseModelOutputWithPooling(pooler_output=[projector(vectors)])
+        output = BaseModelOutputWithPooling(pooler_output=[projector(vectors)])  # type: ignore[arg-type]
         return self.scorer.score_inputs(
             {"input_ids": ids, "attention_mask": mask, "mm_encoder_outputs": {"image": output}}
         )
