@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from tiny_models import save_llava, settings, write_dataset
 
 from catlib.errors import InputError
+from catlib.settings import TrainSettings
 from catlib.training.arguments import check_launch
 from catlib.training.order import share
 from catlib.training.record import read_history
@@ -57,8 +58,8 @@ def stop_after(place, out, step):
 
 
 def launch(place, config, out):
-    values = vars(chosen(place, out)).items()
-    arguments = [f"--{name}={value}" for name, value in values if not isinstance(value, bool)]
+    usual = vars(TrainSettings())
+    arguments = [f"--{name}={value}" for name, value in vars(chosen(place, out)).items() if value != usual[name]]
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
