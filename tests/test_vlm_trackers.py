@@ -89,9 +89,8 @@ def test_tensorboard_shows_each_step_once(place, monkeypatch):
 @pytest.mark.parametrize("report_to", ["mlflow", "tensorboard", "wandb"])
 def test_a_missing_package_is_named_once_and_training_goes_on(place, monkeypatch, caplog, report_to):
     monkeypatch.setenv("CATLIB_ROOT", str(place))
-    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
-    for name in ("mlflow", "wandb"):
-        monkeypatch.setattr(f"transformers.integrations.integration_utils.is_{name}_available", lambda: False)
+    for name in ("mlflow", "wandb", "torch.utils.tensorboard"):
+        monkeypatch.setitem(sys.modules, name, None)
     result = train(options(place, report_to, f"without-{report_to}"))
     assert result.history[-1]["kind"] == "epoch"
     warnings = [r.message for r in caplog.records if r.levelno == logging.WARNING and report_to in r.message]
@@ -110,7 +109,8 @@ def test_a_tracker_that_fails_is_let_be(place, monkeypatch, caplog, event):
     broken = Broken()
     setattr(broken, event, broken.fail)
     monkeypatch.setenv("CATLIB_ROOT", str(place))
-    monkeypatch.setattr(Tracker, "_open", lambda self, *given, **more: setattr(self, "inner", broken))
+    monkeypatch.setattr(Tracker, "_open", lambda self, step: setattr(self, "inner", broken))
+    monkeypatch.setattr(Tracker, "_run_id", lambda self: "1")
     result = train(options(place, "mlflow", f"broken-{event}"))
     assert result.outcome["finished"] and len(result.history) == 8
     assert caplog.text.count("database is locked") == broken.calls == 1

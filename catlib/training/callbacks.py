@@ -5,7 +5,9 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Callable
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any
@@ -23,8 +25,7 @@ if TYPE_CHECKING:
     from catlib.training.trainer import Trainer
 
 log = logging.getLogger(__name__)
-STORE, EVENTS, RUNS = "outputs/mlflow.db", "outputs/tensorboard", "outputs/wandb"
-EVENT_NAMES = [name for name in vars(TrainerCallback) if name.startswith("on_")]
+STORE, EVENTS, RUNS = "outputs/mlflow.db", "outputs/tensorboard", "outputs"
 SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 
 
@@ -96,90 +97,62 @@ class Tracker(TrainerCallback):
 
     def __init__(self, name: str, folder: Path) -> None:
         self.name, self.folder, self.failed = name, folder, False
+        self.remembered = folder / f"{name}.json"
         self.inner: Any = None
-        for event in EVENT_NAMES:
-            setattr(self, event, partial(self._guarded, event))
+        self.variables: dict[str, str] = {}  # of the environment, while the tracker works
+        for event in (name for name in vars(TrainerCallback) if name.startswith("on_")):
+            setattr(self, event, partial(self._event, event))
 
     def close(self, status: str) -> None:
         """End the run as `KILLED` or `FAILED`; one that went well has been ended by its own callback."""
-        if self.inner is not None and not self.failed:
-            try:
-                self._close(status)
-            except Exception as error:
-                self._fail(error)
-
-    def _guarded(
-        self, event: str, args: TrainingArguments, state: TrainerState, control: TrainerControl, **more: Any
-    ) -> None:
-        if self.failed or not state.is_world_process_zero or (self.inner is None and event != "on_train_begin"):
-            return
-        try:
-            if event == "on_train_begin":
-                self._open(args, state, control, **more)
-            else:
-                getattr(self.inner, event)(args, state, control, **more)
-        except Exception as error:
-            self._fail(error)
-
-    def _fail(self, error: Exception) -> None:
-        self.failed = True
-        hint = (
-            f"; pip install 'catlib[{self.name}]'"
-            if isinstance(error, ImportError | RuntimeError) and self.inner is None
-            else ""
-        )
-        said = (str(error).strip() or type(error).__name__).splitlines()[0]
-        log.warning("%s takes no curves (%s%s); %s has them", self.name, said, hint, HISTORY)
-
-    def _open(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **more: Any) -> None:
-        remembered = self.folder / f"{self.name}.json"
-        run = read_json(remembered)["run_id"] if state.global_step and remembered.is_file() else ""
-        given = {
-            name: value
-            for name, value in self._environment(run).items()
-            if name not in os.environ or name.endswith("RUN_ID")
+        endings: dict[str, Callable[[], Any]] = {
+            "mlflow": lambda: self.inner._ml_flow.end_run(status),
+            "wandb": lambda: self.inner._wandb.finish(exit_code=1),
+            "tensorboard": lambda: self.inner.tb_writer.close(),
         }
-        with patch_environment(**given):
-            if self.name == "tensorboard":
-                from torch.utils.tensorboard import SummaryWriter
+        if self.inner is not None:
+            self._guarded(endings[self.name])
 
-                # What a resumed training does again replaces what was there from that step on.
-                writer = SummaryWriter(resolve(EVENTS) / self.folder.name, purge_step=state.global_step + 1)
-                self.inner = TensorBoardCallback(writer)
-            elif self.name == "mlflow":
-                self.inner = MLflowCallback()
-                self.inner._async_log = False  # an error in a thread of its own could not be caught
-            else:
-                self.inner = WandbCallback()
-            self.inner.on_train_begin(args, state, control, **more)
-        if identity := self._run_id():
-            write_json(remembered, {"run_id": identity})
+    def _event(self, event: str, args: Any, state: TrainerState, control: TrainerControl, **more: Any) -> None:
+        if state.is_world_process_zero and event == "on_train_begin":
+            self._guarded(lambda: self._open(state.global_step))
+        if self.inner is not None:
+            self._guarded(lambda: getattr(self.inner, event)(args, state, control, **more))
+        if event == "on_train_begin" and self.inner is not None and self.name != "tensorboard":
+            self._guarded(lambda: write_json(self.remembered, {"run_id": self._run_id()}))
 
-    def _environment(self, run: str) -> dict[str, str]:
-        if self.name == "mlflow":
-            store = resolve(STORE)
-            store.parent.mkdir(parents=True, exist_ok=True)
-            names = {"MLFLOW_TRACKING_URI": f"sqlite:///{store}", "MLFLOW_EXPERIMENT_NAME": "catlib"}
-            return names | ({"MLFLOW_RUN_ID": run} if run else {})
+    def _guarded(self, work: Callable[[], Any]) -> None:
+        if not self.failed:
+            try:
+                with patch_environment(**self.variables):
+                    work()
+            except Exception as error:
+                self.failed = True
+                hint = f"; pip install 'catlib[{self.name}]'" if isinstance(error, ImportError) else ""
+                said = (str(error).strip() or type(error).__name__).splitlines()[0]
+                log.warning("%s takes no curves (%s%s); %s has them", self.name, said, hint, HISTORY)
+
+    def _open(self, step: int) -> None:
+        run = read_json(self.remembered)["run_id"] if step and self.remembered.is_file() else ""
+        if self.name == "tensorboard":
+            from torch.utils.tensorboard import SummaryWriter
+
+            # What a resumed training does again replaces what was there from that step on.
+            self.inner = TensorBoardCallback(SummaryWriter(resolve(EVENTS) / self.folder.name, purge_step=step + 1))
+            return
+        import_module(self.name)
+        usual = {"MLFLOW_TRACKING_URI": f"sqlite:///{resolve(STORE)}", "MLFLOW_EXPERIMENT_NAME": "catlib"}
+        same = {"MLFLOW_RUN_ID": run}
         if self.name == "wandb":
-            folder = resolve(RUNS)
-            folder.mkdir(parents=True, exist_ok=True)
-            names = {"WANDB_PROJECT": "catlib", "WANDB_DIR": str(folder), "WANDB_NAME": self.folder.name}
-            return names | ({"WANDB_RUN_ID": run, "WANDB_RESUME": "allow"} if run else {})
-        return {}
+            usual = {"WANDB_PROJECT": "catlib", "WANDB_DIR": str(resolve(RUNS)), "WANDB_NAME": self.folder.name}
+            same = {"WANDB_RUN_ID": run, "WANDB_RESUME": "allow"}
+        resolve(RUNS).mkdir(parents=True, exist_ok=True)
+        self.variables = {k: v for k, v in usual.items() if k not in os.environ} | (same if run else {})
+        self.inner = MLflowCallback() if self.name == "mlflow" else WandbCallback()
+        self.inner._async_log = False  # MLflow's: an error in a thread of its own could not be caught
 
     def _run_id(self) -> str:
-        if self.name == "mlflow":
-            return self.inner._ml_flow.active_run().info.run_id
-        return self.inner._wandb.run.id if self.name == "wandb" else ""
-
-    def _close(self, status: str) -> None:
-        if self.name == "mlflow":
-            self.inner._ml_flow.end_run(status)
-        elif self.name == "wandb":
-            self.inner._wandb.finish(exit_code=1)
-        else:
-            self.inner.tb_writer.close()
+        return self.inner._ml_flow.active_run().info.run_id if self.name == "mlflow" else self.inner._wandb.run.id
 
 
 class Interrupts:

@@ -91,6 +91,8 @@ class Trainer(SavingTrainer):
         self.watch = Watch(self.vlm, self.run.val_collate, watched, *known) if watched else None
         # Three times the loss of guessing among all tokens: no longer bad luck but a broken training.
         self.most = 3 * math.log(self.vlm.base.config.get_text_config().vocab_size)
+        if self.vlm.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.vlm.device)
         self.since, self._busy, self._seen = time.perf_counter(), 0.0, 0
         self._samples: Sequence[Sample] = ()  # of the step that is under way
 
