@@ -3,7 +3,8 @@
     python benchmarks/kill_resume.py --kills 20
 
 A tiny LLaVA on drawn photos, saving its state after every optimizer step; `kill -9` in the middle of steps, saves and
-validations. Prints how often it was killed, where, and whether the weights are equal bit for bit.
+validations, or `--signal SIGTERM`, upon which a training saves itself. Prints how often it was killed and whether the weights
+are equal bit for bit.
 """
 
 import argparse
@@ -32,7 +33,9 @@ def command(work: Path, out: str, epochs: int) -> list[str]:
     return [sys.executable, "-c", code, str(TESTS), str(work), out, str(epochs)]
 
 
-def run_to_end(work: Path, out: str, epochs: int, kills: int, draw: random.Random) -> int:
+def run_to_end(
+    work: Path, out: str, epochs: int, kills: int, draw: random.Random, number: signal.Signals = signal.SIGKILL
+) -> int:
     """Train, killing the first `kills` attempts that are still alive at a random moment; returns how many were killed."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CATLIB_ROOT": str(work)}
     killed = 0
@@ -45,7 +48,7 @@ def run_to_end(work: Path, out: str, epochs: int, kills: int, draw: random.Rando
                 time.sleep(0.002)  # until it trains; loading the libraries takes most of the time
             time.sleep(draw.uniform(0, 0.15))
             if process.poll() is None:
-                process.send_signal(signal.SIGKILL)
+                process.send_signal(number)
                 process.wait()
                 killed += 1
                 continue
@@ -55,7 +58,9 @@ def run_to_end(work: Path, out: str, epochs: int, kills: int, draw: random.Rando
         return killed
 
 
-def compare(work: Path, kills: int, epochs: int, seed: int) -> tuple[int, bool]:
+def compare(
+    work: Path, kills: int, epochs: int, seed: int, number: signal.Signals = signal.SIGKILL
+) -> tuple[int, bool]:
     """(kills that hit, whether the final adapters and histories are equal)."""
     sys.path.insert(0, str(TESTS))
     from tiny_models import save_llava, write_dataset
@@ -63,7 +68,7 @@ def compare(work: Path, kills: int, epochs: int, seed: int) -> tuple[int, bool]:
     save_llava(work / "model")
     write_dataset(work / "data")
     run_to_end(work, "whole", epochs, 0, random.Random(seed))
-    killed = run_to_end(work, "killed", epochs, kills, random.Random(seed))
+    killed = run_to_end(work, "killed", epochs, kills, random.Random(seed), number)
     whole, other = (load_file(work / out / "last" / "adapter_model.safetensors") for out in ("whole", "killed"))
     return killed, whole.keys() == other.keys() and all((whole[key] == other[key]).all() for key in whole)
 
@@ -73,9 +78,10 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--epochs", type=int, default=40, help="of 3 steps each")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--signal", default="SIGKILL", choices=["SIGKILL", "SIGTERM", "SIGINT"])
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        killed, equal = compare(Path(folder), args.kills, args.epochs, args.seed)
+        killed, equal = compare(Path(folder), args.kills, args.epochs, args.seed, signal.Signals[args.signal])
     print(f"killed {killed} times of {args.kills}; final weights {'equal bit for bit' if equal else 'DIFFER'}")
     return 0 if equal and killed else 1
 

@@ -153,18 +153,18 @@ def measure(
     times = {}
 
     def timed(trainer: Trainer) -> None:
-        step = trainer._step
+        step = trainer.training_step
 
-        def one(samples: Any) -> Any:
+        def one(*given: Any) -> Any:
             since = time.perf_counter()
             before = start_measuring() if kind == "full" else 0.0
-            result = step(samples)
+            result = step(*given)
             times["step_seconds"] = time.perf_counter() - since
             times["step_peak"] = resident("VmHWM") if kind == "full" else 0.0
             times["step_start"] = before
             return result
 
-        trainer._step = one
+        trainer.training_step = one
 
     before, since = start_measuring(), time.perf_counter()
     anonymous = AnonymousPeak()

@@ -23,7 +23,6 @@ from typing import Any
 import torch
 
 from catlib.settings import DataSettings, TrainSettings, read_profile
-from catlib.training.measure import Meter
 
 PROFILE = Path(__file__).resolve().parents[1] / "notebooks" / "profiles" / "photos.yaml"
 MODES = ("base", "projector", "lora", "qlora")
@@ -37,7 +36,7 @@ def run_one(mode: str, work: Path, epochs: int, test_photos: int, priority: str)
     from catlib.data.sampling import evenly
     from catlib.evaluation.metrics import evaluate
     from catlib.settings import split_list
-    from catlib.training.trainer import train
+    from catlib.training.trainer import peak_resident_gb, train
     from catlib.vlm.checkpoint import find_checkpoint, open_vlm
 
     data, model, row = work / "vlm", os.environ["CATLIB_SMALL_LLAVA"], {"mode": mode, "seconds": 0.0, "peak_gb": 0.0}
@@ -57,7 +56,7 @@ def run_one(mode: str, work: Path, epochs: int, test_photos: int, priority: str)
         }
         start = time.perf_counter()
         result = train(TrainSettings.build(values))
-        row |= {"seconds": time.perf_counter() - start, "peak_gb": Meter(torch.device("cpu")).peak_gb()}
+        row |= {"seconds": time.perf_counter() - start, "peak_gb": peak_resident_gb()}
         row["val_loss"] = result.best["val_loss"]
     breeds = sorted({sample.breed for sample in read_samples(data / "train.jsonl")})
     samples = read_samples(data / "test.jsonl")

@@ -41,7 +41,6 @@ ENVIRONMENT = dict(
 from catlib.data.images import inside, open_image  # noqa: E402
 from catlib.data.records import Sample, image_root_of, read_samples  # noqa: E402
 from catlib.settings import DataSettings, TrainSettings  # noqa: E402
-from catlib.training.measure import Meter  # noqa: E402
 
 ONE_EPOCH = ("uncached", "plan")
 FIRST = 6  # steps whose losses are compared
@@ -221,6 +220,8 @@ def training_samples(work: Path) -> tuple[list[Sample], Path]:
 
 def run_one(name: str, work: Path, epochs: int) -> dict[str, Any]:
     """One contender in this process."""
+    from catlib.training.trainer import peak_resident_gb
+
     if name == "trl":
         import trl  # noqa: F401  (loaded before the clock starts, as the libraries of the others are)
     start, before = time.perf_counter(), sum(os.times()[:4])
@@ -232,7 +233,7 @@ def run_one(name: str, work: Path, epochs: int) -> dict[str, Any]:
         "photos_per_cpu_s": round(photos / busy, 3),
         "seconds": round(seconds, 1),
         "steps": len(losses),
-        "peak_gb": round(Meter(torch.device("cpu")).peak_gb(), 2),
+        "peak_gb": round(peak_resident_gb(), 2),
         "first_losses": [round(x, 4) for x in losses[:FIRST]],
         "last_losses_mean": round(sum(losses[-10:]) / len(losses[-10:]), 4),
     }

@@ -6,6 +6,7 @@ against these. A value is an int, a float, a bool or a text, as papermill's para
 
 import contextlib
 import difflib
+import json
 import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
@@ -21,9 +22,12 @@ from catlib.paths import notebooks_folder, resolve
 log = logging.getLogger(__name__)
 
 
-def option(default: Any, help: str, choices: tuple[str, ...] = ()) -> Any:
-    """A dataclass field with its meaning (units included) and, for a text, the values it may take."""
-    return field(default=default, metadata={"help": help, "choices": choices})
+def option(default: Any, help: str, choices: tuple[str, ...] = (), mapping: bool = False) -> Any:
+    """A dataclass field with its meaning (units included) and, for a text, the values it may take.
+
+    `mapping`: the text is a YAML mapping, and may be given as one.
+    """
+    return field(default=default, metadata={"help": help, "choices": choices, "mapping": mapping})
 
 
 @dataclass(frozen=True)
@@ -144,9 +148,14 @@ class TrainSettings(Settings):
     early_stopping: int = option(0, "stop after so many epochs without a better watched value; 0: never")
     watch: str = option("val_loss", "what best means", choices=("val_loss", "priority_f1"))
     watch_photos: int = option(64, "validation photos that are classified after each epoch")
-    tracker: str = option("none", "where curves go besides history.jsonl", choices=("none", "mlflow", "tensorboard"))
+    report_to: str = option(
+        "none", "where curves go besides history.jsonl", choices=("none", "mlflow", "tensorboard", "wandb")
+    )
     resume: bool = option(True, "continue an interrupted run of the same settings")
-    overwrite: bool = option(False, "replace a checkpoint that was trained with other settings")
+    overwrite: bool = option(False, "set a checkpoint of other settings aside as NAME~1 where it would be refused")
+    trainer_args: str = option(
+        "", "further options of transformers.TrainingArguments, as a YAML mapping: {optim: adafactor}", mapping=True
+    )
     force: bool = option(False, "train even where the memory estimate says that it cannot fit")
 
 
@@ -327,6 +336,8 @@ def check_value(option_field: Any, value: Any, where: str) -> Any:
     to a float, and one that stands for a text (`serving_concurrency: 4`) to that.
     """
     kind, choices = option_field.type, option_field.metadata.get("choices", ())
+    if option_field.metadata.get("mapping") and isinstance(value, dict):
+        value = json.dumps(value)
     if kind is float and isinstance(value, str):
         with contextlib.suppress(ValueError):
             value = float(value)

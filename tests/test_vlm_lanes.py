@@ -10,10 +10,7 @@ from tiny_models import save_llava, save_pixtral, settings, write_dataset
 from catlib.training.kernels import LoraFunction, fuse
 from catlib.training.lanes import Lanes, lanes_for
 from catlib.training.lora import add_lora
-from catlib.training.passes import Passes
-from catlib.training.run import set_up
-from catlib.training.team import Team
-from catlib.training.trainer import train
+from catlib.training.trainer import Trainer, train
 from catlib.vlm.checkpoint import open_vlm
 
 
@@ -42,19 +39,16 @@ def options(place, out, kind="llava", **more):
 @pytest.mark.parametrize("kind", ["llava", "pixtral"])
 @pytest.mark.parametrize("count", [2, 3])
 def test_lanes_give_the_gradient_of_one(place, tmp_path, kind, count):
-    torch.manual_seed(0)
-    chosen = options(place, tmp_path, kind, lora_dropout=0.0, train_projector="full")
-    run = set_up(chosen, team := Team(chosen))
-    parameters = [p for p in run.vlm.model.parameters() if p.requires_grad]
-    for parameter in parameters:
+    trainer = Trainer(options(place, tmp_path / "out", kind, lora_dropout=0.0, train_projector="full"))
+    for _, parameter in trainer.trained:
         torch.nn.init.normal_(parameter, std=0.2)
-    gradients, sums = [], []
+    gradients, losses = [], []
     for lanes in (1, count):
-        passes = Passes(run, team, parameters)
-        passes.lanes = Lanes(lanes)
-        sums.append(passes.add_gradients(run.data.train[:5], 0))  # a micro-batch of four, and one of one sample
-        gradients.append([p.grad.clone() for p in parameters])
-    assert sums[1] == (pytest.approx(sums[0][0], rel=1e-5), sums[0][1])
+        trainer.lanes = Lanes(lanes)
+        samples = trainer.run.data.train[:5]  # a micro-batch of four, and one of one sample
+        losses.append(trainer.training_step(trainer.loss, samples))
+        gradients.append([parameter.grad.clone() for _, parameter in trainer.trained])
+    assert losses[1] == pytest.approx(losses[0], rel=1e-5)
     for one, many in zip(*gradients, strict=True):
         assert (one - many).abs().max() <= 1e-5 * max(1.0, float(one.abs().max()))
     assert max(float(g.abs().max()) for g in gradients[0]) > 1e-3
@@ -80,7 +74,7 @@ def test_lanes_are_as_many_as_threads_and_samples_and_one_where_threads_would_cl
     assert lanes_for(vlm, chosen).count == 1, "peft's own layers draw from the global generator"
     fuse(vlm.model)
     assert lanes_for(vlm, chosen).count == 2
-    assert lanes_for(vlm, chosen, sharded=True).count == 1
+    assert lanes_for(vlm, chosen, processes=2).count == 1
     for change in ({"batch_size": 1}, {"gradient_checkpointing": True}, {"mode": "qlora"}):
         assert lanes_for(vlm, replace(chosen, **change)).count == 1
     vlm.base.config.text_config.attention_dropout = 0.1

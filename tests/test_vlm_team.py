@@ -1,6 +1,5 @@
 """Several processes train like one: launched by accelerate with the configurations that are shipped, on a CPU over gloo."""
 
-import math
 import os
 import socket
 import subprocess
@@ -14,8 +13,10 @@ from safetensors.torch import load_file
 from tiny_models import save_llava, settings, write_dataset
 
 from catlib.errors import InputError
-from catlib.training.history import read_history
-from catlib.training.team import Team
+from catlib.settings import TrainSettings
+from catlib.training.arguments import check_launch
+from catlib.training.order import share
+from catlib.training.record import read_history
 from catlib.training.trainer import Trainer, train
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -45,20 +46,20 @@ def curve(folder):
 def stop_after(place, out, step):
     """A run of one process that is interrupted after an optimizer step."""
     trainer = Trainer(chosen(place, out))
-    plain = trainer._step
+    plain = trainer.training_step
 
-    def watched(samples):
-        trainer.interrupt.wanted = trainer.progress.step + 1 == step
-        return plain(samples)
+    def watched(*given):
+        trainer.interrupts.wanted = trainer.state.global_step + 1 == step
+        return plain(*given)
 
-    trainer._step = watched
+    trainer.training_step = watched
     with pytest.raises(KeyboardInterrupt):
         trainer.fit()
 
 
 def launch(place, config, out):
-    values = vars(chosen(place, out)).items()
-    arguments = [f"--{name}={value}" for name, value in values if not isinstance(value, bool)]
+    usual = vars(TrainSettings())
+    arguments = [f"--{name}={value}" for name, value in vars(chosen(place, out)).items() if value != usual[name]]
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -98,31 +99,24 @@ def test_two_processes_train_like_one_at_the_same_effective_batch(alone, config)
 
 
 def test_processes_share_a_step_and_its_photos_are_seen_once():
-    team = object.__new__(Team)
-    team.size, team.sharded = 3, False
     photos = list(range(8))
-    seen = []
-    for team.rank in range(3):
-        seen += [photo for batch, weight in team.turns(team.cut(photos, 4)) for photo in batch if weight]
-    assert sorted(seen) == photos
-    assert [len(batch) for batch in team.cut(photos, 4)] == [3, 3, 2]  # batches of 4 would leave one without any
-    assert [len(batch) for batch in team.cut(photos, 2)] == [2, 2, 2, 2]
-    team.sharded = True
-    turns = []
-    for team.rank in range(3):
-        turns.append(team.turns(team.cut(photos, 2)))
-    assert [len(own) for own in turns] == [math.ceil(4 / 3)] * 3
-    assert sum(weight for own in turns for _, weight in own) == 4
+    for most, processes in ((4, 3), (2, 3), (4, 1), (1, 8)):
+        turns = [share(photos, most, rank, processes) for rank in range(processes)]
+        assert sorted(photo for own in turns for batch, weight in own for photo in batch if weight) == photos
+        assert len({len(own) for own in turns}) == 1, "who has fewer batches repeats one with weight 0"
+    assert [len(batch) for batch, _ in share(photos, 4)] == [4, 4]
+    assert [len(own[0][0]) for own in (share(photos, 4, rank, 3) for rank in range(3))] == [3, 3, 2]
+    assert share(photos[:1], 4, 1, 2) == [([0], 0.0)]
 
 
 def test_what_a_launch_cannot_do_is_said(alone, monkeypatch):
     monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
     with pytest.raises(InputError, match="DeepSpeed"):
-        Team(chosen(alone, "refused"))
+        check_launch(chosen(alone, "refused"))
     monkeypatch.delenv("ACCELERATE_USE_DEEPSPEED")
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     with pytest.raises(InputError, match="4-bit"):
-        Team(chosen(alone, "refused", mode="qlora"))
+        check_launch(chosen(alone, "refused", mode="qlora"))
 
 
 def test_configurations_name_the_command_that_uses_them():

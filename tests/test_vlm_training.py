@@ -4,6 +4,8 @@ import json
 import logging
 import math
 import os
+import shutil
+import signal
 import sys
 import threading
 from pathlib import Path
@@ -20,8 +22,8 @@ from catlib.data.records import read_samples
 from catlib.errors import CatlibError, InputError
 from catlib.training.lanes import Lanes
 from catlib.training.loss import AnswerLoss
-from catlib.training.order import epoch_order, steps_of
-from catlib.training.trainer import Trainer, train
+from catlib.training.order import Steps, epoch_order
+from catlib.training.trainer import Trainer, out_of_memory, train
 from catlib.training.validation import validation_loss
 from catlib.vlm.adapters import load_adapter
 from catlib.vlm.batches import Collator
@@ -60,6 +62,10 @@ def options(place, out, **more):
     return settings(place / "model", place / "data" / "vlm", out, **more)
 
 
+def outcome(folder):
+    return json.loads((folder / "training.json").read_text())["outcome"]
+
+
 @pytest.fixture(scope="module")
 def trained(place):
     os.environ["CATLIB_ROOT"] = str(place)
@@ -93,7 +99,18 @@ def test_checkpoint_has_the_plans_layout_and_a_model_card(trained):
     assert card.startswith("---\nbase_model:") and "library_name: peft" in card
     assert "Burmilla (priority) | 3 | 1" in card
     facts = json.loads((trained.checkpoint / "training.json").read_text())
-    assert facts["breeds"] == sorted(BREEDS)
+    assert facts["breeds"] == sorted(BREEDS) and facts["question"] == QUESTION
+    losses = [row["val_loss"] for row in trained.history if row["kind"] == "epoch"]
+    expected = {
+        "finished": True,
+        "stopped_early": False,
+        "out_of_memory": 0,
+        "val_loss_fell": True,
+        "val_losses": losses,
+    }
+    assert facts["outcome"].items() >= expected.items() and facts["outcome"]["peak_memory_gb"] > 0
+    assert not list(trained.checkpoint.glob("checkpoint-*"))
+    assert torch.load(trained.checkpoint / "training_args.bin", weights_only=False).learning_rate == 3e-2
     assert json.loads((trained.checkpoint / "preprocessor_config.json").read_text())["image_processor_type"]
 
 
@@ -218,27 +235,64 @@ def test_augmentation_switches_the_cache_off_and_says_so(place, tmp_path, caplog
     assert losses[0] == losses[1]
 
 
-@pytest.mark.parametrize("after", [2, 3, 5])
-def test_a_run_stopped_by_ctrl_c_goes_on_to_the_same_weights(place, tmp_path, monkeypatch, after):
+@pytest.mark.parametrize(("after", "number"), [(2, signal.SIGINT), (3, signal.SIGTERM), (5, signal.SIGHUP)])
+def test_an_interrupted_run_goes_on_to_the_same_weights(place, tmp_path, monkeypatch, after, number):
     more = {"lora_dropout": 0.1, "epochs": 3, "watch_photos": 0}
     whole = train(options(place, tmp_path / "whole", **more))
-    step, calls = Trainer._step, []
+    step, calls = Trainer.training_step, []
 
-    def interrupted(self, samples):
+    def interrupted(self, *given):
         calls.append(1)
         if len(calls) == after:
-            self.interrupt.wanted = True
-        return step(self, samples)
+            signal.raise_signal(number)
+        return step(self, *given)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "_step", interrupted)
+        patch.setattr(Trainer, "training_step", interrupted)
         with pytest.raises(KeyboardInterrupt):
             train(options(place, tmp_path / "cut", **more))
+    assert len(calls) == after, "the step that is under way is the last"
     assert load_file(tmp_path / "cut" / "last" / "adapter_model.safetensors")
+    assert not outcome(tmp_path / "cut")["finished"]
     cut = train(options(place, tmp_path / "cut", **more))
     weights = [load_file(tmp_path / out / "last" / "adapter_model.safetensors") for out in ("whole", "cut")]
     assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
     assert [row.get("loss") for row in cut.history] == [row.get("loss") for row in whole.history]
+
+
+def test_an_interrupted_cell_that_is_run_again_goes_on_in_the_same_process(place, tmp_path, monkeypatch):
+    more = {"lora_dropout": 0.1, "epochs": 3, "watch_photos": 0, "log_steps": 2}
+    whole = train(options(place, tmp_path / "whole", **more))
+    trainer, step, calls = Trainer(options(place, tmp_path / "cut", **more)), Trainer.training_step, []
+
+    def interrupted(self, *given):
+        calls.append(1)
+        if len(calls) in (2, 5):
+            signal.raise_signal(signal.SIGINT)
+        return step(self, *given)
+
+    monkeypatch.setattr(Trainer, "training_step", interrupted)
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            trainer.fit()
+    result = trainer.fit()
+    assert len(calls) == 9 and trainer.fit().history == result.history
+    assert [row.get("loss") for row in result.history] == [row.get("loss") for row in whole.history]
+    weights = [load_file(tmp_path / out / "last" / "adapter_model.safetensors") for out in ("whole", "cut")]
+    assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
+
+
+def test_a_second_training_in_the_same_folder_is_refused(place, tmp_path, monkeypatch):
+    first, second = (Trainer(options(place, tmp_path / "out", epochs=1, watch_photos=0)) for _ in range(2))
+    step = Trainer.training_step
+
+    def meanwhile(self, *given):
+        with pytest.raises(InputError, match="another training writes there"):
+            second.fit()
+        return step(self, *given)
+
+    monkeypatch.setattr(Trainer, "training_step", meanwhile)
+    first.fit()
 
 
 def test_a_run_killed_at_random_moments_goes_on_to_the_same_weights(tmp_path):
@@ -249,17 +303,56 @@ def test_a_run_killed_at_random_moments_goes_on_to_the_same_weights(tmp_path):
     assert killed and equal
 
 
-def test_other_settings_start_anew(place, tmp_path, caplog):
-    train(options(place, tmp_path / "out", epochs=1, watch_photos=0))
-    result = train(options(place, tmp_path / "out", epochs=1, watch_photos=0, lr=1e-3))
-    assert "other lr" in caplog.text
-    assert len([row for row in result.history if row["kind"] == "epoch"]) == 1
+def test_a_checkpoint_is_never_replaced_by_other_settings(place, tmp_path, caplog):
+    more = {"epochs": 1, "watch_photos": 0}
+    train(options(place, tmp_path / "out", **more))
+    kept = (tmp_path / "out" / "adapter_model.safetensors").read_bytes()
+    with pytest.raises(InputError, match="lr 0.005 in place of 0.001"):
+        train(options(place, tmp_path / "out", lr=1e-3, **more))
+    for number, way in enumerate(({"overwrite": True}, {"run": "out", "run_dir": str(tmp_path / "runs")}), start=1):
+        train(options(place, tmp_path / "out", lr=1e-3 * number, **way, **more))
+        assert f"out~{number}" in caplog.text
+        assert (tmp_path / "out" / "adapter_model.safetensors").read_bytes() != kept
+    assert (tmp_path / "out~1" / "adapter_model.safetensors").read_bytes() == kept
+    again = train(options(place, tmp_path / "out", lr=2e-3, **more))  # the same settings: nothing is left to do
+    assert len([row for row in again.history if row["kind"] == "epoch"]) == 1
+
+
+def test_options_of_transformers_are_passed_on_and_checked(place, tmp_path):
+    more = {"epochs": 2, "watch_photos": 0}
+    chosen = options(place, tmp_path / "out", trainer_args={"optim": "adafactor", "max_steps": 2}, **more)
+    trainer = Trainer(chosen)
+    history = trainer.fit().history
+    assert trainer.args.optim == "adafactor" and [row["step"] for row in history] == [1, 2, 2]
+    for text, message in (
+        ("{optimm: sgd}", "did you mean optim"),
+        ("{learning_rate: 1}", "is the setting lr"),
+        ("{label_smoothing_factor: 0.1}", "not available"),
+        ("[1", "YAML"),
+        ("optim", "mapping"),
+        ("{optim: nothing}", "nothing"),
+    ):
+        with pytest.raises(InputError, match=message):
+            Trainer(options(place, tmp_path / "other", trainer_args=text, **more))
+
+
+def test_the_checkpoints_question_is_the_one_that_most_validation_samples_ask(place, tmp_path, caplog):
+    data = tmp_path / "vlm"
+    shutil.copytree(place / "data" / "vlm", data)
+    text = (data / "val.jsonl").read_text().replace(QUESTION, "Tell me the breed.")
+    (data / "val.jsonl").write_text(text.replace("Tell me the breed.", QUESTION, 1))
+    (data / "dataset.json").write_text(json.dumps({"image_root": str(place / "data")}))
+    chosen = options(place, tmp_path / "out", val_data=str(data / "val.jsonl"), epochs=1)
+    train(chosen)
+    facts = json.loads((tmp_path / "out" / "training.json").read_text())
+    assert (facts["question"], facts["other_questions"]) == ("Tell me the breed.", 1)
+    assert "1 of 4 validation samples" in caplog.text
 
 
 def test_a_full_disk_leaves_the_checkpoint_before_it(place, tmp_path, monkeypatch):
-    from catlib.vlm import checkpoint
+    from catlib.vlm import adapters
 
-    plain, calls = checkpoint.write_file, []
+    plain, calls = adapters.write_bytes, []
 
     def full(path, data):
         if path.name == "adapter_model.safetensors":
@@ -268,7 +361,7 @@ def test_a_full_disk_leaves_the_checkpoint_before_it(place, tmp_path, monkeypatc
                 raise OSError(28, "No space left on device")
         return plain(path, data)
 
-    monkeypatch.setattr(checkpoint, "write_file", full)
+    monkeypatch.setattr(adapters, "write_bytes", full)
     with pytest.raises(OSError, match="No space left"):
         train(options(place, tmp_path / "out", watch_photos=0))
     open_vlm(tmp_path / "out", device="cpu", precision="float32")
@@ -292,7 +385,7 @@ def test_a_loss_that_is_no_number_stops_and_names_the_samples(place, tmp_path, m
 def test_out_of_memory_halves_the_batch_and_keeps_the_effective_one(place, tmp_path, monkeypatch, caplog, lanes):
     from catlib.training.loss import AnswerLoss
 
-    monkeypatch.setattr("catlib.training.passes.lanes_for", lambda *_: Lanes(lanes))
+    monkeypatch.setattr("catlib.training.trainer.lanes_for", lambda *_: Lanes(lanes))
 
     more = {"batch_size": 4, "gradient_accumulation": 1, "lora_dropout": 0.0, "epochs": 1, "watch_photos": 0}
     expected = train(options(place, tmp_path / "plain", **more))
@@ -305,7 +398,7 @@ def test_out_of_memory_halves_the_batch_and_keeps_the_effective_one(place, tmp_p
 
     monkeypatch.setattr(AnswerLoss, "forward", narrow)
     result = train(options(place, tmp_path / "out", **more))
-    assert "micro-batches of 2" in caplog.text
+    assert "micro-batches of 2" in caplog.text and outcome(tmp_path / "out")["out_of_memory"] == 1
     losses = [[row.get("loss") for row in r.history if row["kind"] == "step"] for r in (expected, result)]
     assert losses[1] == pytest.approx(losses[0], rel=1e-4)
 
@@ -356,14 +449,14 @@ def test_an_exploding_loss_and_a_gradient_that_is_no_number_name_their_samples(p
 def test_the_best_epoch_lies_in_the_folder_and_the_last_one_beside_it(place, tmp_path, monkeypatch):
     from catlib.training import trainer
 
-    measured, plain, states = iter([3.0, 1.0, 2.0]), Trainer._end_of_epoch, []
+    measured, plain, states = iter([3.0, 1.0, 2.0]), Trainer.evaluate, []
 
-    def noting(self):
-        plain(self)
+    def noting(self, *given, **more):
         states.append({name: parameter.detach().clone() for name, parameter in self.trained})
+        return plain(self, *given, **more)
 
     monkeypatch.setattr(trainer, "validation_loss", lambda *_: next(measured))
-    monkeypatch.setattr(Trainer, "_end_of_epoch", noting)
+    monkeypatch.setattr(Trainer, "evaluate", noting)
     result = train(options(place, tmp_path / "out", epochs=3, watch_photos=0, train_projector="none"))
     assert result.best["val_loss"] == 1.0 and result.best["epoch"] == 2
     for folder, epoch in ((result.checkpoint, 1), (result.checkpoint / "last", 2)):
@@ -375,26 +468,22 @@ def test_the_best_epoch_lies_in_the_folder_and_the_last_one_beside_it(place, tmp
 
 
 def test_a_disk_that_fills_while_the_state_is_written_leaves_the_state_before_it(place, tmp_path, monkeypatch):
-    from catlib.training import state
-
     more = {"epochs": 3, "watch_photos": 0, "save_steps": 1, "lora_dropout": 0.1}
     whole = train(options(place, tmp_path / "whole", **more))
     plain, calls = torch.save, []
 
-    def filling(value, stream):
-        calls.append(1)
-        if len(calls) == 5:
-            stream.write(b"half of it")
+    def filling(value, path, *given):
+        calls.append(Path(path).name)
+        if calls.count("optimizer.pt") == 5:
+            Path(path).write_bytes(b"half of it")
             raise RuntimeError("PytorchStreamWriter failed writing file: No space left on device")
-        plain(value, stream)
+        plain(value, path, *given)
 
     with monkeypatch.context() as patch:
-        patch.setattr(
-            state.torch, "save", lambda value, to: filling(value, to) if hasattr(to, "write") else plain(value, to)
-        )
-        with pytest.raises(CatlibError, match=r"state.pt.*No space left"):
+        patch.setattr(torch, "save", filling)
+        with pytest.raises(CatlibError, match=r"checkpoint-5.*No space left"):
             train(options(place, tmp_path / "cut", **more))
-    assert [path.name for path in (tmp_path / "cut" / "state").iterdir()] == ["state.pt"]
+    assert [path.name for path in (tmp_path / "cut").glob("*checkpoint-*")] == ["checkpoint-4"]
     cut = train(options(place, tmp_path / "cut", **more))
     assert [row.get("loss") for row in cut.history] == [row.get("loss") for row in whole.history]
     weights = [load_file(tmp_path / out / "last" / "adapter_model.safetensors") for out in ("whole", "cut")]
@@ -404,6 +493,17 @@ def test_a_disk_that_fills_while_the_state_is_written_leaves_the_state_before_it
 def test_early_stopping(place, tmp_path):
     result = train(options(place, tmp_path / "out", lr=1e-12, epochs=5, early_stopping=1, watch="priority_f1"))
     assert len([row for row in result.history if row["kind"] == "epoch"]) == 2
+    assert outcome(tmp_path / "out")["stopped_early"]
+
+
+def test_errors_that_say_that_memory_is_full():
+    words = (
+        "CUDA out of memory",
+        "CUDA error: CUBLAS_STATUS_ALLOC_FAILED",
+        "DefaultCPUAllocator: can't allocate memory",
+    )
+    assert all(out_of_memory(RuntimeError(text)) for text in words)
+    assert not out_of_memory(RuntimeError("shapes do not fit"))
 
 
 def test_order_is_a_function_of_seed_and_epoch_and_balance_draws_rare_breeds_more(place):
@@ -415,4 +515,8 @@ def test_order_is_a_function_of_seed_and_epoch_and_balance_draws_rare_breeds_mor
     uneven = [s for s in samples if s.breed != "Manx"] * 10 + [s for s in samples if s.breed == "Manx"][:1]
     seen = sum(uneven[i].breed == "Manx" for e in range(40) for i in epoch_order(uneven, 0, e, "uniform"))
     assert seen / (40 * len(uneven)) == pytest.approx(0.25, abs=0.05)
-    assert [len(step) for step in steps_of(list(range(10)), 4)] == [4, 4, 2]
+    asked = []
+    steps = Steps(samples[:10], 4, 1, "none", lambda: 4, lambda *given: asked.append(given), lambda _: None)
+    order = epoch_order(samples[:10], 1, 1)
+    assert list(steps) == [order[:4], order[4:8], order[8:]] and len(steps) == 3
+    assert asked == [(1, [samples[i] for i in order[:4]])], "the fourth step of all was the first of the second epoch"

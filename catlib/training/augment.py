@@ -2,6 +2,7 @@
 
 import random
 from collections import Counter
+from collections.abc import Iterable
 
 from PIL import Image, ImageEnhance, ImageOps
 
@@ -14,9 +15,9 @@ class Augment:
         self.epoch = 0
         self._seen: Counter[str] = Counter()
 
-    def start_epoch(self, epoch: int) -> None:
-        """Draws depend on the epoch and on the turn within it, so that a resumed run draws the same."""
-        self.epoch, self._seen = epoch, Counter()
+    def start_epoch(self, epoch: int, seen: Iterable[str] = ()) -> None:
+        """Draws depend on the epoch and on the turn within it; `seen`: ids of the samples before, where training is resumed."""
+        self.epoch, self._seen = epoch, Counter(seen)
 
     def __call__(self, image: Image.Image, sample_id: str) -> Image.Image:
         """Crop 80-100 % of each side, flip half of the time, brightness, contrast and colour by up to 15 %."""

@@ -38,7 +38,7 @@ def fuse(model: torch.nn.Module) -> int:
     for module in model.modules():
         kind = type(module).__name__
         if isinstance(module, LoraLinear | LoraLinear4bit) and _plain(module):
-            module.forward = MethodType(_lora_forward, module)
+            module.forward = MethodType(_lora_forward, module)  # type: ignore[method-assign]
         elif kind in RMS_NORMS:
             module.forward = MethodType(_norm_forward, module)
         elif kind in GATED_MLPS and getattr(module.config, "hidden_act", None) == "silu":
@@ -103,9 +103,9 @@ class LoraFunction(torch.autograd.Function):
         return tuple(outputs)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+    def backward(ctx: Any, *received: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         flat, low, *factors = ctx.saved_tensors
-        gradients = [dy.reshape(-1, dy.shape[-1]).to(flat.dtype) for dy in gradients]
+        gradients = [dy.reshape(-1, dy.shape[-1]).to(flat.dtype) for dy in received]
         dropped = _dropped(flat, ctx.p, ctx.seed) if ctx.p else None
         pieces = [
             dy @ (scale * b).to(flat.dtype) for dy, b, scale in zip(gradients, factors[1::2], ctx.scales, strict=True)
@@ -231,7 +231,7 @@ def _probability(module: Any) -> float:
 
 def _stacked(factors: Sequence[torch.Tensor], dtype: torch.dtype) -> torch.Tensor:
     """The A matrices, one below the other."""
-    return torch.cat(factors[::2]).to(dtype) if len(factors) > 2 else factors[0].to(dtype)
+    return torch.cat(list(factors[::2])).to(dtype) if len(factors) > 2 else factors[0].to(dtype)
 
 
 def _parts(low: torch.Tensor, factors: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:

@@ -69,15 +69,16 @@ class Lanes:
         return self._pool
 
 
-def lanes_for(vlm: VLM, settings: TrainSettings, sharded: bool = False) -> Lanes:
+def lanes_for(vlm: VLM, settings: TrainSettings, processes: int = 1) -> Lanes:
     """As many lanes as there are samples in a batch and threads for them; one where threads would get in each other's way.
 
     So on a GPU, with 4-bit weights (each lane would expand them), with gradient checkpointing and with any dropout but that of the
-    fused layers (both depend on the one global random state), and with sharded weights.
+    fused layers (both depend on the one global random state), and with several processes, whose exchange of gradients hangs on the
+    backward pass of the whole model.
     """
     apart = (
         vlm.base.device.type == "cpu"
-        and not sharded
+        and processes == 1
         and settings.mode != "qlora"
         and not settings.gradient_checkpointing
         and can_cache(vlm)

@@ -1,4 +1,4 @@
-"""What a training run tells a reader: what was supervised, curves, cost, and a conclusion computed from them."""
+"""What a training tells a reader: what was supervised, curves, cost, and a conclusion computed from them."""
 
 import html
 import itertools
@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import matplotlib.pyplot as plt
+import pandas as pd
 from matplotlib.figure import Figure
 
-from catlib.figures import BLUE, GREEN, GREY, ORANGE, PINK, WIDTH, percent_axis, styled
-from catlib.settings import TrainSettings
+from catlib.figures import BLUE, GREEN, GREY, ORANGE, PINK, WIDTH, figure, percent_axis
 from catlib.training.lora import count_parameters
-from catlib.training.memory import Estimate
-from catlib.training.run import Run
+from catlib.training.memory import estimate
+from catlib.training.trainer import Trainer, TrainResult
 from catlib.vlm.batches import image_token_of, segments
 
 Rows = Sequence[dict[str, Any]]
@@ -20,28 +20,32 @@ LEVEL = 1.02  # a validation loss within 2 % of the best one is no sign of overf
 COLOURS = {"prompt": "#5b6670", "image": "#8A949E", "answer": "#0b6b3a"}
 
 
-def setup_sentence(run: Run) -> str:
+def setup_table(trainer: Trainer) -> pd.DataFrame:
     """What is about to be trained, on what."""
-    trainable, total = count_parameters(run.vlm.model)
-    s, data = run.settings, run.data
-    return (
-        f"**{trainable:,}** of {total:,} parameters are trained ({trainable / total:.2%}; mode `{s.mode}`, rank {s.lora_r}, projector "
-        f"`{s.train_projector}`), on **{len(data.train)} photos** of {len(data.breeds)} breeds, {len(data.val)} photos for "
-        f"validation. Each optimizer step sees {s.batch_size * s.gradient_accumulation} photos; nothing in the vision tower changes."
-    )
+    trainable, total = count_parameters(trainer.vlm.model)
+    s, data = trainer.settings, trainer.run.data
+    rows = {
+        "trained parameters": f"{trainable:,} of {total:,} ({trainable / total:.2%})",
+        "mode": f"{s.mode}, rank {s.lora_r}, projector {s.train_projector}",
+        "training photos": f"{len(data.train)} of {len(data.breeds)} breeds",
+        "validation photos": f"{len(data.val)}",
+        "photos an optimizer step": f"{s.batch_size * s.gradient_accumulation}",
+        "question": data.question,
+    }
+    return pd.DataFrame({"value": rows})
 
 
-def supervised_html(run: Run, samples: int = 3) -> str:
+def supervised_html(trainer: Trainer, samples: int = 3) -> str:
     """The first samples as the model gets them, in HTML: grey what is given, green what it is taught to answer."""
-    chosen = run.data.train[:samples]
-    batch = run.collate(chosen)
-    token = image_token_of(run.vlm.base.config)
+    chosen = trainer.run.data.train[:samples]
+    batch = trainer.run.collate(chosen)
+    token = image_token_of(trainer.vlm.base.config)
     lines = []
     for row, sample in enumerate(chosen):
         spans = "".join(
             f'<span style="color:{COLOURS[role]};{"font-weight:700;background:#e3f4ea" if role == "answer" else ""}">'
             f"{html.escape(text)}</span>"
-            for text, role in segments(batch, row, run.vlm.processor, token)
+            for text, role in segments(batch, row, trainer.vlm.processor, token)
         )
         lines.append(
             f'<div style="margin:.4em 0"><small>{html.escape(sample.id)}</small><br><code>{spans}</code></div>'
@@ -49,41 +53,9 @@ def supervised_html(run: Run, samples: int = 3) -> str:
     return "\n".join(lines)
 
 
-@styled
-def loss_figure(history: Rows) -> Figure:
-    """Training and validation loss, breed accuracy, learning rate and gradient norm over the optimizer steps."""
-    steps, epochs = of_kind(history, "step"), of_kind(history, "epoch")
-    figure, ((loss, accuracy), (rate, norm)) = plt.subplots(2, 2, figsize=(WIDTH, 6.2))
-    loss.plot([r["step"] for r in steps], [r["loss"] for r in steps], color=GREY, label="training")
-    loss.plot([r["step"] for r in epochs], [r["val_loss"] for r in epochs], color=BLUE, marker="o", label="validation")
-    loss.set(title="Loss (nats a token)", ylim=(0, None))
-    loss.legend()
-    watched = [r for r in epochs if r.get("accuracy") is not None]
-    accuracy.plot(
-        [r["step"] for r in watched], [r["accuracy"] for r in watched], color=GREEN, marker="o", label="all breeds"
-    )
-    rare = [r for r in watched if r.get("priority_f1") is not None]
-    if rare:
-        accuracy.plot(
-            [r["step"] for r in rare],
-            [r["priority_f1"] for r in rare],
-            color=PINK,
-            marker="s",
-            label="priority macro-F1",
-        )
-    accuracy.set(title="Closed-set accuracy on the watched photos")
-    percent_axis(accuracy, "y", 0, 1.02)
-    accuracy.legend(loc="lower right")
-    rate.plot([r["step"] for r in steps], [r["lr"] for r in steps], color=ORANGE)
-    rate.set(title="Learning rate", xlabel="optimizer step", ylim=(0, None))
-    norm.plot([r["step"] for r in steps], [r["grad_norm"] for r in steps], color=GREY)
-    norm.set(title="Gradient norm before clipping", xlabel="optimizer step", ylim=(0, None))
-    return figure
-
-
-def epoch_rows(history: Rows) -> list[dict[str, str]]:
-    """A row an epoch for a table."""
-    return [
+def epochs_table(history: Rows) -> pd.DataFrame:
+    """A row an epoch."""
+    rows = [
         {
             "epoch": f"{row['epoch']:g}",
             "validation loss": f"{row['val_loss']:.3f}",
@@ -93,64 +65,86 @@ def epoch_rows(history: Rows) -> list[dict[str, str]]:
         }
         for row in of_kind(history, "epoch")
     ]
+    return pd.DataFrame(rows).set_index("epoch")
 
 
-def cost_sentence(history: Rows, estimate: Estimate, device: str) -> str:
-    """Time, speed and memory of the run, the memory beside the estimate."""
-    last, steps = of_kind(history, "epoch")[-1], of_kind(history, "step")
-    rates = sorted(row["photos_per_second"] for row in steps)
-    what = "of GPU memory" if device == "cuda" else "resident, Python and its libraries included"
-    return (
-        f"Training took **{last['seconds']:.0f} s** at a median of **{rates[len(rates) // 2]:.1f} photos/s**, peak memory "
-        f"**{last['peak_memory_gb']:.2f} GB** {what}; the estimate for the model alone is {estimate.peak / 1e9:.2f} GB."
+@figure
+def curves(history: Rows) -> tuple[Figure, str]:
+    """Training and validation loss, breed accuracy, learning rate and gradient norm over the optimizer steps."""
+    steps, epochs = of_kind(history, "step"), of_kind(history, "epoch")
+    drawn, ((loss, accuracy), (rate, norm)) = plt.subplots(2, 2, figsize=(WIDTH, 6.2))
+
+    def line(axes: Any, rows: Rows, key: str, color: str, label: str = "", marker: str = "") -> None:
+        known = [r for r in rows if r.get(key) is not None]
+        if known:
+            axes.plot(
+                [r["step"] for r in known], [r[key] for r in known], color=color, label=label or None, marker=marker
+            )
+
+    line(loss, steps, "loss", GREY, "training")
+    line(loss, epochs, "val_loss", BLUE, "validation", "o")
+    line(accuracy, epochs, "accuracy", GREEN, "all breeds", "o")
+    line(accuracy, epochs, "priority_f1", PINK, "priority macro-F1", "s")
+    line(rate, steps, "lr", ORANGE)
+    line(norm, steps, "grad_norm", GREY)
+    loss.set(title="Loss (nats a token)", ylim=(0, None))
+    loss.legend()
+    accuracy.set(title="Closed-set accuracy on the watched photos")
+    percent_axis(accuracy, "y", 0, 1.02)
+    if accuracy.lines:
+        accuracy.legend(loc="lower right")
+    rate.set(title="Learning rate", xlabel="optimizer step", ylim=(0, None))
+    norm.set(title="Gradient norm before clipping", xlabel="optimizer step", ylim=(0, None))
+    best = min(epochs, key=lambda row: row["val_loss"])
+    caption = (
+        f"The validation loss is lowest after epoch {best['epoch']:g} of {epochs[-1]['epoch']:g}: {best['val_loss']:.3f}; "
+        f"it begins with {epochs[0]['val_loss']:.3f} and ends with {epochs[-1]['val_loss']:.3f}."
     )
+    return drawn, caption
 
 
-def training_conclusion(history: Rows, settings: TrainSettings) -> str:
-    """Did it train, did it overfit? From the validation loss of the epochs."""
-    epochs = of_kind(history, "epoch")
+def cost_table(trainer: Trainer, result: TrainResult) -> pd.DataFrame:
+    """Time, speed and memory of the training, the memory beside the estimate."""
+    rates = sorted(row["photos_per_second"] for row in of_kind(result.history, "step"))
+    device = trainer.vlm.device.type
+    need = estimate(trainer.settings, trainer.vlm.base.config)
+    halved = result.outcome["out_of_memory"]
+    rows = {
+        "time": f"{result.outcome['seconds']:.0f} s",
+        "median speed": f"{rates[len(rates) // 2]:.1f} photos/s",
+        "peak memory": f"{result.outcome['peak_memory_gb']:.2f} GB {'of the GPU' if device == 'cuda' else 'resident'}",
+        "estimate for the model alone": f"{need.peak / 1e9:.2f} GB",
+        "out of memory": f"{halved} times, the micro-batch halved" if halved else "never",
+    }
+    return pd.DataFrame({"value": rows})
+
+
+def conclusion(result: TrainResult, watch: str) -> pd.DataFrame:
+    """Did it train, did it overfit, and which epoch was kept? A row a question, from the history."""
+    epochs, best = of_kind(result.history, "epoch"), result.best
     losses = [row["val_loss"] for row in epochs]
-    best = min(range(len(losses)), key=losses.__getitem__)
-    falling = all(b < a for a, b in itertools.pairwise(losses))
+    lowest = min(range(len(losses)), key=losses.__getitem__)
+    training = of_kind(result.history, "step")[-1]["loss"]
     if len(losses) == 1:
-        trained = f"One epoch was run; its validation loss is {losses[0]:.3f}, and with one there is no trend to judge."
-    elif falling:
-        trained = f"**It trained**: the validation loss fell in every epoch, from {losses[0]:.3f} to {losses[-1]:.3f}."
-    elif best == 0:
-        trained = (
-            f"**It did not improve** after the first epoch (validation loss {losses[0]:.3f}, then {losses[-1]:.3f})."
-        )
+        fell = "one epoch: no trend to judge"
+    elif all(b < a for a, b in itertools.pairwise(losses)):
+        fell = "yes, in every epoch"
     else:
-        trained = f"It trained until epoch {best + 1} (validation loss {losses[0]:.3f} to {losses[best]:.3f}), not in every epoch."
-    last_training = of_kind(history, "step")[-1]["loss"]
-    if best < len(losses) - 1 and losses[-1] < LEVEL * losses[best]:
-        fit = f"It has **levelled off**: the last validation loss, {losses[-1]:.3f}, is within {LEVEL - 1:.0%} of the best."
-    elif best < len(losses) - 1:
-        fit = f"**It overfits** from there: the last epoch's validation loss is {losses[-1]:.3f}; the loss was best in epoch {best + 1}."
-    elif losses[-1] > 2 * last_training:
-        fit = (
-            f"The training loss ({last_training:.3f}) is less than half of the validation loss ({losses[-1]:.3f}): it remembers photos, "
-            "though validation still gains; more epochs may overfit."
-        )
+        fell = f"until epoch {lowest + 1}, not after" if lowest else "no: the first epoch is the best"
+    if lowest == len(losses) - 1:
+        overfits = "may begin: it remembers photos" if losses[-1] > 2 * training else "no sign of it"
     else:
-        fit = f"There is no sign of overfitting: training loss {last_training:.3f}, validation loss {losses[-1]:.3f}."
-    row = kept_epoch(epochs, settings.watch)
-    parts = (
-        [f"{_percent(row['accuracy'])} of the watched validation photos are named right"]
-        if row.get("accuracy") is not None
-        else []
-    )
-    if row.get("priority_f1") is not None:
-        parts.append(f"the priority breeds reach a macro-F1 of {_percent(row['priority_f1'])}")
-    closing = f" In the epoch that was kept ({row['epoch']:g}), {' and '.join(parts)}." if parts else ""
-    return f"{trained} {fit}{closing} The checkpoint is `{settings.output_dir}`."
-
-
-def kept_epoch(epochs: Rows, watch: str) -> dict[str, Any]:
-    """The epoch whose adapter the checkpoint holds: the trainer's own choice, equal values decided by the loss."""
-    if watch == "val_loss":
-        return min(epochs, key=lambda row: row["val_loss"])
-    return min(epochs, key=lambda row: (-row.get("priority_f1", row.get("accuracy", 0.0)), row["val_loss"]))
+        overfits = "it has levelled off" if losses[-1] < LEVEL * losses[lowest] else f"yes, after epoch {lowest + 1}"
+    kept = [
+        f"{name} {_percent(best.get(key))}"
+        for name, key in (("accuracy", "accuracy"), ("priority macro-F1", "priority_f1"))
+    ]
+    rows = [
+        ("Did the validation loss fall?", fell, f"{losses[0]:.3f} → {losses[-1]:.3f}"),
+        ("Does it overfit?", overfits, f"training {training:.3f}, validation {losses[-1]:.3f}"),
+        ("Which epoch is kept?", f"epoch {best['epoch']:g}, by {watch}", ", ".join(kept)),
+    ]
+    return pd.DataFrame(rows, columns=["question", "answer", "figures"]).set_index("question")
 
 
 def of_kind(history: Rows, kind: str) -> list[dict[str, Any]]:

@@ -7,7 +7,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from accelerate import PartialState
+
 from catlib.breeds import PRIORITY_BREEDS
+from catlib.data.conversations import questions_of, spelled_answers
 from catlib.data.images import inside
 from catlib.data.records import Sample, image_root_of, read_samples
 from catlib.errors import InputError
@@ -17,7 +20,7 @@ from catlib.training.augment import Augment
 from catlib.training.kernels import fuse
 from catlib.training.lora import add_lora
 from catlib.training.memory_check import check_fits
-from catlib.training.team import Team
+from catlib.training.sharding import shard
 from catlib.vlm.batches import Collator
 from catlib.vlm.checkpoint import find_checkpoint, open_vlm
 from catlib.vlm.features import FrozenFeatures, can_cache
@@ -38,6 +41,9 @@ class TrainingData:
     breeds: tuple[str, ...]
     priority: tuple[str, ...]
     digests: dict[str, str]  # of the two JSONL files
+    question: str  # that most validation samples ask: the checkpoint's
+    others: int  # validation samples that ask another one
+    spelled: dict[str, str]  # beginnings of the answers that are more than a breed's name
 
     @property
     def parts(self) -> tuple[tuple[Path, tuple[Sample, ...]], ...]:
@@ -54,7 +60,7 @@ class Run:
     vlm: VLM
     collate: Collator
     val_collate: Collator
-    folder: Path
+    augment: Augment | None
 
 
 def load_data(settings: TrainSettings) -> TrainingData:
@@ -74,16 +80,25 @@ def load_data(settings: TrainSettings) -> TrainingData:
         raise InputError(f"priority_breeds: no training photo of {', '.join(absent)}; the data has {', '.join(breeds)}")
     priority = tuple(named or [b for b in PRIORITY_BREEDS if b in breeds])
     digests = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
-    return TrainingData(train, val, roots[0], roots[1], breeds, priority, digests)
+    question, others = questions_of(val)
+    if others:
+        log.warning(
+            "%d of %d validation samples ask something else than %r, which is the checkpoint's question",
+            others,
+            len(val),
+            question,
+        )
+    return TrainingData(
+        train, val, roots[0], roots[1], breeds, priority, digests, question, others, spelled_answers(val)
+    )
 
 
-def set_up(settings: TrainSettings, team: Team) -> Run:
-    """Load data and model, attach what is trained, and make the feature cache ready, each process with a share of the photos."""
-    data = load_data(settings)
+def set_up(settings: TrainSettings, data: TrainingData, sharded: bool = False) -> Run:
+    """Load the model, attach what is trained, and make the feature cache ready, each process with a share of the photos."""
     checkpoint = find_checkpoint(settings.base_model)
-    check_fits(settings, checkpoint.base, [(s, inside(root, s.image)) for root, part in data.parts for s in part])
     if checkpoint.adapter is not None:
         raise InputError(f"base_model {settings.base_model!r} is an adapter; name the model that is to be trained")
+    check_fits(settings, checkpoint.base, [(s, inside(root, s.image)) for root, part in data.parts for s in part])
     dtype = str(pick_dtype(settings.dtype, pick_device(settings.device))).removeprefix("torch.")
     vlm = open_vlm(checkpoint, device=settings.device, precision="4-bit" if settings.mode == "qlora" else dtype)
     add_lora(vlm, settings)
@@ -91,30 +106,32 @@ def set_up(settings: TrainSettings, team: Team) -> Run:
     if settings.gradient_checkpointing:
         vlm.base.gradient_checkpointing_enable({"use_reentrant": False})
     augment = Augment(settings.seed) if settings.augment else None
-    features = _features(settings, vlm, data, team)
-    team.shard(vlm)
+    features = _features(settings, vlm, data)
+    if sharded:
+        shard(vlm, PartialState().num_processes)
     if augment is not None:
         log.info(
             "augmentation is on: every photo goes through the vision tower each time, the feature cache is not used"
         )
     collate = Collator(vlm, data.image_root, None if augment else features, augment, settings.num_workers)
     val_collate = Collator(vlm, data.val_root, features)
-    return Run(settings, data, vlm, collate, val_collate, resolve(settings.output_dir))
+    return Run(settings, data, vlm, collate, val_collate, augment)
 
 
-def _features(settings: TrainSettings, vlm: VLM, data: TrainingData, team: Team) -> FrozenFeatures | None:
+def _features(settings: TrainSettings, vlm: VLM, data: TrainingData) -> FrozenFeatures | None:
     if not settings.cache_features:
         return None
     if not can_cache(vlm):
         log.info("%s: features cannot be cached for this architecture", type(vlm.base).__name__)
         return None
-    cache = FrozenFeatures(vlm, resolve(FEATURE_CACHE), settings.cache_limit_gb / team.size)
+    processes = PartialState()
+    cache = FrozenFeatures(vlm, resolve(FEATURE_CACHE), settings.cache_limit_gb / processes.num_processes)
     parts: list[tuple[Sequence[Sample], Path]] = [(data.val, data.val_root)]
     if not settings.augment:
         parts.append((data.train, data.image_root))
     photos = [(inside(root, s.image), s.metadata["sha256"]) for samples, root in parts for s in samples]
-    cache.fill(photos[team.rank :: team.size], settings.num_workers)
-    team.wait()
+    cache.fill(photos[processes.process_index :: processes.num_processes], settings.num_workers)
+    processes.wait_for_everyone()
     return cache
 
 

@@ -1,324 +1,303 @@
-"""The training loop: plain steps over a fixed order, resumable to the same weights, stopped before it can lie."""
+"""Training by transformers' Trainer, with catlib's batches, loss, optimizer groups and validation as plug-ins."""
 
 import logging
 import math
+import shutil
+import sys
 import time
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+import psutil
 import torch
-from transformers import get_scheduler
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list, patch_environment
+from torch.utils.data import DataLoader
+from transformers import PrinterCallback
 
-from catlib.data.conversations import spelled_answers
 from catlib.data.records import Sample
 from catlib.errors import CatlibError
+from catlib.files import read_json
+from catlib.paths import resolve
 from catlib.settings import TrainSettings
-from catlib.training.history import History, read_history
-from catlib.training.interrupts import AfterThisStep
-from catlib.training.lora import rank_remark, with_alpha
-from catlib.training.measure import Meter
-from catlib.training.model_card import model_card
-from catlib.training.order import epoch_order, steps_of
-from catlib.training.passes import Passes
-from catlib.training.run import Run, set_up
-from catlib.training.state import load_state, random_state, save_state, set_random_state
-from catlib.training.team import Team
-from catlib.training.trackers import check_tracker
+from catlib.training.arguments import check_launch, training_arguments
+from catlib.training.callbacks import Flow, Interrupts, Tracker
+from catlib.training.lanes import lanes_for
+from catlib.training.lora import with_alpha
+from catlib.training.loss import AnswerLoss
+from catlib.training.order import Steps, share
+from catlib.training.record import Record, read_history
+from catlib.training.run import Run, load_data, set_up
+from catlib.training.saves import SavingTrainer, alone, prepare_folder, read_progress, saves_in
 from catlib.training.validation import Watch, validation_loss, watched_part
-from catlib.vlm.adapters import fingerprint, save_checkpoint
-from catlib.vlm.batches import check_batch
+from catlib.vlm.adapters import TRAINING
+from catlib.vlm.batches import Batch, check_batch
 
 log = logging.getLogger(__name__)
-SAME_RUN = (
-    "epochs",
-    "batch_size",
-    "gradient_accumulation",
-    "seed",
-    "lr",
-    "projector_lr",
-    "lr_schedule",
-    "warmup_ratio",
-    "mode",
-    "train_projector",
-    "lora_r",
-    "lora_alpha",
-    "lora_dropout",
-    "lora_targets",
-    "balance",
-    "base_model",
-    "use_rslora",
-    "use_dora",
-    "weight_decay",
-    "max_grad_norm",
-    "dtype",
-    "augment",
-    "cache_features",
-)
+T = TypeVar("T")
+OUT_OF_MEMORY = ("out of memory", "not enough memory", "can't allocate memory", "cublas_status_alloc_failed")
 
 
 @dataclass(frozen=True)
 class TrainResult:
-    """What a finished run left: the checkpoint folder (the best epoch's adapter) and the lines of history.jsonl."""
+    """What a finished training left: the checkpoint folder (the best epoch's adapter) and the lines of history.jsonl."""
 
     checkpoint: Path
     history: list[dict[str, Any]]
-    best: dict[str, float]
+    best: dict[str, Any]
+    outcome: dict[str, Any]  # as in training.json
 
 
-class Progress:
-    """Where a run stands. `state()` and `set()` move it to and from the file that a resumed run starts from."""
+class Trainer(SavingTrainer):
+    """One training; `fit()` runs it, or continues what was interrupted.
 
-    def __init__(self) -> None:
-        self.epoch = self.step_in_epoch = self.step = 0
-        self.best_value: list[float] | None = None  # lower is better, entry by entry
-        self.best: dict[str, float] = {}
-        self.epochs_without_gain = 0
-        self.seconds = 0.0
-        self.window: list[tuple[float, int]] = []  # (summed loss, tokens) of the steps since the last logged one
-        self.stopped = False
-
-    def state(self) -> dict[str, Any]:
-        return dict(vars(self))
-
-    def set(self, state: dict[str, Any]) -> None:
-        vars(self).update(state)
-
-
-class Trainer:
-    """One run. `train(settings)` below is the way in; the class only holds what the steps share."""
+    One item of the data loader is one optimizer step with its samples of all processes: `training_step` cuts them into
+    micro-batches. So memory that runs out is met with smaller ones, the number of processes changes nothing, and the loss is the
+    mean over the supervised tokens of the whole step. Everything else is transformers' Trainer: its arguments (setting
+    `trainer_args`), its callbacks (`add_callback`), its trackers.
+    """
 
     def __init__(self, settings: TrainSettings) -> None:
-        check_tracker(settings.tracker)
-        self.settings = settings
-        self.team = Team(settings)
-        self.main = self.team.main
+        settings = with_alpha(settings)
+        sharded = check_launch(settings)
+        self.settings, self.folder = settings, resolve(settings.output_dir)
+        self.processes = PartialState(cpu=settings.device == "cpu")
+        data = load_data(settings)
+        prepare_folder(self.folder, settings, data.digests)
         torch.manual_seed(settings.seed)  # before LoRA's matrices are drawn
-        self.run: Run = set_up(settings, self.team)
-        self.vlm = self.run.vlm
-        self.progress = Progress()
-        self.interrupt = AfterThisStep()
-        self.meter = Meter(self.vlm.base.device)
-        self._prepare()
-
-    def _prepare(self) -> None:
-        s, run = self.settings, self.run
-        named = [(n, p) for n, p in self.vlm.model.named_parameters() if p.requires_grad]
-        projector = [p for n, p in named if f"{self.vlm.family.projector}." in n and "lora_" not in n]
-        rest = [p for n, p in named if not any(p is q for q in projector)]
-        groups = [{"params": rest, "lr": s.lr}, {"params": projector, "lr": s.projector_lr}]
-        groups = [group for group in groups if group["params"]]
-        self.trained = named
-        self.passes = Passes(run, self.team, [parameter for _, parameter in named])
-        self.optimizer = torch.optim.AdamW(
-            groups, weight_decay=s.weight_decay, fused=self.vlm.base.device.type != "mps"
-        )
-        steps_an_epoch = math.ceil(len(run.data.train) / self.passes.effective_batch)
-        total = steps_an_epoch * s.epochs
-        warm_up = math.ceil(s.warmup_ratio * total)
-        kind = "constant_with_warmup" if s.lr_schedule == "constant" else s.lr_schedule
-        self.schedule = get_scheduler(kind, self.optimizer, warm_up, total)
-        self.run.folder.mkdir(parents=True, exist_ok=True)
-        self.history = History(run.folder, s, self.main)
-        watched = watched_part(run.data.val, s.watch_photos, s.seed)
-        question = run.data.val[0].question
-        self.watch = (
-            Watch(
-                self.vlm,
-                run.val_collate,
-                watched,
-                run.data.breeds,
-                run.data.priority,
-                question,
-                spelled_answers(run.data.val),
+        self.run: Run = set_up(settings, data, sharded and self.processes.num_processes > 1)
+        self.drawn = torch.get_rng_state()
+        self.vlm, self.loss = self.run.vlm, AnswerLoss(self.run.vlm)
+        self.trained = [(n, p) for n, p in self.vlm.model.named_parameters() if p.requires_grad]
+        self.record = Record(self.run, self.folder, self.processes.is_main_process)
+        self.interrupts = Interrupts()
+        with patch_environment(ACCELERATE_USE_FSDP="false"):  # sharding is done in `set_up`, on frozen weights only
+            super().__init__(
+                model=self.loss,
+                args=training_arguments(settings, self.vlm.dtype, self.vlm.device),
+                train_dataset=data.train,
+                eval_dataset=data.val,
+                callbacks=[Flow(self)],
             )
-            if watched
-            else None
-        )
-        self.total_steps = total
-
-    # --- the loop ---
+        self.remove_callback(PrinterCallback)
+        self.record.arguments = self.args
+        self.tracker = None if settings.report_to == "none" else Tracker(settings.report_to, self.folder)
+        if self.tracker is not None:
+            self.add_callback(self.tracker)
+        self.lanes = lanes_for(self.vlm, settings, self.processes.num_processes)
+        watched = watched_part(data.val, settings.watch_photos, settings.seed)
+        known = (data.breeds, data.priority, data.question, data.spelled)
+        self.watch = Watch(self.vlm, self.run.val_collate, watched, *known) if watched else None
+        # Three times the loss of guessing among all tokens: no longer bad luck but a broken training.
+        self.most = 3 * math.log(self.vlm.base.config.get_text_config().vocab_size)
+        if self.vlm.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.vlm.device)
+        self.since, self._busy, self._seen = time.perf_counter(), 0.0, 0
+        self._samples: Sequence[Sample] = ()  # of the step that is under way
 
     def fit(self) -> TrainResult:
-        """Train to the end, from where an interrupted run of the same settings stopped."""
-        self._resume()
-        s, p = self.settings, self.progress
-        check_batch(self.vlm, self.run.collate(self.run.data.train[: s.batch_size]))
-        try:
-            with self.interrupt:
-                while p.epoch < s.epochs and not p.stopped:
-                    self._epoch()
-        except KeyboardInterrupt:
-            log.warning("interrupted after step %d; saving where training stands", p.step)
-            self._save_state()
-            self._save_adapter("last", {"interrupted": True})
-            self.history.close("KILLED")
-            raise
-        except BaseException:
-            self.history.close("FAILED")
-            raise
-        self.history.close("FINISHED")
-        history = read_history(self.history.path)
-        return TrainResult(self.run.folder, history, p.best)
+        """Train to the end, from where an interrupted training of the same settings stopped."""
+        with alone(self.folder, self.processes.is_main_process), self.interrupts:
+            self.processes.wait_for_everyone()
+            begun, file = self.record.progress.seconds > 0, self.folder / TRAINING
+            earlier = read_json(file) if file.is_file() and (begun or self.settings.resume) else {}
+            if earlier.get("outcome", {}).get("finished"):
+                return self._result(earlier["figures"], earlier["outcome"])
+            saved = saves_in(self.folder)[-1:] if begun or self.settings.resume else []
+            if begun and not saved:
+                raise CatlibError("training was interrupted before anything was saved: make the Trainer anew")
+            try:
+                self._fit(saved[0] if saved else None)
+            except BaseException as error:
+                self.is_in_train = False
+                killed = isinstance(error, KeyboardInterrupt)
+                if killed:
+                    log.warning("interrupted after step %d; run it again to go on", self.state.global_step)
+                    self.record.save("last", self.record.progress.last | {"interrupted": True})
+                if self.tracker is not None:
+                    self.tracker.close("KILLED" if killed else "FAILED")
+                raise
+        return self._result(self.record.progress.best, self.record.outcome())
 
-    def _epoch(self) -> None:
-        s, p, samples = self.settings, self.progress, self.run.data.train
-        if self.run.collate.augment is not None:
-            self.run.collate.augment.start_epoch(p.epoch)
-        steps = steps_of(epoch_order(samples, s.seed, p.epoch, s.balance), self.passes.effective_batch)
-        seen, since = 0, time.perf_counter()
-        for number, indices in enumerate(steps[p.step_in_epoch :], start=p.step_in_epoch + 1):
-            for soon in (indices, *steps[number : number + 1]):
-                self.passes.prefetch([samples[i] for i in soon])
-            summed, tokens, norm = self._step([samples[i] for i in indices])
-            p.step, p.step_in_epoch = p.step + 1, p.step_in_epoch + 1
-            p.window.append((summed, tokens))
-            seen += len(indices)
-            if p.step % s.log_steps == 0 or p.step_in_epoch == len(steps):
-                elapsed = time.perf_counter() - since
-                self.history.add(
-                    "step",
-                    p.step,
-                    {
-                        "epoch": p.epoch + p.step_in_epoch / len(steps),
-                        "loss": sum(w[0] for w in p.window) / sum(w[1] for w in p.window),
-                        "lr": self.schedule.get_last_lr()[0],
-                        "grad_norm": norm,
-                        "photos_per_second": seen / elapsed,
-                        "peak_memory_gb": self.meter.peak_gb(),
-                    },
-                )
-                p.seconds += elapsed
-                p.window, seen, since = [], 0, time.perf_counter()
-            if s.save_steps and p.step % s.save_steps == 0 and p.step_in_epoch < len(steps):
-                p.seconds += time.perf_counter() - since
-                since = time.perf_counter()
-                self._save_state()
-            self.interrupt.check()
-        p.epoch, p.step_in_epoch = p.epoch + 1, 0
-        self._end_of_epoch()
+    def _result(self, best: dict[str, Any], outcome: dict[str, Any]) -> TrainResult:
+        return TrainResult(self.folder, read_history(self.record.path), best, outcome)
 
-    def _step(self, samples: list[Sample]) -> tuple[float, int, float]:
-        """One optimizer step: (summed loss, supervised tokens, gradient norm before clipping)."""
-        parameters = self.passes.parameters
-        summed, tokens = self.passes.add_gradients(samples, self.progress.step)
-        self.team.sum_gradients(parameters)
-        summed, tokens = self.team.sum(summed, tokens)
-        norm = float(torch.nn.utils.clip_grad_norm_(parameters, self.settings.max_grad_norm))
-        if not math.isfinite(norm):
-            ids = ", ".join(sample.id for sample in samples)
-            raise CatlibError(f"step {self.progress.step + 1}: the gradient is not finite, in the samples {ids}")
-        self.optimizer.step()
-        self.schedule.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        return summed, tokens, norm
+    def _fit(self, saved: Path | None) -> None:
+        check_batch(self.vlm, self.run.collate(self.run.data.train[: self.settings.batch_size]))
+        self.optimizer = self.lr_scheduler = None  # of an interrupted call of `fit`
+        if saved is not None:
+            self.record.progress = read_progress(saved)
+        else:
+            self._forget_saves()  # of an earlier training, with `resume` off
+            self.record.write()
+        if not self.record.progress.stopped_early:  # else killed between its last save and its end
+            self.train(resume_from_checkpoint=None if saved is None else str(saved))
+        self.record.progress.finished = True
+        self.record.write()
+        self._forget_saves()
 
-    # --- after an epoch ---
+    def _forget_saves(self) -> None:
+        for folder in saves_in(self.folder) if self.processes.is_main_process else []:
+            shutil.rmtree(folder)
 
-    def _end_of_epoch(self) -> None:
-        s, p = self.settings, self.progress
-        start = time.perf_counter()
-        self.vlm.model.eval()
-        passes = self.passes
-        with passes.autocast():
-            figures: dict[str, Any] = {
-                "epoch": p.epoch,
-                "val_loss": passes.within_memory(
-                    lambda: validation_loss(
-                        passes.loss,
-                        self.run.val_collate,
-                        self.run.data.val,
-                        passes.micro_batch,
-                        self.team,
-                        passes.lanes,
-                    )
-                ),
-            }
-            if (watch := self.watch) is not None:
-                figures |= passes.within_memory(lambda: watch.measure(passes.micro_batch))
-        figures = self.team.from_main(figures)
-        self.vlm.model.train()
-        value = [figures["val_loss"]]
-        if s.watch == "priority_f1":  # a few rare photos often tie: the loss decides between equals
-            value = [-figures.get("priority_f1", figures.get("accuracy", 0.0)), *value]
-        better = p.best_value is None or value < p.best_value
-        p.epochs_without_gain = 0 if better else p.epochs_without_gain + 1
-        if better:
-            p.best_value, p.best = value, dict(figures)
-        p.seconds += time.perf_counter() - start
-        figures |= {"seconds": p.seconds, "peak_memory_gb": self.meter.peak_gb()}
-        self.history.add("epoch", p.step, figures)
-        self._save_adapter("last", figures)
-        if better:
-            self._save_adapter("", figures)
-        if s.early_stopping and p.epochs_without_gain >= s.early_stopping:
-            log.info("stopped early: no better %s for %d epochs", s.watch, p.epochs_without_gain)
-            p.stopped = True
-        self._save_state()
+    # --- plug-ins of transformers' Trainer ---
 
-    # --- saving and resuming ---
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        """Lists of samples, one for each optimizer step; photos of the coming ones are made ready."""
+        s, samples, augment = self.settings, self.run.data.train, self.run.augment
 
-    def _save_adapter(self, part: str, figures: dict[str, Any]) -> None:
-        """The best adapter lies in the checkpoint folder itself, the last one in `last/`."""
-        if not self.main:
-            return
-        data = self.run.data
-        facts = {
-            "settings": asdict(self.settings),
-            "base_model": self.vlm.name,
-            "breeds": list(data.breeds),
-            "priority_breeds": list(data.priority),
-            "question": data.val[0].question,
-            "spelled": spelled_answers(data.val),
-            "base_fingerprint": fingerprint(self.vlm),
-            "data": data.digests,
-            "figures": figures,
-            "micro_batch": self.passes.micro_batch,
-            "remarks": [remark for remark in (rank_remark(self.settings),) if remark],
-        }
-        card = model_card(self.vlm, self.settings, data, figures)
-        save_checkpoint(self.vlm, self.run.folder / part, facts, card)
+        def begin(epoch: int, seen: Sequence[Sample]) -> None:
+            if augment is not None:
+                augment.start_epoch(epoch, [sample.id for sample in seen])
 
-    @property
-    def _state_file(self) -> Path:
-        return self.run.folder / "state" / "state.pt"
+        def soon(coming: Sequence[Sample]) -> None:
+            for part, _ in self._share(coming):
+                self.run.collate.prefetch(part)
 
-    def _identity(self) -> dict[str, Any]:
-        """What must be the same for a run to be continued."""
-        settings = asdict(self.settings)
-        return {key: settings[key] for key in SAME_RUN} | {"data": self.run.data.digests}
+        size = s.batch_size * s.gradient_accumulation  # whatever the number of processes: they share it
+        steps = Steps(samples, size, s.seed, s.balance, lambda: self.state.global_step, begin, soon)
+        return DataLoader(samples, batch_sampler=steps, collate_fn=list, generator=torch.Generator())  # type: ignore[arg-type]
 
-    def _save_state(self) -> None:
-        if self.main:
-            save_state(
-                self._state_file,
-                {
-                    "identity": self._identity(),
-                    "progress": self.progress.state(),
-                    "weights": {name: parameter.detach().cpu() for name, parameter in self.trained},
-                    "optimizer": self.optimizer.state_dict(),
-                    "schedule": self.schedule.state_dict(),
-                    "random": random_state(),
-                },
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        """The optimizer of the arguments, with a learning rate of its own for a projector that is trained in full."""
+        if self.optimizer is None:
+            s = self.settings
+            projector = [p for n, p in self.trained if f"{self.vlm.family.projector}." in n and "lora_" not in n]
+            rest = [p for _, p in self.trained if not any(p is q for q in projector)]
+            groups: list[dict[str, Any]] = [{"params": rest, "lr": s.lr}, {"params": projector, "lr": s.projector_lr}]
+            kind, values = self.get_optimizer_cls_and_kwargs(self.args)
+            self.optimizer = kind([g | {"weight_decay": s.weight_decay} for g in groups if g["params"]], **values)
+        return self.optimizer
+
+    def training_step(self, model: torch.nn.Module, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
+        """Put into `.grad` the gradient of the mean loss over all supervised tokens of a step, however it is cut up.
+
+        Raises CatlibError for a loss that is no number or explodes, and when not even one sample fits.
+        """
+        model.train()
+        self._samples = inputs
+        loss = self._within_memory(lambda: self._gradients(model, inputs))
+        self._seen, self._busy = self._seen + len(inputs), self._busy + self.tick()
+        return loss
+
+    def evaluate(
+        self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
+        """Loss on the validation samples, and the breeds of the watched ones; the same figures in every process."""
+        samples = self.run.data.val if eval_dataset is None else eval_dataset
+        size, collate, watch = lambda: self.record.progress.micro_batch, self.run.val_collate, self.watch
+        self.loss.eval()
+        with self.accelerator.autocast():
+            loss = self._within_memory(lambda: validation_loss(self.loss, collate, samples, size(), self.lanes))
+            figures = {"loss": loss} | (self._within_memory(lambda: watch.measure(size())) if watch else {})
+        self.loss.train()
+        if self.processes.num_processes > 1:
+            figures = broadcast_object_list([figures])[0]
+        self.tick()
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in figures.items()}
+        self.log(dict(metrics))
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """transformers' figures of a step with speed and memory."""
+        if "loss" in logs:
+            logs |= {"photos_per_second": self._seen / max(self._busy, 1e-9), "peak_memory_gb": self.peak_memory_gb()}
+            self._seen, self._busy = 0, 0.0
+        super().log(logs, start_time)
+
+    def tick(self) -> float:
+        """Seconds since the last call; they count as training's."""
+        before, self.since = self.since, time.perf_counter()
+        self.record.progress.seconds += self.since - before
+        return self.since - before
+
+    def peak_memory_gb(self) -> float:
+        """Peak memory of this process in GB (10^9 bytes): the GPU's where there is one, else the resident set."""
+        if self.args.device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self.args.device) / 1e9
+        return peak_resident_gb()
+
+    # --- the gradient of a step ---
+
+    def _share(self, samples: Sequence[Sample]) -> list[tuple[Sequence[Sample], float]]:
+        own = (self.processes.process_index, self.processes.num_processes)
+        return share(samples, self.record.progress.micro_batch, *own)
+
+    def _gradients(self, model: torch.nn.Module, samples: Sequence[Sample]) -> torch.Tensor:
+        model.zero_grad()
+        tokens = sum(len(self.run.collate.answer_ids(sample)) for sample in samples)
+        # DDP takes the mean of the processes' gradients, transformers that of their losses: each gives its part so many times.
+        part_of_mean = self.processes.num_processes / tokens
+        parts, summed = self._share(samples), 0.0
+        for number, (part, weight) in enumerate(parts, start=1):
+            with nullcontext() if number == len(parts) else self.accelerator.no_sync(model):
+                summed += weight * self._backward(model, part, weight * part_of_mean)
+        return torch.tensor(summed * part_of_mean, device=self.args.device)
+
+    def _backward(self, model: torch.nn.Module, samples: Sequence[Sample], scale: float) -> float:
+        """Add `scale` times the gradient of a micro-batch's summed loss, each lane's part in a thread of its own; the loss."""
+        batches = [self.run.collate(part).to(self.args.device) for part in self.lanes.cut(samples)]
+        if len(batches) == 1:
+            loss, value = self._checked_loss(model, batches[0])
+            self.accelerator.backward(loss * scale)
+            return value
+        parameters = [parameter for _, parameter in self.trained]
+
+        def work(batch: Batch) -> tuple[float, tuple[torch.Tensor | None, ...]]:
+            loss, value = self._checked_loss(model, batch)
+            return value, torch.autograd.grad(loss * scale, parameters, allow_unused=True)
+
+        results = self.lanes.run(work, batches)
+        for _, gradients in results:  # in order, whichever lane was first: a sum of floats depends on it
+            for parameter, gradient in zip(parameters, gradients, strict=True):
+                if gradient is not None:
+                    parameter.grad = gradient if parameter.grad is None else parameter.grad.add_(gradient)
+        return sum(value for value, _ in results)
+
+    def _checked_loss(self, model: torch.nn.Module, batch: Batch) -> tuple[torch.Tensor, float]:
+        """(summed loss, its value)."""
+        loss, n = model(batch)
+        value, step = float(loss.detach()), self.state.global_step
+        warm = step >= self.args.get_warmup_steps(self.state.max_steps)
+        if not math.isfinite(value) or (warm and value / n > self.most):
+            raise CatlibError(
+                f"step {step + 1}: loss {value / n:.3g} in the samples {', '.join(batch.sample_ids)}; training stopped. "
+                "Lower lr, or look at these photos and answers"
             )
+        return loss, value
 
-    def _resume(self) -> None:
-        state = load_state(self._state_file) if self.settings.resume else None
-        if state is not None and state["identity"] != self._identity():
-            old, new = state["identity"], self._identity()
-            changed = sorted(key for key in new if old.get(key) != new[key])
-            log.warning("%s holds a run with other %s: starting anew", self.run.folder, ", ".join(changed))
-            state = None
-        if state is not None:
-            weights = state["weights"]
-            for name, parameter in self.trained:
-                parameter.data.copy_(weights[name])
-            self.optimizer.load_state_dict(state["optimizer"])
-            self.schedule.load_state_dict(state["schedule"])
-            self.progress.set(state["progress"])
-            set_random_state(state["random"])
-            log.info("resumed after step %d of %d", self.progress.step, self.total_steps)
-        self.history.rewind(self.progress.step)
+    def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> float:
+        norm = float(super()._get_grad_norm(model, grad_norm))
+        if not math.isfinite(norm):
+            ids = ", ".join(sample.id for sample in self._samples)
+            raise CatlibError(f"step {self.state.global_step + 1}: the gradient is not finite, in the samples {ids}")
+        return norm
+
+    def _within_memory(self, work: Callable[[], T]) -> T:
+        """`work()`, again with half the micro-batch whenever the device runs out of memory; no weight was touched yet."""
+        progress = self.record.progress
+        while True:
+            try:
+                return work()
+            except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+                if not out_of_memory(error):
+                    raise
+                if (
+                    progress.micro_batch == 1 or self.processes.num_processes > 1
+                ):  # others wait in the middle of an exchange
+                    raise CatlibError(
+                        f"out of memory at a micro-batch of {progress.micro_batch}: set gradient_checkpointing, mode qlora, or a "
+                        f"smaller batch_size ({str(error).splitlines()[0]})"
+                    ) from error
+            progress.micro_batch, progress.out_of_memory = progress.micro_batch // 2, progress.out_of_memory + 1
+            self.loss.zero_grad()
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+            log.warning("out of memory: micro-batches of %d from here, the effective batch stays", progress.micro_batch)
 
 
 def train(settings: TrainSettings) -> TrainResult:
@@ -326,4 +305,20 @@ def train(settings: TrainSettings) -> TrainResult:
 
     Raises InputError for wrong data or models before anything is computed, CatlibError when training cannot go on.
     """
-    return Trainer(with_alpha(settings)).fit()
+    return Trainer(settings).fit()
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that a device's memory is full, in CUDA's words or the CPU allocator's."""
+    words = str(error).lower()
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(sign in words for sign in OUT_OF_MEMORY)
+
+
+def peak_resident_gb() -> float:
+    """The most memory that this process has had, in GB of 10^9 bytes."""
+    if sys.platform == "win32":
+        return psutil.Process().memory_info().peak_wset / 1e9
+    import resource  # which Windows has not
+
+    unit = 1 if sys.platform == "darwin" else 1024  # getrusage counts bytes on macOS, kibibytes on Linux
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9

@@ -5,6 +5,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
+from accelerate import PartialState
+from accelerate.utils import reduce
 from sklearn.metrics import f1_score
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
@@ -12,7 +14,7 @@ from catlib.data.images import inside, open_image
 from catlib.data.records import Sample
 from catlib.training.lanes import Lanes
 from catlib.training.loss import AnswerLoss
-from catlib.training.team import Team
+from catlib.training.order import share
 from catlib.vlm.batches import Collator
 from catlib.vlm.models import VLM
 from catlib.vlm.scoring import LabelScorer
@@ -20,22 +22,17 @@ from catlib.vlm.scoring import LabelScorer
 
 @torch.no_grad()
 def validation_loss(
-    loss: AnswerLoss,
-    collate: Collator,
-    samples: Sequence[Sample],
-    batch_size: int,
-    team: Team | None = None,
-    lanes: Lanes | None = None,
+    loss: AnswerLoss, collate: Collator, samples: Sequence[Sample], batch_size: int, lanes: Lanes | None = None
 ) -> float:
-    """Mean cross entropy of the answers' tokens, in nats; a team's processes share the samples, lanes each batch."""
-    lanes = lanes or Lanes(1)
+    """Mean cross entropy of the answers' tokens, in nats; processes share the samples, lanes each batch."""
+    lanes, processes = lanes or Lanes(1), PartialState()
     device = collate.vlm.base.device
-    batches = [samples[i : i + batch_size] for i in range(0, len(samples), batch_size)]
     total = tokens = 0.0
-    for batch, weight in team.turns(batches) if team else [(batch, 1.0) for batch in batches]:
+    for batch, weight in share(samples, batch_size, processes.process_index, processes.num_processes):
         for summed, n in lanes.run(loss, [collate(part).to(device) for part in lanes.cut(batch)]):
             total, tokens = total + weight * float(summed), tokens + weight * n
-    total, tokens = team.sum(total, tokens) if team else (total, tokens)
+    if processes.num_processes > 1:
+        total, tokens = reduce(torch.tensor([total, tokens], dtype=torch.float64, device=device)).tolist()
     return total / tokens
 
 
@@ -82,8 +79,9 @@ class Watch:
 
     def _scores(self, samples: Sequence[Sample]) -> np.ndarray:
         cache = self.collate.features
-        found = [cache.get(s.metadata["sha256"]) for s in samples] if cache else [None]
-        if not all(f is not None for f in found):
+        cached = [cache.get(s.metadata["sha256"]) for s in samples] if cache else []
+        found = [one for one in cached if one is not None]
+        if len(found) < len(samples):
             return self.scorer.score([open_image(inside(self.collate.image_root, s.image)) for s in samples])
         device = self.vlm.base.device
         projector = self.vlm.projector
@@ -95,7 +93,7 @@ class Watch:
         mask = torch.stack([torch.nn.functional.pad(torch.ones_like(p), (length - len(p), 0)) for p in prompts]).to(
             device
         )
-        output = BaseModelOutputWithPooling(pooler_output=[projector(vectors)])
+        output = BaseModelOutputWithPooling(pooler_output=[projector(vectors)])  # type: ignore[arg-type]
         return self.scorer.score_inputs(
             {"input_ids": ids, "attention_mask": mask, "mm_encoder_outputs": {"image": output}}
         )

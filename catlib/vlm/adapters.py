@@ -38,14 +38,15 @@ def save_processor(processor: Any, folder: Path) -> None:
     write_text(folder / "preprocessor_config.json", processor.image_processor.to_json_string())
 
 
-def save_checkpoint(vlm: VLM, folder: Path, training: Mapping[str, Any], card: str) -> None:
+def save_checkpoint(vlm: VLM, folder: Path, training: Mapping[str, Any], card: str, arguments: Any) -> None:
     """The whole checkpoint. `training`: settings, data digests, metrics (training.json); `card`: the model card.
 
-    training_args.bin is written because the Hub's tools look for it. It is a pickle, so nothing here ever reads it.
+    training_args.bin (transformers' `arguments`) is written because the Hub's tools look for it. It is a pickle, so nothing here
+    ever reads it.
     """
     save_processor(vlm.processor, folder)
     with replacing(folder / "training_args.bin") as path:
-        torch.save(dict(training.get("settings", {})), path)
+        torch.save(arguments, path)
     write_json(folder / TRAINING, dict(training))
     write_text(folder / "README.md", card)
     save_adapter(vlm, folder)

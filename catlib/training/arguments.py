@@ -1,0 +1,123 @@
+"""catlib's training settings as transformers' TrainingArguments, with whatever further options `trainer_args` names."""
+
+import inspect
+import os
+from typing import Any
+
+import torch
+import yaml
+from transformers import TrainingArguments
+
+from catlib.errors import InputError
+from catlib.paths import resolve
+from catlib.settings import TrainSettings, did_you_mean
+
+# Options that have a setting of their own, and those that the engine decides: accepted, they would do nothing, or harm.
+SETTING = {
+    **{
+        "num_train_epochs": "epochs",
+        "learning_rate": "lr",
+        "warmup_steps": "warmup_ratio",
+        "logging_steps": "log_steps",
+    },
+    **{"per_device_train_batch_size": "batch_size", "per_device_eval_batch_size": "batch_size", "bf16": "dtype"},
+    **{"gradient_accumulation_steps": "gradient_accumulation", "activation_checkpointing": "gradient_checkpointing"},
+    **{"use_cpu": "device", "dataloader_num_workers": "num_workers", "metric_for_best_model": "watch"},
+    **{"resume_from_checkpoint": "resume"},
+    **{name: name for name in ("output_dir", "weight_decay", "max_grad_norm", "seed", "save_steps", "report_to")},
+    "gradient_checkpointing": "gradient_checkpointing",
+}
+DECIDED = (
+    *(
+        "auto_find_batch_size",
+        "average_tokens_across_devices",
+        "data_seed",
+        "dataloader_drop_last",
+        "deepspeed",
+        "fp16",
+        "fsdp",
+    ),
+    *(
+        "fsdp_config",
+        "label_smoothing_factor",
+        "load_best_model_at_end",
+        "neftune_noise_alpha",
+        "push_to_hub",
+        "save_strategy",
+    ),
+    *("remove_unused_columns", "save_only_model", "train_sampling_strategy", "use_liger_kernel", "label_names"),
+)
+
+
+def training_arguments(settings: TrainSettings, dtype: torch.dtype, device: torch.device) -> TrainingArguments:
+    """The arguments of a training whose frozen base is of this dtype on this device.
+
+    One item of the data loader is a whole optimizer step, cut into micro-batches by the trainer, so that accumulation has no
+    option here. Raises InputError for a `trainer_args` that is unknown, without effect, or a setting of catlib's.
+    """
+    schedule = "constant_with_warmup" if settings.lr_schedule == "constant" else settings.lr_schedule
+    values: dict[str, Any] = {
+        "output_dir": str(resolve(settings.output_dir)),
+        "num_train_epochs": settings.epochs,
+        "per_device_train_batch_size": settings.batch_size,
+        "per_device_eval_batch_size": settings.batch_size,
+        "learning_rate": settings.lr,
+        "lr_scheduler_type": schedule,
+        "warmup_steps": settings.warmup_ratio,  # below 1: a share of all steps
+        "weight_decay": settings.weight_decay,
+        "max_grad_norm": settings.max_grad_norm,
+        "seed": settings.seed,
+        "bf16": dtype is torch.bfloat16,  # bf16 arithmetic over a bf16 base; what is trained stays float32
+        "use_cpu": device.type == "cpu",
+        "logging_steps": settings.log_steps,
+        "logging_nan_inf_filter": False,
+        "eval_strategy": "epoch",
+        "save_strategy": "epoch",
+        "report_to": "none",  # trackers are added behind a guard
+        "disable_tqdm": True,
+        "remove_unused_columns": False,
+        "ddp_find_unused_parameters": False,
+        "label_names": [],
+    }
+    try:
+        arguments = TrainingArguments(**values | further_options(settings.trainer_args))
+    except (ValueError, TypeError) as error:
+        raise InputError(f"trainer_args: {str(error).splitlines()[0]}") from None
+    _ = arguments.device
+    arguments._n_gpu = min(arguments._n_gpu, 1)  # several GPUs are several processes, never torch's DataParallel
+    return arguments
+
+
+def further_options(text: str) -> dict[str, Any]:
+    """The options in `trainer_args`, a YAML or JSON mapping. Raises InputError."""
+    try:
+        options = yaml.safe_load(text) if text.strip() else {}
+    except yaml.YAMLError as error:
+        raise InputError(f"trainer_args: neither YAML nor JSON: {error}") from None
+    if not isinstance(options, dict):
+        raise InputError(f"trainer_args: expected a mapping, as in '{{optim: adafactor}}'; found {text!r}")
+    known = inspect.signature(TrainingArguments).parameters
+    for name in options:
+        if name in SETTING:
+            raise InputError(f"trainer_args: {name} is the setting {SETTING[name]}; set that")
+        if name in DECIDED:
+            raise InputError(f"trainer_args: {name} is not available; catlib's trainer decides that itself")
+        if name not in known:
+            raise InputError(f"trainer_args: transformers has no option {name!r}{did_you_mean(str(name), known)}")
+    return options
+
+
+def check_launch(settings: TrainSettings) -> bool:
+    """Whether the frozen matrices are to lie in pieces over the processes (accelerate's FSDP configuration).
+
+    Raises InputError for a launch that catlib cannot do.
+    """
+    if os.environ.get("ACCELERATE_USE_DEEPSPEED", "false") == "true":
+        raise InputError(
+            "catlib train was launched with a DeepSpeed configuration, which it does not support: configs/accelerate/fsdp.yaml keeps "
+            "the frozen weights in pieces as ZeRO-3 does, configs/accelerate/ddp.yaml whole"
+        )
+    sharded = os.environ.get("ACCELERATE_USE_FSDP", "false") == "true"
+    if sharded and settings.mode == "qlora":
+        raise InputError("FSDP cannot keep 4-bit weights in pieces; launch mode qlora with configs/accelerate/ddp.yaml")
+    return sharded

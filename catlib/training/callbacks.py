@@ -1,0 +1,188 @@
+"""What goes on beside the steps: the flow of a training, trackers that cannot end it, interrupts that wait for the end of a step."""
+
+import logging
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable
+from functools import partial
+from importlib import import_module
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import TYPE_CHECKING, Any
+
+import torch
+from accelerate.utils import patch_environment
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.integrations import MLflowCallback, TensorBoardCallback, WandbCallback
+
+from catlib.files import read_json, write_json
+from catlib.paths import resolve
+from catlib.training.record import HISTORY
+
+if TYPE_CHECKING:
+    from catlib.training.trainer import Trainer
+
+log = logging.getLogger(__name__)
+STORE, EVENTS, RUNS = "outputs/mlflow.db", "outputs/tensorboard", "outputs"
+SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+
+
+class Flow(TrainerCallback):
+    """When a training logs, saves and ends."""
+
+    def __init__(self, trainer: "Trainer") -> None:
+        self.trainer = trainer
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        t, progress = self.trainer, self.trainer.record.progress
+        torch.set_rng_state(t.drawn)  # as LoRA's matrices left it; a resumed training then loads its own
+        if rank := t.processes.process_index:
+            torch.manual_seed(args.seed * 1_000_003 + rank)
+        t.since = time.perf_counter()
+        t.record.rewind(state.global_step)
+        if state.global_step:
+            t._tr_loss += progress.loss_since_log
+            t._globalstep_last_logged = progress.logged_step
+            log.info("resumed after step %d of %d", state.global_step, state.max_steps)
+        if args.get_warmup_steps(state.max_steps) >= state.max_steps:
+            log.warning("all %d steps are warm-up: the learning rate never reaches lr", state.max_steps)
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        t = self.trainer
+        if t.processes.num_processes > 1:  # a signal that reached one of them counts for all
+            flags = t.accelerator.gather(torch.tensor([t.interrupts.wanted], device=args.device))
+            t.interrupts.wanted = bool(flags.any())
+        ends = control.should_training_stop or float(state.epoch).is_integer()
+        control.should_log |= ends
+        due = t.settings.save_steps and state.global_step % t.settings.save_steps == 0
+        if (due or t.interrupts.wanted) and not ends:  # the end of an epoch is saved with its validation
+            t.tick()
+            control.should_save = True
+
+    def on_log(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: Any = None, **more: Any
+    ) -> None:
+        if "loss" in logs:
+            seconds, step = self.trainer.record.progress.seconds, state.global_step
+            row = {**logs, "lr": more["lr_scheduler"].get_last_lr()[0]}
+            names = ("epoch", "loss", "lr", "grad_norm", "photos_per_second", "peak_memory_gb")
+            left = f" of {state.max_steps}, {seconds / step * (state.max_steps - step) / 60:.0f} min left"
+            self.trainer.record.add("step", step, {name: row[name] for name in names}, left)
+
+    def on_evaluate(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, metrics: Any = None, **_: Any
+    ) -> None:
+        t = self.trainer
+        if t.is_in_train:
+            epoch = float(state.epoch)
+            figures = {"epoch": int(epoch) if epoch.is_integer() else epoch, "val_loss": metrics["eval_loss"]}
+            figures |= {k: metrics[f"eval_{k}"] for k in ("accuracy", "priority_f1") if f"eval_{k}" in metrics}
+            figures |= {"seconds": t.record.progress.seconds, "peak_memory_gb": t.peak_memory_gb()}
+            control.should_training_stop |= not t.record.add_epoch(state.global_step, figures)
+            t.tick()
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if self.trainer.interrupts.wanted:
+            raise KeyboardInterrupt
+
+
+class Tracker(TrainerCallback):
+    """One of transformers' trackers behind a guard: whatever it raises, training goes on; it is warned of once, and then let be.
+
+    A resumed training goes on in the same MLflow or W&B run, whose id lies beside the checkpoint. MLFLOW_TRACKING_URI and the other
+    variables that transformers reads are honoured; without them everything stays under outputs/.
+    """
+
+    def __init__(self, name: str, folder: Path) -> None:
+        self.name, self.folder, self.failed = name, folder, False
+        self.remembered = folder / f"{name}.json"
+        self.inner: Any = None
+        self.variables: dict[str, str] = {}  # of the environment, while the tracker works
+        for event in (name for name in vars(TrainerCallback) if name.startswith("on_")):
+            setattr(self, event, partial(self._event, event))
+
+    def close(self, status: str) -> None:
+        """End the run as `KILLED` or `FAILED`; one that went well has been ended by its own callback."""
+        endings: dict[str, Callable[[], Any]] = {
+            "mlflow": lambda: self.inner._ml_flow.end_run(status),
+            "wandb": lambda: self.inner._wandb.finish(exit_code=1),
+            "tensorboard": lambda: self.inner.tb_writer.close(),
+        }
+        if self.inner is not None:
+            self._guarded(endings[self.name])
+
+    def _event(self, event: str, args: Any, state: TrainerState, control: TrainerControl, **more: Any) -> None:
+        if state.is_world_process_zero and event == "on_train_begin":
+            self._guarded(lambda: self._open(state.global_step))
+        if self.inner is not None:
+            self._guarded(lambda: getattr(self.inner, event)(args, state, control, **more))
+        if event == "on_train_begin" and self.inner is not None and self.name != "tensorboard":
+            self._guarded(lambda: write_json(self.remembered, {"run_id": self._run_id()}))
+
+    def _guarded(self, work: Callable[[], Any]) -> None:
+        if not self.failed:
+            try:
+                with patch_environment(**self.variables):
+                    work()
+            except Exception as error:
+                self.failed = True
+                hint = f"; pip install 'catlib[{self.name}]'" if isinstance(error, ImportError) else ""
+                said = (str(error).strip() or type(error).__name__).splitlines()[0]
+                log.warning("%s takes no curves (%s%s); %s has them", self.name, said, hint, HISTORY)
+
+    def _open(self, step: int) -> None:
+        run = read_json(self.remembered)["run_id"] if step and self.remembered.is_file() else ""
+        if self.name == "tensorboard":
+            from torch.utils.tensorboard import SummaryWriter
+
+            # What a resumed training does again replaces what was there from that step on.
+            self.inner = TensorBoardCallback(SummaryWriter(resolve(EVENTS) / self.folder.name, purge_step=step + 1))
+            return
+        import_module(self.name)
+        usual = {"MLFLOW_TRACKING_URI": f"sqlite:///{resolve(STORE)}", "MLFLOW_EXPERIMENT_NAME": "catlib"}
+        same = {"MLFLOW_RUN_ID": run}
+        if self.name == "wandb":
+            usual = {"WANDB_PROJECT": "catlib", "WANDB_DIR": str(resolve(RUNS)), "WANDB_NAME": self.folder.name}
+            same = {"WANDB_RUN_ID": run, "WANDB_RESUME": "allow"}
+        resolve(RUNS).mkdir(parents=True, exist_ok=True)
+        self.variables = {k: v for k, v in usual.items() if k not in os.environ} | (same if run else {})
+        self.inner = MLflowCallback() if self.name == "mlflow" else WandbCallback()
+        self.inner._async_log = False  # MLflow's: an error in a thread of its own could not be caught
+
+    def _run_id(self) -> str:
+        return self.inner._ml_flow.active_run().info.run_id if self.name == "mlflow" else self.inner._wandb.run.id
+
+
+class Interrupts:
+    """While open, the first SIGINT, SIGTERM or SIGHUP only sets `wanted`; a second one interrupts at once.
+
+    So what is saved then is a whole state and not half of one. Without effect outside the main thread; a signal that the process
+    ignores (nohup) stays ignored.
+    """
+
+    def __init__(self) -> None:
+        self.wanted = False
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> "Interrupts":
+        self.wanted = False
+        if threading.current_thread() is threading.main_thread():
+            for number in SIGNALS:
+                if signal.getsignal(number) is not signal.SIG_IGN:
+                    self._before[number] = signal.signal(number, self._note)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        self._before = {}
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if self.wanted:
+            raise KeyboardInterrupt
+        self.wanted = True
+        log.warning("interrupted: saving after this step; once more ends at once")

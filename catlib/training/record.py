@@ -1,0 +1,143 @@
+"""What a training leaves behind: history.jsonl line by line, training.json, the best adapter and the last one."""
+
+import json
+import logging
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainingArguments
+
+from catlib.errors import CatlibError
+from catlib.files import read_jsonl, write_json, write_text
+from catlib.training.lora import rank_remark
+from catlib.training.model_card import model_card
+from catlib.training.run import Run
+from catlib.vlm.adapters import TRAINING, fingerprint, save_checkpoint
+
+log = logging.getLogger(__name__)
+HISTORY = "history.jsonl"
+
+
+@dataclass
+class Progress:
+    """Where a training stands, as far as transformers' own state does not tell it; saved and resumed with that."""
+
+    micro_batch: int
+    seconds: float = 0.0
+    out_of_memory: int = 0  # times that the micro-batch was halved
+    best_value: list[float] | None = None  # lower is better, entry by entry
+    best: dict[str, Any] = field(default_factory=dict)
+    last: dict[str, Any] = field(default_factory=dict)
+    val_losses: list[float] = field(default_factory=list)  # of each validation
+    without_gain: int = 0
+    loss_since_log: float = 0.0
+    logged_step: int = 0
+    stopped_early: bool = False
+    finished: bool = False
+
+
+class Record:
+    """The files of one training; only the main process (`active`) writes them."""
+
+    def __init__(self, run: Run, folder: Path, active: bool) -> None:
+        self.run, self.folder, self.active = run, folder, active
+        self.path = folder / HISTORY
+        self.progress = Progress(run.settings.batch_size)
+        self.arguments: TrainingArguments | None = None
+
+    def rewind(self, step: int) -> None:
+        """Drop what came after the step that training starts from."""
+        if self.active:
+            kept = [row for row in read_history(self.path) if row["step"] <= step] if step else []
+            write_text(self.path, "".join(json.dumps(row) + "\n" for row in kept))
+
+    def add(self, kind: str, step: int, figures: Mapping[str, Any], said: str = "") -> None:
+        """One line: kind is `step` or `epoch`; figures that are not finite are written as null. `said` is for the log alone."""
+        if self.active:
+            with self.path.open("a", encoding="utf-8") as stream:
+                stream.write(json.dumps({"kind": kind, "step": step} | _finite(figures)) + "\n")
+            texts = [f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in figures.items()]
+            log.info("step %d%s: %s", step, said, ", ".join(texts))
+
+    def add_epoch(self, step: int, figures: dict[str, Any]) -> bool:
+        """A validation: a line, the adapter in `last/`, and in the folder itself when it is the best. Whether training may go on."""
+        s, p = self.run.settings, self.progress
+        if not math.isfinite(figures["val_loss"]):
+            raise CatlibError(f"step {step}: the validation loss is {figures['val_loss']}; training stopped")
+        value = [figures["val_loss"]]
+        if s.watch == "priority_f1":  # a few rare photos often tie: the loss decides between equals
+            value = [-figures.get("priority_f1", figures.get("accuracy", 0.0)), *value]
+        better = p.best_value is None or value < p.best_value
+        p.without_gain = 0 if better else p.without_gain + 1
+        p.val_losses.append(figures["val_loss"])
+        p.last = figures
+        if better:
+            p.best_value, p.best = value, figures
+        p.stopped_early = bool(s.early_stopping) and p.without_gain >= s.early_stopping
+        if p.stopped_early:
+            log.info("stopped early: no better %s for %d epochs", s.watch, p.without_gain)
+        self.add("epoch", step, figures)
+        self.save("last", figures)
+        if better:
+            self.save("", figures)
+        return not p.stopped_early
+
+    def save(self, part: str, figures: Mapping[str, Any]) -> None:
+        """The adapter as it is, with processor, card and record, in the folder or in its `last/`."""
+        if self.active:
+            card = model_card(self.run.vlm, self.run.settings, self.run.data, dict(figures))
+            save_checkpoint(self.run.vlm, self.folder / part, self._facts(figures), card, self.arguments)
+
+    def write(self) -> None:
+        """Bring the records beside the adapters up to date; the first one is there before any adapter."""
+        for part, figures in (("", self.progress.best), ("last", self.progress.last)):
+            if self.active and (figures or not part):
+                write_json(self.folder / part / TRAINING, self._facts(figures))
+
+    def _facts(self, figures: Mapping[str, Any]) -> dict[str, Any]:
+        data = self.run.data
+        return {
+            "settings": asdict(self.run.settings),
+            "base_model": self.run.vlm.name,
+            "breeds": list(data.breeds),
+            "priority_breeds": list(data.priority),
+            "question": data.question,
+            "other_questions": data.others,
+            "spelled": data.spelled,
+            "base_fingerprint": fingerprint(self.run.vlm),
+            "data": data.digests,
+            "figures": _finite(figures),
+            "outcome": self.outcome(),
+            "remarks": [remark for remark in (rank_remark(self.run.settings),) if remark],
+        }
+
+    def outcome(self) -> dict[str, Any]:
+        """How it went: the plan asks for a training without out-of-memory whose validation loss falls."""
+        p = self.progress
+        return {
+            "finished": p.finished,
+            "stopped_early": p.stopped_early,
+            "out_of_memory": p.out_of_memory,
+            "micro_batch": p.micro_batch,
+            "peak_memory_gb": p.last.get("peak_memory_gb"),
+            "seconds": p.seconds,
+            "val_losses": p.val_losses,
+            "val_loss_fell": min(p.val_losses[1:]) < p.val_losses[0] if len(p.val_losses) > 1 else None,
+        }
+
+
+def read_history(path: Path) -> list[dict[str, Any]]:
+    """The lines of history.jsonl; a half-written last line is dropped."""
+    if not path.is_file():
+        return []
+    text = path.read_text(encoding="utf-8")
+    if not text.endswith("\n"):
+        write_text(path, text[: text.rfind("\n") + 1])
+    return [row for _, row in read_jsonl(path)]
+
+
+def _finite(figures: Mapping[str, Any]) -> dict[str, Any]:
+    return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in figures.items()}
