@@ -1,10 +1,15 @@
 """`catlib compare`: two models on the same photos, the gain with its interval and where it comes from."""
 
 import argparse
-import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from catlib.commands.evaluate import SHARED
+from catlib.commands.options import add_settings_options, settings_from_args, show
+from catlib.settings import EvaluationSettings
 
 
-def add_parser(subparsers: argparse._SubParsersAction, common: argparse.ArgumentParser) -> None:
+def add_parser(subparsers: Any, common: argparse.ArgumentParser) -> None:
     """Add the subcommand."""
     parser = subparsers.add_parser(
         "compare",
@@ -15,15 +20,9 @@ def add_parser(subparsers: argparse._SubParsersAction, common: argparse.Argument
     parser.add_argument("a", metavar="A.jsonl", help="predictions of the model whose gain is wanted")
     parser.add_argument("b", metavar="B.jsonl", help="predictions of the model that it is measured against")
     parser.add_argument(
-        "--priority", metavar="BREEDS", help="breeds reported apart, comma separated (default: the plan's seven)"
-    )
-    parser.add_argument(
         "--val", nargs=2, metavar=("A_VAL", "B_VAL"), help="validation predictions: the gain of combining both"
     )
-    parser.add_argument(
-        "--bootstrap", type=int, default=2000, metavar="N", help="resamples behind each interval (default: 2000)"
-    )
-    parser.add_argument("--seed", type=int, default=0, help="seed of the resampling (default: 0)")
+    add_settings_options(parser, EvaluationSettings, only=SHARED, also={"priority_breeds": "--priority"})
     parser.set_defaults(run=run)
 
 
@@ -32,53 +31,42 @@ def run(args: argparse.Namespace) -> int:
     from catlib.data.records import read_predictions
     from catlib.evaluation import inputs
     from catlib.evaluation.compare import compare
+
+    settings = settings_from_args(EvaluationSettings, args)
+    inputs.check_bootstrap(settings.bootstrap)
+    a, b, *val = (read_predictions(inputs.given_file(path)) for path in (args.a, args.b, *(args.val or ())))
+    priority = inputs.choose_priority(settings.priority_breeds, [a, b])
+    both = dict(zip(("val_a", "val_b"), val, strict=False))
+    found = compare(a, b, priority, **both, bootstrap=settings.bootstrap, seed=settings.seed)
+    show(args, found, "\n".join(lines(found)))
+    return 0
+
+
+def lines(c: Mapping[str, Any]) -> Iterator[str]:
+    """The comparison as text."""
     from catlib.evaluation.tables import comparison_table, confusion_table, points, text_table
 
-    inputs.check_bootstrap(args.bootstrap)
-    a, b, *val = (read_predictions(inputs.given_file(path)) for path in (args.a, args.b, *(args.val or ())))
-    priority = inputs.choose_priority(args.priority, [a, b])
-    c = compare(
-        a,
-        b,
-        priority,
-        val_a=val[0] if val else None,
-        val_b=val[1] if val else None,
-        bootstrap=args.bootstrap,
-        seed=args.seed,
-    )
-    if args.json:
-        print(json.dumps(c, ensure_ascii=False, allow_nan=False))
-        return 0
-    print(f"Gain of A ({c['a']}) over B ({c['b']}) on {c['n']} photos that both have seen, points [95 % interval]")
-    print(text_table(comparison_table([c])))
+    yield f"Gain of A ({c['a']}) over B ({c['b']}) on {c['n']} photos that both have seen, points [95 % interval]"
+    yield text_table(comparison_table([c]))
     if any(c["dropped"].values()):
-        print(f"  left out, seen by one model only: {c['dropped']['a']} photos of A, {c['dropped']['b']} of B")
-    print(
-        f"  accuracy {c['accuracy']['a']:.1%} against {c['accuracy']['b']:.1%}; only A right {c['only_a_right']}, only "
-        f"B {c['only_b_right']}"
-    )
-    print(
-        f"  same answer for {c['agreement']:.1%}; always the right one of the two would reach "
-        f"{c['oracle_accuracy']:.1%}"
-    )
-    if c["combination"]:
-        mixed = c["combination"]
-        print(
-            f"  averaging both (weight of A {mixed['weight_a']:.2f}): {mixed['accuracy']:.1%}, "
-            f"{points({'value': mixed['gain_points'], 'ci95': mixed['ci95']})} over {mixed['over']}"
-        )
+        yield f"  left out, seen by one model only: {c['dropped']['a']} photos of A, {c['dropped']['b']} of B"
+    yield f"  accuracy {c['accuracy']['a']:.1%} against {c['accuracy']['b']:.1%}"
+    yield f"  only A right {c['only_a_right']}, only B {c['only_b_right']}; same answer for {c['agreement']:.1%}"
+    yield f"  always the right one of the two would reach {c['oracle_accuracy']:.1%}"
+    if mixed := c["combination"]:
+        gain = points({"value": mixed["gain_points"], "ci95": mixed["ci95"]})
+        yield f"  both averaged (weight of A {mixed['weight_a']:.2f}): {mixed['accuracy']:.1%}, {gain} over {mixed['over']}"
     for change in ("gains", "loses"):
         rows = [
             {
-                "breed": r["breed"],
-                "photos": str(r["support"]),
-                "points": f"{r['gain_points']:+.0f}",
-                "p, corrected": f"{r['p_adjusted']:.3f}",
+                "breed": row["breed"],
+                "photos": str(row["support"]),
+                "points": f"{row['gain_points']:+.0f}",
+                "p, corrected": f"{row['p_adjusted']:.3f}",
             }
-            for r in c["breeds"]
-            if r["change"] == change
+            for row in c["breeds"]
+            if row["change"] == change
         ]
-        print(f"\nBreeds where A surely {change}:\n{text_table(rows)}")
-    print(f"\nConfusions that vanish in A:\n{text_table(confusion_table(c, 'vanish'))}")
-    print(f"\nConfusions that appear in A:\n{text_table(confusion_table(c, 'appear'))}")
-    return 0
+        yield f"\nBreeds where A surely {change}:\n{text_table(rows)}"
+    for which in ("vanish", "appear"):
+        yield f"\nConfusions that {which} in A:\n{text_table(confusion_table(c, which))}"

@@ -74,9 +74,8 @@ def _summary(outcome: dict[str, Any]) -> str:
     lines = []
     if len(rows := headline(outcome)):
         lines += ["", "Test photos, per cent [95 % interval]", text_table(rows)]
-    if outcome["status"] == "done" and outcome.get("recommendation"):
-        reasons = [f"  - {reason}" for reason in outcome.get("reasons", [])]
-        lines += ["", f"Recommendation: {outcome['recommendation']}", *reasons]
+    if outcome["status"] == "done" and (advice := outcome.get("recommendation")):
+        lines += ["", f"Recommendation: {advice['decision']}", *(f"  - {reason}" for reason in advice["reasons"])]
     return "\n".join([*lines, "", f"Report: {outcome['report']}"])
 
 
@@ -91,5 +90,5 @@ def _sweep(args: argparse.Namespace, profile: Path, overrides: dict[str, Any], n
         print(f"{key} = {value:g}", file=sys.stderr if args.json else sys.stdout, flush=True)
         outcomes.append(_run_one(args, profile, parameters, member))
     page = sweep.curve_page(name, key, list(zip(values, (outcome["run"] for outcome in outcomes), strict=True)))
-    show(args, {"page": str(page), "runs": outcomes}, f"\nLearning curve: {page}")
+    show(args, {"page": str(page), "runs": outcomes}, f"\nSweep: {page}")
     return 0

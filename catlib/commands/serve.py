@@ -24,34 +24,21 @@ def add_parser(subparsers: Any, common: argparse.ArgumentParser) -> None:
     parser = subparsers.add_parser(
         "serve", parents=[common], help="serve a tuned model by vLLM or llama.cpp", description=__doc__, epilog=EPILOG
     )
-    parser.add_argument("--engine", required=True, choices=["vllm", "llama.cpp"])
-    parser.add_argument("--checkpoint", metavar="DIR", help="vllm: adapter, served unmerged on its base")
-    parser.add_argument(
-        "--model", metavar="DIR", help="vllm: plain or merged model; llama.cpp: folder of catlib export gguf"
-    )
-    parser.add_argument(
-        "--base-model", default="", metavar="REF", help="base of the adapter; default: as the checkpoint says"
-    )
-    parser.add_argument("--name", default="cats", help="name to ask for the model by (default: cats)")
-    parser.add_argument(
-        "--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1, this machine alone)"
-    )
-    parser.add_argument("--port", type=int, default=8000, help="port (default: 8000; 0: any that is free)")
-    parser.add_argument("--dtype", default="auto", help="vllm: weights (default: the model's own)")
-    parser.add_argument(
-        "--context", type=int, default=0, metavar="N", help="longest prompt and answer, tokens (default: the model's)"
-    )
-    parser.add_argument(
-        "--python", default="", metavar="PATH", help="vllm: interpreter of its environment, or CATLIB_VLLM_PYTHON"
-    )
-    parser.add_argument(
-        "--binary", default="", metavar="PATH", help="llama.cpp: its llama-server, or CATLIB_LLAMA_SERVER"
-    )
-    parser.add_argument(
-        "--timeout", type=float, default=600, metavar="S", help="longest time to wait for an answer (default: 600)"
-    )
-    parser.add_argument("--print", dest="print_only", action="store_true", help="print the command and run nothing")
-    parser.add_argument("extra", nargs="*", metavar="-- OPTION", help="options of the engine itself, after --")
+    add = parser.add_argument
+    add("--engine", required=True, choices=["vllm", "llama.cpp"])
+    add("--checkpoint", metavar="DIR", help="vllm: adapter, served unmerged on its base")
+    add("--model", metavar="DIR", help="vllm: plain or merged model; llama.cpp: folder of catlib export gguf")
+    add("--base-model", default="", metavar="REF", help="base of the adapter; default: as the checkpoint says")
+    add("--name", default="cats", help="name to ask for the model by (default: cats)")
+    add("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1, this machine alone)")
+    add("--port", type=int, default=8000, help="port (default: 8000; 0: any that is free)")
+    add("--dtype", default="auto", help="vllm: weights (default: the model's own)")
+    add("--context", type=int, default=0, metavar="N", help="longest prompt and answer, tokens (default: the model's)")
+    add("--python", default="", metavar="PATH", help="vllm: interpreter of its environment, or CATLIB_VLLM_PYTHON")
+    add("--binary", default="", metavar="PATH", help="llama.cpp: its llama-server, or CATLIB_LLAMA_SERVER")
+    add("--timeout", type=float, default=600, metavar="S", help="longest time to wait for an answer (default: 600)")
+    add("--print", dest="print_only", action="store_true", help="print the command and run nothing")
+    add("extra", nargs="*", metavar="-- OPTION", help="options of the engine itself, after --")
     parser.set_defaults(run=run)
 
 

@@ -52,6 +52,8 @@ def curve_page(run: str, key: str, runs: Sequence[tuple[float, str]]) -> Path:
     """Write reports/sweep-RUN-KEY.html from the metrics of `runs`, pairs of value and run name."""
     measured = [(value, results(resolve("outputs/runs") / name)) for value, name in runs]
     measured = [(value, metrics) for value, metrics in measured if metrics.get("models")]
+    if not measured:  # the notebooks that were asked for have no figures
+        return render_all_runs()
     curve = learning_curve(measured, key)
     rows = [
         {
