@@ -100,6 +100,7 @@ def test_checkpoint_has_the_plans_layout_and_a_model_card(trained):
     assert "Burmilla (priority) | 3 | 1" in card
     facts = json.loads((trained.checkpoint / "training.json").read_text())
     assert facts["breeds"] == sorted(BREEDS) and facts["question"] == QUESTION
+    assert facts["settings"]["lora_alpha"] == 2 * facts["settings"]["lora_r"] and "lora_r 4" in facts["remarks"][0]
     losses = [row["val_loss"] for row in trained.history if row["kind"] == "epoch"]
     expected = {
         "finished": True,

@@ -124,7 +124,6 @@ def settings(model: Path, data: Path, out: Path, **more: object) -> TrainSetting
         "val_data": str(data / "val.jsonl"),
         "output_dir": str(out),
         "lora_r": 4,
-        "lora_alpha": 8,
         "epochs": 2,
         "batch_size": 2,
         "gradient_accumulation": 2,

@@ -10,7 +10,7 @@ from PIL.Image import Image
 
 from catlib.classifiers.base import about_model
 from catlib.errors import InputError
-from catlib.vlm.features import can_cache, compute_features
+from catlib.vlm.features import compute_features
 from catlib.vlm.models import pick_device
 from catlib.vlm.prompting import inference_inputs
 
@@ -154,7 +154,7 @@ class TowerEncoder(FeatureExtractor):
 
     def _projector_inputs(self, images: Sequence[Image]) -> list[torch.Tensor]:
         """(tokens, width) for each photo, all its tiles together."""
-        if can_cache(self.vlm):
+        if self.vlm.family.caches_features:
             return [features.vectors for features in compute_features(self.vlm, images)]
         caught: list[torch.Tensor] = []
         handle = self.vlm.projector.register_forward_pre_hook(lambda _, args: caught.append(args[0].flatten(0, -2)))

@@ -13,7 +13,6 @@ import torch
 
 from catlib.settings import TrainSettings
 from catlib.training.kernels import drawing_from, is_fused
-from catlib.vlm.features import can_cache
 from catlib.vlm.models import VLM
 
 T = TypeVar("T")
@@ -81,7 +80,7 @@ def lanes_for(vlm: VLM, settings: TrainSettings, processes: int = 1) -> Lanes:
         and processes == 1
         and settings.mode != "qlora"
         and not settings.gradient_checkpointing
-        and can_cache(vlm)
+        and vlm.family.caches_features
         and not _draws_elsewhere(vlm.model)
     )
     return Lanes(min(torch.get_num_threads(), settings.batch_size) if apart else 1)

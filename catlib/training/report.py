@@ -107,13 +107,14 @@ def cost_table(trainer: Trainer, result: TrainResult) -> pd.DataFrame:
     """Time, speed and memory of the training, the memory beside the estimate."""
     rates = sorted(row["photos_per_second"] for row in of_kind(result.history, "step"))
     device = trainer.vlm.device.type
-    need = estimate(trainer.settings, trainer.vlm.base.config)
+    known = trainer.vlm.family.image_tokens is not None  # of how many tokens a photo has
+    need = f"{estimate(trainer.settings, trainer.vlm.base.config).peak / 1e9:.2f} GB" if known else "not known"
     halved = result.outcome["out_of_memory"]
     rows = {
         "time": f"{result.outcome['seconds']:.0f} s",
         "median speed": f"{rates[len(rates) // 2]:.1f} photos/s",
         "peak memory": f"{result.outcome['peak_memory_gb']:.2f} GB {'of the GPU' if device == 'cuda' else 'resident'}",
-        "estimate for the model alone": f"{need.peak / 1e9:.2f} GB",
+        "estimate for the model alone": need,
         "out of memory": f"{halved} times, the micro-batch halved" if halved else "never",
     }
     return pd.DataFrame({"value": rows})

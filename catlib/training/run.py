@@ -23,7 +23,7 @@ from catlib.training.memory_check import check_fits
 from catlib.training.sharding import shard
 from catlib.vlm.batches import Collator
 from catlib.vlm.checkpoint import find_checkpoint, open_vlm
-from catlib.vlm.features import FrozenFeatures, can_cache
+from catlib.vlm.features import FrozenFeatures
 from catlib.vlm.models import VLM, pick_device, pick_dtype
 
 log = logging.getLogger(__name__)
@@ -121,7 +121,7 @@ def set_up(settings: TrainSettings, data: TrainingData, sharded: bool = False) -
 def _features(settings: TrainSettings, vlm: VLM, data: TrainingData) -> FrozenFeatures | None:
     if not settings.cache_features:
         return None
-    if not can_cache(vlm):
+    if not vlm.family.caches_features:
         log.info("%s: features cannot be cached for this architecture", type(vlm.base).__name__)
         return None
     processes = PartialState()

@@ -45,7 +45,7 @@ class FrozenFeatures:
     """
 
     def __init__(self, vlm: VLM, folder: Path, limit_gb: float) -> None:
-        if not can_cache(vlm):
+        if not vlm.family.caches_features:
             raise CatlibError(f"features of a {type(vlm.base).__name__} cannot be cached")
         self.vlm = vlm
         self.folder = folder / model_key(vlm)
@@ -88,11 +88,6 @@ class FrozenFeatures:
         with replacing(self._file(sha)) as path:
             save_file({"vectors": features.vectors.cpu().contiguous(), "block": features.block.cpu()}, path)
             self.size += path.stat().st_size
-
-
-def can_cache(vlm: VLM) -> bool:
-    """Whether the projector reads nothing but the tower's output, and does not merge, tile or reread the photo."""
-    return vlm.family.caches_features
 
 
 @torch.no_grad()
