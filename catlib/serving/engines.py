@@ -111,11 +111,9 @@ def find_vllm(python: str = "") -> tuple[str, dict[str, str]]:
     named = python or os.environ.get(VLLM_PYTHON, "")
     if not named and (program := shutil.which("vllm")):
         named = str(Path(program).resolve().parent / "python")
-    if not named:
-        raise InputError(f"vLLM is not installed. {ADVICE}")
-    interpreter = shutil.which(os.path.expanduser(named))
+    interpreter = shutil.which(os.path.expanduser(named)) if named else None
     if interpreter is None:
-        raise InputError(f"{named}: no such interpreter for vLLM. {ADVICE}")
+        raise InputError(f"{f'{named}: no such interpreter for vLLM' if named else 'vLLM is not installed'}. {ADVICE}")
     done = subprocess.run([interpreter, "-c", PROBE], capture_output=True, text=True)
     try:
         versions = parse_json(done.stdout, interpreter)
