@@ -57,6 +57,7 @@ def tuned(root, name, base, quantize=False, **more):
     return root / name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "more",
     [
