@@ -72,6 +72,7 @@ def test_nothing_occluded_is_the_score(vlm):
         assert abs(occluded_scores(vlm, photo(1), QUESTION, breed, [patch(None, None)])[0] - score) < 1e-4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("breed", BREEDS)
 def test_gradients_add_up_to_what_the_photo_changes(vlm, breed):
     """Completeness of integrated gradients: the sum is the score of the photo less that of a featureless one."""

@@ -247,6 +247,7 @@ def test_check_proves_the_split_and_finds_a_leak(tmp_path, capsys):
     assert "train.jsonl" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_two_runs_at_once_leave_one_split(tmp_path):
     fill(tmp_path / "photos", {"Bengal": 30, "Manx": 30})
     command = [

@@ -30,6 +30,7 @@ def test_a_folder_of_many_files_is_listed_without_opening_them(tmp_path):
     assert time.process_time() - start < 5
 
 
+@pytest.mark.slow
 def test_near_pairs_of_many_hashes_are_fast_and_small():
     """80,000 hashes, half of them one bit away from another: an exhaustive search would compare 3.2 billion pairs."""
     rng = np.random.default_rng(0)

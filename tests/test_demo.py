@@ -29,6 +29,7 @@ def small_set(tmp_path_factory):
     return folder, draw_photos(folder, photos=10, seed=3)
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_bytes(small_set, tmp_path):
     folder, paths = small_set
     again = draw_photos(tmp_path, photos=10, seed=3)
@@ -41,6 +42,7 @@ def test_another_seed_gives_other_cats():
     assert draw_breed("Manx", "test", 0, seed=0).tobytes() != draw_breed("Manx", "test", 0, seed=1).tobytes()
 
 
+@pytest.mark.slow
 def test_a_complete_set_is_left_alone_and_a_broken_or_other_one_is_drawn_again(tmp_path):
     command = ["--out", str(tmp_path / "photos"), "--photos", "5"]
     assert draw(command) == 0
@@ -171,6 +173,7 @@ def coarse_colours(stream, number, grid):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("grid", "bound"), [(1, 0.15), (4, 0.28)])
 def test_colour_alone_does_not_give_the_breed_away(grid, bound):
     """Logistic regression on mean colours: measured 0.07 for the whole picture, 0.16 for a 4 x 4 raster."""

@@ -114,6 +114,7 @@ def test_the_chat_template_round_trip(llava):
     assert processor.tokenizer.decode(whole[len(before) :], skip_special_tokens=True).strip() == "York Chocolate"
 
 
+@pytest.mark.slow
 def test_llava_names_common_breeds_and_no_priority_one(llava, cats):
     model, processor = llava
     names, pictures = cats
@@ -128,6 +129,7 @@ def test_llava_names_common_breeds_and_no_priority_one(llava, cats):
     assert recall(names, predicted, PRIORITY_BREEDS) <= 0.1
 
 
+@pytest.mark.slow
 def test_clip_recognises_common_breeds_and_hardly_any_priority_one(clip, cats):
     model, processor = clip
     names, pictures = cats
@@ -141,6 +143,7 @@ def test_clip_recognises_common_breeds_and_hardly_any_priority_one(clip, cats):
     assert recall(names, predicted, PRIORITY_BREEDS) <= 0.25
 
 
+@pytest.mark.slow
 def test_the_corpus_shows_no_priority_breed(tmp_path):
     corpus, again = draw_corpus(60, seed=5, workers=1), draw_corpus(60, seed=5, workers=2)
     assert torch.equal(corpus.pixels, again.pixels) and corpus.breeds == again.breeds
@@ -162,6 +165,7 @@ def share_that_differs(some, others):
     return torch.cat(apart).float().mean().item()
 
 
+@pytest.mark.slow
 def test_the_command_makes_the_same_models_again(tmp_path):
     threads = torch.get_num_threads()
     made = [build(tmp_path / str(i), pictures=64, clip_epochs=1, llava_epochs=1, seed=2) for i in range(2)]

@@ -55,6 +55,7 @@ def test_breeds_and_confusions_by_hand():
     assert compare(b, a, bootstrap=200)["breeds"][-1]["change"] == "loses"
 
 
+@pytest.mark.slow
 def test_many_equal_breeds_are_not_called_changed():
     """100 pairs of models that are equally good: the corrected tests call almost no breed better or worse."""
     rng = np.random.default_rng(0)

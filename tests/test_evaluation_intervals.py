@@ -83,6 +83,7 @@ def test_interval_stays_around_its_estimate():
     assert low == 0.0 and high > 0
 
 
+@pytest.mark.slow
 def test_intervals_cover_the_truth_at_their_nominal_rate():
     """400 simulated test sets with rare breeds of five photos: 95 % +- 3 points, as in benchmarks/interval_coverage.py.
 
@@ -118,6 +119,7 @@ def test_the_calibration_error_of_an_honest_model_may_be_nought():
     assert np.mean(reached) > 0.85
 
 
+@pytest.mark.slow
 def test_paired_intervals_cover_the_true_gain():
     rng = np.random.default_rng(5)
     support = np.array([20, 30, 12, 25, 5, 5, 16, 10, 40, 8])

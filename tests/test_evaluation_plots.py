@@ -31,6 +31,7 @@ def draw(shown):
     return caption
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("breeds", [BREEDS[:2], BREEDS, MANY])
 def test_every_figure_draws(breeds, tmp_path):
     rare = breeds[:1]

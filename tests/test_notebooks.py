@@ -125,6 +125,7 @@ def text_of(page: str) -> str:
     return re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", page))
 
 
+@pytest.mark.slow
 def test_chain_has_every_page_and_figure(chain):
     _state, metrics, pages, _ = chain
     assert set(pages) == {*NOTEBOOKS, "index"}
@@ -134,6 +135,7 @@ def test_chain_has_every_page_and_figure(chain):
         assert not re.search(r"""(src|href)\s*=\s*["']?(https?:)?//""", page)
 
 
+@pytest.mark.slow
 def test_chain_figures_stand_in_the_pages(chain):
     _, metrics, pages, _ = chain
     tuned = 100 * metrics["models"]["vlm-tuned"]["accuracy"]["value"]
@@ -142,6 +144,7 @@ def test_chain_figures_stand_in_the_pages(chain):
     assert metrics["recommendation"]["decision"] in text_of(pages["index"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "words"),
     [
@@ -160,6 +163,7 @@ def test_chain_pages_say_what_they_are_for(chain, name, words):
         assert "data:image/png;base64," in pages[name]
 
 
+@pytest.mark.slow
 def test_chain_writes_the_plan_s_files(chain):
     _, _, _, root = chain
     checkpoint = root / "outputs/vlm_checkpoints/small"

@@ -82,6 +82,7 @@ def test_pip_takes_the_conda_environment(tmp_path):
     assert "catlib" in done.stdout.splitlines()[-1], done.stdout  # what it would install
 
 
+@pytest.mark.slow
 def test_every_import_is_declared():
     distributions = packages_distributions()
     core = {requirement(line) for line in PROJECT["dependencies"]}

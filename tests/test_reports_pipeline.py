@@ -65,6 +65,7 @@ def page(project: Path, name: str, run: str = "small") -> str:
     return (project / "reports" / run / f"{name}.html").read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_run_skip_change_force(project, capsys):
     assert cli.main(["report", "small", "--quiet"]) == 0
     assert executions(project) == [1, 1, 1]
@@ -93,6 +94,7 @@ def test_run_skip_change_force(project, capsys):
     assert "is outdated" in page(project, "03_third") and "the end" in page(project, "03_third")  # kept, and marked
 
 
+@pytest.mark.slow
 def test_what_was_not_asked_for_is_never_deleted(project, monkeypatch):
     assert cli.main(["report", "small", "--quiet"]) == 0
     run_dir = project / "outputs/runs/small"
@@ -111,6 +113,7 @@ def test_what_was_not_asked_for_is_never_deleted(project, monkeypatch):
     assert executions(project) == [1, 1, 2] and state(project)["stages"]["01_first"]["status"] == "done"
 
 
+@pytest.mark.slow
 def test_a_moved_project_is_unchanged(project, monkeypatch, tmp_path_factory):
     code = '(folder / "table.csv").write_text("a")'
     write_notebook(project / "notebooks/01_first.ipynb", "First", code)
@@ -123,6 +126,7 @@ def test_a_moved_project_is_unchanged(project, monkeypatch, tmp_path_factory):
     assert str(project) not in (moved / "outputs/runs/small/state.json").read_text()
 
 
+@pytest.mark.slow
 def test_a_lost_notebook_is_run_again_and_a_damaged_run_stops_no_other(project):
     assert cli.main(["report", "small", "--quiet"]) == 0
     (project / "outputs/runs/small/02_second.ipynb").unlink()
@@ -136,6 +140,7 @@ def test_a_lost_notebook_is_run_again_and_a_damaged_run_stops_no_other(project):
     assert cli.main(["report", "small", "--quiet", "--run", "broken"]) == 0  # and is itself begun anew
 
 
+@pytest.mark.slow
 def test_a_training_with_other_settings_sets_the_earlier_attempt_aside(project):
     """Notebook 02 calls `set_aside` before it trains; the runner is at work in the folder and keeps an account of both."""
     parameters = PARAMETERS + "output_dir = None  # checkpoint\nepochs = 1  # passes\n"
@@ -158,6 +163,7 @@ def test_a_training_with_other_settings_sets_the_earlier_attempt_aside(project):
     assert 'href="small~1/index.html"' in (project / "reports/index.html").read_text()
 
 
+@pytest.mark.slow
 def test_what_makes_a_stage_run_again(project, monkeypatch):
     data = project / "train.jsonl"
     data.write_text("one\n")
@@ -191,6 +197,7 @@ def test_library_hash_changes_with_the_source(tmp_path, monkeypatch):
     assert stages.library() != before
 
 
+@pytest.mark.slow
 def test_metrics_begin_anew_with_the_notebook_that_begins_them(project):
     """One stage begins metrics.json and the next adds to it, as notebooks 03 and 04 do."""
     write = "import json\nm = folder / 'metrics.json'\nold = json.loads(m.read_text()) if m.exists() else {}\n"
@@ -213,6 +220,7 @@ def test_metrics_begin_anew_with_the_notebook_that_begins_them(project):
     assert [entry["status"] for entry in state(project)["stages"].values()] == ["failed", "outdated", "outdated"]
 
 
+@pytest.mark.slow
 def test_failure_shows_page_and_marks_the_rest(project, capsys):
     write_notebook(project / "notebooks/02_second.ipynb", "Second", 'raise ValueError("<i>bad</i> & worse")')
     assert cli.main(["report", "small", "--quiet"]) == 1
@@ -235,6 +243,7 @@ def test_failure_shows_page_and_marks_the_rest(project, capsys):
     assert "ValueError" not in page(project, "index")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("raised", "code"),
     [
@@ -284,6 +293,7 @@ def test_profile_with_wrong_key_or_type(project, capsys):
     assert "epochs must be a whole number" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_interrupt_leaves_a_truthful_state(project):
     code = 'import os, time\n(folder / "kernel.pid").write_text(str(os.getpid()))\ntime.sleep(600)'
     write_notebook(project / "notebooks/02_second.ipynb", "Second", code)

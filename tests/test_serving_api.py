@@ -15,6 +15,7 @@ pytest.importorskip("fastapi", reason="fastapi comes with the extra 'test'")
 EXAMPLE = Path(__file__).resolve().parents[1] / "examples" / "app.py"
 
 
+@pytest.mark.slow
 def test_the_example_application(tmp_path, monkeypatch):
     checkpoint = save_tuned(tmp_path)
     monkeypatch.setenv("CHECKPOINT", str(checkpoint))

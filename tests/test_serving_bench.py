@@ -54,6 +54,7 @@ def settings(project, tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_steps_are_those_of_generation_and_scoring(project, settings):
     bench = open_serving(settings)
     assert QUESTION in bench.summary()
@@ -75,6 +76,7 @@ def test_steps_are_those_of_generation_and_scoring(project, settings):
     assert "“Manx”, read as Manx (the photo shows it)" in named
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("save", [save_pixtral, save_idefics3, save_qwen2_vl])
 def test_steps_of_other_families(project, save, tmp_path):
     vlm = open_vlm(find_checkpoint(save(tmp_path / "model"), question=QUESTION), precision="float32", device="cpu")
@@ -127,6 +129,7 @@ def test_memory_counts_at_least_the_weights():
     assert server_memory_mb("http://example.org/v1") is None and server_memory_mb("http://127.0.0.1:1/v1") is None
 
 
+@pytest.mark.slow
 def test_engines_are_measured_or_say_why_not(settings):
     bench = open_serving(settings)
     assert bench.concurrency == (1, 3) and len(bench.photos) == 3 and "3 test photos" in bench.summary()
@@ -155,6 +158,7 @@ def test_engines_are_measured_or_say_why_not(settings):
     assert [row["name"] for row in written] == list(engines) and written[0]["loads"][0]["p50"] == first.alone.p50
 
 
+@pytest.mark.slow
 def test_a_server_is_asked_the_checkpoints_question(settings, tmp_path):
     command = [sys.executable, str(Path(__file__).with_name("chat_server.py")), "0", str(tmp_path / "log")]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:

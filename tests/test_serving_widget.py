@@ -47,6 +47,7 @@ def test_an_opinion_is_what_the_models_say(models, photos):
     assert len([axes for axes in alone.axes if axes.patches]) == 1
 
 
+@pytest.mark.slow
 def test_without_ipywidgets_it_is_the_figure(models, photos, monkeypatch):
     monkeypatch.setitem(sys.modules, "ipywidgets", None)
     panel = PhotoWidget(*models, photos)
@@ -66,6 +67,7 @@ def pick(panel, content):
     panel.upload.set_state({"value": [file]})
 
 
+@pytest.mark.slow
 def test_with_ipywidgets_a_photo_is_picked(models, photos):
     pytest.importorskip("ipywidgets", reason="ipywidgets comes with the extra 'lab'")
     panel = PhotoWidget(*models, photos)

@@ -39,6 +39,7 @@ def printed(executed: nbformat.NotebookNode) -> str:
     return "".join(output.text for output in outputs if output.output_type == "stream" and output.name == "stdout")
 
 
+@pytest.mark.slow
 def test_run_all_papermill_and_the_runner_give_the_same_settings(project):
     expected = TrainSettings.of_profile("mine", {})
     assert (expected.lr, expected.epochs, expected.lora_targets) == (2e-3, 7, "q_proj,v_proj")

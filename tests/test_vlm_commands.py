@@ -16,6 +16,7 @@ def place(tmp_path_factory):
     return root
 
 
+@pytest.mark.slow
 def test_train_takes_the_plans_options(place, capsys, monkeypatch):
     monkeypatch.setenv("CATLIB_ROOT", str(place))
     data = place / "data" / "vlm"

@@ -25,6 +25,7 @@ def test_an_entry_names_parts_that_the_model_has(kind):
     assert family in FAMILIES and kind in family.model_types
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("save", [save_idefics3, save_qwen2_vl])
 def test_it_trains_on_the_language_model_saves_loads_and_scores(save, tmp_path, monkeypatch):
     monkeypatch.setenv("CATLIB_ROOT", str(tmp_path))

@@ -36,6 +36,7 @@ def options(place, out, kind="llava", **more):
     return settings(place / kind, place / "data" / "vlm", out, **{"batch_size": 4, "gradient_accumulation": 1, **more})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["llava", "pixtral"])
 @pytest.mark.parametrize("count", [2, 3])
 def test_lanes_give_the_gradient_of_one(place, tmp_path, kind, count):
@@ -54,6 +55,7 @@ def test_lanes_give_the_gradient_of_one(place, tmp_path, kind, count):
     assert max(float(g.abs().max()) for g in gradients[0]) > 1e-3
 
 
+@pytest.mark.slow
 def test_lanes_with_dropout_train_to_the_same_weights_again(place, tmp_path, monkeypatch):
     drawn = []
     plain = LoraFunction.apply

@@ -26,6 +26,7 @@ from catlib.vlm.models import empty_model, quantization
 PLAN = TrainSettings()
 
 
+@pytest.mark.slow
 def test_llava_7b_has_exactly_the_right_trainable_parameters():
     model = empty_model(model_config("llava-hf/llava-1.5-7b-hf"))
     config = lora_config(model, PLAN)
@@ -38,6 +39,7 @@ def test_llava_7b_has_exactly_the_right_trainable_parameters():
     assert not [n for n in trained if "vision_tower" in n or "projector" in n]
 
 
+@pytest.mark.slow
 def test_matching_by_last_name_would_hit_the_tower():
     model = empty_model(model_config("llava-hf/llava-1.5-7b-hf"))
     targets = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]

@@ -23,6 +23,7 @@ def tiny(tmp_path_factory):
     return model_config(str(save_llava(tmp_path_factory.mktemp("memory") / "model")))
 
 
+@pytest.mark.slow
 def test_memory_of_the_plans_profile_as_json(capsys):
     assert main(["memory", "--profile", "llava-7b-lora", "--vram", "24", "--json"]) == 0
     figures = json.loads(capsys.readouterr().out)
@@ -46,6 +47,7 @@ def test_memory_of_the_plans_profile_as_json(capsys):
     assert figures["plan"][1]["ours"]["peak"] == modes["lora"]["peak"]
 
 
+@pytest.mark.slow
 def test_memory_as_text_says_what_fits_and_shows_the_plans_table(tiny, tmp_path, capsys):
     model = save_llava(tmp_path / "model")
     assert main(["memory", "--model_name", str(model), "--vram", "0.001"]) == 0
@@ -54,6 +56,7 @@ def test_memory_as_text_says_what_fits_and_shows_the_plans_table(tiny, tmp_path,
     assert "LoRA, r 16: 16 GB" in text and "QLoRA, r 32: 20 GB" in text and "peak in the validation" in text
 
 
+@pytest.mark.slow
 def test_the_largest_batch_fits_and_twice_as_many_do_not():
     footprint = Footprint.of(TrainSettings(mode="qlora", gradient_checkpointing=True))
     batch = largest_batch(footprint, 24e9)
@@ -62,6 +65,7 @@ def test_the_largest_batch_fits_and_twice_as_many_do_not():
     assert 4e9 < footprint.weights < 5e9
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "parameters", "tokens", "at_once"),
     [
@@ -77,6 +81,7 @@ def test_shipped_configurations_have_the_models_size(name, parameters, tokens, a
     assert estimate(TrainSettings(base_model=name, batch_size=1)).parameters == pytest.approx(parameters, rel=0.01)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["projector", "lora", "qlora"])
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_a_line_through_small_slices_meets_what_a_larger_one_allocates(tiny, mode, checkpointing):

@@ -81,6 +81,7 @@ def launch(place, config, out):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("config", ["ddp.yaml", "fsdp.yaml"])
 def test_two_processes_train_like_one_at_the_same_effective_batch(alone, config):
     out = config.removesuffix(".yaml")
@@ -109,6 +110,7 @@ def test_processes_share_a_step_and_its_photos_are_seen_once():
     assert share(photos[:1], 4, 1, 2) == [([0], 0.0)]
 
 
+@pytest.mark.slow
 def test_what_a_launch_cannot_do_is_said(alone, monkeypatch):
     monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
     with pytest.raises(InputError, match="DeepSpeed"):

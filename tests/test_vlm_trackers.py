@@ -43,6 +43,7 @@ def interrupted_then_resumed(place, report_to, monkeypatch):
     return {kind: [row for row in history if row["kind"] == kind] for kind in ("step", "epoch")}
 
 
+@pytest.mark.slow
 def test_mlflow_has_one_run_with_the_curves_of_the_history(place, monkeypatch):
     mlflow = pytest.importorskip("mlflow", reason="the extra mlflow is not installed")
     rows = interrupted_then_resumed(place, "mlflow", monkeypatch)
@@ -56,6 +57,7 @@ def test_mlflow_has_one_run_with_the_curves_of_the_history(place, monkeypatch):
     assert len(client.search_runs([run.info.experiment_id])) == 1
 
 
+@pytest.mark.slow
 def test_an_mlflow_store_that_is_locked_at_the_second_step_does_not_end_training(place, monkeypatch, caplog):
     pytest.importorskip("mlflow", reason="the extra mlflow is not installed")
     monkeypatch.setenv("CATLIB_ROOT", str(place / "locked"))
@@ -74,6 +76,7 @@ def test_an_mlflow_store_that_is_locked_at_the_second_step_does_not_end_training
     assert caplog.text.count("takes no curves") == 1
 
 
+@pytest.mark.slow
 def test_tensorboard_shows_each_step_once(place, monkeypatch):
     pytest.importorskip("tensorboard", reason="the extra tensorboard is not installed")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -86,6 +89,7 @@ def test_tensorboard_shows_each_step_once(place, monkeypatch):
         assert [value for _, value in curve] == pytest.approx([row[key] for row in rows[kind]], rel=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("report_to", ["mlflow", "tensorboard", "wandb"])
 def test_a_missing_package_is_named_once_and_training_goes_on(place, monkeypatch, caplog, report_to):
     monkeypatch.setenv("CATLIB_ROOT", str(place))
@@ -97,6 +101,7 @@ def test_a_missing_package_is_named_once_and_training_goes_on(place, monkeypatch
     assert len(warnings) == 1 and f"catlib[{report_to}]" in warnings[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("event", ["on_log", "on_save", "on_train_end"])
 def test_a_tracker_that_fails_is_let_be(place, monkeypatch, caplog, event):
     class Broken(TrainerCallback):

@@ -75,6 +75,7 @@ def trained(place):
     )
 
 
+@pytest.mark.slow
 def test_it_learns_and_says_so(trained, place):
     epochs = [row for row in trained.history if row["kind"] == "epoch"]
     steps = [row for row in trained.history if row["kind"] == "step"]
@@ -91,6 +92,7 @@ def test_it_learns_and_says_so(trained, place):
     assert trained.best["val_loss"] == min(row["val_loss"] for row in epochs)
 
 
+@pytest.mark.slow
 def test_checkpoint_has_the_plans_layout_and_a_model_card(trained):
     names = {path.name for path in trained.checkpoint.iterdir()}
     assert names >= LAYOUT
@@ -115,6 +117,7 @@ def test_checkpoint_has_the_plans_layout_and_a_model_card(trained):
     assert json.loads((trained.checkpoint / "preprocessor_config.json").read_text())["image_processor_type"]
 
 
+@pytest.mark.slow
 def test_tuned_model_predicts_and_plain_peft_loads_the_same(trained, place):
     image = open_image(next((place / "data" / "photos").iterdir()))
     vlm = open_vlm(trained.checkpoint, device="cpu", precision="float32")
@@ -141,6 +144,7 @@ def edited(trained, tmp_path, change):
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -158,12 +162,14 @@ def test_an_adapter_that_does_not_fit_is_refused(trained, place, tmp_path, chang
         )
 
 
+@pytest.mark.slow
 def test_an_adapter_of_another_base_is_refused(trained, tmp_path):
     other = open_vlm(str(save_llava(tmp_path / "other", seed=7)), device="cpu", precision="float32")
     with pytest.raises(InputError, match="was trained on"):
         load_adapter(other, trained.checkpoint)
 
 
+@pytest.mark.slow
 def test_pixtral_trains_saves_loads_and_predicts(place, tmp_path):
     model = save_pixtral(tmp_path / "pixtral")
     result = train(options(place, tmp_path / "out", base_model=str(model), epochs=4, train_projector="full"))
@@ -174,6 +180,7 @@ def test_pixtral_trains_saves_loads_and_predicts(place, tmp_path):
     assert LabelScorer(vlm, BREEDS, QUESTION).score(images).shape == (3, 4)
 
 
+@pytest.mark.slow
 def test_qlora_trains_and_loads(place, tmp_path):
     model = save_wide_llava(tmp_path / "wide")
     result = train(
@@ -193,6 +200,7 @@ def test_qlora_trains_and_loads(place, tmp_path):
     open_vlm(result.checkpoint, device="cpu", precision="4-bit")
 
 
+@pytest.mark.slow
 def test_cache_checkpointing_and_cut_of_the_batch_do_not_change_the_losses(place, tmp_path):
     ways = [
         {},
@@ -210,6 +218,7 @@ def test_cache_checkpointing_and_cut_of_the_batch_do_not_change_the_losses(place
         assert other == pytest.approx(losses[0], rel=1e-4)
 
 
+@pytest.mark.slow
 def test_features_on_disk_are_used_and_renewed_when_the_tower_changes(place, tmp_path, monkeypatch):
     from catlib.vlm import features
 
@@ -227,6 +236,7 @@ def test_features_on_disk_are_used_and_renewed_when_the_tower_changes(place, tmp
     assert sum(computed) == 32
 
 
+@pytest.mark.slow
 def test_augmentation_switches_the_cache_off_and_says_so(place, tmp_path, caplog):
     with caplog.at_level(logging.INFO):
         first = train(options(place, tmp_path / "a", augment=True, watch_photos=0))
@@ -236,6 +246,7 @@ def test_augmentation_switches_the_cache_off_and_says_so(place, tmp_path, caplog
     assert losses[0] == losses[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("after", "number"), [(2, signal.SIGINT), (3, signal.SIGTERM), (5, signal.SIGHUP)])
 def test_an_interrupted_run_goes_on_to_the_same_weights(place, tmp_path, monkeypatch, after, number):
     more = {"lora_dropout": 0.1, "epochs": 3, "watch_photos": 0}
@@ -261,6 +272,7 @@ def test_an_interrupted_run_goes_on_to_the_same_weights(place, tmp_path, monkeyp
     assert [row.get("loss") for row in cut.history] == [row.get("loss") for row in whole.history]
 
 
+@pytest.mark.slow
 def test_an_interrupted_cell_that_is_run_again_goes_on_in_the_same_process(place, tmp_path, monkeypatch):
     more = {"lora_dropout": 0.1, "epochs": 3, "watch_photos": 0, "log_steps": 2}
     whole = train(options(place, tmp_path / "whole", **more))
@@ -304,6 +316,7 @@ def test_a_run_killed_at_random_moments_goes_on_to_the_same_weights(tmp_path):
     assert killed and equal
 
 
+@pytest.mark.slow
 def test_a_checkpoint_is_never_replaced_by_other_settings(place, tmp_path, caplog):
     more = {"epochs": 1, "watch_photos": 0}
     train(options(place, tmp_path / "out", **more))
@@ -337,6 +350,7 @@ def test_options_of_transformers_are_passed_on_and_checked(place, tmp_path):
             Trainer(options(place, tmp_path / "other", trainer_args=text, **more))
 
 
+@pytest.mark.slow
 def test_the_checkpoints_question_is_the_one_that_most_validation_samples_ask(place, tmp_path, caplog):
     data = tmp_path / "vlm"
     shutil.copytree(place / "data" / "vlm", data)
@@ -350,6 +364,7 @@ def test_the_checkpoints_question_is_the_one_that_most_validation_samples_ask(pl
     assert "1 of 4 validation samples" in caplog.text
 
 
+@pytest.mark.slow
 def test_a_full_disk_leaves_the_checkpoint_before_it(place, tmp_path, monkeypatch):
     from catlib.vlm import adapters
 
@@ -368,6 +383,7 @@ def test_a_full_disk_leaves_the_checkpoint_before_it(place, tmp_path, monkeypatc
     open_vlm(tmp_path / "out", device="cpu", precision="float32")
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_no_number_stops_and_names_the_samples(place, tmp_path, monkeypatch):
     from catlib.training.loss import AnswerLoss
 
@@ -382,6 +398,7 @@ def test_a_loss_that_is_no_number_stops_and_names_the_samples(place, tmp_path, m
         train(options(place, tmp_path / "out"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lanes", (1, 2))
 def test_out_of_memory_halves_the_batch_and_keeps_the_effective_one(place, tmp_path, monkeypatch, caplog, lanes):
     from catlib.training.loss import AnswerLoss
@@ -404,6 +421,7 @@ def test_out_of_memory_halves_the_batch_and_keeps_the_effective_one(place, tmp_p
     assert losses[1] == pytest.approx(losses[0], rel=1e-4)
 
 
+@pytest.mark.slow
 def test_photos_made_ready_ahead_train_to_the_same_weights(place, tmp_path, monkeypatch):
     ready = []
     plain = Collator._photo
@@ -423,6 +441,7 @@ def test_photos_made_ready_ahead_train_to_the_same_weights(place, tmp_path, monk
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
 
 
+@pytest.mark.slow
 def test_an_exploding_loss_and_a_gradient_that_is_no_number_name_their_samples(place, tmp_path, monkeypatch):
     from catlib.training.loss import AnswerLoss
 
@@ -447,6 +466,7 @@ def test_an_exploding_loss_and_a_gradient_that_is_no_number_name_their_samples(p
             train(options(place, tmp_path / "out", resume=False))
 
 
+@pytest.mark.slow
 def test_the_best_epoch_lies_in_the_folder_and_the_last_one_beside_it(place, tmp_path, monkeypatch):
     from catlib.training import trainer
 
@@ -468,6 +488,7 @@ def test_the_best_epoch_lies_in_the_folder_and_the_last_one_beside_it(place, tmp
         open_vlm(folder, device="cpu", precision="float32")
 
 
+@pytest.mark.slow
 def test_a_disk_that_fills_while_the_state_is_written_leaves_the_state_before_it(place, tmp_path, monkeypatch):
     more = {"epochs": 3, "watch_photos": 0, "save_steps": 1, "lora_dropout": 0.1}
     whole = train(options(place, tmp_path / "whole", **more))
@@ -491,6 +512,7 @@ def test_a_disk_that_fills_while_the_state_is_written_leaves_the_state_before_it
     assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
 
 
+@pytest.mark.slow
 def test_early_stopping(place, tmp_path):
     result = train(options(place, tmp_path / "out", lr=1e-12, epochs=5, early_stopping=1, watch="priority_f1"))
     assert len([row for row in result.history if row["kind"] == "epoch"]) == 2
