@@ -46,7 +46,7 @@ def test_lanes_give_the_gradient_of_one(place, tmp_path, kind, count):
     for lanes in (1, count):
         trainer.lanes = Lanes(lanes)
         samples = trainer.run.data.train[:5]  # a micro-batch of four, and one of one sample
-        losses.append(trainer.training_step(trainer.loss, samples))
+        losses.append(float(trainer.training_step(trainer.loss, samples)))
         gradients.append([parameter.grad.clone() for _, parameter in trainer.trained])
     assert losses[1] == pytest.approx(losses[0], rel=1e-5)
     for one, many in zip(*gradients, strict=True):
