@@ -23,7 +23,8 @@ from catlib.errors import CatlibError, InputError
 from catlib.training.lanes import Lanes
 from catlib.training.loss import AnswerLoss
 from catlib.training.order import Steps, epoch_order
-from catlib.training.trainer import Trainer, out_of_memory, train
+from catlib.training.report import conclusion, cost_table, curves, epochs_table, setup_table, supervised_html
+from catlib.training.trainer import Trainer, TrainResult, out_of_memory, train
 from catlib.training.validation import validation_loss
 from catlib.vlm.adapters import load_adapter
 from catlib.vlm.batches import Collator
@@ -543,3 +544,37 @@ def test_order_is_a_function_of_seed_and_epoch_and_balance_draws_rare_breeds_mor
     order = epoch_order(samples[:10], 1, 1)
     assert list(steps) == [order[:4], order[4:8], order[8:]] and len(steps) == 3
     assert asked == [(1, [samples[i] for i in order[:4]])], "the fourth step of all was the first of the second epoch"
+
+
+@pytest.mark.parametrize(
+    ("losses", "training", "fell", "overfits"),
+    [
+        ([1.0, 0.6, 0.5], 0.4, "in every epoch", "no sign"),
+        ([1.0, 0.6, 0.5], 0.1, "in every epoch", "remembers"),
+        ([1.0, 0.5, 0.505], 0.4, "until epoch 2", "levelled off"),
+        ([1.0, 0.5, 0.9], 0.1, "until epoch 2", "after epoch 2"),
+        ([0.5, 0.6], 0.4, "first epoch is the best", "after epoch 1"),
+        ([0.5], 0.4, "no trend", "no sign"),
+    ],
+)
+def test_the_conclusion_follows_from_the_history(losses, training, fell, overfits):
+    epochs = [
+        {"kind": "epoch", "step": 3 * n, "epoch": n, "val_loss": loss, "accuracy": 0.5, "seconds": n}
+        for n, loss in enumerate(losses, start=1)
+    ]
+    step = {"kind": "step", "step": 1, "loss": training, "lr": 1e-4, "grad_norm": 1.0, "photos_per_second": 3.0}
+    best = min(epochs, key=lambda row: row["val_loss"])
+    said = conclusion(TrainResult(Path(), [step, *epochs], best, {}), "val_loss")
+    assert fell in said.loc["Did the validation loss fall?", "answer"]
+    assert overfits in said.loc["Does it overfit?", "answer"]
+    assert f"epoch {best['epoch']}" in said.loc["Which epoch is kept?", "answer"]
+    assert f"{best['val_loss']:.3f}" in curves([step, *epochs]).caption
+    assert list(epochs_table([step, *epochs]).index) == [f"{row['epoch']}" for row in epochs]
+
+
+def test_tables_and_figure_of_a_training(trained, place):
+    trainer = Trainer(options(place, place / "trained", epochs=8, train_projector="full", lr=3e-2, projector_lr=3e-3))
+    assert trainer.fit().history == trained.history, "a finished training is not done again"
+    assert "12 of 4 breeds" in setup_table(trainer).loc["training photos", "value"]
+    assert supervised_html(trainer).count("Manx") == 1
+    assert cost_table(trainer, trained).loc["out of memory", "value"] == "never"

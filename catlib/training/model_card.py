@@ -41,7 +41,7 @@ def model_card(vlm: VLM, settings: TrainSettings, data: Any, figures: dict[str, 
             "",
             "# Cat breeds, named by a vision-language model",
             "",
-            f"An adapter for `{vlm.name}` that answers the question “{data.val[0].question}” with a breed. "
+            f"An adapter for `{vlm.name}` that answers the question “{data.question}” with a breed. "
             f"{trainable:,} of {total:,} parameters were trained (mode `{settings.mode}`).",
             "",
             "## Data",
