@@ -17,7 +17,7 @@ _version = importlib.metadata.version
 _kept: list[Any] = []  # schemas are registered as long as their library object lives
 
 
-def _version_of(name):
+def _version_of(name: str) -> str:
     try:
         return _version(name)
     except importlib.metadata.PackageNotFoundError:
@@ -29,7 +29,7 @@ def _version_of(name):
 class _BeforeTorchvision(MetaPathFinder):
     """Finds nothing; defines the schemas at the moment when torchvision is about to be imported."""
 
-    def find_spec(self, name, path=None, target=None):
+    def find_spec(self, name: str, path: Any = None, target: Any = None) -> None:
         if name == "torchvision" and not _kept:
             import torch
 
