@@ -44,7 +44,7 @@ try:
     _mixed = "+cpu" in _version("torch") and "+cpu" not in _version("torchvision")
 except importlib.metadata.PackageNotFoundError:
     _mixed = False
-importlib.metadata.version = _version_of
+importlib.metadata.version = _version_of  # type: ignore[assignment]
 if _mixed:
     for _unneeded in ("torchaudio", "torchcodec"):
         sys.modules.setdefault(_unneeded, None)  # type: ignore[arg-type]
