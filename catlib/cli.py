@@ -37,7 +37,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     for noisy in ("httpx", "matplotlib", "PIL", "bitsandbytes"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
-    logging.getLogger("bitsandbytes.backends").setLevel(logging.ERROR)  # warns of an optional kernel in every command
     logging.getLogger("papermill").setLevel(
         logging.ERROR
     )  # warns of parameters that are no knobs, which catlib checks itself
