@@ -89,7 +89,7 @@ def test_near_duplicates_are_shown_and_the_conclusion_counts(case):
     pairs = close_pairs(findings, 6)
     assert [(a.image, b.image) for a, b, _ in pairs] == [("siamese/003.jpg", "siamese/copy.jpg")]
     caption = plots.pairs(findings, dataset.image_root, 6).caption
-    assert caption.startswith("2 photos are alike (hashes at most 6 bits apart)") and "red" not in caption
+    assert caption.startswith("2 photos") and "6 bits" in caption and "red" not in caption
     # a placeholder saved again and again: 12 million pairs
     crowd = [replace(findings[0], image=f"{i}.jpg") for i in range(5000)]
     assert len(close_pairs(crowd, 6)) == ALIKE * (ALIKE - 1) // 2
@@ -118,10 +118,8 @@ def test_of_many_pairs_each_group_has_its_turn_and_pairs_beyond_the_limit_are_fo
 def test_a_failed_check_is_the_first_word_of_the_conclusion(case):
     dataset, findings, checked = case
     failed = replace(checked, problems=("the same bytes in train and test: a, b",))
-    assert tables.conclusion(dataset, findings, failed).iloc[0].tolist() == [
-        "no",
-        "1 problems, the first: the same bytes in train and test: a, b",
-    ]
+    first, why = tables.conclusion(dataset, findings, failed).iloc[0].tolist()
+    assert first == "no" and failed.problems[0] in why
 
 
 def test_figures_are_drawn_with_their_photos_marks_and_captions(case):
@@ -135,7 +133,7 @@ def test_figures_are_drawn_with_their_photos_marks_and_captions(case):
     samples = plots.samples(dataset, seed=3)
     assert len(samples.figure.axes) == 2 and "2 of 2 breeds" in samples.caption
     sizes = plots.sizes(findings)
-    assert len(sizes.figure.axes) == 2 and "at most 72 pixels, 100 % are below" in sizes.caption
+    assert len(sizes.figure.axes) == 2 and "72 pixels" in sizes.caption and "100 %" in sizes.caption
     widths = plots.widths(dataset)
     assert len(widths.figure.axes[0].collections) >= 2 and "2 of 2 breeds" in widths.caption
     pairs = plots.pairs(findings, dataset.image_root, 6).figure

@@ -197,15 +197,14 @@ def test_the_choice_follows_from_the_figures():
     missing = Engine("vLLM", "server", note="no URL given")
     told = choice([slow, quick, light, wrong, clip, missing], 150)
     assert (
-        told.startswith("- **Run it with quick**: 100 ms")
-        and "20 photos/s with 8 under way, the most of 2 engines" in told
+        "quick" in told.splitlines()[0] and "100 ms" in told.splitlines()[0] and "20 photos/s with 8 under way" in told
     )
-    assert "light needs 900 MB in place of 4,000 MB, at 1.2 times the time" in told
-    assert "CLIP answers in 5.0 ms: the tuned VLM takes 20.0 times as long" in told
-    assert "wrong names another breed on 10% of the photos" in told and "Not measured: vLLM (no URL given)" in told
+    assert "900 MB in place of 4,000 MB" in told and "1.2 times" in told
+    assert "5.0 ms" in told and "20.0 times" in told
+    assert "wrong names another breed on 10%" in told and "Not measured: vLLM (no URL given)" in told
     assert "the only engine" in choice([slow, quick, clip], 150)
     over = choice([slow, quick, clip], 50)
-    assert "No measured engine keeps the budget of 50 ms" in over and "quick with 100 ms, 2.0 times the budget" in over
+    assert "budget of 50 ms" in over and "quick with 100 ms, 2.0 times" in over
     assert "change with shaky" in choice([engine("shaky", 10, 20, steady=0.9)], 150)
 
 
