@@ -88,10 +88,11 @@ def arrange(body: str, prefix: str) -> str:
         anchor.decompose()
     for table in soup.select("table"):
         _arrange_table(soup, table)
-    for image in soup.select("img[src]"):
+    for image in soup.select("img:not([src])"):
+        image.decompose()
+    for image in soup.select("img"):
         image["src"], (width, height) = compact(str(image["src"]))
         image["width"], image["height"] = str(width), str(height)
-        image["loading"] = "lazy"
     return str(soup)
 
 
@@ -125,7 +126,7 @@ def _arrange_table(soup: BeautifulSoup, table: Tag) -> None:
         if re.fullmatch(r"[^\[]*\[[^\]]*\]", cell.get_text()) and not cell.find(True):
             cell["class"] = "figure"
     if len(names) > WIDE:
-        table["class"] = [*(table.get("class") or []), "wide"]
+        table["class"] = "dataframe wide"
         for row in table.select("tbody tr"):
             for cell, name in zip(row.find_all(["th", "td"], recursive=False), names, strict=False):
                 cell["data-label"] = name
