@@ -37,6 +37,7 @@ RC: Any = {  # matplotlib types its keys as literals, which no dict of strings f
     "axes.grid": True,
     "grid.color": PALE,
     "text.color": INK,
+    "text.parse_math": False,  # a name from the data with two dollar signs is a name, not a formula
     "xtick.color": INK,
     "ytick.color": INK,
     "xtick.major.size": 0,
@@ -67,7 +68,8 @@ class Shown:
     def png(self) -> bytes:
         """The picture as a PNG file."""
         stream = io.BytesIO()
-        self.figure.savefig(stream, format="png")
+        with plt.rc_context(RC):  # some labels are made only when the figure is drawn
+            self.figure.savefig(stream, format="png")
         return stream.getvalue()
 
 
@@ -84,19 +86,6 @@ def figure(draw: Callable[..., tuple[Figure, str]]) -> Callable[..., Shown]:
             drawn, caption = draw(*args, **kwargs)
             plt.close(drawn)
             return Shown(drawn, caption, f"{what}. {caption}")
-
-    return wrapper
-
-
-def styled(draw: Callable[..., Figure]) -> Callable[..., Figure]:
-    """As `figure` for a function without a caption."""
-
-    @wraps(draw)
-    def wrapper(*args: Any, **kwargs: Any) -> Figure:
-        with sns.axes_style("whitegrid"), plt.rc_context(RC):
-            drawn = draw(*args, **kwargs)
-            plt.close(drawn)
-            return drawn
 
     return wrapper
 

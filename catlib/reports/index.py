@@ -69,9 +69,10 @@ def render(state: Mapping[str, Any], run_dir: Path) -> None:
 
 
 def render_run(state: Mapping[str, Any], run_dir: Path) -> None:
-    """Write the pages of a run; those without an executed notebook are removed."""
+    """Write the pages of a run, and all of them as one file to mail; those without an executed notebook are removed."""
     folder = report_path(state["run"]).parent
     pages = {name for name in state["stages"] if (run_dir / f"{name}.ipynb").is_file()}
+    parts = {}
     for name, entry in state["stages"].items():
         page, source = folder / f"{name}.html", run_dir / f"{name}.ipynb"
         if name not in pages:
@@ -82,11 +83,34 @@ def render_run(state: Mapping[str, Any], run_dir: Path) -> None:
         nav = html.navigation(state["run"], state["stages"], pages, page.name)
         footer = html.facts([("notebook", f"{name} ({entry['status']})"), *_origin(state, entry)])
         footer += f"<details><summary>parameters</summary>{html.facts(entry.get('parameters', {}).items())}</details>"
-        write_text(page, html.page(f"{entry['title']} · {state['run']}", nav, body, footer))
-    write_text(folder / "index.html", _run_page(state, results(run_dir), pages))
+        parts[name] = body, footer
+        title = f"{entry['title']} · {state['run']}"
+        write_text(page, html.page(title, nav, html.contents(body) + body, footer))
+    title, metrics = f"{state['run']} · catlib report", results(run_dir)
+    origin = html.facts(_origin(state, state))
+    body = _overview(state, metrics, pages, "#{}") + _all_contents(state, parts)
+    for name, (part, footer) in parts.items():
+        body += f'<section class="page" id="{escape(name)}">{part}<footer>{footer}</footer></section>'
+    nav = " ".join(_link(f"#{name}", state["stages"][name]["title"]) for name in parts)
+    mail = folder / f"catlib-{state['run']}.html"
+    write_text(mail, html.page(title, nav, body, origin))
+    size = f"{mail.stat().st_size / 1e6:.1f} MB"
+    body = _overview(state, metrics, pages, "{}.html")
+    body += f"<p>All pages in one file, to mail: {_link(mail.name, mail.name)} ({size}).</p>"
+    nav = html.navigation(state["run"], state["stages"], pages, "index.html")
+    write_text(folder / "index.html", html.page(title, nav, body, origin))
 
 
-def _run_page(state: Mapping[str, Any], metrics: Mapping[str, Any], pages: Collection[str]) -> str:
+def _all_contents(state: Mapping[str, Any], parts: Mapping[str, tuple[str, str]]) -> str:
+    entries = "".join(
+        f"<li>{_link(f'#{name}', state['stages'][name]['title'])}{html.sections(body)}</li>"
+        for name, (body, _) in parts.items()
+    )
+    return f'<h2>Contents</h2><nav class="contents" aria-label="Contents"><ul>{entries}</ul></nav>' if entries else ""
+
+
+def _overview(state: Mapping[str, Any], metrics: Mapping[str, Any], pages: Collection[str], target: str) -> str:
+    """Verdict, notebooks, figures and criteria of a run; `target`: how a link to the page of a notebook is written."""
     body = f"<h1>{escape(state['run'])}</h1><p>Profile {escape(state['profile'])}, {_status(state['status'])}.</p>"
     for name, entry in state["stages"].items():
         body += _problem(entry, f"<b>{escape(name)}</b>")
@@ -94,22 +118,22 @@ def _run_page(state: Mapping[str, Any], metrics: Mapping[str, Any], pages: Colle
     if complete and (advice := metrics.get("recommendation")):
         reasons = "".join(f"<li>{escape(reason)}</li>" for reason in advice["reasons"])
         body += f'<div class="box good">Recommendation: <b>{escape(advice["decision"])}</b><ul>{reasons}</ul></div>'
-    stages = "".join(
-        f"<tr><td>{_link(f'{name}.html', entry['title']) if name in pages else escape(entry['title'])}</td>"
-        f"<td>{_status(entry['status'])}</td><td>{_duration(entry)}</td></tr>"
+    rows = [
+        [
+            _link(target.format(name), entry["title"]) if name in pages else escape(entry["title"]),
+            _status(entry["status"]),
+            _duration(entry),
+        ]
         for name, entry in state["stages"].items()
-    )
-    body += (
-        f"<h2>Notebooks</h2><table><thead><tr><th>page</th><th>status</th><th>took</th></tr></thead>{stages}</table>"
-    )
-    if len(rows := headline(metrics)):
+    ]
+    body += f"<h2>Notebooks</h2>{html.html_table(('page', 'status', 'took'), rows)}"
+    if len(figures := headline(metrics)):
         note = "" if complete else " They are of an earlier state of this run: some notebooks have not been run since."
-        body += f"<h2>Figures on the test photos</h2>{html.table(rows)}"
+        body += f"<h2>Figures on the test photos</h2>{html.table(figures)}"
         body += f"<p>Per cent, with 95 % intervals in brackets.{note}</p>"
     if complete and metrics.get("criteria"):
         body += f"<h2>Criteria</h2>{html.table(criteria_table(metrics['criteria']))}"
-    nav = html.navigation(state["run"], state["stages"], pages, "index.html")
-    return html.page(f"{state['run']} · catlib report", nav, body, html.facts(_origin(state, state)))
+    return body
 
 
 def render_all_runs() -> Path:
@@ -126,7 +150,7 @@ def render_all_runs() -> Path:
                 render_run(state, path.parent)
         except InputError:
             unreadable.append(path.parent)
-    rows = ""
+    rows = []
     for _, state, metrics in sorted(states, key=itemgetter(0), reverse=True):
         models = metrics.get("models", {})
         figures = [
@@ -134,20 +158,10 @@ def render_all_runs() -> Path:
         ]
         verdict = metrics.get("recommendation", {}).get("decision", "-") if state["status"] == "done" else "-"
         cells = [_link(f"{state['run']}/index.html", state["run"]), escape(state["started"][:16].replace("T", " "))]
-        cells += [_status(state["status"]), *map(escape, figures), escape(verdict)]
-        rows += "<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>"
-    names = (
-        "run",
-        "started",
-        "status",
-        "tuned: accuracy",
-        "tuned: priority F1",
-        "CLIP: accuracy",
-        "CLIP: priority F1",
-        "verdict",
-    )
-    head = "".join(f"<th>{name}</th>" for name in names)
-    body = f"<h1>All runs</h1><table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
+        rows.append([*cells, _status(state["status"]), *map(escape, figures), escape(verdict)])
+    head = ["run", "started", "status"]
+    head += [f"{model}: {figure}" for model in ("tuned", "CLIP") for figure in ("accuracy", "priority F1")]
+    body = f"<h1>All runs</h1>{html.html_table([*head, 'verdict'], rows)}"
     body += "<p>Per cent, with 95 % intervals in brackets. CLIP: zero-shot.</p>"
     if unreadable:
         body += f"<p>Cannot be read: {escape(', '.join(relative(folder) for folder in unreadable))}.</p>"
@@ -184,11 +198,11 @@ def _problem(entry: Mapping[str, Any], before: str) -> str:
 
 
 def _link(target: str, text: str) -> str:
-    return f'<a href="{quote(target)}">{escape(text)}</a>'
+    return f'<a href="{quote(target, safe="/#")}">{escape(text)}</a>'
 
 
 def _status(status: str) -> str:
-    return f'<span class="{status.replace(" ", "-")}">{escape(status)}</span>'
+    return f'<span class="{escape(status.replace(" ", "-"))}">{escape(status)}</span>'
 
 
 def _duration(entry: Mapping[str, Any]) -> str:

@@ -1,0 +1,153 @@
+"""The HTML of a notebook made fit for a page: nothing in it can act, and every reader and screen finds tables and figures marked up."""
+
+import ast
+import base64
+import io
+import re
+from collections.abc import Callable
+from functools import cache, lru_cache
+from typing import Any
+
+from bleach.css_sanitizer import CSSSanitizer
+from bleach.sanitizer import Cleaner
+from bs4 import BeautifulSoup, Tag
+from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
+from PIL import Image
+
+TAGS = (
+    "a b blockquote br caption code dd del details div dl dt em figcaption figure h1 h2 h3 h4 h5 h6 hr i img kbd li ol p pre s "
+    "small span strong sub summary sup table tbody td tfoot th thead tr u ul"
+)
+PLAIN = ("class", "id", "title", "alt", "style", "colspan", "rowspan", "scope")
+STYLES = ["color", "background", "background-color", "font-weight", "margin"]  # none that can move or cover anything
+IMAGE = re.compile(r"data:image/(png|jpeg|webp|gif);base64,[A-Za-z0-9+/=\s]*", re.ASCII)
+QUALITY = 78  # of WebP, where a picture is lossy: photos lose nothing that a reader sees at this size
+WIDEST = 1400  # pixels
+WIDE = 4  # tables with more columns become a block a row on narrow screens
+
+
+def _kept(tag: str, name: str, value: str) -> bool:
+    """Whether an attribute stays in prose: a link goes to the page itself or to the web, a picture is in the page."""
+    if name == "href":
+        return tag == "a" and value.startswith(("#", "https://", "http://", "mailto:"))
+    if name == "style":
+        return not re.search(r"[(\\]", value)  # no url(…), however it is spelled
+    return bool(IMAGE.fullmatch(value)) if name == "src" else name in PLAIN
+
+
+def _kept_of_output(tag: str, name: str, value: str) -> bool:
+    """As `_kept` for what code has put out: names from data stand in it, so no link leads out of the page."""
+    return _kept(tag, name, value) and (name != "href" or value.startswith("#"))
+
+
+@cache
+def _cleaner(kept: Callable[[str, str, str], bool]) -> Cleaner:
+    style = CSSSanitizer(allowed_css_properties=STYLES)
+    protocols = ["http", "https", "mailto", "data"]
+    return Cleaner(tags=TAGS.split(), attributes=kept, protocols=protocols, css_sanitizer=style)
+
+
+def clean(text: str, kept: Callable[[str, str, str], bool] = _kept) -> str:
+    """HTML with what can act or load taken out; tags that a page has no use for become text."""
+    return _cleaner(kept).clean(re.sub(r"<style\b.*?</style>", "", str(text), flags=re.DOTALL | re.IGNORECASE))
+
+
+def clean_output(text: str) -> str:
+    """As `clean` for what code has put out."""
+    return clean(text, _kept_of_output)
+
+
+def markdown_output(text: str) -> str:
+    """Markdown that code has put out; HTML in it is text."""
+    return clean_output(MarkdownWithMath(renderer=IPythonRenderer(escape=True)).render(text))
+
+
+def code_label(source: str) -> str:
+    """What a folded cell does, for its toggle: the comment that it begins with, else its first statement that is no import."""
+    lines = source.strip().splitlines()
+    try:
+        body = ast.parse(source).body
+        acts = [node.lineno - 1 for node in body if not isinstance(node, (ast.Import, ast.ImportFrom))]
+        label = source.splitlines()[acts[0]] if acts else "imports"
+    except SyntaxError:  # a magic of IPython
+        label = lines[0]
+    if lines[0].startswith("#"):
+        label = lines[0].lstrip("#% ")
+    return f"code: {label[:70]}{'…' if len(label) > 70 else ''}"
+
+
+def arrange(body: str, prefix: str) -> str:
+    """The body of a page: anchors that are unique in a file of several pages, tables with scopes, pictures as WebP."""
+    soup = BeautifulSoup(body, "html.parser")
+    for element in soup.select("[id]"):
+        if element["id"] != "error":
+            element["id"] = f"{prefix}-{element['id']}"
+    for link in soup.select('a[href^="#"]'):
+        link["href"] = f"#{prefix}-{str(link['href'])[1:]}"
+    for anchor in soup.select("a.anchor-link"):
+        anchor.decompose()
+    for table in soup.select("table"):
+        _arrange_table(soup, table)
+    for image in soup.select("img:not([src])"):
+        image.decompose()
+    for image in soup.select("img"):
+        image["src"], (width, height) = compact(str(image["src"]))
+        image["width"], image["height"] = str(width), str(height)
+    return str(soup)
+
+
+def tidy(text: str) -> str:
+    """HTML with the tables that pandas wrote, for a page: see `arrange`."""
+    soup = BeautifulSoup(text, "html.parser")
+    for element in soup.select("style"):
+        element.decompose()
+    for table in soup.select("table"):
+        _arrange_table(soup, table)
+    return str(soup)
+
+
+def _arrange_table(soup: BeautifulSoup, table: Tag) -> None:
+    """One header row, `scope` on every header, a figure and its interval on one line, the column's name at cells of wide tables."""
+    del table["border"]
+    for row in table.select("[style]"):
+        del row["style"]
+    heads = table.select("thead tr")
+    if len(heads) == 2:  # pandas writes an index's name in a header row of its own
+        first, second = (row.find_all("th") for row in heads)
+        if not first[0].get_text() and not any(cell.get_text() for cell in second[1:]):
+            first[0].string = second[0].get_text()
+            heads.pop().decompose()
+    names = [cell.get_text(strip=True) for cell in heads[-1].find_all("th")] if heads else []
+    for cell in table.select("thead th"):
+        cell["scope"] = "col"
+    for cell in table.select("tbody th"):
+        cell["scope"] = "row"
+    for cell in table.select("td"):
+        if re.fullmatch(r"[^\[]*\[[^\]]*\]", cell.get_text()) and not cell.find(True):
+            cell["class"] = "figure"
+    if len(names) > WIDE:
+        table["class"] = "dataframe wide"
+        for row in table.select("tbody tr"):
+            for cell, name in zip(row.find_all(["th", "td"], recursive=False), names, strict=False):
+                cell["data-label"] = name
+    if table.parent is None or "scroll" not in (table.parent.get("class") or []):
+        table.wrap(soup.new_tag("div", attrs={"class": "scroll"}))
+
+
+@lru_cache(512)
+def compact(source: str) -> tuple[str, tuple[Any, Any]]:
+    """A data URI of a picture at most WIDEST pixels wide as WebP, where that is smaller, and its size."""
+    try:
+        with Image.open(io.BytesIO(base64.b64decode(source.partition(",")[2]))) as opened:
+            image = opened.convert("RGBA" if "A" in opened.getbands() else "RGB")
+    except (OSError, ValueError):
+        return source, ("", "")
+    if image.width > WIDEST:
+        image = image.resize((WIDEST, round(image.height * WIDEST / image.width)), Image.Resampling.LANCZOS)
+    found = [source]
+    drawing = len(source) < 0.4 * image.width * image.height  # letters and lines stay sharp; photos would be large
+    for lossless in (False, True) if drawing else (False,):
+        stream = io.BytesIO()
+        image.save(stream, "WEBP", lossless=lossless, quality=QUALITY, method=4)
+        found.append("data:image/webp;base64," + base64.b64encode(stream.getvalue()).decode())
+    return min(found if len(found[-1]) > 1.5 * len(found[1]) else [source, found[-1]], key=len), image.size
