@@ -9,6 +9,7 @@ from typing import Any
 
 from catlib.data.archives import unpacked
 from catlib.data.audit import audit
+from catlib.data.cats import ids_in_names
 from catlib.data.conversations import answer_for, question_for
 from catlib.data.dataset import Dataset, load_dataset, read_card, read_groups, write_dataset, writing
 from catlib.data.duplicates import group_photos, judge_copies
@@ -35,7 +36,10 @@ def prepare(settings: DataSettings, out: Path | None = None) -> Dataset:
     out = out or resolve(settings.data_dir) / "vlm"
     source = _photos(settings)
     names = understand((f.source_name for f in source.findings if f.kept), settings.unknown_breeds)
-    judged = _judge(source, names, settings)
+    opened = _judge(source, names, settings)
+    ids, no_ids, said = ids_in_names(opened)
+    judged = group_photos(opened, settings.near_duplicate_bits, ids)
+    doubts = [*source.doubts, *said]
     with writing(out):  # from reading the earlier split to the last file, so that two runs cannot mix theirs
         table = resolve(settings.run_dir) / "audit.csv"
         try:
@@ -44,7 +48,7 @@ def prepare(settings: DataSettings, out: Path | None = None) -> Dataset:
             write_audit(table, judged)  # whoever has to mend the photos needs the verdicts most
             raise InputError(f"{error}. The verdict on every file: {table}") from None
         write_audit(table, findings)
-        samples = _samples([finding for finding in findings if finding.kept], source, settings)
+        samples = _samples(findings, ids, source, settings)
         if empty := [part for part in PARTS if not samples[part]]:
             raise InputError(f"the {empty[0]} part would be empty: too few usable photos; see {table}")
         about = {
@@ -52,10 +56,11 @@ def prepare(settings: DataSettings, out: Path | None = None) -> Dataset:
             "unknown_breeds": list(names.unknown),
             "names_mapped": list(names.merged),
             "notes": list(source.notes),
+            "cats": {"said": doubts, "no_ids": no_ids},
             "remarks": remarks,
         }
         write_dataset(out, source.root, samples, findings, _card(settings, source.name, samples, findings, about))
-    for line in (*source.notes, *names.notes(), *remarks):
+    for line in (*source.notes, *doubts, *names.notes(), *remarks):
         log.info("%s", line)
     left_out = Counter(finding.verdict for finding in findings if not finding.kept)
     log.info("%s: %s", out, ", ".join(f"{part} {len(samples[part])}" for part in PARTS))
@@ -79,7 +84,7 @@ def _photos(settings: DataSettings) -> Source:
 
 
 def _judge(source: Source, names: Names, settings: DataSettings) -> list[Finding]:
-    """Every file of the wanted breeds opened, then copies and near-duplicates: everything but the split."""
+    """Every file of the wanted breeds opened, and copies found."""
     wanted = restrict(names.breeds, settings)
     if len(wanted) == 1:
         raise InputError(
@@ -87,8 +92,7 @@ def _judge(source: Source, names: Names, settings: DataSettings) -> list[Finding
             "that holds one folder for each breed (it may lie a level deeper), or name more in breeds="
         )
     named = [replace(finding, breed=names.breed_of.get(finding.source_name, "")) for finding in source.findings]
-    findings = audit(source.root, [f for f in named if f.breed in wanted or not f.breed], settings.min_side)
-    return group_photos(judge_copies(findings), settings.near_duplicate_bits)
+    return judge_copies(audit(source.root, [f for f in named if f.breed in wanted or not f.breed], settings.min_side))
 
 
 def _earlier(out: Path, settings: DataSettings) -> dict[str, str]:
@@ -100,17 +104,21 @@ def _earlier(out: Path, settings: DataSettings) -> dict[str, str]:
     return {row["sha256"]: row["part"] for row in read_groups(out)}
 
 
-def _samples(used: Sequence[Finding], source: Source, settings: DataSettings) -> dict[str, list[Sample]]:
+def _samples(
+    findings: Sequence[Finding], ids: Sequence[str], source: Source, settings: DataSettings
+) -> dict[str, list[Sample]]:
     """The conversations of each part, in the order of the image paths; those that came with the photos stay as they are."""
     samples: dict[str, list[Sample]] = {part: [] for part in PARTS}
-    for f in used:
+    for f, id in zip(findings, ids, strict=True):
+        if not f.kept:
+            continue
         about = {"breed": f.breed, "source": source.name, "sha256": f.sha256, "split": f.part}
         more: dict[str, Any] = {"group": f.group}
         if given := source.samples.get(f.image):
             samples[f.part].append(replace(given, metadata={**given.metadata, **about, **more}))
             continue
-        if f.image in source.about:
-            more["cat"] = source.about[f.image]
+        if cat := ({"id": id} if id else {}) | dict(source.about.get(f.image, {})):
+            more["cat"] = cat
         question = question_for(f.sha256, f.part, settings.seed)
         answer = answer_for(f.breed, settings.answer_style)
         samples[f.part].append(make_sample(f.image, f.image, question, answer, **about, **more))
