@@ -51,8 +51,8 @@ class Source:
     root: Path
     findings: tuple[Finding, ...]
     notes: tuple[str, ...] = ()
-    doubts: tuple[str, ...] = ()  # what went wrong in finding out which photos show one cat
     missing: tuple[str, ...] = ()  # listed photos that are not there
+    doubts: tuple[str, ...] = ()  # what went wrong in finding out which photos show one cat
     # by image path: conversations that came with the photos, and what a table says of a photo's cat
     samples: Mapping[str, Sample] = field(default_factory=dict)
     about: Mapping[str, Mapping[str, str]] = field(default_factory=dict)

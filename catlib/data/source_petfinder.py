@@ -88,7 +88,7 @@ def read_petfinder(photos: Path) -> Source:
         notes.append(
             f"{len(known):,} photos show {len(cats):,} cats by their id; all photos of one cat stay in one part"
         )
-    return Source("petfinder", photos, tuple(found), tuple(notes), tuple(doubts), about=about)
+    return Source("petfinder", photos, tuple(found), tuple(notes), doubts=tuple(doubts), about=about)
 
 
 def _found(photos: Path) -> Path | None:
