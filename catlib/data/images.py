@@ -32,6 +32,14 @@ def inside(root: Path, relative: str) -> Path:
     root = root.resolve()
     path = (root / relative).resolve()
     if Path(relative).is_absolute() or not path.is_relative_to(root):
+        steps = [root.joinpath(*Path(relative).parts[: n + 1]) for n in range(len(Path(relative).parts))]
+        link = next((step for step in steps if step.is_symlink() and not step.resolve().is_relative_to(root)), None)
+        if link and not Path(relative).is_absolute():
+            raise InputError(
+                f"image path {relative!r} leaves its image root {root} by the link {link.relative_to(root)}, and links are not "
+                f'followed from a path in a file: write {{"image_root": …}} with the folder that holds the photos '
+                f"({link.resolve()}) into dataset.json beside the file, and the paths relative to it"
+            )
         raise InputError(f"image path {relative!r} leaves its image root {root}: give a path relative to that folder")
     return path
 
