@@ -28,7 +28,7 @@ def ids_in_names(
     An id whose photos span breeds (and which no table gives), or that more than MOST_PHOTOS photos share, is none. Where most photos with such names are of that
     kind, the names count something else, and none of them is believed. `refused`: ids that are known to be none.
     """
-    ids = [id_in_name(f.image) if f.kept else "" for f in findings]
+    ids = [id_in_name(f.name) if f.kept else "" for f in findings]
     members: dict[str, list[Finding]] = defaultdict(list)
     for finding, id in zip(findings, ids, strict=True):
         if id:

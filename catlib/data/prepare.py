@@ -1,13 +1,14 @@
 """From any folder of labelled photos to data_dir/vlm/{train,val,test}.jsonl: source, names, audit, groups, split, conversations."""
 
 import logging
+import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from catlib.data.archives import unpacked
+from catlib.data.archives import ORIGIN, unpacked
 from catlib.data.audit import audit
 from catlib.data.cats import ids_in_names
 from catlib.data.conversations import answer_for, question_for
@@ -18,6 +19,7 @@ from catlib.data.names import Names, priority_of, restrict, understand
 from catlib.data.records import PARTS, Sample, make_sample
 from catlib.data.sources import read_source
 from catlib.data.splits import SCHEME, check_shares, split
+from catlib.data.walk import led_away
 from catlib.errors import InputError
 from catlib.paths import resolve
 from catlib.settings import DataSettings
@@ -78,9 +80,30 @@ def _photos(settings: DataSettings) -> Source:
         folder = unpacked(resolve(settings.photos), resolve(settings.data_dir) / "photos")
         if not folder.exists():
             raise InputError(f"photos: {folder} does not exist; give a folder of labelled photos{hint}")
-        return read_source(folder, settings.source)
+        source = read_source(folder, settings.source)
     except PermissionError as error:
         raise InputError(f"photos: {error.filename}: {error.strerror}") from None
+    # a link that the user has put there is meant; one out of an archive, or on the way of a path in a file, is not
+    return source if source.samples or (folder / ORIGIN).is_file() else _follow(source)
+
+
+def _follow(source: Source) -> Source:
+    """The source with links that lead out of its folder replaced by what they lead to, below a root that holds all photos."""
+    away = led_away(source.root, (source.root / f.image for f in source.findings if f.kept))
+    if not away:
+        return source
+    top = source.root.resolve()
+    root = Path(os.path.commonpath([top, *(real.parent for real in away.values())]))
+    findings = []
+    for f in source.findings:
+        image = away.get(source.root / f.image, top / f.image).relative_to(root).as_posix()
+        findings.append(replace(f, image=image, link=f.image))
+    note = (
+        f"{len(away):,} of {len(findings):,} files are links that lead out of {source.root}, as to {next(iter(away.values()))}: followed, "
+        f"and the samples' paths are relative to {root}"
+    )
+    ordered = tuple(sorted(findings, key=lambda f: (f.image, f.link)))
+    return replace(source, root=root, findings=ordered, notes=(*source.notes, note))
 
 
 def _judge(source: Source, names: Names, settings: DataSettings) -> list[Finding]:
@@ -117,7 +140,7 @@ def _samples(
         if given := source.samples.get(f.image):
             samples[f.part].append(replace(given, metadata={**given.metadata, **about, **more}))
             continue
-        if cat := ({"id": id} if id else {}) | dict(source.about.get(f.image, {})):
+        if cat := ({"id": id} if id else {}) | dict(source.about.get(f.name, {})):
             more["cat"] = cat
         question = question_for(f.sha256, f.part, settings.seed)
         answer = answer_for(f.breed, settings.answer_style)

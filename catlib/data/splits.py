@@ -173,7 +173,7 @@ def _take(
 
 def _highest_number(photos: Sequence[Finding]) -> int | None:
     """The highest number at the end of the photos' names without the ending; None where a name ends in none."""
-    ends = [re.search(r"(\d{1,18})$", PurePosixPath(photo.image).stem) for photo in photos]
+    ends = [re.search(r"(\d{1,18})$", PurePosixPath(photo.name).stem) for photo in photos]
     return max((int(end.group()) for end in ends if end), default=None) if all(ends) else None
 
 
