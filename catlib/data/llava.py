@@ -100,8 +100,8 @@ def one_question(row: dict[str, Any], where: str) -> dict[str, Any]:
     pairs = list(zip(turns[::2], turns[1::2], strict=True))
     if known and len(pairs) == 1:
         return {**row, "conversations": turns}
-    named = [(pair, _breed_in(pair[1]["value"], known)) for pair in pairs]
-    named = [(pair, breed) for pair, breed in named if breed and breed == (known or breed)]
+    said = ((pair, _breed_in(pair[1]["value"], known)) for pair in pairs)
+    named = [(pair, breed) for pair, breed in said if breed and breed == (known or breed)]
     if len(breeds := sorted({breed for _, breed in named})) != 1:
         if known:
             raise InputError(f"{where}: none of its {len(pairs)} answers names the breed {known!r}; {KEEP_ONE}")
@@ -148,4 +148,5 @@ def _breed_in(answer: str, known: str | None) -> str | None:
 
 @cache
 def _parser(known: str | None) -> BreedParser:
-    return BreedParser(list(dict.fromkeys([breed.name for breed in BREEDS] + [known] * bool(known))))
+    names = [breed.name for breed in BREEDS]
+    return BreedParser(names if known is None or known in names else [*names, known])

@@ -18,20 +18,27 @@ from catlib.data.findings import Finding, Source, write_audit
 from catlib.data.names import Names, priority_of, restrict, understand
 from catlib.data.records import PARTS, Sample, make_sample
 from catlib.data.sources import read_source
-from catlib.data.splits import SCHEME, check_shares, split
+from catlib.data.splits import NO_TEST, SCHEME, check_shares, split
 from catlib.data.walk import led_away
 from catlib.errors import InputError
 from catlib.paths import resolve
 from catlib.settings import DataSettings
 
-SPLIT_SETTINGS = ("seed", "val_share", "test_share", "min_val", "min_test")  # another value of these: another split
+SPLIT_SETTINGS = (
+    "seed",
+    "val_share",
+    "test_share",
+    "min_val",
+    "min_test",
+    "draw_test",
+)  # another value of these: another split
 log = logging.getLogger(__name__)
 
 
 def prepare(settings: DataSettings, out: Path | None = None) -> Dataset:
     """Make the split that the settings describe and return it; the same settings and photos give the same bytes.
 
-    Writes train.jsonl, val.jsonl, test.jsonl, dataset.json and groups.csv to `out` (default: `data_dir`/vlm), and audit.csv with
+    Writes train.jsonl, val.jsonl, test.jsonl (not where photos come divided into train and val only), dataset.json and groups.csv to `out` (default: `data_dir`/vlm), and audit.csv with
     a verdict on every file to `run_dir`. Photos stay where they are and as they are. Raises InputError naming what is wrong.
     """
     check_shares(settings)
@@ -51,7 +58,8 @@ def prepare(settings: DataSettings, out: Path | None = None) -> Dataset:
             raise InputError(f"{error}. The verdict on every file: {table}") from None
         write_audit(table, findings)
         samples = _samples(findings, ids, source, settings)
-        if empty := [part for part in PARTS if not samples[part]]:
+        absent = {"test": NO_TEST} if NO_TEST in remarks else {}
+        if empty := [part for part in PARTS if not samples[part] and part not in absent]:
             raise InputError(f"the {empty[0]} part would be empty: too few usable photos; see {table}")
         about = {
             "missing": {"count": len(source.missing), "images": list(source.missing)},
@@ -60,6 +68,7 @@ def prepare(settings: DataSettings, out: Path | None = None) -> Dataset:
             "notes": list(source.notes),
             "cats": {"said": doubts, "no_ids": no_ids},
             "remarks": remarks,
+            "absent": absent,
         }
         write_dataset(out, source.root, samples, findings, _card(settings, source.name, samples, findings, about))
     for line in (*source.notes, *doubts, *names.notes(), *remarks):
@@ -122,7 +131,7 @@ def _earlier(out: Path, settings: DataSettings) -> dict[str, str]:
     """SHA-256 -> part of the split that the folder holds, when it is one of the same seed and shares."""
     card = read_card(out) if settings.keep_split else {}
     made_with = {"scheme": SCHEME} | {name: getattr(settings, name) for name in SPLIT_SETTINGS}
-    if not card or {key: card.get("split", {}).get(key) for key in made_with} != made_with:
+    if not card or {"draw_test": False} | card.get("split", {}) != made_with:
         return {}
     return {row["sha256"]: row["part"] for row in read_groups(out)}
 

@@ -66,6 +66,9 @@ def read_samples(path: Path, image_root: Path | None = None) -> list[Sample]:
 
     With `image_root`, each image path must stay inside it and exist. Raises InputError naming file, line and key.
     """
+    card = path.parent / DATASET_CARD
+    if not path.is_file() and card.is_file() and (reason := read_json(card).get("absent", {}).get(path.stem)):
+        raise InputError(f"{path}: {reason}")
     samples = []
     seen: dict[str, str] = {}
     for where, row in read_rows(path):

@@ -179,7 +179,7 @@ def _plain(value: str) -> str:
 def _is_rounded(value: str) -> bool:
     """Whether a number in exponential form has fewer digits than the whole number that it stands for."""
     found = _EXPONENT.fullmatch(value.strip())
-    return bool(found) and len(found.group(2) or "") < int(found.group(3))
+    return found is not None and len(found.group(2) or "") < int(found.group(3))
 
 
 def _decoded(data: bytes) -> str:
