@@ -24,8 +24,9 @@ from catlib.data.conversations import PARAPHRASES, answer_for, balance_weights
 from catlib.data.dataset import load_dataset
 from catlib.data.findings import read_audit
 from catlib.data.prepare import prepare
-from catlib.data.records import make_sample, read_samples, write_samples
+from catlib.data.records import Prediction, PredictionSet, make_sample, read_samples, write_samples
 from catlib.errors import CatlibError, InputError
+from catlib.evaluation.inputs import choose_priority
 from catlib.settings import DataSettings
 
 NAMES = ("train.jsonl", "val.jsonl", "test.jsonl", "dataset.json", "groups.csv")
@@ -481,3 +482,19 @@ def test_files_that_are_split_into_train_and_val_only(tmp_path, capsys, layout):
     assert "York Chocolate" in drawn.breeds and check(out).problems == ()
     prepare(settings(tmp_path, photos=photos))
     assert not (out / "test.jsonl").exists(), "the test part of an earlier split is left"
+
+
+def test_a_priority_breed_without_test_photos_is_left_out_of_the_average_aloud(caplog):
+    shown = Prediction("a", "a.jpg", "Burmilla", "Burmilla", None, group="a")
+    known = PredictionSet("m", (shown,), {"breeds": ["Bengal", "Burmilla", "York Chocolate"]})
+    assert choose_priority(None, [known]) == ("Burmilla",)
+    assert "not measurable and in no average: York Chocolate" in caplog.text
+
+
+def test_images_of_the_petfinder_layout_may_be_a_link_to_another_disk(tmp_path):
+    disk = fill(tmp_path / "disk", {"Bengal": 12, "Manx": 12})
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "images").symlink_to(disk)
+    dataset = prepare(settings(tmp_path))
+    assert dataset.card["source"] == "petfinder" and dataset.card["left_out"] == {}
+    assert {sample.image.split("/")[0] for sample in dataset.train} == {"disk"}

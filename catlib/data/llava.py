@@ -109,8 +109,10 @@ def one_question(row: dict[str, Any], where: str) -> dict[str, Any]:
             raise InputError(f"{where}: its answers name {' and '.join(breeds)}; {KEEP_ONE}")
         shown = json.dumps(turns[-1]["value"], ensure_ascii=False)[:60]
         answers = f"the answer {shown} does" if len(pairs) == 1 else f"none of its {len(pairs)} answers does"
-        said = f"key 'metadata' has no 'breed', and {answers}{' not' * (len(pairs) == 1)} name one breed of the list"
-        raise InputError(f'{where}: {said}; add "metadata": {{"breed": …}} to the line')
+        no_breed = (
+            f"key 'metadata' has no 'breed', and {answers}{' not' * (len(pairs) == 1)} name one breed of the list"
+        )
+        raise InputError(f'{where}: {no_breed}; add "metadata": {{"breed": …}} to the line')
     (human, gpt), breed = named[0]
     if len(pairs) > 1:
         if sum(turn["value"].count(IMAGE_TOKEN) for turn in turns) > 1:
