@@ -93,8 +93,9 @@ class DataSettings(Settings):
     min_val: int = option(2, "at least so many validation photos of each breed")
     min_test: int = option(5, "at least so many test photos of each breed")
     small_breeds: str = option(
-        "refuse", "a breed with too few different photos to be split", choices=("refuse", "leave-out")
+        "train", "a breed with too few different photos to be split", choices=("train", "refuse", "leave-out")
     )
+    draw_test: bool = option(False, "photos divided into train and val only: draw the test part from train, by group")
     keep_split: bool = option(True, "photos keep the part that an earlier split in the same folder gave them")
     near_duplicate_bits: int = option(
         6, "photos whose 64-bit perceptual hashes differ in at most so many bits are one group"

@@ -164,9 +164,11 @@ def test_a_folder_is_searched_as_the_audit_searches_it(photos, caplog):
     assert "notes.txt" not in found and "1 no photo ending" in caplog.text
 
 
-def test_a_link_out_of_the_folder_is_not_followed(models, photos, tmp_path, capsys):
+def test_a_link_that_the_user_put_into_the_folder_is_followed_and_said(models, photos, tmp_path, capsys):
     secret = write_photos(tmp_path / "secret", ["Manx"])[0]
     (photos / "link.jpg").symlink_to(tmp_path / "secret" / secret.image)
-    assert main(["predict", "--model", f"clip:{models[0]}", "--breeds", BREEDS, str(photos)]) == 1
+    assert main(["predict", "--model", f"clip:{models[0]}", "--breeds", BREEDS, str(photos)]) == 0
     captured = capsys.readouterr()
-    assert len(captured.out.splitlines()) == 5 and "leaves its image root" in captured.err
+    rows = [json.loads(line) for line in captured.out.splitlines()]
+    assert len(rows) == 6 and "1 of 6 photos are links" in captured.err
+    assert [row["image"] for row in rows if row["id"] == "link.jpg"] == [f"secret/{secret.image}"]

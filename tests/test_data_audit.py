@@ -155,7 +155,7 @@ def test_photos_outside_the_breed_folders_pipes_and_files_beyond_memory_are_name
     assert sum(finding.kept for finding in table.values()) == 16
 
 
-def test_links_inside_are_followed_and_links_that_leave_are_left_out(tmp_path):
+def test_links_that_the_user_put_into_the_folder_are_followed_and_loops_are_not(tmp_path):
     photos = fill(tmp_path / "photos", {"Bengal": 8, "Manx": 8})
     outside = fill(tmp_path / "elsewhere", {"Cymric": 1}, start=700) / "Cymric" / "700.jpg"
     (photos / "Bengal" / "out.jpg").symlink_to(outside)
@@ -165,9 +165,10 @@ def test_links_inside_are_followed_and_links_that_leave_are_left_out(tmp_path):
     (photos / ".hidden").mkdir()
     (photos / ".hidden" / "x.jpg").write_bytes(jpeg(99_001))
     (photos / "Manx" / "in.jpg").symlink_to(photos / ".hidden" / "x.jpg")
-    prepare(settings(tmp_path))
-    table = {finding.image: finding for finding in read_audit(tmp_path / "run" / "audit.csv")}
-    assert table["Bengal/out.jpg"].verdict == "outside the root"
+    dataset = prepare(settings(tmp_path))
+    table = {finding.link: finding for finding in read_audit(tmp_path / "run" / "audit.csv")}
+    assert table["Bengal/out.jpg"].kept and table["Bengal/out.jpg"].image == "elsewhere/Cymric/700.jpg"
+    assert dataset.image_root == tmp_path and "1 of 20 files are links" in dataset.card["notes"][-1]
     assert table["Bengal/gone.jpg"].verdict == "missing"
     assert table["Bengal/circle.jpg"].verdict in ("unreadable", "outside the root", "missing")
     assert table["Manx/in.jpg"].kept
@@ -188,7 +189,7 @@ def test_wrong_folders_are_one_clear_error(tmp_path, kind):
             (photos / breed).mkdir()
             (photos / breed / "a.jpg").write_text("hello")
     with pytest.raises(InputError) as error:
-        prepare(settings(tmp_path))
+        prepare(settings(tmp_path, small_breeds="refuse"))
     assert ("Korat" if kind == "one photo" else "audit.csv" if kind == "text only" else str(photos)) in str(error.value)
     assert "\n" not in str(error.value)
     if kind in ("one photo", "text only"):

@@ -17,13 +17,16 @@ from demo_files import LLAVA
 from photo_makers import fill, jpeg
 
 from catlib.cli import main
-from catlib.data import archives
+from catlib.data import archives, tables
 from catlib.data.archives import fetch_oxford_pets, unpacked
 from catlib.data.check import check
 from catlib.data.conversations import PARAPHRASES, answer_for, balance_weights
 from catlib.data.dataset import load_dataset
+from catlib.data.findings import read_audit
 from catlib.data.prepare import prepare
+from catlib.data.records import Prediction, PredictionSet, make_sample, read_samples, write_samples
 from catlib.errors import CatlibError, InputError
+from catlib.evaluation.inputs import choose_priority
 from catlib.settings import DataSettings
 
 NAMES = ("train.jsonl", "val.jsonl", "test.jsonl", "dataset.json", "groups.csv")
@@ -437,3 +440,61 @@ def test_conversations_and_weights(tmp_path):
         and len(reasons) > 40
         and answer_for("Nobody's Cat", "label+traits") == "Nobody's Cat"
     )
+
+
+def train_and_val(tmp_path, layout: str) -> str:
+    """Two cats' breeds divided into train and val, and one training photo of a York Chocolate."""
+    for n, (part, count) in enumerate((("train", 20), ("val", 4))):
+        fill(tmp_path / "photos" / part, {"Bengal": count, "Manx": count}, start=200 * n)
+    fill(tmp_path / "photos" / "train", {"York Chocolate": 1}, start=900)
+    if layout == "folders":
+        return str(tmp_path / "photos")
+    (tmp_path / "photos" / "vlm").mkdir()
+    for part in ("train", "val"):
+        samples = []
+        for path in sorted((tmp_path / "photos" / part).rglob("*.jpg")):
+            image = path.relative_to(tmp_path / "photos").as_posix()
+            about = {"breed": path.parent.name, "source": "x", "sha256": "", "split": part}
+            samples.append(make_sample(image, image, "?", path.parent.name, **about))
+        write_samples(tmp_path / "photos" / "vlm" / f"{part}.jsonl", samples)
+    return str(tmp_path / "photos" / "vlm")
+
+
+@pytest.mark.parametrize("layout", ["folders", "jsonl"])
+def test_files_that_are_split_into_train_and_val_only(tmp_path, capsys, layout):
+    photos, out = train_and_val(tmp_path, layout), tmp_path / "data" / "vlm"
+    if layout == "jsonl":
+        assert check(tmp_path / "photos" / "vlm").problems == ()
+    dataset = prepare(settings(tmp_path, photos=photos))
+    assert [len(dataset.part(part)) for part in ("train", "val", "test")] == [41, 8, 0]
+    assert not (out / "test.jsonl").exists() and "draw_test" in dataset.card["absent"]["test"]
+    assert load_dataset(out) == dataset and check(out).problems == ()
+    with pytest.raises(InputError, match=r"test.jsonl: there is no test part.*draw_test"):
+        read_samples(out / "test.jsonl")
+    findings = read_audit(tmp_path / "run" / "audit.csv")
+    assert set(tables.counts(dataset).iloc[:, -1]) == {"not measurable"}
+    assert "not measurable" in str(tables.conclusion(dataset, findings, check(out)).to_dict())
+    drawn = prepare(settings(tmp_path, photos=photos, draw_test=True))
+    assert {s.image for s in drawn.val} == {s.image for s in dataset.val}
+    assert {s.breed for s in drawn.test} == {"Bengal", "Manx"} and 10 <= len(drawn.test) <= 12
+    assert {s.image for s in (*drawn.train, *drawn.test)} == {s.image for s in dataset.train}
+    assert "York Chocolate" in drawn.card["remarks"][0] and drawn.card["absent"] == {}
+    assert "York Chocolate" in drawn.breeds and check(out).problems == ()
+    prepare(settings(tmp_path, photos=photos))
+    assert not (out / "test.jsonl").exists(), "the test part of an earlier split is left"
+
+
+def test_a_priority_breed_without_test_photos_is_left_out_of_the_average_aloud(caplog):
+    shown = Prediction("a", "a.jpg", "Burmilla", "Burmilla", None, group="a")
+    known = PredictionSet("m", (shown,), {"breeds": ["Bengal", "Burmilla", "York Chocolate"]})
+    assert choose_priority(None, [known]) == ("Burmilla",)
+    assert "not measurable and in no average: York Chocolate" in caplog.text
+
+
+def test_images_of_the_petfinder_layout_may_be_a_link_to_another_disk(tmp_path):
+    disk = fill(tmp_path / "disk", {"Bengal": 12, "Manx": 12})
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "images").symlink_to(disk)
+    dataset = prepare(settings(tmp_path))
+    assert dataset.card["source"] == "petfinder" and dataset.card["left_out"] == {}
+    assert {sample.image.split("/")[0] for sample in dataset.train} == {"disk"}

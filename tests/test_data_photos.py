@@ -1,7 +1,12 @@
 """The one opener with its list of formats, the one walk over folders, and the groups that go with every photo."""
 
+import hashlib
 import io
 import json
+import os
+import struct
+import time
+import zlib
 from dataclasses import replace
 
 import pytest
@@ -9,11 +14,12 @@ from photo_makers import encoded, fill, jpeg, picture
 from PIL import EpsImagePlugin, Image
 
 from catlib.data import images
+from catlib.data.archives import ORIGIN
 from catlib.data.audit import audit
 from catlib.data.check import check
 from catlib.data.conversations import QUESTION, questions_of
 from catlib.data.findings import Finding
-from catlib.data.images import FORMATS, ImageError, open_image
+from catlib.data.images import FORMATS, MAX_ASPECT, ImageError, open_image
 from catlib.data.prepare import prepare
 from catlib.data.records import (
     Prediction,
@@ -232,3 +238,74 @@ def test_missing_photos_quote_the_hint_of_the_profile(tmp_path):
         assert photos in str(error.value)
         with pytest.raises(InputError, match="run make cats"):
             prepare(settings(tmp_path, photos=photos, hint="run make cats"))
+
+
+@pytest.mark.parametrize("size", [(2_700_000, 33), (33, 2_700_000), (51, 1)])
+def test_one_limit_of_the_aspect_ratio_for_audit_and_opener(tmp_path, size):
+    header = struct.pack(">IIBBBBB", *size, 1, 0, 0, 0, 0)
+    pixels = zlib.compress((b"\0" * ((size[0] + 7) // 8 + 1)) * size[1])
+    chunks = [struct.pack(">I", len(d)) + k + d + struct.pack(">I", zlib.crc32(k + d)) for k, d in
+              ((b"IHDR", header), (b"IDAT", pixels), (b"IEND", b""))]  # fmt: skip
+    path = tmp_path / "photo.png"
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(chunks))
+    start = time.perf_counter()
+    found = verdict(path)
+    for use in (open_image, images.size_of):
+        with pytest.raises(ImageError, match="one side over 50 times the other") as error:
+            use(path)
+        assert (error.value.verdict, error.value.detail) == (found.verdict, found.detail)
+    assert found.verdict == "too long" and time.perf_counter() - start < 5
+
+
+def test_a_panorama_within_the_limit_is_a_photo_for_audit_and_opener(tmp_path):
+    path = tmp_path / "photo.png"
+    path.write_bytes(encoded(picture(1, (MAX_ASPECT * 8, 8)), "PNG"))
+    assert open_image(path).size == (400, 8) and verdict(path).kept
+
+
+@pytest.mark.parametrize("kind", ["files", "folders", "a hub's cache"])
+@pytest.mark.parametrize("layout", ["folders", "petfinder"])
+def test_a_folder_of_links_is_a_folder_of_photos(tmp_path, kind, layout):
+    disk, photos = fill(tmp_path / "disk", {"Bengal": 12, "Manx": 12}), tmp_path / "photos"
+    below = photos / "images" if layout == "petfinder" else photos
+    below.mkdir(parents=True)
+    for breed in BREEDS:
+        if kind == "folders":
+            (below / breed).symlink_to(disk / breed)
+            continue
+        (below / breed).mkdir()
+        for i, file in enumerate(sorted((disk / breed).iterdir())):
+            if kind == "a hub's cache":  # blobs without an ending, named by their digest
+                file = file.rename(tmp_path / "disk" / hashlib.sha256(file.read_bytes()).hexdigest())
+            (below / breed / f"{i // 2 + 70 + 10 * len(breed)}_{i % 2}.jpg").symlink_to(file)
+    dataset = prepare(settings(tmp_path))
+    samples = [sample for part in ("train", "val", "test") for sample in dataset.part(part)]
+    assert len(samples) == 24 and dataset.image_root == tmp_path
+    assert all(open_image(images.inside(dataset.image_root, sample.image)) for sample in samples)
+    assert "24 of 24 files are links that lead out of" in dataset.card["notes"][-1]
+    out = tmp_path / "data" / "vlm"
+    assert check(out).problems == ()
+    beside = photos / "vlm"
+    prepare(settings(tmp_path), beside)
+    assert prepare(settings(tmp_path), beside).card["source"] == layout, "the split was taken for the source"
+    if kind != "folders":
+        assert len({sample.group for sample in samples}) == len({sample.animal for sample in samples}) == 12
+    again = prepare(settings(tmp_path, photos=str(out), data_dir=str(tmp_path / "d2")))
+    assert {sample.image for sample in again.train} == {sample.image for sample in dataset.train}
+    if kind == "files":  # but never on the way of a path in a file
+        os.rename(disk / "Bengal", tmp_path / "moved")
+        (disk / "Bengal").symlink_to("/usr")
+        with pytest.raises(InputError, match="by the link disk/Bengal"):
+            prepare(settings(tmp_path, photos=str(out), data_dir=str(tmp_path / "d3")))
+
+
+def test_links_to_one_another_end_the_walk_and_links_in_an_unpacked_archive_stay_outside(tmp_path):
+    photos = fill(tmp_path / "photos", {"Bengal": 12, "Manx": 12})
+    elsewhere = fill(tmp_path / "elsewhere", {"x": 1}, start=500)
+    (photos / "Bengal" / "more").symlink_to(elsewhere)
+    (elsewhere / "back").symlink_to(photos)
+    found, skipped = photo_files(photos)
+    assert len(found) == 25 and skipped == {"a link to a folder above": 1}
+    assert len(prepare(settings(tmp_path)).card["left_out"]) == 0
+    (photos / ORIGIN).write_text("archives")
+    assert prepare(settings(tmp_path)).card["left_out"] == {"outside the root": 1}

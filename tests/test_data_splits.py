@@ -84,9 +84,9 @@ def test_floors_and_clear_words_for_small_breeds():
     assert all(count["Tiny"].count(part) >= 1 for part in ("train", "val", "test"))
     assert len(remarks) == 1 and remarks[0].startswith("Tiny (5 photos)") and "instead of 5" in remarks[0]
     with pytest.raises(InputError, match="Single has 1 usable photo, no test and val part"):
-        split(photos("Big", 30) + photos("Single", 1), DataSettings())
+        split(photos("Big", 30) + photos("Single", 1), DataSettings(small_breeds="refuse"))
     with pytest.raises(InputError, match="Twin has 4 usable photos .1 when near-duplicates count once"):
-        split(photos("Big", 30) + photos("Twin", 4, group_of=4), DataSettings())
+        split(photos("Big", 30) + photos("Twin", 4, group_of=4), DataSettings(small_breeds="refuse"))
     done, remarks = split(photos("Big", 30) + photos("Single", 1), DataSettings(small_breeds="leave-out"))
     assert [f.verdict for f in done if f.breed == "Single"] == ["breed too small"] and "Single" in remarks[0]
 
@@ -112,3 +112,34 @@ def test_shares_out_of_range_are_named(wrong):
 
     with pytest.raises(InputError, match=next(iter(wrong))):
         check_shares(DataSettings(**wrong))
+
+
+def test_a_rare_breed_without_test_photos_stays_in_training():
+    for rare in (photos("Rare", 1), photos("Rare", 4, group_of=4)):
+        done, remarks = split(photos("Big", 30) + rare, DataSettings())
+        assert {f.part for f in done if f.breed == "Rare"} == {"train"} and all(f.kept for f in done)
+        assert len(remarks) == 1 and "Rare" in remarks[0] and "not measurable in the test" in remarks[0]
+    given = [f for part in ("train", "val", "test") for f in photos("Big", 10, 100 * len(part), official=part)]
+    done, remarks = split(given + photos("Rare", 3, official="train"), DataSettings())
+    assert {f.part for f in done if f.breed == "Rare"} == {"train"} and "not measurable" in remarks[0]
+    done, remarks = split(
+        given + photos("Rare", 3, official="train") + photos("Rare", 1, 9, official="val"), DataSettings()
+    )
+    assert [f.part for f in done if f.breed == "Rare"] == ["train"] * 3 + ["val"]
+    with pytest.raises(InputError, match="Rare has 3 usable photos, no train"):
+        split(given + photos("Rare", 3, official="test"), DataSettings())
+
+
+def test_train_and_val_only_have_no_test_part_unless_it_is_asked_for():
+    given = [
+        *photos("A", 40, official="train", group_of=2),
+        *photos("A", 6, 500, official="val"),
+        *photos("Rare", 1, official="train"),
+    ]
+    done, remarks = split(given, DataSettings())
+    assert [f.part for f in done] == [f.official for f in given] and "draw_test" in remarks[-1]
+    done, remarks = split(given, DataSettings(draw_test=True))
+    assert {f.part for f in done if f.official == "val"} == {"val"}
+    assert 6 <= sum(f.part == "test" for f in done) <= 12 and {f.part for f in done if f.breed == "Rare"} == {"train"}
+    assert all(len({f.part for f in done if f.group == group}) == 1 for group in {f.group for f in done})
+    assert len(remarks) == 1 and "Rare" in remarks[0]

@@ -91,14 +91,14 @@ def find_photos(arguments: Sequence[Path]) -> tuple[Path, list["Sample"]]:
     """The image root and a sample of unknown breed for each photo, in the order given, a folder's photos sorted.
 
     A file is taken whatever its name, a folder's photos as the audit takes them. The root is the working directory when all
-    photos lie in it, else the folder that they share. Raises InputError when an argument does not exist or there is no photo.
+    photos lie in it, else the folder that they share; a link is followed, its name stays the id. Raises InputError when an argument does not exist or there is no photo.
     """
     from catlib.data.records import Sample
-    from catlib.data.walk import photo_files
+    from catlib.data.walk import led_away, photo_files
 
     found: dict[Path, None] = {}
     for argument in arguments:
-        path = Path(os.path.abspath(argument.expanduser()))  # keeps symbolic links, which `inside` judges later
+        path = Path(os.path.abspath(argument.expanduser()))  # keeps symbolic links: their names are the ids
         if path.is_dir():
             photos, skipped = photo_files(path)
             found |= dict.fromkeys(photos)
@@ -114,7 +114,16 @@ def find_photos(arguments: Sequence[Path]) -> tuple[Path, list["Sample"]]:
     if not all(path.is_relative_to(root) for path in found):
         root = Path(os.path.commonpath([path.parent for path in found]))
     names = [path.relative_to(root).as_posix() for path in found]
-    return root, [Sample(name, name, (), {"breed": None}) for name in names]
+    if away := led_away(root, found):  # links that the user named, or put into a named folder
+        root = Path(os.path.commonpath([root.resolve(), *(real.parent for real in away.values())]))
+        log.warning(
+            "%d of %d photos are links that lead elsewhere, as to %s: followed",
+            len(away),
+            len(found),
+            next(iter(away.values())),
+        )
+    real = [away.get(path, path.resolve()).relative_to(root).as_posix() for path in found] if away else names
+    return root, [Sample(name, image, (), {"breed": None}) for name, image in zip(names, real, strict=True)]
 
 
 def load_classifier(args: argparse.Namespace) -> "Classifier":

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from catlib.data.audit import audit
+from catlib.data.cats import ids_in_names
 from catlib.data.dataset import Dataset, load_dataset, read_groups
 from catlib.data.duplicates import labels_of
 from catlib.data.findings import Finding
@@ -24,16 +25,17 @@ class Check:
     bits: int  # near-duplicates differ in at most so many bits of the hash
     counts: Mapping[str, int]
     problems: tuple[str, ...]
+    remarks: tuple[str, ...] = ()  # what the split says of how the photos of one cat were found
 
     def as_json(self) -> dict[str, Any]:
-        return {**vars(self), "problems": list(self.problems), "ok": not self.problems}
+        return {**vars(self), "problems": list(self.problems), "remarks": list(self.remarks), "ok": not self.problems}
 
 
 def check(vlm_dir: Path) -> Check:
     """Validate the JSONL files, hash every photo anew and look for groups that cross parts.
 
-    Nothing that the split wrote down is trusted: SHA-256, perceptual hashes and groups come from the photos as they are now, and
-    are then compared with groups.csv. Photos that the split left out of training by `photos_per_breed` count as well. Raises
+    Nothing that the split wrote down is trusted: SHA-256, perceptual hashes, ids and groups come from the photos and their names as
+    they are now, and are then compared with groups.csv. What the split says of the table of cats is repeated as `remarks`. Photos that the split left out of training by `photos_per_breed` count as well. Raises
     InputError when the folder holds no valid split.
     """
     dataset = load_dataset(vlm_dir)
@@ -48,7 +50,10 @@ def check(vlm_dir: Path) -> Check:
         if f.kept and recorded and recorded != f.sha256
     ]
     problems += _crossing(zip((f.sha256 for f in found), found, parts, strict=True), "the same bytes")
+    cats = dataset.card.get("cats", {})
+    ids, _, said = ids_in_names(found, cats.get("no_ids", ()))
     problems += _crossing(zip((f.animal for f in found), found, parts, strict=True), "photos of the same cat")
+    problems += _crossing(zip(ids, found, parts, strict=True), "photos of the same cat by the id in their names")
     problems += _crossing(zip((f.group for f in found), found, parts, strict=True), "photos of one group")
     hashed = [(f, part) for f, part in zip(found, parts, strict=True) if f.phash]
     labels = labels_of([f for f, _ in hashed], bits).tolist()
@@ -57,7 +62,7 @@ def check(vlm_dir: Path) -> Check:
         f"near-duplicates (at most {bits} bits)",
     )
     groups = len(set(labels)) + len({f.sha256 for f in found if f.kept and not f.phash})
-    return Check(len(found), groups, bits, dict(Counter(parts)), tuple(problems))
+    return Check(len(found), groups, bits, dict(Counter(parts)), tuple(problems), tuple(cats.get("said", said)))
 
 
 def _entries(dataset: Dataset, vlm_dir: Path) -> list[tuple[Finding, str]]:

@@ -40,7 +40,7 @@ class Dataset:
 def load_dataset(vlm_dir: Path) -> Dataset:
     """Read the split in a folder; its photos must exist inside the image root.
 
-    A folder of LLaVA-format JSONL without a card is read too: its breeds are those of its samples. Raises InputError naming
+    A folder of LLaVA-format JSONL without a card is read too: its breeds are those of its samples. There may be no test part. Raises InputError naming
     file, line and key, also when the files are not those that the card was written with.
     """
     if not (vlm_dir / "train.jsonl").is_file():
@@ -49,7 +49,8 @@ def load_dataset(vlm_dir: Path) -> Dataset:
     root = image_root_of(vlm_dir / "train.jsonl")
     if not root.is_dir():
         raise InputError(f"{vlm_dir / DATASET_CARD}: its image_root {root} does not exist; were the photos moved?")
-    parts = {part: tuple(read_samples(vlm_dir / f"{part}.jsonl", root)) for part in PARTS}
+    given = [part for part in PARTS if part != "test" or (vlm_dir / "test.jsonl").is_file()]
+    parts = {part: tuple(read_samples(vlm_dir / f"{part}.jsonl", root)) if part in given else () for part in PARTS}
     found = sorted({sample.breed for samples in parts.values() for sample in samples})
     if strange := sorted(set(found) - set(card.get("breeds", found))):
         raise InputError(f"{vlm_dir}: breeds {', '.join(strange)} are in the samples but not in {DATASET_CARD}")
@@ -82,11 +83,13 @@ def write_dataset(
 ) -> None:
     """Write all files of a split; call it inside `writing`. The card goes last and holds the others' digests."""
     files = {GROUPS: table(GROUP_COLUMNS, [finding for finding in findings if finding.part])}
-    files |= {f"{part}.jsonl": "".join(map(sample_line, samples[part])) for part in PARTS}
+    files |= {f"{part}.jsonl": "".join(map(sample_line, samples[part])) for part in PARTS if samples[part]}
     digests = {name: hashlib.sha256(text.encode()).hexdigest() for name, text in files.items()}
     whole = {"image_root": _root_from(vlm_dir, root), **card, "files": digests}
     for name, text in files.items():
         _write_when_new(vlm_dir / name, text)
+    if "test.jsonl" not in files:
+        (vlm_dir / "test.jsonl").unlink(missing_ok=True)  # of an earlier split
     _write_when_new(vlm_dir / DATASET_CARD, json.dumps(whole, indent=1, ensure_ascii=False) + "\n")
 
 

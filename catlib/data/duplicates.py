@@ -27,7 +27,7 @@ def judge_copies(findings: Sequence[Finding]) -> list[Finding]:
         first = min(same, key=lambda i: (STRONGEST.index(findings[i].official), findings[i].image))
         for i in same:
             if len(breeds) > 1:
-                others = ", ".join(findings[j].image for j in same if j != i)
+                others = ", ".join([findings[j].image for j in same if j != i][:ALIKE])
                 detail = f"the same bytes as {others} ({' / '.join(breeds)})"
                 judged[i] = replace(findings[i], verdict="two breeds", detail=detail)
             elif i != first:
@@ -36,11 +36,11 @@ def judge_copies(findings: Sequence[Finding]) -> list[Finding]:
     return judged
 
 
-def group_photos(findings: Sequence[Finding], bits: int) -> list[Finding]:
+def group_photos(findings: Sequence[Finding], bits: int, ids: Sequence[str] = ()) -> list[Finding]:
     """Give every kept photo the name of its group, and leave out what an official part would leak.
 
-    Near-duplicates and photos of the same cat (`animal`) are one group, and so are chains of them. A group is named after the
-    smallest SHA-256 in it. Where photos of an official test (or validation) part have near-duplicates elsewhere, these are left
+    Near-duplicates and photos of the same cat (`animal`, or the id of each photo in `ids`) are one group, and so are chains of
+    them. A group is named after the smallest SHA-256 in it. Where photos of an official test (or validation) part have near-duplicates elsewhere, these are left
     out: the official part is neither changed nor trained on.
     """
     kept = [i for i, finding in enumerate(findings) if finding.kept]
@@ -50,8 +50,9 @@ def group_photos(findings: Sequence[Finding], bits: int) -> list[Finding]:
     joins: dict[object, int] = {}
     edges = [(i, joins.setdefault(label, len(findings) + len(joins))) for i, label in zip(hashed, labels, strict=True)]
     for i in kept:
-        if animal := findings[i].animal:
-            edges.append((i, joins.setdefault(animal, len(findings) + len(joins))))
+        for cat in (("animal", findings[i].animal), ("name", ids[i] if ids else "")):
+            if cat[1]:
+                edges.append((i, joins.setdefault(cat, len(findings) + len(joins))))
     members: dict[int, list[int]] = defaultdict(list)
     group_of = components(len(findings) + len(joins), np.array(edges)).tolist()
     for i in kept:

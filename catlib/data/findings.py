@@ -38,9 +38,18 @@ class Finding:
     official: str = ""  # the part that the source gives it: test, val, train, or empty
     animal: str = ""  # the cat's id, or the group that the source states: such photos stay in one part
 
+    link: str = (
+        ""  # the file's place in the folder of photos, where links lead out of it and `image` is relative to another
+    )
+
     @property
     def kept(self) -> bool:
         return self.verdict == KEPT
+
+    @property
+    def name(self) -> str:
+        """The path of the file in the folder of photos that the user named."""
+        return self.link or self.image
 
 
 @dataclass(frozen=True)
@@ -52,6 +61,7 @@ class Source:
     findings: tuple[Finding, ...]
     notes: tuple[str, ...] = ()
     missing: tuple[str, ...] = ()  # listed photos that are not there
+    doubts: tuple[str, ...] = ()  # what went wrong in finding out which photos show one cat
     # by image path: conversations that came with the photos, and what a table says of a photo's cat
     samples: Mapping[str, Sample] = field(default_factory=dict)
     about: Mapping[str, Mapping[str, str]] = field(default_factory=dict)

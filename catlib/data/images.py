@@ -14,6 +14,9 @@ from catlib.errors import InputError
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "AVIF")
 PHOTO_ENDINGS = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif"})
 MAX_PIXELS = 89_478_485  # where Pillow itself begins to warn: decoded 270 MB; more is a mistake or a decompression bomb
+MAX_ASPECT = (
+    50  # longer side over shorter; a model enlarges the shorter one, so 2,700,000 x 33 pixels would cost minutes
+)
 
 
 class ImageError(InputError):
@@ -32,6 +35,14 @@ def inside(root: Path, relative: str) -> Path:
     root = root.resolve()
     path = (root / relative).resolve()
     if Path(relative).is_absolute() or not path.is_relative_to(root):
+        steps = [root.joinpath(*Path(relative).parts[: n + 1]) for n in range(len(Path(relative).parts))]
+        link = next((step for step in steps if step.is_symlink() and not step.resolve().is_relative_to(root)), None)
+        if link and not Path(relative).is_absolute():
+            raise InputError(
+                f"image path {relative!r} leaves its image root {root} by the link {link.relative_to(root)}, and links are not "
+                f'followed from a path in a file: write {{"image_root": …}} with the folder that holds the photos '
+                f"({link.resolve()}) into dataset.json beside the file, and the paths relative to it"
+            )
         raise InputError(f"image path {relative!r} leaves its image root {root}: give a path relative to that folder")
     return path
 
@@ -48,6 +59,9 @@ def opening(file: Path | BinaryIO) -> Iterator[Image.Image]:
         with Image.open(file, formats=FORMATS) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise Image.DecompressionBombError(f"{image.width} x {image.height} pixels, limit {MAX_PIXELS:,}")
+            if max(image.size) > MAX_ASPECT * min(image.size):
+                reason = f"{image.width} x {image.height} pixels, one side over {MAX_ASPECT} times the other"
+                raise ImageError(f"{name}: {reason}", "too long", reason)
             image.seek(0)
             yield image
     except ImageError:

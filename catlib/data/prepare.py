@@ -1,14 +1,16 @@
 """From any folder of labelled photos to data_dir/vlm/{train,val,test}.jsonl: source, names, audit, groups, split, conversations."""
 
 import logging
+import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from catlib.data.archives import unpacked
+from catlib.data.archives import ORIGIN, unpacked
 from catlib.data.audit import audit
+from catlib.data.cats import ids_in_names
 from catlib.data.conversations import answer_for, question_for
 from catlib.data.dataset import Dataset, load_dataset, read_card, read_groups, write_dataset, writing
 from catlib.data.duplicates import group_photos, judge_copies
@@ -16,26 +18,37 @@ from catlib.data.findings import Finding, Source, write_audit
 from catlib.data.names import Names, priority_of, restrict, understand
 from catlib.data.records import PARTS, Sample, make_sample
 from catlib.data.sources import read_source
-from catlib.data.splits import SCHEME, check_shares, split
+from catlib.data.splits import NO_TEST, SCHEME, check_shares, split
+from catlib.data.walk import led_away
 from catlib.errors import InputError
 from catlib.paths import resolve
 from catlib.settings import DataSettings
 
-SPLIT_SETTINGS = ("seed", "val_share", "test_share", "min_val", "min_test")  # another value of these: another split
+SPLIT_SETTINGS = (
+    "seed",
+    "val_share",
+    "test_share",
+    "min_val",
+    "min_test",
+    "draw_test",
+)  # another value of these: another split
 log = logging.getLogger(__name__)
 
 
 def prepare(settings: DataSettings, out: Path | None = None) -> Dataset:
     """Make the split that the settings describe and return it; the same settings and photos give the same bytes.
 
-    Writes train.jsonl, val.jsonl, test.jsonl, dataset.json and groups.csv to `out` (default: `data_dir`/vlm), and audit.csv with
+    Writes train.jsonl, val.jsonl, test.jsonl (not where photos come divided into train and val only), dataset.json and groups.csv to `out` (default: `data_dir`/vlm), and audit.csv with
     a verdict on every file to `run_dir`. Photos stay where they are and as they are. Raises InputError naming what is wrong.
     """
     check_shares(settings)
     out = out or resolve(settings.data_dir) / "vlm"
     source = _photos(settings)
     names = understand((f.source_name for f in source.findings if f.kept), settings.unknown_breeds)
-    judged = _judge(source, names, settings)
+    opened = _judge(source, names, settings)
+    ids, no_ids, said = ids_in_names(opened)
+    judged = group_photos(opened, settings.near_duplicate_bits, ids)
+    doubts = [*source.doubts, *said]
     with writing(out):  # from reading the earlier split to the last file, so that two runs cannot mix theirs
         table = resolve(settings.run_dir) / "audit.csv"
         try:
@@ -44,18 +57,21 @@ def prepare(settings: DataSettings, out: Path | None = None) -> Dataset:
             write_audit(table, judged)  # whoever has to mend the photos needs the verdicts most
             raise InputError(f"{error}. The verdict on every file: {table}") from None
         write_audit(table, findings)
-        samples = _samples([finding for finding in findings if finding.kept], source, settings)
-        if empty := [part for part in PARTS if not samples[part]]:
+        samples = _samples(findings, ids, source, settings)
+        absent = {"test": NO_TEST} if NO_TEST in remarks else {}
+        if empty := [part for part in PARTS if not samples[part] and part not in absent]:
             raise InputError(f"the {empty[0]} part would be empty: too few usable photos; see {table}")
         about = {
             "missing": {"count": len(source.missing), "images": list(source.missing)},
             "unknown_breeds": list(names.unknown),
             "names_mapped": list(names.merged),
             "notes": list(source.notes),
+            "cats": {"said": doubts, "no_ids": no_ids},
             "remarks": remarks,
+            "absent": absent,
         }
         write_dataset(out, source.root, samples, findings, _card(settings, source.name, samples, findings, about))
-    for line in (*source.notes, *names.notes(), *remarks):
+    for line in (*source.notes, *doubts, *names.notes(), *remarks):
         log.info("%s", line)
     left_out = Counter(finding.verdict for finding in findings if not finding.kept)
     log.info("%s: %s", out, ", ".join(f"{part} {len(samples[part])}" for part in PARTS))
@@ -73,13 +89,34 @@ def _photos(settings: DataSettings) -> Source:
         folder = unpacked(resolve(settings.photos), resolve(settings.data_dir) / "photos")
         if not folder.exists():
             raise InputError(f"photos: {folder} does not exist; give a folder of labelled photos{hint}")
-        return read_source(folder, settings.source)
+        source = read_source(folder, settings.source)
     except PermissionError as error:
         raise InputError(f"photos: {error.filename}: {error.strerror}") from None
+    # a link that the user has put there is meant; one out of an archive, or on the way of a path in a file, is not
+    return source if source.samples or (folder / ORIGIN).is_file() else _follow(source)
+
+
+def _follow(source: Source) -> Source:
+    """The source with links that lead out of its folder replaced by what they lead to, below a root that holds all photos."""
+    away = led_away(source.root, (source.root / f.image for f in source.findings if f.kept))
+    if not away:
+        return source
+    top = source.root.resolve()
+    root = Path(os.path.commonpath([top, *(real.parent for real in away.values())]))
+    findings = []
+    for f in source.findings:
+        image = away.get(source.root / f.image, top / f.image).relative_to(root).as_posix()
+        findings.append(replace(f, image=image, link=f.image))
+    note = (
+        f"{len(away):,} of {len(findings):,} files are links that lead out of {source.root}, as to {next(iter(away.values()))}: followed, "
+        f"and the samples' paths are relative to {root}"
+    )
+    ordered = tuple(sorted(findings, key=lambda f: (f.image, f.link)))
+    return replace(source, root=root, findings=ordered, notes=(*source.notes, note))
 
 
 def _judge(source: Source, names: Names, settings: DataSettings) -> list[Finding]:
-    """Every file of the wanted breeds opened, then copies and near-duplicates: everything but the split."""
+    """Every file of the wanted breeds opened, and copies found."""
     wanted = restrict(names.breeds, settings)
     if len(wanted) == 1:
         raise InputError(
@@ -87,30 +124,33 @@ def _judge(source: Source, names: Names, settings: DataSettings) -> list[Finding
             "that holds one folder for each breed (it may lie a level deeper), or name more in breeds="
         )
     named = [replace(finding, breed=names.breed_of.get(finding.source_name, "")) for finding in source.findings]
-    findings = audit(source.root, [f for f in named if f.breed in wanted or not f.breed], settings.min_side)
-    return group_photos(judge_copies(findings), settings.near_duplicate_bits)
+    return judge_copies(audit(source.root, [f for f in named if f.breed in wanted or not f.breed], settings.min_side))
 
 
 def _earlier(out: Path, settings: DataSettings) -> dict[str, str]:
     """SHA-256 -> part of the split that the folder holds, when it is one of the same seed and shares."""
     card = read_card(out) if settings.keep_split else {}
     made_with = {"scheme": SCHEME} | {name: getattr(settings, name) for name in SPLIT_SETTINGS}
-    if not card or {key: card.get("split", {}).get(key) for key in made_with} != made_with:
+    if not card or {"draw_test": False} | card.get("split", {}) != made_with:
         return {}
     return {row["sha256"]: row["part"] for row in read_groups(out)}
 
 
-def _samples(used: Sequence[Finding], source: Source, settings: DataSettings) -> dict[str, list[Sample]]:
+def _samples(
+    findings: Sequence[Finding], ids: Sequence[str], source: Source, settings: DataSettings
+) -> dict[str, list[Sample]]:
     """The conversations of each part, in the order of the image paths; those that came with the photos stay as they are."""
     samples: dict[str, list[Sample]] = {part: [] for part in PARTS}
-    for f in used:
+    for f, id in zip(findings, ids, strict=True):
+        if not f.kept:
+            continue
         about = {"breed": f.breed, "source": source.name, "sha256": f.sha256, "split": f.part}
         more: dict[str, Any] = {"group": f.group}
         if given := source.samples.get(f.image):
             samples[f.part].append(replace(given, metadata={**given.metadata, **about, **more}))
             continue
-        if f.image in source.about:
-            more["cat"] = source.about[f.image]
+        if cat := ({"id": id} if id else {}) | dict(source.about.get(f.name, {})):
+            more["cat"] = cat
         question = question_for(f.sha256, f.part, settings.seed)
         answer = answer_for(f.breed, settings.answer_style)
         samples[f.part].append(make_sample(f.image, f.image, question, answer, **about, **more))

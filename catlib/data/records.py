@@ -2,17 +2,18 @@
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from catlib.data.images import inside
+from catlib.data.llava import IMAGE_TOKEN, plain_row, read_rows, slashed, without_photo
 from catlib.errors import InputError
 from catlib.files import read_json, read_jsonl, write_text
 
 write_atomically = write_text  # until the other rooms import catlib.files
 
-IMAGE_TOKEN = "<image>"
+CONVERT = "convert the file by `catlib data FILE --out DIR`"
 PARTS = ("train", "val", "test")
 DATASET_CARD = "dataset.json"  # beside the JSONL files: image root, breeds, priority breeds, split settings
 
@@ -65,22 +66,23 @@ def read_samples(path: Path, image_root: Path | None = None) -> list[Sample]:
 
     With `image_root`, each image path must stay inside it and exist. Raises InputError naming file, line and key.
     """
+    card = path.parent / DATASET_CARD
+    if not path.is_file() and card.is_file() and (reason := read_json(card).get("absent", {}).get(path.stem)):
+        raise InputError(f"{path}: {reason}")
     samples = []
-    seen: dict[str, int] = {}
-    for number, row in read_jsonl(path):
-        sample = parse_sample(row, f"{path}:{number}")
-        if sample.id in seen:
-            raise InputError(
-                f"{path}:{number}: id {sample.id!r} stands already in line {seen[sample.id]}; ids are unique"
-            )
-        seen[sample.id] = number
+    seen: dict[str, str] = {}
+    for where, row in read_rows(path):
+        sample = parse_sample(row, where)
+        if (first := seen.setdefault(sample.id, where)) != where:
+            raise InputError(f"{where}: id {sample.id!r} stands already in {first}; ids are unique")
         if image_root is not None:
+            sample = replace(sample, image=slashed(image_root, sample.image))
             try:
                 photo = inside(image_root, sample.image)
             except InputError as error:
-                raise InputError(f"{path}:{number}: {error}") from None
+                raise InputError(f"{where}: {error}") from None
             if not photo.is_file():
-                raise InputError(f"{path}:{number}: photo {sample.image!r} is not below the image root {image_root}")
+                raise InputError(f"{where}: photo {sample.image!r} is not below the image root {image_root}")
         samples.append(sample)
     if not samples:
         raise InputError(f"{path}: no samples in it")
@@ -184,13 +186,18 @@ def read_predictions(path: Path) -> PredictionSet:
 
 def parse_sample(row: Mapping[str, Any], where: str) -> Sample:
     """A sample from a JSON object. Raises InputError naming `where` and the key."""
+    row = plain_row(row, where)
+    if without_photo(row):
+        raise InputError(f"{where}: no photo in it; {CONVERT}, which leaves such lines out")
     for key, kind in (("id", str), ("image", str), ("conversations", list)):
         if not isinstance(row.get(key), kind):
             raise InputError(f"{where}: key {key!r} is missing or no {'list' if kind is list else 'text'}")
     turns = row["conversations"]
     speakers = [turn.get("from") if isinstance(turn, dict) else None for turn in turns]
     if speakers != ["human", "gpt"]:
-        raise InputError(f"{where}: key 'conversations' must be one human turn and one gpt turn, found {speakers}")
+        raise InputError(
+            f"{where}: key 'conversations' must be one human turn and one gpt turn, found {speakers}; {CONVERT}"
+        )
     if not all(isinstance(turn.get("value"), str) and turn["value"].strip() for turn in turns):
         raise InputError(f"{where}: key 'conversations': each turn needs a non-empty text 'value'")
     if turns[0]["value"].count(IMAGE_TOKEN) != 1:

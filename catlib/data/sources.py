@@ -59,7 +59,8 @@ def _holds_its_split(photos: Path) -> bool:
     made = photos / "vlm"
     if jsonl_folder(photos) != made or not (made / DATASET_CARD).is_file():
         return False
-    return image_root_of(made / "train.jsonl") == photos.resolve() and read_card(made).get("source") != "llava-jsonl"
+    root = image_root_of(made / "train.jsonl")  # of photos behind links it is a folder above
+    return photos.resolve().is_relative_to(root) and read_card(made).get("source") != "llava-jsonl"
 
 
 def _oxford(photos: Path) -> Source:

@@ -32,6 +32,10 @@ from catlib.settings import DataSettings
 
 SCHEME = "group-hash-2"  # changes when the same photos would get another split
 TOLERANCE = 0.2  # a breed's share may be off by so much of itself before chance is corrected
+NO_TEST = (
+    "there is no test part: the photos come divided into train and val, and taking test photos from train changes what others train on; "
+    "with draw_test=true it is drawn from train, by group"
+)
 MOST_BITS = 16  # of 64: beyond, hashes of unlike photos meet
 MOST_TEST, MOST_VAL = 0.4, 0.2  # shares of a breed that floors may take; the rest is for training
 
@@ -66,8 +70,13 @@ def split(
 ) -> tuple[list[Finding], list[str]]:
     """Give every kept photo its part; findings and remarks about breeds that could not have what was asked for.
 
-    `earlier` maps SHA-256 to the part in an earlier split. Raises InputError naming the breeds that cannot be split.
+    `earlier` maps SHA-256 to the part in an earlier split. Photos that come divided into train and val have no test part. A breed
+    with too few photos to be split is in training only (`small_breeds`). Raises InputError naming the breeds that cannot be split.
     """
+    if settings.draw_test and lacks_test(findings):
+        findings = [
+            replace(finding, official="" if finding.official == "train" else finding.official) for finding in findings
+        ]
     members = defaultdict(list)
     for finding in findings:
         if finding.kept:
@@ -87,23 +96,38 @@ def split(
             parts[name] = min(known, key=PARTS.index)
         free[breed].append(group)
     given = {(finding.breed, finding.official) for finding in findings if finding.kept and finding.official}
+    drawn = ("val",) if lacks_test(findings) else ("test", "val")
     remarks, hopeless = [], []
     for breed, groups in sorted(free.items()):
-        wanted = [part for part in ("test", "val") if (breed, part) not in given]
+        wanted = [part for part in drawn if (breed, part) not in given]
         if remark := _cannot_split(breed, groups, parts, wanted):
+            trained = [group.name for group in groups if parts.get(group.name, "train") == "train"]
+            if settings.small_breeds == "train" and trained:
+                parts.update(dict.fromkeys(trained, "train"))
+                tested = any(parts[group.name] == "test" for group in groups)
+                remarks.append(f"{remark}: trained on" + ", but not measurable in the test" * (not tested))
+                continue
             hopeless.append(remark)
             for group in groups:
                 parts.pop(group.name, None)
         elif remark := _split_breed(breed, groups, parts, settings, wanted):
             remarks.append(remark)
-    if hopeless and settings.small_breeds == "refuse":
+    if hopeless and settings.small_breeds != "leave-out":
         advice = "Add photos, restrict with breeds=…, or leave such breeds out with small_breeds=leave-out"
         raise InputError(f"cannot split: {'; '.join(hopeless)}. {advice}")
     remarks += [f"left out: {remark}" for remark in hopeless]
+    if "test" not in drawn:
+        remarks.append(NO_TEST)
     done = [replace(f, part=parts.get(f.group, "")) if f.kept else f for f in findings]
     detail = "too few different photos of this breed to split"
     done = [replace(f, verdict="breed too small", detail=detail) if f.kept and not f.part else f for f in done]
     return _limit_training(done, settings), remarks
+
+
+def lacks_test(findings: Sequence[Finding]) -> bool:
+    """Whether the photos come divided into train and val only."""
+    given = {finding.official for finding in findings}
+    return "train" in given and "test" not in given
 
 
 def _cannot_split(breed: str, groups: list[Group], parts: Mapping[str, str], wanted: Sequence[str]) -> str:
@@ -173,7 +197,7 @@ def _take(
 
 def _highest_number(photos: Sequence[Finding]) -> int | None:
     """The highest number at the end of the photos' names without the ending; None where a name ends in none."""
-    ends = [re.search(r"(\d{1,18})$", PurePosixPath(photo.image).stem) for photo in photos]
+    ends = [re.search(r"(\d{1,18})$", PurePosixPath(photo.name).stem) for photo in photos]
     return max((int(end.group()) for end in ends if end), default=None) if all(ends) else None
 
 

@@ -19,6 +19,7 @@ TOO_WIDE = 0.4  # an F1 known no better than ± 20 points does not tell a good m
 UNEVEN = 3  # times the training photos of the rarest breed, from where on sampling should be balanced
 SHOWN = 8  # breeds that a cell names
 DRAWS = 20_000
+NOT_MEASURABLE = "not measurable"  # of a breed without a test photo
 
 
 @cache
@@ -79,7 +80,8 @@ def counts(dataset: Dataset) -> pd.DataFrame:
     """Photos by breed and part, and the F1 interval that each breed's test photos allow; ★: priority."""
     frame = by_breed(dataset)
     shown = frame[[*PARTS, "all"]].copy()
-    intervals = [f"{100 * low:.0f} to {100 * high:.0f} %" for low, high in map(f1_interval, frame["test"].tolist())]
+    ends = [(f1_interval(n) if n else None) for n in frame["test"].tolist()]
+    intervals = [f"{100 * end[0]:.0f} to {100 * end[1]:.0f} %" if end else NOT_MEASURABLE for end in ends]
     shown[f"95 % interval of a true F1 of {100 * SUPPOSED_F1:.0f} %"] = intervals
     shown.index = frame.index.map(lambda breed: breed_label(breed, breed in dataset.priority_breeds))
     return shown
@@ -110,8 +112,10 @@ def conclusion(dataset: Dataset, findings: Sequence[Finding], checked: Check) ->
     trained = f"training photos: {most} {frame['train'].max()}, {least} {frame['train'].min()}{advice}"
     rows.append(("Are the breeds even?", f"{ratio:.1f} to 1", trained))
     if len(rare := frame[frame["priority"]]):
-        half = macro_half_width(rare["test"].tolist())
-        answer = f"their macro-F1 within ± {100 * half:.0f} points"
+        unseen = rare.index[rare["test"] == 0].tolist()
+        half = macro_half_width([n for n in rare["test"].tolist() if n])
+        answer = f"their macro-F1 within ± {100 * half:.0f} points" if len(unseen) < len(rare) else NOT_MEASURABLE
+        answer += f", without {', '.join(unseen)}: {NOT_MEASURABLE}" if 0 < len(unseen) < len(rare) else ""
         fewest = f"the fewest {rare['train'].idxmin()}, {rare['train'].min()}"
         why = f"training photos of the {len(rare)}: {rare['train'].sum()} together, {fewest}"
         rows.append(("What can be known of the priority breeds?", answer, why))

@@ -2,7 +2,7 @@
 
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from catlib.data.images import PHOTO_ENDINGS
@@ -39,14 +39,12 @@ def photo_files(folder: Path) -> tuple[list[Path], Counter[str]]:
 def walk(root: Path, skipped: Counter[str] | None = None) -> Iterator[tuple[Path, str]]:
     """Folder (relative to the root) and name of every file below `root` but leftovers and splits that were written there.
 
-    Links to folders are followed, but for one to a folder above itself, or the walk would never end. In an audit a linked folder
-    that leads out of the root is entered, too, so that its photos appear as left out. Raises InputError on a folder that cannot be
+    Links to folders are followed, but for one to a folder above itself, or the walk would never end. Raises InputError on a folder that cannot be
     read: a breed would be gone without a word.
     """
     skipped = Counter() if skipped is None else skipped
     for folder, folders, names in os.walk(root, followlinks=True, onerror=_refuse):
-        here = Path(folder).resolve()
-        reasons = {name: _skip(Path(folder, name), here) for name in folders}
+        reasons = {name: _skip(Path(folder, name)) for name in folders}
         folders[:] = sorted(name for name in folders if not reasons[name])
         files = sorted(name for name in names if not _is_leftover(name))
         skipped.update(filter(None, reasons.values()))
@@ -56,16 +54,31 @@ def walk(root: Path, skipped: Counter[str] | None = None) -> Iterator[tuple[Path
             yield Path(folder).relative_to(root), name
 
 
+def led_away(root: Path, photos: Iterable[Path]) -> dict[Path, Path]:
+    """Where those of the photos below `root` lie that a link of a file or of a folder leads out of it; dangling ones are left."""
+    top = root.resolve()
+    folders: dict[Path, Path] = {}
+    away = {}
+    for photo in photos:
+        if photo.parent not in folders:
+            folders[photo.parent] = photo.parent.resolve()
+        real = Path(os.path.realpath(photo)) if photo.is_symlink() else folders[photo.parent] / photo.name
+        named = str(real).encode(errors="replace").decode() == str(real)  # a name that is no UTF-8 cannot stand in JSON
+        if not real.is_relative_to(top) and named and os.path.exists(real):
+            away[photo] = real
+    return away
+
+
 def has_folders(folder: Path) -> bool:
     """Whether there is a folder in the folder."""
     return any(entry.is_dir() for entry in os.scandir(folder))
 
 
-def _skip(folder: Path, here: Path) -> str:
+def _skip(folder: Path) -> str:
     """Why the walk does not enter a folder; empty when it does."""
     if _is_leftover(folder.name):
         return "hidden or a system's"
-    if folder.is_symlink() and here.is_relative_to(folder.resolve()):
+    if folder.is_symlink() and any(above.resolve().is_relative_to(folder.resolve()) for above in folder.parents):
         return "a link to a folder above"
     return "a split" if all((folder / name).is_file() for name in (DATASET_CARD, "train.jsonl")) else ""
 

@@ -44,15 +44,18 @@ def read_folder(folder: Path) -> dict[str, PredictionSet]:
 
 
 def choose_priority(named: str | None, sets: Sequence[PredictionSet]) -> tuple[str, ...]:
-    """The priority breeds: those `named` (comma separated), else those of the plan's seven that the models know.
+    """The priority breeds: those `named` (comma separated), else those of the plan's seven that the models know and that have a photo.
 
     A named breed without a photo is refused when the metrics are computed.
     """
     if named is not None and named.strip():
         return tuple(split_list(named))
     known = {breed for predictions in sets for breed in predictions.breeds}
-    found = tuple(breed for breed in PRIORITY_BREEDS if breed in known)
-    if len(found) < len(PRIORITY_BREEDS):
+    shown = {prediction.breed for predictions in sets for prediction in predictions.predictions}
+    found = tuple(breed for breed in PRIORITY_BREEDS if breed in known & shown)
+    if unseen := [breed for breed in PRIORITY_BREEDS if breed in known - shown]:
+        log.warning("priority breeds without a test photo, not measurable and in no average: %s", ", ".join(unseen))
+    elif len(found) < len(PRIORITY_BREEDS):
         log.warning(
             "of the plan's %d priority breeds these models know %d; name others with --priority",
             len(PRIORITY_BREEDS),

@@ -1,5 +1,6 @@
 """From a dataset and models to prediction files: what notebooks 03 and 04 do before there is anything to measure."""
 
+import logging
 from typing import TYPE_CHECKING
 
 from catlib.classifiers.predict import predict
@@ -16,6 +17,7 @@ from catlib.settings import ComparisonSettings, EvaluationSettings, split_list
 if TYPE_CHECKING:
     from catlib.classifiers.explain import Explanation
 
+log = logging.getLogger(__name__)
 LATENCY_PHOTOS = 32  # photos that are timed one by one
 
 
@@ -26,7 +28,12 @@ def open_bench(settings: EvaluationSettings | ComparisonSettings) -> Bench:
     """
     check_bootstrap(settings.bootstrap)
     dataset = load_dataset(resolve(settings.test_data).parent)
-    priority = tuple(split_list(settings.priority_breeds)) or dataset.priority_breeds
+    priority = tuple(split_list(settings.priority_breeds))
+    if not priority:
+        tested = {sample.breed for sample in dataset.test}
+        priority = tuple(breed for breed in dataset.priority_breeds if breed in tested)
+        if unseen := [breed for breed in dataset.priority_breeds if breed not in tested]:
+            log.warning("priority breeds without a test photo, not measurable and in no average: %s", ", ".join(unseen))
     if unknown := [breed for breed in priority if breed not in dataset.breeds]:
         raise InputError(
             f"priority_breeds: {', '.join(unknown)} not among the breeds of the data, which are "
