@@ -1,5 +1,7 @@
 """The cat breeds: names, aliases, priority flags and traits (from the breeds' public standards)."""
 
+import re
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,6 +10,14 @@ from typing import Any
 import yaml
 
 TABLE = Path(__file__).parent / "assets" / "breeds.yaml"
+# Scripts without spaces between words, and Hangul, whose particles stick to the noun: a character is a word of its own.
+_UNSPACED = (
+    "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uac00-\ud7a3\uf900-\ufaff\U00020000-\U0003ffff"
+)
+_WORD = re.compile(rf"[|?;,(/]|[{_UNSPACED}][^\w\s]*|(?![{_UNSPACED}])\w(?:(?![{_UNSPACED}])\S)*")
+_APOSTROPHE = re.compile(r"(?<=\w)['’‘ʼ´`](?=(?:s|t|m|d|re|ve|ll)\b)")
+_ACCENT = re.compile(r"(?<=[a-zα-ω])[\u0300-\u036f]+|[\u0591-\u05c7\u0640\u064b-\u0652\ufe00-\ufe0f]", re.IGNORECASE)
+_HAIR = re.compile(r"(short|medium|long|wire)[\s-]*hair(?:ed|s)?\b", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -38,8 +48,34 @@ class Breed:
 
 def find(name: str) -> Breed | None:
     """The breed of a folder or CSV name, through aliases, case, underscores, punctuation and a "cat" too many; None when unknown."""
-    key = _key(name)
+    key = key_of(name)
     return _BY_KEY.get(key) or _BY_KEY.get(key.removesuffix("s").removesuffix("cat"))
+
+
+def spell(text: str) -> str:
+    """`text` in one of the ways in which Unicode and English write it: no accents on Latin and Greek letters, "isn't" as isnt.
+
+    "Short Hair", "short-haired" and "shorthair" are one word. Letters of other scripts keep their marks.
+    """
+    plain = unicodedata.normalize("NFKD", _APOSTROPHE.sub("", text).replace("_", " "))
+    plain = unicodedata.normalize("NFC", _ACCENT.sub("", plain))
+    return _HAIR.sub(r"\1hair", "".join(c for c in plain if unicodedata.category(c) != "Cf"))
+
+
+def words(text: str) -> list[str]:
+    """The words of a text in any script, lower case, without punctuation."""
+    return [word.casefold() for word in split(spell(text))]
+
+
+def split(spelled: str, marks: str = "") -> list[str]:
+    """The words of a text that is `spell`ed, their case kept, and of its punctuation those `marks` of "|?;,(/"."""
+    kept = (c if unicodedata.category(c)[0] in "LMN" else f" {c} " if c in marks else " " for c in spelled)
+    return _WORD.findall("".join(kept))
+
+
+def key_of(name: str) -> str:
+    """What is the same for all spellings of a name."""
+    return "".join(words(name))
 
 
 def describe(breed: Breed | str) -> str:
@@ -87,10 +123,6 @@ def _list(phrases: Sequence[str]) -> str:
     return f"{', '.join(phrases[:-1])} and {phrases[-1]}"
 
 
-def _key(name: str) -> str:
-    return "".join(c for c in name.casefold() if c.isalnum())
-
-
 def _parse(row: Mapping[str, Any]) -> Breed:
     row = {key: tuple(value) if isinstance(value, list) else value for key, value in row.items()}
     name, priority, aliases = row.pop("name"), row.pop("priority", False), row.pop("aliases", ())
@@ -99,4 +131,4 @@ def _parse(row: Mapping[str, Any]) -> Breed:
 
 BREEDS: tuple[Breed, ...] = tuple(map(_parse, yaml.safe_load(TABLE.read_text(encoding="utf-8"))))
 PRIORITY_BREEDS: tuple[str, ...] = tuple(breed.name for breed in BREEDS if breed.priority)
-_BY_KEY = {_key(n): breed for breed in BREEDS for n in (breed.name, *breed.aliases)}
+_BY_KEY = {key_of(n): breed for breed in BREEDS for n in (breed.name, *breed.aliases)}

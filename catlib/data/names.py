@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from catlib.breeds import BREEDS, PRIORITY_BREEDS, find
 from catlib.errors import InputError
+from catlib.parsing import check_names
 from catlib.settings import DataSettings, split_list
 
 SHOWN = 6  # names that a line gives; the dataset card has all
@@ -49,9 +50,10 @@ def understand(found: Iterable[str], unknown_breeds: str = "keep") -> Names:
 
 
 def restrict(breeds: Sequence[str], settings: DataSettings) -> set[str]:
-    """The breeds to use. Raises InputError when `breeds` or `priority_breeds` names one that has no photos."""
+    """The breeds to use. Raises InputError when `breeds` or `priority_breeds` names one that has no photos, or two are one name."""
     wanted = set(_match(split_list(settings.breeds), breeds, "breeds")) or set(breeds)
     _match(split_list(settings.priority_breeds), sorted(wanted), "priority_breeds")
+    check_names(sorted(wanted))
     return wanted
 
 

@@ -14,6 +14,7 @@ from catlib.data.conversations import questions_of, spelled_answers
 from catlib.data.images import inside
 from catlib.data.records import Sample, image_root_of, read_samples
 from catlib.errors import InputError
+from catlib.parsing import check_names
 from catlib.paths import resolve
 from catlib.settings import TrainSettings, split_list
 from catlib.training.augment import Augment
@@ -69,6 +70,7 @@ def load_data(settings: TrainSettings) -> TrainingData:
     roots = [image_root_of(path) for path in paths]
     train, val = (tuple(_with_digests(read_samples(path, root), root)) for path, root in zip(paths, roots, strict=True))
     breeds = tuple(sorted({s.breed for s in train}))
+    check_names(breeds)
     if unknown := sorted({s.breed for s in val} - set(breeds)):
         raise InputError(f"{paths[1]}: validation has breeds without a training photo: {', '.join(unknown)}")
     if both := {s.metadata["sha256"] for s in train} & {s.metadata["sha256"] for s in val}:
