@@ -1,5 +1,6 @@
 """From question and photo to the model's inputs, and from a breed to the tokens that training taught as its answer."""
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -7,6 +8,7 @@ import torch
 from PIL.Image import Image
 
 from catlib.errors import CatlibError
+from catlib.vlm.families import ALONG_TEXT
 from catlib.vlm.models import VLM
 
 
@@ -24,8 +26,38 @@ def prompt_text(processor: Any, question: str, photo: bool = True) -> str:
     return processor.apply_chat_template(messages(question, photo=photo), add_generation_prompt=True)
 
 
-def answer_tokens(processor: Any, question: str, answer: str) -> list[int]:
+def special_tokens(processor: Any, text: str) -> dict[str, bool]:
+    """The tokenizer's option for a rendered text: no second BOS where the template wrote one, as in the processor's own
+    `apply_chat_template(tokenize=True)`.
+    """
+    bos = processor.tokenizer.bos_token
+    return {"add_special_tokens": not (bos and text.startswith(bos))}
+
+
+def text_tokens(processor: Any, text: str) -> list[int]:
+    """The tokens of a rendered text, a photo's placeholder unexpanded."""
+    return processor.tokenizer(text, **special_tokens(processor, text))["input_ids"]
+
+
+def known_ends(vlm: VLM) -> list[int]:
+    """The tokens that end generation: the tokenizer's EOS and those of the model's generation configuration."""
+    named = getattr(getattr(vlm.base, "generation_config", None), "eos_token_id", None)
+    ends = [vlm.processor.tokenizer.eos_token_id, *(named if isinstance(named, list) else [named])]
+    return [end for end in dict.fromkeys(ends) if end is not None]
+
+
+def end_tokens(vlm: VLM) -> list[int]:
+    """Where an answer ends: first the token that ends a label, then the others that stop the model."""
+    known = known_ends(vlm)
+    return list(dict.fromkeys([answer_tokens(vlm.processor, vlm.question, "cat", known)[-1], *known]))
+
+
+def answer_tokens(processor: Any, question: str, answer: str, ends: Sequence[int] = ()) -> list[int]:
     """The tokens of `answer` with the end token, as they follow the prompt in a training text.
+
+    `ends` (see `known_ends`; by default the tokenizer's EOS) tells which token that the template writes behind the answer ends
+    the turn; where it writes none of them it is the last of the first special tokens there (`<|im_end|>`), and where it
+    writes no special token at all the EOS is appended. White space around the end token is no part of the answer.
 
     Prompt and answer are tokenized together, because a name gets other tokens after a colon or a space than alone.
     Raises CatlibError when the prompt's own tokens change by that: then no score of the answer alone is defined.
@@ -37,24 +69,78 @@ def answer_tokens(processor: Any, question: str, answer: str) -> list[int]:
         raise CatlibError(
             f"the chat template writes another prompt before an answer: {text!r} does not begin with {prompt!r}"
         )
-    before, whole = tokenizer(prompt)["input_ids"], tokenizer(text)["input_ids"]
+    answer = answer.strip()
+    start = text.find(answer, len(prompt))
+    if start < 0:
+        raise CatlibError(f"the chat template changes the answer {answer!r}: {text!r}")
+    at = start + len(answer)
+    closing, ended = _closing(tokenizer, text[at:], ends or [tokenizer.eos_token_id])
+    before, whole = text_tokens(processor, prompt), text_tokens(processor, text[:at] + closing)
     if whole[: len(before)] != before:
         raise CatlibError(f"the answer {answer!r} changes the prompt's last token: end the prompt where a token ends")
-    tokens = whole[len(before) :]
-    if tokenizer.eos_token_id in tokens:
-        return tokens[: tokens.index(tokenizer.eos_token_id) + 1]
-    return [*tokens, tokenizer.eos_token_id]
+    if not ended and tokenizer.eos_token_id is None:
+        raise CatlibError("neither the chat template nor the tokenizer has a token that ends an answer")
+    return whole[len(before) :] + ([] if ended else [tokenizer.eos_token_id])
 
 
-def label_tokens(processor: Any, question: str, breed: str, spelled: Mapping[str, str] | None = None) -> list[int]:
+def _closing(tokenizer: Any, rest: str, ends: Sequence[int]) -> tuple[str, bool]:
+    """What of the template's text behind an answer belongs to it, and whether that ends in an end token."""
+    named = [token for token in tokenizer.convert_ids_to_tokens([end for end in ends if end is not None]) if token]
+    added = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
+    special = "|".join(map(re.escape, sorted({*named, *added, *tokenizer.all_special_tokens}, key=len, reverse=True)))
+    found = re.match(rf"(.*?)((?:{special})+)", rest, re.DOTALL) if special else None
+    if found is None:
+        return rest.rstrip(), False
+    run = re.findall(special, found[2])
+    last = next((i for i, token in enumerate(run) if token in named), len(run) - 1)
+    return found[1].rstrip() + "".join(run[: last + 1]), True
+
+
+def label_tokens(vlm: VLM, question: str, breed: str, spelled: Mapping[str, str] | None = None) -> list[int]:
     """The tokens that stand for a breed in scoring: its name and the end token.
 
     `spelled` holds, for breeds whose answers are longer than the name, the text that settles the breed (`Manx.`); it is
     scored without an end token when it ends with a full stop, as further sentences may follow.
     """
     text = (spelled or {}).get(breed, breed)
-    tokens = answer_tokens(processor, question, text)
+    tokens = answer_tokens(vlm.processor, question, text, known_ends(vlm))
     return tokens[:-1] if text != breed and text.endswith(".") else tokens
+
+
+def continued(inputs: Mapping[str, Any], answer: Sequence[int]) -> dict[str, Any]:
+    """A processor's inputs, rows that end where an answer begins, with the answer's tokens appended.
+
+    What runs along the text goes on as it stands at the prompt's end.
+    """
+    more = torch.tensor(answer, device=inputs["input_ids"].device).expand(len(inputs["input_ids"]), -1)
+    longer = {
+        name: torch.cat([inputs[name], inputs[name][:, -1:].expand(-1, len(answer), *inputs[name].shape[2:])], dim=1)
+        for name in ALONG_TEXT
+        if name in inputs
+    }
+    return {**inputs, **longer, "input_ids": torch.cat([inputs["input_ids"], more], dim=1)}
+
+
+def model_inputs(processor: Any, images: Sequence[Image], text: Sequence[str]) -> dict[str, torch.Tensor]:
+    """What the processor makes of photos with a rendered prompt each, padded on the left.
+
+    Raises CatlibError for a tensor of which it is not known whether it runs along the text.
+    """
+    encoded = processor(
+        images=[[image] for image in images],
+        text=list(text),
+        padding=True,
+        padding_side="left",
+        return_tensors="pt",
+        **special_tokens(processor, text[0]),
+    )
+    known = {"input_ids", *ALONG_TEXT, *processor.image_processor.model_input_names}
+    if unknown := sorted(set(encoded) - known):
+        raise CatlibError(
+            f"{type(processor).__name__} gives {', '.join(unknown)}, and whether that runs along the text is not known; "
+            "this model is not supported"
+        )
+    return {name: value for name, value in encoded.items() if isinstance(value, torch.Tensor)}
 
 
 def inference_inputs(vlm: VLM, images: Sequence[Image] | None, questions: Sequence[str]) -> dict[str, torch.Tensor]:
@@ -64,10 +150,9 @@ def inference_inputs(vlm: VLM, images: Sequence[Image] | None, questions: Sequen
     """
     text = [prompt_text(vlm.processor, question, photo=images is not None) for question in questions]
     if images is None:
-        inputs = vlm.processor.tokenizer(text, padding=True, padding_side="left", return_tensors="pt")
+        special = special_tokens(vlm.processor, text[0])
+        inputs = vlm.processor.tokenizer(text, padding=True, padding_side="left", return_tensors="pt", **special)
         inputs = {key: inputs[key] for key in ("input_ids", "attention_mask")}
     else:
-        inputs = vlm.processor(
-            images=[[image] for image in images], text=text, padding=True, padding_side="left", return_tensors="pt"
-        )
+        inputs = model_inputs(vlm.processor, images, text)
     return {k: v.to(vlm.device, vlm.dtype if v.is_floating_point() else None) for k, v in inputs.items()}
