@@ -117,7 +117,7 @@ def _inputs_with_answer(
 ) -> tuple[dict[str, torch.Tensor], list[int]]:
     inputs = inference_inputs(vlm, [image], [question])
     label = label_tokens(vlm, question, breed) if isinstance(breed, str) else list(breed)
-    return continued(inputs, label[:-1]), label
+    return continued(vlm, inputs, label[:-1]), label
 
 
 def _label_score(vlm: VLM, inputs: dict[str, torch.Tensor], label: list[int]) -> torch.Tensor:

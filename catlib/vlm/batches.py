@@ -158,7 +158,7 @@ class Collator:
         answer = self.answer_ids(sample)
         with self._reading:
             inputs = model_inputs(self.processor, [image], [prompt_text(self.processor, sample.question)])
-        inputs = continued(inputs, answer)
+        inputs = continued(self.vlm, inputs, answer)
         del inputs["attention_mask"]  # made anew for the whole batch
         return inputs
 

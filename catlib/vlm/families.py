@@ -49,6 +49,9 @@ class Family:
     tiled: bool = False  # a photo is cut into tiles, and the last of them shows it whole
     caches_features: bool = False  # the projector reads nothing but the tower's output, so that can be kept on disk
     traces_tower: bool = False  # the tower does not branch on data: its memory is counted by running it without any
+    answer_along: Mapping[str, int] = field(
+        default_factory=dict
+    )  # of ALONG_TEXT: what an answer's tokens have, if not the prompt's
     served_names: Mapping[str, str] = field(default_factory=dict)  # vLLM's prefixes of module paths, where they differ
 
     def photos_at_once(self, config: Any) -> int:
@@ -98,6 +101,8 @@ FAMILIES = (
         served_names=_LLAVA_SERVED,
     ),
     Family("Mistral3", ("mistral3",), *_LLAVA_PATHS, image_tokens=_rows_with_breaks, keeps_shape=True),
+    # prompt and photo attend both ways, an answer (type 1) only backwards
+    Family("PaliGemma", ("paligemma",), *_LLAVA_PATHS, image_tokens=_patches, answer_along={"token_type_ids": 1}),
     Family("LLaVA-NeXT", ("llava_next", "llava_onevision"), *_LLAVA_PATHS, image_tokens=_patches),
     Family(
         "Idefics3",

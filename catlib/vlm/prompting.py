@@ -49,7 +49,7 @@ def known_ends(vlm: VLM) -> list[int]:
 def end_tokens(vlm: VLM) -> list[int]:
     """Where an answer ends: first the token that ends a label, then the others that stop the model."""
     known = known_ends(vlm)
-    return list(dict.fromkeys([answer_tokens(vlm.processor, vlm.question, "cat", known)[-1], *known]))
+    return list(dict.fromkeys([_training_text(vlm.processor, vlm.question, "cat", known)[2], *known]))
 
 
 def answer_tokens(processor: Any, question: str, answer: str, ends: Sequence[int] = ()) -> list[int]:
@@ -62,38 +62,37 @@ def answer_tokens(processor: Any, question: str, answer: str, ends: Sequence[int
     Prompt and answer are tokenized together, because a name gets other tokens after a colon or a space than alone.
     Raises CatlibError when the prompt's own tokens change by that: then no score of the answer alone is defined.
     """
-    tokenizer = processor.tokenizer
-    prompt = prompt_text(processor, question)
-    text = processor.apply_chat_template(messages(question, answer), add_generation_prompt=False)
+    prompt, text, end = _training_text(processor, question, answer, ends)
     if not text.startswith(prompt):
         raise CatlibError(
             f"the chat template writes another prompt before an answer: {text!r} does not begin with {prompt!r}"
         )
-    answer = answer.strip()
-    start = text.find(answer, len(prompt))
-    if start < 0:
-        raise CatlibError(f"the chat template changes the answer {answer!r}: {text!r}")
-    at = start + len(answer)
-    closing, ended = _closing(tokenizer, text[at:], ends or [tokenizer.eos_token_id])
-    before, whole = text_tokens(processor, prompt), text_tokens(processor, text[:at] + closing)
+    before, whole = text_tokens(processor, prompt), text_tokens(processor, text)
     if whole[: len(before)] != before:
         raise CatlibError(f"the answer {answer!r} changes the prompt's last token: end the prompt where a token ends")
-    if not ended and tokenizer.eos_token_id is None:
+    return [*whole[len(before) :], end]
+
+
+def _training_text(processor: Any, question: str, answer: str, ends: Sequence[int]) -> tuple[str, str, int]:
+    """The prompt, prompt and answer up to the token that ends the answer as the chat template writes them, and that token."""
+    tokenizer, answer, prompt = processor.tokenizer, answer.strip(), prompt_text(processor, question)
+    text = processor.apply_chat_template(messages(question, answer), add_generation_prompt=False)
+    start = text.find(answer, len(prompt) if text.startswith(prompt) else 0)
+    if start < 0:
+        raise CatlibError(f"the chat template changes the answer {answer!r}: {text!r}")
+    text, rest = text[: start + len(answer)], text[start + len(answer) :]
+    eos = tokenizer.eos_token_id
+    known = {tokenizer.convert_ids_to_tokens(end) for end in (ends or [eos]) if end is not None} - {None}
+    special = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
+    either = "|".join(map(re.escape, sorted(known | special, key=len, reverse=True)))
+    found = re.match(rf"(.*?)((?:{either})+)", rest, re.DOTALL) if either else None
+    if found is not None:
+        run = re.findall(either, found[2])
+        last = next((i for i, token in enumerate(run) if token in known), len(run) - 1)
+        return prompt, text + found[1].rstrip() + "".join(run[:last]), tokenizer.convert_tokens_to_ids(run[last])
+    if eos is None:
         raise CatlibError("neither the chat template nor the tokenizer has a token that ends an answer")
-    return whole[len(before) :] + ([] if ended else [tokenizer.eos_token_id])
-
-
-def _closing(tokenizer: Any, rest: str, ends: Sequence[int]) -> tuple[str, bool]:
-    """What of the template's text behind an answer belongs to it, and whether that ends in an end token."""
-    named = [token for token in tokenizer.convert_ids_to_tokens([end for end in ends if end is not None]) if token]
-    added = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
-    special = "|".join(map(re.escape, sorted({*named, *added, *tokenizer.all_special_tokens}, key=len, reverse=True)))
-    found = re.match(rf"(.*?)((?:{special})+)", rest, re.DOTALL) if special else None
-    if found is None:
-        return rest.rstrip(), False
-    run = re.findall(special, found[2])
-    last = next((i for i, token in enumerate(run) if token in named), len(run) - 1)
-    return found[1].rstrip() + "".join(run[: last + 1]), True
+    return prompt, text + rest.rstrip(), eos
 
 
 def label_tokens(vlm: VLM, question: str, breed: str, spelled: Mapping[str, str] | None = None) -> list[int]:
@@ -107,18 +106,19 @@ def label_tokens(vlm: VLM, question: str, breed: str, spelled: Mapping[str, str]
     return tokens[:-1] if text != breed and text.endswith(".") else tokens
 
 
-def continued(inputs: Mapping[str, Any], answer: Sequence[int]) -> dict[str, Any]:
+def continued(vlm: VLM, inputs: Mapping[str, Any], answer: Sequence[int]) -> dict[str, Any]:
     """A processor's inputs, rows that end where an answer begins, with the answer's tokens appended.
 
-    What runs along the text goes on as it stands at the prompt's end.
+    What runs along the text goes on as it stands at the prompt's end, or as the family says.
     """
-    more = torch.tensor(answer, device=inputs["input_ids"].device).expand(len(inputs["input_ids"]), -1)
-    longer = {
-        name: torch.cat([inputs[name], inputs[name][:, -1:].expand(-1, len(answer), *inputs[name].shape[2:])], dim=1)
-        for name in ALONG_TEXT
-        if name in inputs
+    rows, n = len(inputs["input_ids"]), len(answer)
+    more = {name: inputs[name][:, -1:] for name in ALONG_TEXT if name in inputs}
+    more |= {
+        name: torch.full_like(more[name], value) for name, value in vlm.family.answer_along.items() if name in more
     }
-    return {**inputs, **longer, "input_ids": torch.cat([inputs["input_ids"], more], dim=1)}
+    more = {name: last.expand(-1, n, *last.shape[2:]) for name, last in more.items()}
+    more["input_ids"] = torch.tensor(answer, device=inputs["input_ids"].device).expand(rows, -1)
+    return {**inputs, **{name: torch.cat([inputs[name], tail], dim=1) for name, tail in more.items()}}
 
 
 def model_inputs(processor: Any, images: Sequence[Image], text: Sequence[str]) -> dict[str, torch.Tensor]:
@@ -134,6 +134,7 @@ def model_inputs(processor: Any, images: Sequence[Image], text: Sequence[str]) -
         return_tensors="pt",
         **special_tokens(processor, text[0]),
     )
+    encoded.pop("labels", None)  # PaliGemma's, which are of the prompt
     known = {"input_ids", *ALONG_TEXT, *processor.image_processor.model_input_names}
     if unknown := sorted(set(encoded) - known):
         raise CatlibError(

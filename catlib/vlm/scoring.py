@@ -196,6 +196,10 @@ def tree_mask(trie: TokenTrie, mask: torch.Tensor, dtype: torch.dtype) -> torch.
 def takes_tree_mask(config: Any) -> bool:
     """Whether the language model attends by a 4D mask: eager or sdpa attention, every layer over the whole sequence."""
     text = config.get_text_config()
+    if getattr(
+        text, "cross_attention_layers", None
+    ):  # what the photo has in the cache could not be kept when it is cut back
+        return False
     if getattr(text, "_attn_implementation", None) not in ("sdpa", "eager") or _has_multimodal_positions(config):
         return False
     kinds = getattr(text, "layer_types", None)
