@@ -1,7 +1,7 @@
 """A small OpenAI-compatible server for tests: it names the breed by the photo's mean colour, logs whom it has answered,
 and can die.
 
-    python chat_server.py PORT LOG [--die-after N] [--delay S] [--fail-first N] [--engine vllm]
+    python chat_server.py PORT LOG [--die-after N] [--delay S] [--fail-first N] [--engine vllm] [--begins 1,1,9]
 
 LOG gets a line of JSON for each answered photo: the digest of its pixels and what the request asked for.
 """
@@ -48,6 +48,13 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        if self.path == "/tokenize" and args.begins:
+            tokens = [int(token) for token in args.begins.split(",")]
+            self.reply(200, {"count": len(tokens), "tokens": tokens if body["add_special_tokens"] else tokens[1:]})
+            return
+        if self.path == "/tokenize":
+            self.reply(404, {"error": {"message": "no such path"}})
+            return
         with Handler.lock:
             Handler.counter += 1
             number = Handler.counter
@@ -83,6 +90,7 @@ if __name__ == "__main__":
     parser.add_argument("--fail-first", type=int, default=0)
     parser.add_argument("--delay", type=float, default=0.0)
     parser.add_argument("--engine", default="test")
+    parser.add_argument("--begins", default="")
     parser.add_argument("--models", default="cats")
     args = parser.parse_args()
     server = ThreadingHTTPServer(("127.0.0.1", args.port), Handler)

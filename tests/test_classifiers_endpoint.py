@@ -71,6 +71,14 @@ def test_predictions_of_a_served_model(tmp_path, samples, monkeypatch):
     assert result.meta["engine"] == "vllm" and result.meta["decoding"] == "free" and result.meta["endpoint"] == url
 
 
+@pytest.mark.parametrize(("begins", "asked_for"), [("1,1,9", False), ("1,9,9", True), ("9,8", True), ("9", True)])
+def test_vllm_is_asked_for_one_bos_token(tmp_path, begins, asked_for):
+    """Where the template writes <s> and the tokenizer adds it, a chat would begin with two."""
+    with served(tmp_path / "log", "--engine", "vllm", "--begins", begins) as (url, _):
+        EndpointClassifier(url, BREEDS, "?", **FAST).ask(photo(1))
+    assert [fact["add_special_tokens"] for fact in asked(tmp_path / "log")] == [asked_for]
+
+
 def test_a_server_that_dies_midway_and_comes_back(tmp_path, samples):
     out, log = tmp_path / "run" / "endpoint.jsonl", tmp_path / "log"
     with served(log, "--die-after", "10", "--delay", "0.01") as (url, process):

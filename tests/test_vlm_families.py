@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny_families import save_idefics3, save_qwen2_vl
+from tiny_families import save_gemma3, save_idefics3, save_mllama, save_qwen2_vl
 from tiny_models import BREEDS, QUESTION, settings, write_dataset
 from transformers import AutoConfig
 
@@ -13,7 +13,7 @@ from catlib.training.trainer import train
 from catlib.vlm.checkpoint import open_vlm
 from catlib.vlm.families import FAMILIES, family_of
 from catlib.vlm.models import empty_model
-from catlib.vlm.prompting import answer_tokens, messages
+from catlib.vlm.prompting import label_tokens, messages
 from catlib.vlm.scoring import LabelScorer
 
 
@@ -26,7 +26,7 @@ def test_an_entry_names_parts_that_the_model_has(kind):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("save", [save_idefics3, save_qwen2_vl])
+@pytest.mark.parametrize("save", [save_idefics3, save_qwen2_vl, save_gemma3, save_mllama])
 def test_it_trains_on_the_language_model_saves_loads_and_scores(save, tmp_path, monkeypatch):
     monkeypatch.setenv("CATLIB_ROOT", str(tmp_path))
     model, data = save(tmp_path / "model"), write_dataset(tmp_path / "data")
@@ -50,10 +50,12 @@ def plain_scores(vlm, images):
     scores = np.zeros((len(images), len(BREEDS)))
     for i, image in enumerate(images):
         for j, breed in enumerate(BREEDS):
-            text = vlm.processor.apply_chat_template(messages(QUESTION, breed))
-            inputs = vlm.processor(images=[image], text=text, return_tensors="pt")
-            end = answer_tokens(vlm.processor, QUESTION, breed)
+            turn, label = messages(QUESTION, breed), label_tokens(vlm, QUESTION, breed)
+            turn[0]["content"][0] = {"type": "image", "image": image}
+            inputs = vlm.processor.apply_chat_template(turn, tokenize=True, return_dict=True, return_tensors="pt")
+            ids = inputs["input_ids"][0].tolist()
+            start = next(k for k in reversed(range(len(ids))) if ids[k : k + len(label)] == label)
             with torch.no_grad():
-                logits = vlm.base(**inputs).logits[0, -len(end) - 1 : -1].log_softmax(-1)
-            scores[i, j] = float(logits[range(len(end)), end].sum())
+                logits = vlm.base(**inputs).logits[0, start - 1 : start + len(label) - 1].log_softmax(-1)
+            scores[i, j] = float(logits[range(len(label)), label].sum())
     return scores

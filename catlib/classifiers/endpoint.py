@@ -76,6 +76,7 @@ class EndpointClassifier(Classifier):
             timeout=httpx.Timeout(timeout_s, connect=10.0), limits=limits, headers=headers, trust_env=False
         )
         self.model, self.engine = self._choose(wanted)
+        self._special = self._special_tokens() if self.engine == "vllm" else {}
 
     def classify(self, images: Sequence[Image], ids: Sequence[str] | None = None) -> Batch:
         stop = threading.Event()
@@ -112,9 +113,7 @@ class EndpointClassifier(Classifier):
         ]
         body: dict[str, Any] = {"model": self.model, "messages": [{"role": "user", "content": content}]}
         body |= {"max_tokens": MAX_NEW_TOKENS, "temperature": 0, "seed": 0}
-        if self.engine == "vllm":
-            body["add_special_tokens"] = True  # it leaves <s> out of chats otherwise, and answers change
-        return body
+        return body | self._special
 
     def describe(self) -> dict[str, Any]:
         served = {"base_model": self.model, "adapter": None, "endpoint": self.url, "engine": self.engine}
@@ -146,6 +145,22 @@ class EndpointClassifier(Classifier):
             raise InputError(f"endpoint {self.url} {said}; it has {', '.join(served) or 'none'}")
         return wanted, served[wanted]
 
+    def _special_tokens(self) -> dict[str, bool]:
+        """What vLLM is told with each request. It leaves the tokenizer's <s> out of chats by itself, and answers change; where the
+        chat template writes <s> already, there would be two. It is asked which of them this model's is.
+        """
+        option = {"add_special_tokens": True}
+        turn = {"role": "user", "content": [{"type": "text", "text": self.prompt}]}
+        try:
+            reply = self._send(
+                "POST", "/tokenize", {"model": self.model, "messages": [turn], **option}, threading.Event()
+            )
+            first, second = reply["tokens"][:2]
+        except (CatlibError, KeyError, TypeError, ValueError) as error:
+            log.info("%s does not say how it tokenizes a chat (%s): <s> is asked for", self.url, error)
+            return option
+        return {"add_special_tokens": first != second}
+
     def _send(self, method: str, path: str, body: dict[str, Any] | None, stop: threading.Event) -> Any:
         """A request's JSON reply; tried again, with longer and longer pauses, while the server seems to be away."""
         import httpx
@@ -154,7 +169,10 @@ class EndpointClassifier(Classifier):
             if stop.is_set():
                 raise EndpointError("not asked: another photo of the batch had failed")
             try:
-                response = self._client.request(method, self.url + path, json=body)
+                root = (
+                    self.url.removesuffix("/v1") if path == "/tokenize" else self.url
+                )  # no part of OpenAI's interface
+                response = self._client.request(method, root + path, json=body)
             except httpx.TransportError as error:
                 problem, wait = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__, 0.0
             except httpx.InvalidURL as error:

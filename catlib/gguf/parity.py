@@ -11,7 +11,7 @@ from PIL.Image import Image
 
 from catlib.classifiers.endpoint import EndpointClassifier, EndpointError
 from catlib.errors import InputError
-from catlib.vlm.decoding import greedy_options
+from catlib.vlm.decoding import generate_greedy
 from catlib.vlm.prompting import inference_inputs
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ class Speaker(EndpointClassifier):
 def speak_here(vlm: "VLM", image: Image, question: str) -> Spoken:
     """The answer of the model in this process, generated as `catlib.vlm.decoding.generate_free` does."""
     inputs = inference_inputs(vlm, [image], [question])
-    output = vlm.base.generate(**inputs, **greedy_options(vlm), return_dict_in_generate=True, output_logits=True)
+    output = generate_greedy(vlm, inputs, return_dict_in_generate=True, output_logits=True)
     new = output.sequences[0, inputs["input_ids"].shape[1] :]
     scores = torch.stack([step[0].float().log_softmax(-1) for step in output.logits])
     best = scores.topk(2, dim=-1).values

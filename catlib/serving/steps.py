@@ -23,7 +23,7 @@ from catlib.evaluation.tables import number
 from catlib.figures import BLUE, GREEN, GREY, ORANGE, PINK, SKY, WIDTH, figure, percent_axis
 from catlib.vlm.batches import image_token_of
 from catlib.vlm.checkpoint import VLM
-from catlib.vlm.decoding import greedy_options
+from catlib.vlm.decoding import generate_greedy
 from catlib.vlm.prompting import inference_inputs
 
 PARTS = {
@@ -119,7 +119,7 @@ def _generate(vlm: VLM, photo: Image) -> tuple[list[tuple[int, float]], list[flo
         mark("start")
         inputs = inference_inputs(vlm, [photo], [vlm.question])
         mark("ready")
-        output = vlm.base.generate(**inputs, **greedy_options(vlm), return_dict_in_generate=True, output_logits=True)
+        output = generate_greedy(vlm, inputs, return_dict_in_generate=True, output_logits=True)
         mark("done")
     finally:
         for handle in handles:

@@ -19,7 +19,7 @@ from catlib.training.memory import GB, Estimate, Footprint, largest_batch, model
 from catlib.training.memory_trace import Shape
 from catlib.vlm.families import find_family
 from catlib.vlm.models import load_processor, pick_device, pick_dtype
-from catlib.vlm.prompting import answer_tokens, prompt_text
+from catlib.vlm.prompting import answer_tokens, prompt_text, text_tokens
 
 log = logging.getLogger(__name__)
 
@@ -66,7 +66,7 @@ def longest(processor: Any, config: Any, samples: Iterable[tuple[Sample, Path]])
     pairs = list(samples)
     texts = {(sample.question, sample.answer) for sample, _ in pairs}
     answers = {(q, a): len(answer_tokens(processor, q, a)) for q, a in texts}
-    prompts = {q: len(processor.tokenizer(prompt_text(processor, q))["input_ids"]) for q, _ in texts}
+    prompts = {q: len(text_tokens(processor, prompt_text(processor, q))) for q, _ in texts}
     text = max(prompts[q] - 1 + n for (q, _), n in answers.items())  # one token of the prompt stands for the photo
     tokens = usual_shape(config).image_tokens
     if (family := find_family(config)) and family.keeps_shape and hasattr(processor, "_get_num_multimodal_tokens"):

@@ -11,7 +11,7 @@ from PIL.Image import Image
 from catlib.errors import CatlibError
 from catlib.vlm.families import image_token_of
 from catlib.vlm.models import VLM
-from catlib.vlm.prompting import answer_tokens, inference_inputs
+from catlib.vlm.prompting import continued, inference_inputs, label_tokens
 
 OCCLUSION_BATCH = 8
 Label = str | Sequence[int]  # a breed's name, or the tokens that stand for it
@@ -116,11 +116,8 @@ def _inputs_with_answer(
     vlm: VLM, image: Image, question: str, breed: Label
 ) -> tuple[dict[str, torch.Tensor], list[int]]:
     inputs = inference_inputs(vlm, [image], [question])
-    label = answer_tokens(vlm.processor, question, breed) if isinstance(breed, str) else list(breed)
-    answer = torch.tensor([label[:-1]], device=inputs["input_ids"].device)
-    inputs["input_ids"] = torch.cat([inputs["input_ids"], answer], dim=1)
-    inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])  # one photo: nothing is padded
-    return inputs, label
+    label = label_tokens(vlm, question, breed) if isinstance(breed, str) else list(breed)
+    return continued(vlm, inputs, label[:-1]), label
 
 
 def _label_score(vlm: VLM, inputs: dict[str, torch.Tensor], label: list[int]) -> torch.Tensor:

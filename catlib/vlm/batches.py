@@ -16,7 +16,15 @@ from catlib.errors import CatlibError
 from catlib.vlm.families import image_token_of
 from catlib.vlm.features import FrozenFeatures, PhotoFeatures, compute_features
 from catlib.vlm.models import VLM
-from catlib.vlm.prompting import answer_tokens, prompt_text
+from catlib.vlm.prompting import (
+    answer_tokens,
+    continued,
+    end_tokens,
+    known_ends,
+    model_inputs,
+    prompt_text,
+    text_tokens,
+)
 
 IGNORED = -100  # torch's ignore_index: no loss here
 
@@ -70,9 +78,11 @@ class Collator:
         self.processor, self.image_token = vlm.processor, image_token_of(vlm.base.config)
         pad = vlm.processor.tokenizer.pad_token_id
         self.pad = 0 if pad is None else pad
-        self._texts: dict[tuple[str, str], tuple[list[int], list[int]]] = {}
+        self.ends = known_ends(vlm)
+        self._prompts: dict[str, list[int]] = {}
+        self._answers: dict[tuple[str, str], list[int]] = {}
         self._workers = ThreadPoolExecutor(workers, "photos") if workers else None
-        self._coming: dict[str, Future[tuple[list[int], dict[str, torch.Tensor]]]] = {}
+        self._coming: dict[str, Future[dict[str, torch.Tensor]]] = {}
         self._reading = threading.Lock()  # a tokenizer serves one thread at a time
 
     def prefetch(self, samples: Sequence[Sample]) -> None:
@@ -87,19 +97,18 @@ class Collator:
         """A batch of samples. Raises CatlibError or InputError naming what is wrong with a photo or the template."""
         if self.features is not None and self.augment is None:
             found = self._features(self.features, samples)
-            blocks = [one.block.tolist() for one in found]
+            rows = [
+                self.prompt_ids(s.question, one) + self.answer_ids(s) for s, one in zip(samples, found, strict=True)
+            ]
             features, pixels = torch.cat([one.vectors for one in found]), None
         else:
             photos = [
                 self._coming.pop(sample.id).result() if sample.id in self._coming else self._photo(sample)
                 for sample in samples
             ]
-            blocks, features, pixels = [block for block, _ in photos], None, _join([inputs for _, inputs in photos])
-        rows, answers = [], []
-        for sample, block in zip(samples, blocks, strict=True):
-            prompt, answer = self._text(sample.question, sample.answer)
-            rows.append(self._expand(prompt, block) + answer)
-            answers.append(len(answer))
+            rows = [inputs.pop("input_ids")[0].tolist() for inputs in photos]
+            features, pixels = None, _join(photos)
+        answers = [len(self.answer_ids(sample)) for sample in samples]
         shape = len(rows), max(map(len, rows))
         ids, mask, labels = (
             torch.full(shape, self.pad),
@@ -109,39 +118,29 @@ class Collator:
         for i, (row, n) in enumerate(zip(rows, answers, strict=True)):
             ids[i, : len(row)], mask[i, : len(row)] = torch.tensor(row), 1
             labels[i, len(row) - n : len(row)] = ids[i, len(row) - n : len(row)]
-        for name in self.vlm.family.along_text:
-            if pixels is not None and name in self.processor.model_input_names:
-                pixels[name] = (ids == self.image_token).long()
         return Batch(tuple(s.id for s in samples), ids, mask, labels, features, pixels)
 
     def answer_ids(self, sample: Sample) -> list[int]:
         """What is supervised of a sample: its answer's tokens and the end token."""
-        return self._text(sample.question, sample.answer)[1]
+        key = sample.question, sample.answer
+        if key not in self._answers:
+            with self._reading:
+                tokens = answer_tokens(self.processor, *key, self.ends)
+            if len(tokens) < 2:
+                raise CatlibError(f"the answer {key[1]!r} has no token of its own: nothing would be learned from it")
+            self._answers[key] = tokens
+        return self._answers[key]
 
     def prompt_ids(self, question: str, photo: PhotoFeatures) -> list[int]:
-        """The prompt's tokens up to where the answer begins, the photo's in place."""
-        prompt = self.processor.tokenizer(prompt_text(self.processor, question))["input_ids"]
-        return self._expand(prompt, photo.block.tolist())
-
-    def _expand(self, prompt: list[int], block: list[int]) -> list[int]:
-        at = prompt.index(self.image_token)
-        return [*prompt[:at], *block, *prompt[at + 1 :]]
-
-    def _text(self, question: str, answer: str) -> tuple[list[int], list[int]]:
-        """(prompt with one placeholder for the photo, answer with end token)."""
-        key = (question, answer)
-        if key not in self._texts:
+        """The prompt's tokens up to where the answer begins, the photo's in the place of its placeholder."""
+        if question not in self._prompts:
             with self._reading:
-                prompt = self.processor.tokenizer(prompt_text(self.processor, question))["input_ids"]
-                answer_ids = answer_tokens(self.processor, question, answer)
-            if len(answer_ids) < 2:
-                raise CatlibError(f"the answer {answer!r} has no token of its own: nothing would be learned from it")
-            if prompt.count(self.image_token) != 1:
-                raise CatlibError(
-                    f"the prompt holds {prompt.count(self.image_token)} image placeholders in place of one"
-                )
-            self._texts[key] = (prompt, answer_ids)
-        return self._texts[key]
+                self._prompts[question] = text_tokens(self.processor, prompt_text(self.processor, question))
+        prompt = self._prompts[question]
+        if (count := prompt.count(self.image_token)) != 1:
+            raise CatlibError(f"the prompt holds {count} image placeholders in place of one")
+        at = prompt.index(self.image_token)
+        return [*prompt[:at], *photo.block.tolist(), *prompt[at + 1 :]]
 
     def _features(self, cache: FrozenFeatures, samples: Sequence[Sample]) -> list[PhotoFeatures]:
         found = {i: one for i, s in enumerate(samples) if (one := cache.get(s.metadata["sha256"])) is not None}
@@ -151,23 +150,17 @@ class Collator:
                 found[i] = replace(computed, vectors=computed.vectors.cpu())
         return [found[i] for i in range(len(samples))]
 
-    def _photo(self, sample: Sample) -> tuple[list[int], dict[str, torch.Tensor]]:
-        """What the processor makes of a photo: the tokens that replace the placeholder, and the tower's inputs."""
+    def _photo(self, sample: Sample) -> dict[str, torch.Tensor]:
+        """What the processor makes of photo and question, the answer's tokens appended."""
         image = open_image(inside(self.image_root, sample.image))
         if self.augment is not None:
             image = self.augment(image, sample.id)
+        answer = self.answer_ids(sample)
         with self._reading:
-            text = prompt_text(self.processor, sample.question)
-            encoded = dict(self.processor(images=[image], text=text, return_tensors="pt"))
-            plain = self.processor.tokenizer(text)["input_ids"]
-        ids = encoded.pop("input_ids")[0].tolist()
-        first = plain.index(self.image_token) if self.image_token in plain else 0
-        block = ids[first : first + len(ids) - len(plain) + 1]
-        if plain[:first] + block + plain[first + 1 :] != ids or self.image_token not in block:
-            raise CatlibError("the processor changes the prompt beyond the photo's tokens; this model is not supported")
-        along = (1, len(ids))  # what runs along the tokens is made anew for the whole text
-        inputs = {k: v for k, v in encoded.items() if isinstance(v, torch.Tensor) and tuple(v.shape[:2]) != along}
-        return block, inputs
+            inputs = model_inputs(self.processor, [image], [prompt_text(self.processor, sample.question)])
+        inputs = continued(self.vlm, inputs, answer)
+        del inputs["attention_mask"]  # made anew for the whole batch
+        return inputs
 
 
 def check_batch(vlm: VLM, batch: Batch) -> None:
@@ -175,10 +168,10 @@ def check_batch(vlm: VLM, batch: Batch) -> None:
 
     A tokenizer that does not fit the model masks everything and trains on nothing, with a loss of 0.
     """
-    end, token = vlm.processor.tokenizer.eos_token_id, image_token_of(vlm.base.config)
+    ends, token = end_tokens(vlm), image_token_of(vlm.base.config)
     for row, sample in enumerate(batch.sample_ids):
         supervised = batch.labels[row][batch.labels[row] != IGNORED]
-        if len(supervised) < 2 or supervised[-1] != end:
+        if len(supervised) < 2 or supervised[-1] not in ends:
             raise CatlibError(
                 f"sample {sample!r}: its answer and end token are not supervised; does the tokenizer fit the model?"
             )

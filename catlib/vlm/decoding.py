@@ -1,12 +1,15 @@
 """Answers by generation: freely, as the plan does, or held to the breeds' names by a token trie."""
 
+import copy
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from PIL.Image import Image
+from transformers import GenerationConfig
 
 from catlib.vlm.models import VLM
-from catlib.vlm.prompting import inference_inputs, label_tokens
+from catlib.vlm.prompting import end_tokens, inference_inputs, label_tokens
 
 MAX_NEW_TOKENS = 50  # the plan's
 
@@ -15,7 +18,7 @@ MAX_NEW_TOKENS = 50  # the plan's
 def generate_free(vlm: VLM, images: Sequence[Image], question: str, max_new_tokens: int = MAX_NEW_TOKENS) -> list[str]:
     """Greedy answers, one a photo. Only new tokens are decoded: nothing of the prompt can be taken for an answer."""
     inputs = inference_inputs(vlm, images, [question] * len(images))
-    output = vlm.base.generate(**inputs, **greedy_options(vlm, max_new_tokens))
+    output = generate_greedy(vlm, inputs, max_new_tokens)
     new = output[:, inputs["input_ids"].shape[1] :]
     return [text.strip() for text in vlm.processor.tokenizer.batch_decode(new, skip_special_tokens=True)]
 
@@ -28,8 +31,8 @@ def generate_constrained(
 
     `spelled` as in `label_tokens`. Greedy choices are made token by token: the result need not be the breed with the highest whole-name likelihood.
     """
-    end = vlm.processor.tokenizer.eos_token_id
-    labels = {tuple(label_tokens(vlm.processor, question, breed, spelled)): breed for breed in breeds}
+    end = end_tokens(vlm)[0]
+    labels = {tuple(label_tokens(vlm, question, breed, spelled)): breed for breed in breeds}
     allowed: dict[tuple[int, ...], list[int]] = {}
     for label in labels:
         for n in range(len(label)):
@@ -43,24 +46,25 @@ def generate_constrained(
         return allowed.get(tuple(tokens[length:].tolist()), [end])  # a finished row goes on with end tokens
 
     longest = max(map(len, labels))
-    output = vlm.base.generate(**inputs, prefix_allowed_tokens_fn=allow, **greedy_options(vlm, longest))
+    output = generate_greedy(vlm, {**inputs, "prefix_allowed_tokens_fn": allow}, longest)
     rows = [tuple(row) for row in output[:, length:].tolist()]
     return [next(labels[row[:n]] for n in range(1, longest + 1) if row[:n] in labels) for row in rows]
 
 
-def greedy_options(vlm: VLM, max_new_tokens: int = MAX_NEW_TOKENS) -> dict[str, int | bool | float | None]:
-    """Options that switch sampling off, whatever the checkpoint's generation_config.json proposes."""
-    tokenizer = vlm.processor.tokenizer
-    end = tokenizer.eos_token_id
-    pad = end if tokenizer.pad_token_id is None else tokenizer.pad_token_id
-    return {
-        "max_new_tokens": max_new_tokens,
-        "do_sample": False,
-        "num_beams": 1,
-        "temperature": None,
-        "top_p": None,
-        "top_k": None,
-        "repetition_penalty": 1.0,
-        "eos_token_id": end,
-        "pad_token_id": pad,
-    }
+def generate_greedy(vlm: VLM, inputs: Mapping[str, Any], max_new_tokens: int = MAX_NEW_TOKENS, **more: Any) -> Any:
+    """What `generate` gives, greedy up to any end token. `more`: settings of its configuration.
+
+    The configuration is a fresh one. `generate` fills what is left open from the model's own, and a folder's
+    generation_config.json may hold a least length, biases, several answers or stop strings, so the model is shown without it.
+    """
+    ends, pad = end_tokens(vlm), vlm.processor.tokenizer.pad_token_id
+    config = GenerationConfig(
+        max_new_tokens=max_new_tokens,
+        do_sample=False,
+        eos_token_id=ends,
+        pad_token_id=ends[0] if pad is None else pad,
+        **more,
+    )
+    bare = copy.copy(vlm.base)  # shares weights and hooks; the folder's own configuration is not touched
+    bare.generation_config = config
+    return bare.generate(**inputs, generation_config=config)

@@ -22,6 +22,8 @@ CLIP_TOWER, SIGLIP_TOWER, PIXTRAL_TOWER = (
 )  # `model_type` of towers
 # towers whose weights the hub keeps one level deeper than transformers 5 writes them for a model built from a configuration
 HUB_TOWERS: Mapping[str, str] = {CLIP_TOWER: "vision_model.", SIGLIP_TOWER: "vision_model."}
+# what processors write for each token of the text beside the token itself
+ALONG_TEXT = ("attention_mask", "token_type_ids", "mm_token_type_ids", "cross_attention_mask")
 # classes of the language models' layers whose arithmetic `catlib.training.kernels` knows
 RMS_NORMS = ("LlamaRMSNorm", "MistralRMSNorm", "Qwen2RMSNorm")
 GATED_MLPS = ("LlamaMLP", "MistralMLP", "Qwen2MLP")
@@ -47,9 +49,9 @@ class Family:
     tiled: bool = False  # a photo is cut into tiles, and the last of them shows it whole
     caches_features: bool = False  # the projector reads nothing but the tower's output, so that can be kept on disk
     traces_tower: bool = False  # the tower does not branch on data: its memory is counted by running it without any
-    along_text: tuple[str, ...] = (
-        "mm_token_type_ids",
-    )  # where the processor writes them: 1 for a photo's token, else 0
+    answer_along: Mapping[str, int] = field(
+        default_factory=dict
+    )  # of ALONG_TEXT: what an answer's tokens have, if not the prompt's
     served_names: Mapping[str, str] = field(default_factory=dict)  # vLLM's prefixes of module paths, where they differ
 
     def photos_at_once(self, config: Any) -> int:
@@ -99,6 +101,8 @@ FAMILIES = (
         served_names=_LLAVA_SERVED,
     ),
     Family("Mistral3", ("mistral3",), *_LLAVA_PATHS, image_tokens=_rows_with_breaks, keeps_shape=True),
+    # prompt and photo attend both ways, an answer (type 1) only backwards
+    Family("PaliGemma", ("paligemma",), *_LLAVA_PATHS, image_tokens=_patches, answer_along={"token_type_ids": 1}),
     Family("LLaVA-NeXT", ("llava_next", "llava_onevision"), *_LLAVA_PATHS, image_tokens=_patches),
     Family(
         "Idefics3",

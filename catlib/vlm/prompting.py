@@ -1,5 +1,6 @@
 """From question and photo to the model's inputs, and from a breed to the tokens that training taught as its answer."""
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -7,6 +8,7 @@ import torch
 from PIL.Image import Image
 
 from catlib.errors import CatlibError
+from catlib.vlm.families import ALONG_TEXT
 from catlib.vlm.models import VLM
 
 
@@ -24,37 +26,122 @@ def prompt_text(processor: Any, question: str, photo: bool = True) -> str:
     return processor.apply_chat_template(messages(question, photo=photo), add_generation_prompt=True)
 
 
-def answer_tokens(processor: Any, question: str, answer: str) -> list[int]:
+def special_tokens(processor: Any, text: str) -> dict[str, bool]:
+    """The tokenizer's option for a rendered text: no second BOS where the template wrote one, as in the processor's own
+    `apply_chat_template(tokenize=True)`.
+    """
+    bos = processor.tokenizer.bos_token
+    return {"add_special_tokens": not (bos and text.startswith(bos))}
+
+
+def text_tokens(processor: Any, text: str) -> list[int]:
+    """The tokens of a rendered text, a photo's placeholder unexpanded."""
+    return processor.tokenizer(text, **special_tokens(processor, text))["input_ids"]
+
+
+def known_ends(vlm: VLM) -> list[int]:
+    """The tokens that end generation: the tokenizer's EOS and those of the model's generation configuration."""
+    named = getattr(getattr(vlm.base, "generation_config", None), "eos_token_id", None)
+    ends = [vlm.processor.tokenizer.eos_token_id, *(named if isinstance(named, list) else [named])]
+    return [end for end in dict.fromkeys(ends) if end is not None]
+
+
+def end_tokens(vlm: VLM) -> list[int]:
+    """Where an answer ends: first the token that ends a label, then the others that stop the model."""
+    known = known_ends(vlm)
+    return list(dict.fromkeys([_training_text(vlm.processor, vlm.question, "cat", known)[2], *known]))
+
+
+def answer_tokens(processor: Any, question: str, answer: str, ends: Sequence[int] = ()) -> list[int]:
     """The tokens of `answer` with the end token, as they follow the prompt in a training text.
+
+    `ends` (see `known_ends`; by default the tokenizer's EOS) tells which token that the template writes behind the answer ends
+    the turn; where it writes none of them it is the last of the first special tokens there (`<|im_end|>`), and where it
+    writes no special token at all the EOS is appended. White space around the end token is no part of the answer.
 
     Prompt and answer are tokenized together, because a name gets other tokens after a colon or a space than alone.
     Raises CatlibError when the prompt's own tokens change by that: then no score of the answer alone is defined.
     """
-    tokenizer = processor.tokenizer
-    prompt = prompt_text(processor, question)
-    text = processor.apply_chat_template(messages(question, answer), add_generation_prompt=False)
+    prompt, text, end = _training_text(processor, question, answer, ends)
     if not text.startswith(prompt):
         raise CatlibError(
             f"the chat template writes another prompt before an answer: {text!r} does not begin with {prompt!r}"
         )
-    before, whole = tokenizer(prompt)["input_ids"], tokenizer(text)["input_ids"]
+    before, whole = text_tokens(processor, prompt), text_tokens(processor, text)
     if whole[: len(before)] != before:
         raise CatlibError(f"the answer {answer!r} changes the prompt's last token: end the prompt where a token ends")
-    tokens = whole[len(before) :]
-    if tokenizer.eos_token_id in tokens:
-        return tokens[: tokens.index(tokenizer.eos_token_id) + 1]
-    return [*tokens, tokenizer.eos_token_id]
+    return [*whole[len(before) :], end]
 
 
-def label_tokens(processor: Any, question: str, breed: str, spelled: Mapping[str, str] | None = None) -> list[int]:
+def _training_text(processor: Any, question: str, answer: str, ends: Sequence[int]) -> tuple[str, str, int]:
+    """The prompt, prompt and answer up to the token that ends the answer as the chat template writes them, and that token."""
+    tokenizer, answer, prompt = processor.tokenizer, answer.strip(), prompt_text(processor, question)
+    text = processor.apply_chat_template(messages(question, answer), add_generation_prompt=False)
+    start = text.find(answer, len(prompt) if text.startswith(prompt) else 0)
+    if start < 0:
+        raise CatlibError(f"the chat template changes the answer {answer!r}: {text!r}")
+    text, rest = text[: start + len(answer)], text[start + len(answer) :]
+    eos = tokenizer.eos_token_id
+    known = {tokenizer.convert_ids_to_tokens(end) for end in (ends or [eos]) if end is not None} - {None}
+    special = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
+    either = "|".join(map(re.escape, sorted(known | special, key=len, reverse=True)))
+    found = re.match(rf"(.*?)((?:{either})+)", rest, re.DOTALL) if either else None
+    if found is not None:
+        run = re.findall(either, found[2])
+        last = next((i for i, token in enumerate(run) if token in known), len(run) - 1)
+        return prompt, text + found[1].rstrip() + "".join(run[:last]), tokenizer.convert_tokens_to_ids(run[last])
+    if eos is None:
+        raise CatlibError("neither the chat template nor the tokenizer has a token that ends an answer")
+    return prompt, text + rest.rstrip(), eos
+
+
+def label_tokens(vlm: VLM, question: str, breed: str, spelled: Mapping[str, str] | None = None) -> list[int]:
     """The tokens that stand for a breed in scoring: its name and the end token.
 
     `spelled` holds, for breeds whose answers are longer than the name, the text that settles the breed (`Manx.`); it is
     scored without an end token when it ends with a full stop, as further sentences may follow.
     """
     text = (spelled or {}).get(breed, breed)
-    tokens = answer_tokens(processor, question, text)
+    tokens = answer_tokens(vlm.processor, question, text, known_ends(vlm))
     return tokens[:-1] if text != breed and text.endswith(".") else tokens
+
+
+def continued(vlm: VLM, inputs: Mapping[str, Any], answer: Sequence[int]) -> dict[str, Any]:
+    """A processor's inputs, rows that end where an answer begins, with the answer's tokens appended.
+
+    What runs along the text goes on as it stands at the prompt's end, or as the family says.
+    """
+    rows, n = len(inputs["input_ids"]), len(answer)
+    more = {name: inputs[name][:, -1:] for name in ALONG_TEXT if name in inputs}
+    more |= {
+        name: torch.full_like(more[name], value) for name, value in vlm.family.answer_along.items() if name in more
+    }
+    more = {name: last.expand(-1, n, *last.shape[2:]) for name, last in more.items()}
+    more["input_ids"] = torch.tensor(answer, device=inputs["input_ids"].device).expand(rows, -1)
+    return {**inputs, **{name: torch.cat([inputs[name], tail], dim=1) for name, tail in more.items()}}
+
+
+def model_inputs(processor: Any, images: Sequence[Image], text: Sequence[str]) -> dict[str, torch.Tensor]:
+    """What the processor makes of photos with a rendered prompt each, padded on the left.
+
+    Raises CatlibError for a tensor of which it is not known whether it runs along the text.
+    """
+    encoded = processor(
+        images=[[image] for image in images],
+        text=list(text),
+        padding=True,
+        padding_side="left",
+        return_tensors="pt",
+        **special_tokens(processor, text[0]),
+    )
+    encoded.pop("labels", None)  # PaliGemma's, which are of the prompt
+    known = {"input_ids", *ALONG_TEXT, *processor.image_processor.model_input_names}
+    if unknown := sorted(set(encoded) - known):
+        raise CatlibError(
+            f"{type(processor).__name__} gives {', '.join(unknown)}, and whether that runs along the text is not known; "
+            "this model is not supported"
+        )
+    return {name: value for name, value in encoded.items() if isinstance(value, torch.Tensor)}
 
 
 def inference_inputs(vlm: VLM, images: Sequence[Image] | None, questions: Sequence[str]) -> dict[str, torch.Tensor]:
@@ -64,10 +151,9 @@ def inference_inputs(vlm: VLM, images: Sequence[Image] | None, questions: Sequen
     """
     text = [prompt_text(vlm.processor, question, photo=images is not None) for question in questions]
     if images is None:
-        inputs = vlm.processor.tokenizer(text, padding=True, padding_side="left", return_tensors="pt")
+        special = special_tokens(vlm.processor, text[0])
+        inputs = vlm.processor.tokenizer(text, padding=True, padding_side="left", return_tensors="pt", **special)
         inputs = {key: inputs[key] for key in ("input_ids", "attention_mask")}
     else:
-        inputs = vlm.processor(
-            images=[[image] for image in images], text=text, padding=True, padding_side="left", return_tensors="pt"
-        )
+        inputs = model_inputs(vlm.processor, images, text)
     return {k: v.to(vlm.device, vlm.dtype if v.is_floating_point() else None) for k, v in inputs.items()}

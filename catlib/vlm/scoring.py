@@ -15,6 +15,7 @@ import torch
 from PIL.Image import Image
 
 from catlib.errors import CatlibError, InputError
+from catlib.vlm.families import ALONG_TEXT
 from catlib.vlm.label_trie import TokenTrie, build_trie, split_labels
 from catlib.vlm.models import VLM
 from catlib.vlm.prompting import inference_inputs, label_tokens
@@ -50,7 +51,7 @@ class LabelScorer:
 
     def tokens(self, breed: str, question: str | None = None) -> list[int]:
         """What is scored for a breed after the scorer's question, or another."""
-        return label_tokens(self.vlm.processor, question or self.question, breed, self.spelled)
+        return label_tokens(self.vlm, question or self.question, breed, self.spelled)
 
     @torch.inference_mode()
     def score(self, images: Sequence[Image], questions: Sequence[str] | None = None) -> np.ndarray:
@@ -79,12 +80,14 @@ class LabelScorer:
     def score_inputs(self, inputs: dict[str, Any]) -> np.ndarray:
         """Scores (n, breeds) of inputs made elsewhere, padded on the left: the trainer's, from cached features."""
         first, cache, mask = self._prefill(inputs)
+        # what each token may look at of the photo, where that is told token by token: the names see what the prompt's end does
+        looks = {name: inputs[name][:, -1:] for name in ALONG_TEXT if name in inputs and inputs[name].dim() > 2}
         rows, vocabulary = first.shape
         bodies = [label[:-1] for label in self.labels]  # the end token is only predicted, never read
         scores = np.empty((rows, len(bodies)))
         run = self._tree if self.mode == "tree" else self._padded
         for group in split_labels(bodies, max(1, LOGITS_LIMIT // (rows * vocabulary))):
-            scores[:, group] = run([self.labels[i] for i in group], first, cache, mask).double().cpu().numpy()
+            scores[:, group] = run([self.labels[i] for i in group], first, cache, mask, looks).double().cpu().numpy()
         return scores
 
     def _prefill(self, inputs: dict[str, torch.Tensor]) -> tuple[torch.Tensor, Any, torch.Tensor]:
@@ -97,7 +100,14 @@ class LabelScorer:
         logits = self.vlm.base.get_output_embeddings()(output.last_hidden_state[:, -1])
         return logits.float().log_softmax(-1), output.past_key_values, mask
 
-    def _tree(self, labels: list[list[int]], first: torch.Tensor, cache: Any, mask: torch.Tensor) -> torch.Tensor:
+    def _tree(
+        self,
+        labels: list[list[int]],
+        first: torch.Tensor,
+        cache: Any,
+        mask: torch.Tensor,
+        looks: Mapping[str, torch.Tensor],
+    ) -> torch.Tensor:
         trie = build_trie([label[:-1] for label in labels])
         device, rows = first.device, len(first)
         tokens = torch.as_tensor(trie.tokens, device=device).expand(rows, -1)
@@ -108,6 +118,7 @@ class LabelScorer:
             position_ids=mask.sum(-1, keepdim=True) - 1 + depths,
             past_key_values=cache,
             use_cache=True,
+            **{name: look.expand(-1, len(trie), *look.shape[2:]) for name, look in looks.items()},
         )
         cache.crop(-len(trie))  # back to the prompt, for the next group of labels
         normaliser = output.logits.float().logsumexp(-1)  # (rows, nodes)
@@ -119,7 +130,14 @@ class LabelScorer:
             sums.append(score)
         return torch.stack(sums, dim=1)
 
-    def _padded(self, labels: list[list[int]], first: torch.Tensor, cache: Any, mask: torch.Tensor) -> torch.Tensor:
+    def _padded(
+        self,
+        labels: list[list[int]],
+        first: torch.Tensor,
+        cache: Any,
+        mask: torch.Tensor,
+        looks: Mapping[str, torch.Tensor],
+    ) -> torch.Tensor:
         device, rows, longest = first.device, len(first), max(map(len, labels)) - 1
         tokens = torch.zeros(len(labels), longest, dtype=torch.long, device=device)
         real = torch.zeros(len(labels), longest, dtype=mask.dtype, device=device)
@@ -144,6 +162,10 @@ class LabelScorer:
             past_key_values=cache,
             position_ids=positions,
             use_cache=True,
+            **{
+                name: look.repeat_interleave(len(labels), dim=0).expand(-1, longest, *look.shape[2:])
+                for name, look in looks.items()
+            },
         )
         following = torch.tensor([label[1:] + [0] * (longest + 1 - len(label)) for label in labels], device=device)
         chosen = output.logits.float().log_softmax(-1).gather(-1, following.repeat(rows, 1)[..., None])[..., 0]
@@ -174,6 +196,10 @@ def tree_mask(trie: TokenTrie, mask: torch.Tensor, dtype: torch.dtype) -> torch.
 def takes_tree_mask(config: Any) -> bool:
     """Whether the language model attends by a 4D mask: eager or sdpa attention, every layer over the whole sequence."""
     text = config.get_text_config()
+    if getattr(
+        text, "cross_attention_layers", None
+    ):  # what the photo has in the cache could not be kept when it is cut back
+        return False
     if getattr(text, "_attn_implementation", None) not in ("sdpa", "eager") or _has_multimodal_positions(config):
         return False
     kinds = getattr(text, "layer_types", None)
