@@ -45,9 +45,9 @@ def pair(a: PredictionSet, b: PredictionSet) -> tuple[Outcomes, Outcomes]:
     extra = {p.breed for p in common if p.breed is not None} | set(b.breeds)
     order = (*a.breeds, *sorted(extra - set(a.breeds)))
     same = PredictionSet(b.name, tuple(in_b[p.id] for p in common), b.meta)
-    first, second = outcomes(PredictionSet(a.name, tuple(common), a.meta), order), outcomes(same, order)
-    group = joined(first.group.tolist(), [f"b {number}" for number in second.group])
-    return replace(first, group=group), replace(second, group=group)
+    left, right = outcomes(PredictionSet(a.name, tuple(common), a.meta), order), outcomes(same, order)
+    group = joined(left.group.tolist(), right.group.tolist())
+    return replace(left, group=group), replace(right, group=group)
 
 
 def compare(
