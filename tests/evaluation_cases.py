@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,18 @@ def scored_set(
     log_probs = scores - np.log(np.exp(scores).sum(axis=1, keepdims=True))
     said = [breeds[i] for i in log_probs.argmax(axis=1)]
     return make_set(name, true, said, breeds=breeds, log_probs=log_probs, **options)
+
+
+def grouped(predictions: PredictionSet, groups: Sequence[str | None]) -> PredictionSet:
+    """The same predictions with groups."""
+    rows = tuple(replace(p, group=g) for p, g in zip(predictions.predictions, groups, strict=True))
+    return replace(predictions, predictions=rows)
+
+
+def copied(predictions: PredictionSet, times: int) -> PredictionSet:
+    """Every prediction so many times under new ids: of the same photo."""
+    rows = tuple(replace(p, id=f"{p.id}/{i}") for p in predictions.predictions for i in range(times))
+    return replace(predictions, predictions=rows)
 
 
 def write_set(predictions: PredictionSet, folder: Path) -> Path:

@@ -1,17 +1,18 @@
 """The paired comparison against scipy and worked examples; metrics.json; what a verdict needs from it."""
 
 import json
+from itertools import product
 
 import numpy as np
 import pytest
-from evaluation_cases import BREEDS, RARE, make_set, scored_set, truth
+from evaluation_cases import BREEDS, RARE, copied, grouped, make_set, scored_set, truth
 from scipy.special import log_softmax
 from scipy.stats import binomtest, false_discovery_control
 from sklearn.metrics import f1_score
 
 from catlib.data.records import PredictionSet
 from catlib.errors import CatlibError, InputError
-from catlib.evaluation.compare import compare, mcnemar
+from catlib.evaluation.compare import compare, mcnemar, sign_flip
 from catlib.evaluation.metrics_file import read_metrics, write_metrics
 
 
@@ -93,6 +94,52 @@ def test_breeds_in_another_order_change_nothing():
 
 def test_mcnemar_without_a_difference():
     assert mcnemar(0, 0) == 1.0
+
+
+def test_the_test_exchanges_whole_groups():
+    """Against all sign patterns, and McNemar's test where no group has two discordant photos."""
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        net, group = rng.integers(-1, 2, size=30), rng.integers(0, 9, size=30)
+        sums = np.array([net[group == g].sum() for g in range(9)])
+        totals = np.array(list(product((1, -1), repeat=9))) @ sums
+        assert sign_flip(net, group) == pytest.approx(np.mean(np.abs(totals) >= abs(sums.sum())))
+        assert sign_flip(net, np.arange(30)) == mcnemar(int((net > 0).sum()), int((net < 0).sum()))
+    assert sign_flip(np.zeros(4, dtype=int), np.zeros(4, dtype=int)) == 1.0
+    assert sign_flip(np.ones(40, dtype=int), np.repeat(np.arange(4), 10)) == 2 / 2**4
+
+
+def test_the_test_keeps_its_level_where_cats_agree():
+    """Two equally good models, 20 cats of 5 that they are right on together: p < 0.05 in at most 5 % of the sets."""
+    rng = np.random.default_rng(0)
+    cat = np.repeat(np.arange(20), 5)
+    nets = [
+        np.where(rng.random(100) < 0.8, np.repeat(rng.integers(-1, 2, 20), 5), rng.integers(-1, 2, 100))
+        for _ in range(600)
+    ]
+    assert np.mean([sign_flip(net, cat) < 0.05 for net in nets]) < 0.05 + 0.02
+    assert np.mean([sign_flip(net, np.arange(100)) < 0.05 for net in nets]) > 0.2  # as if photos were independent
+
+
+def test_ten_copies_of_every_photo_change_no_test():
+    true = truth(12)
+    a, b = scored_set("a", true, 0.7, seed=1), scored_set("b", true, 0.6, seed=2)
+    once, tenfold = (compare(*sets, RARE, bootstrap=4000) for sets in ((a, b), (copied(a, 10), copied(b, 10))))
+    assert (tenfold["n"], tenfold["groups"]) == (1200, once["groups"]) == (1200, 120)
+    assert tenfold["p"] == pytest.approx(once["p"])
+    for own, other in zip(once["breeds"], tenfold["breeds"], strict=True):
+        assert other["p"] == pytest.approx(own["p"]) and other["change"] == own["change"]
+    for key in ("macro_f1_gain_points", "priority_f1_gain_points", "accuracy_gain_elsewhere_points"):
+        assert tenfold[key]["ci95"] == pytest.approx(once[key]["ci95"], abs=2.5)
+    assert tenfold["ci95"] == pytest.approx(once["ci95"], abs=1.0)
+
+
+def test_too_few_groups_give_a_gain_without_an_interval():
+    true = truth(6)
+    sets = [grouped(scored_set(n, true, p, seed=i), true) for i, (n, p) in enumerate([("a", 0.9), ("b", 0.3)])]
+    c = compare(*sets, RARE, bootstrap=200)
+    assert c["groups"] == 10 and c["ci95"] is None and c["macro_f1_gain_points"]["ci95"] is None
+    assert c["accuracy_gain_points"] > 30
 
 
 def noisy(name, true, seed):

@@ -4,11 +4,11 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from evaluation_cases import BREEDS, RARE, make_set, scored_set, truth
+from evaluation_cases import BREEDS, RARE, copied, make_set, scored_set, truth, write_set
 from scipy.special import log_softmax
 from sklearn.metrics import accuracy_score, f1_score, log_loss, precision_recall_fscore_support, top_k_accuracy_score
 
-from catlib.data.records import Prediction, PredictionSet
+from catlib.data.records import Prediction, PredictionSet, read_predictions
 from catlib.errors import InputError
 from catlib.evaluation.calibration import (
     answer_at_precision,
@@ -82,9 +82,10 @@ def test_worked_example():
     assert metrics["per_breed"]["Bengal"]["no_answer"] == 1
     assert metrics["per_breed"]["Persian"]["f1"] is None
     assert metrics["top3_accuracy"] is None and metrics["ece"] is None and metrics["nll"] is None
-    for key in ("accuracy", "macro_f1", "priority_macro_f1"):
-        low, high = metrics[key]["ci95"]
-        assert 0 <= low <= metrics[key]["value"] <= high <= 1
+    low, high = metrics["accuracy"]["ci95"]
+    assert 0 <= low <= metrics["accuracy"]["value"] <= high <= 1
+    # Manx has one photo, which shows no variance: a third of the macro-F1 has no honest interval.
+    assert metrics["macro_f1"]["ci95"] is None and metrics["priority_macro_f1"]["ci95"] is None
 
 
 def test_brier_score_and_groups_by_hand():
@@ -122,6 +123,49 @@ def test_predictions_that_cannot_be_evaluated_are_refused():
         evaluate(PredictionSet("m", (Prediction("x", "x.jpg", None, "Manx", None),), {"breeds": list(BREEDS)}))
     with pytest.raises(InputError, match="log-probabilities"):
         evaluate(make_set("m", ["Manx"], ["Manx"], log_probs=np.zeros((1, len(BREEDS)))))
+
+
+@pytest.mark.parametrize(
+    ("change", "meta", "message"),
+    [
+        ({"latency_ms": -1.0}, {}, "m.jsonl:1: key 'latency_ms'"),
+        ({"predicted": "Manx"}, {}, "m.jsonl:1: predicted breed 'Manx' has the score"),
+        ({}, {"breeds": BREEDS[::-1]}, "stand in another order"),
+        ({}, {"breeds": [*BREEDS[:9], "Bengal"]}, "'Bengal' twice"),
+        ({}, {"latency_single_ms": {"p50": -3.0, "p95": 1.0}}, "m.meta.json: key 'latency_single_ms'"),
+        ({}, {"latency_single_ms": [1.0, "fast"]}, "m.meta.json: key 'latency_single_ms'"),
+        ({}, {"images_per_second": -1}, "m.meta.json: key 'images_per_second'"),
+    ],
+)
+def test_files_that_contradict_themselves_are_refused(tmp_path, change, meta, message):
+    good = scored_set("m", truth(2), 0.8, seed=1)
+    assert read_predictions(write_set(good, tmp_path)).name == "m"
+    rows = (replace(good.predictions[0], **change), *good.predictions[1:])
+    path = write_set(
+        PredictionSet("m", rows, {**good.meta, **{k: v if k != "breeds" else list(v) for k, v in meta.items()}}),
+        tmp_path,
+    )
+    with pytest.raises(InputError, match=message):
+        read_predictions(path)
+
+
+def test_nan_is_refused_and_ties_from_rounding_are_not(tmp_path):
+    true = truth(1)
+    log_probs = log_softmax(np.eye(10) * 5, axis=1)
+    path = write_set(make_set("m", true, true, log_probs=log_probs), tmp_path)
+    text = path.read_text()
+    path.write_text(text.replace('"latency_ms": 20.0', '"latency_ms": NaN', 1))
+    with pytest.raises(InputError, match="NaN"):
+        read_predictions(path)
+    tied = np.full(10, -np.log(10))
+    tied[0] -= 1e-5
+    path = write_set(make_set("m", true[:1], [true[0]], log_probs=log_softmax(tied)[None]), tmp_path)
+    assert read_predictions(path).predictions[0].predicted == true[0]
+
+
+def test_a_photo_under_several_ids_is_said(tmp_path):
+    path = write_set(copied(scored_set("m", truth(2), 0.8, seed=1), 3), tmp_path)
+    assert any("40 of 60" in remark for remark in read_predictions(path).remarks)
 
 
 def test_true_breed_that_the_model_does_not_know_counts_as_wrong():

@@ -6,7 +6,7 @@ from dataclasses import replace
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
-from evaluation_cases import BREEDS, RARE, make_set, scored_set, truth
+from evaluation_cases import BREEDS, RARE, grouped, make_set, scored_set, truth
 from PIL import Image
 
 from catlib.classifiers.explain import Explanation
@@ -63,6 +63,11 @@ def test_every_figure_draws(breeds, tmp_path):
     draw(plots_photos.mistakes(o, tmp_path, rare))
     draw(plots_photos.disagreements(versus, tmp_path, rare))
     draw(plots.learning_curve([(x, {"models": models}) for x in (5, 10, 20)], "photos_per_breed"))
+    few = {s.name: evaluate(grouped(s, true), rare, bootstrap=100) for s in (tuned, clip)}
+    assert "no interval" in draw(plots.overview(few))
+    assert "no interval" in draw(plots.gains(compare(grouped(tuned, true), clip, rare, bootstrap=100)))
+    draw(plots_model.f1_by_breed(few, "vlm-tuned", beside="clip-zero-shot"))
+    draw(plots.learning_curve([(x, {"models": few}) for x in (5, 10, 20)], "photos_per_breed"))
 
 
 def test_captions_say_what_was_planted():

@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from evaluation_cases import BREEDS, RARE, make_set, scored_set, truth
+from evaluation_cases import BREEDS, RARE, copied, grouped, make_set, scored_set, truth
 
 from catlib.errors import InputError
 from catlib.evaluation.compare import compare
@@ -55,6 +55,32 @@ def test_clearly_better_is_adopted():
         "accuracy-first": False,
     }
     assert any("linear probe on CLIP features" in reason for reason in verdict.reasons)
+
+
+@pytest.mark.parametrize("each", [1, 30])
+def test_too_few_groups_decide_nothing(each):
+    """One photo a breed, and thirty photos of one cat a breed: a gain of any size is no evidence, and that is said."""
+    true = truth(each)
+    sets = [
+        scored_set("vlm-tuned", true, 0.999, seed=1),
+        scored_set("clip-zero-shot", true, 0.05, seed=2),
+        scored_set("clip-probe", true, 0.1, seed=3),
+    ]
+    verdict, comparisons = verdict_of([grouped(s, true) for s in sets])
+    assert verdict.decision == "inconclusive" and comparisons[0]["ci95"] is None
+    assert "10 independent groups" in verdict.reasons[0] and "no interval" in verdict.text
+    table = criteria_table(verdict.criteria)
+    assert "no interval" in table.to_string() and "nan" not in table.to_string()
+
+
+def test_copies_of_the_photos_do_not_change_the_decision():
+    true = truth(8)
+    sets = [
+        scored_set("vlm-tuned", true, levels(0.66, 0.5), seed=5),
+        scored_set("clip-zero-shot", true, levels(0.6, 0.5), seed=6),
+    ]
+    decisions = [verdict_of(group)[0].decision for group in (sets, [copied(s, 10) for s in sets])]
+    assert decisions == ["inconclusive", "inconclusive"]
 
 
 def test_identical_models_are_not_adopted():

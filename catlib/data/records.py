@@ -1,6 +1,7 @@
 """The two file formats that connect the rooms: samples (LLaVA conversations) and predictions, both JSONL."""
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -15,6 +16,7 @@ write_atomically = write_text  # until the other rooms import catlib.files
 
 CONVERT = "convert the file by `catlib data FILE --out DIR`"
 PARTS = ("train", "val", "test")
+SCORES_EQUAL = 1e-4  # relative: the higher of two scores may be written as the lower one (five significant digits)
 DATASET_CARD = "dataset.json"  # beside the JSONL files: image root, breeds, priority breeds, split settings
 
 
@@ -170,6 +172,13 @@ def read_predictions(path: Path) -> PredictionSet:
     breeds = meta.get("breeds")
     if not isinstance(breeds, list) or not breeds or not all(isinstance(breed, str) for breed in breeds):
         raise InputError(f"{sidecar}: not a sidecar with a list 'breeds' of texts")
+    if twice := [breed for breed, count in Counter(breeds).items() if count > 1]:
+        raise InputError(f"{sidecar}: 'breeds' names {twice[0]!r} twice; each score belongs to one breed")
+    for key in ("latency_single_ms", "images_per_second"):
+        found = meta.get(key)
+        values = found.values() if isinstance(found, dict) else found if isinstance(found, list) else [found]
+        if not all(value is None or _is_time(value) for value in values):
+            raise InputError(f"{sidecar}: key {key!r} holds something that is no number of at least 0")
     rows: dict[str, Prediction] = {}
     for number, row in read_jsonl(path):
         where = f"{path}:{number}"
@@ -178,9 +187,14 @@ def read_predictions(path: Path) -> PredictionSet:
             raise InputError(f"{where}: id {prediction.id!r} stands twice; each photo is predicted once")
         rows[prediction.id] = prediction
     alone = sum(prediction.group is None for prediction in rows.values())
+    copies = len(rows) - len({prediction.image or prediction.id for prediction in rows.values()})
     remarks = [f"{alone:,} of {len(rows):,} predictions name no group: each such photo counts as independent"] * (
         alone > 0
     )
+    if copies:
+        remarks.append(
+            f"{copies:,} of {len(rows):,} predictions are of a photo that another id stands for: one group each"
+        )
     return PredictionSet(path.stem, tuple(rows.values()), meta, tuple(remarks))
 
 
@@ -227,10 +241,20 @@ def _parse_prediction(row: Mapping[str, Any], breeds: Sequence[str], where: str)
         if not all(map(_is_number, scores)):
             raise InputError(f"{where}: key 'scores' holds something that is no number")
         scores = tuple(map(float, scores))
-    if latency is not None and not _is_number(latency):
-        raise InputError(f"{where}: key 'latency_ms' is no number")
+        said, best = None if predicted is None else scores[breeds.index(predicted)], max(scores)
+        if said is not None and best - said > SCORES_EQUAL * max(1.0, abs(best)):
+            raise InputError(
+                f"{where}: predicted breed {predicted!r} has the score {said:.6g}, and {breeds[scores.index(best)]!r} the "
+                f"highest, {best:.6g}: one of them is wrong, or the sidecar's breeds stand in another order"
+            )
+    if latency is not None and not _is_time(latency):
+        raise InputError(f"{where}: key 'latency_ms' is no time: a number of at least 0")
     breed, group, answer = row.get("breed"), row.get("group"), row.get("answer")
     return Prediction(row["id"], row.get("image") or "", breed, predicted, scores, answer, latency, group=group)
+
+
+def _is_time(value: object) -> bool:
+    return _is_number(value) and value >= 0  # type: ignore[operator]
 
 
 def _is_number(value: object) -> bool:

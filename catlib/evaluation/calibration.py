@@ -8,7 +8,7 @@ from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax
 
 from catlib.errors import InputError
-from catlib.evaluation.bootstrap import wilson
+from catlib.evaluation.bootstrap import wilson_grouped
 from catlib.evaluation.metrics import ECE_BINS, equal_mass_bins
 from catlib.evaluation.outcomes import Outcomes
 
@@ -53,7 +53,11 @@ def reliability(o: Outcomes, bins: int = ECE_BINS) -> list[ReliabilityBin]:
         rows = code == number
         right = int(o.correct[rows].sum())
         photos = int(rows.sum())
-        table.append(ReliabilityBin(float(confidence[rows].mean()), right / photos, wilson(right, photos), photos))
+        table.append(
+            ReliabilityBin(
+                float(confidence[rows].mean()), right / photos, wilson_grouped(o.correct[rows], o.group[rows]), photos
+            )
+        )
     return table
 
 
@@ -95,7 +99,7 @@ def answer_at_precision(validation: Outcomes, test: Outcomes, target: float = 0.
     curve = risk_coverage(validation)
     reached = np.flatnonzero(curve.precision >= target)
     if not len(reached):
-        return SelectiveResult(target, None, 0.0, wilson(0, len(test)), None, None)
+        return SelectiveResult(target, None, 0.0, wilson_grouped(np.zeros(len(test)), test.group), None, None)
     threshold = float(curve.threshold[reached[-1]])
     given = test.confidence >= threshold
     count, right = int(given.sum()), int(test.correct[given].sum())
@@ -103,9 +107,9 @@ def answer_at_precision(validation: Outcomes, test: Outcomes, target: float = 0.
         target=target,
         threshold=threshold,
         coverage=count / len(test),
-        coverage_ci95=wilson(count, len(test)),
+        coverage_ci95=wilson_grouped(given, test.group),
         precision=right / count if count else None,
-        precision_ci95=wilson(right, count) if count else None,
+        precision_ci95=wilson_grouped(test.correct[given], test.group[given]) if count else None,
     )
 
 

@@ -40,7 +40,7 @@ def combine(
     weight = round(float(WEIGHTS[int(np.argmin(loss))]), 2)
     said = mix(weight, a.log_probs, b.log_probs).argmax(axis=1)
     better = a if a.correct.mean() >= b.correct.mean() else b
-    cells = make_cells(a.true, np.column_stack([said, better.predicted]))
+    cells = make_cells(a.true, np.column_stack([said, better.predicted]), group=a.group)
     counts = resample_cells(cells, bootstrap, seed, PSEUDO_PAIRED)
     right = (cells.said == cells.true[:, None]).astype(float)
     gain = 100 * float((said == a.true).mean() - better.correct.mean())
@@ -51,7 +51,7 @@ def combine(
         "accuracy": float((said == a.true).mean()),
         "over": better.name,
         "gain_points": gain,
-        "ci95": interval(gain, 100 * (right[:, 0] - right[:, 1]) @ counts / len(a), -100.0, 100.0),
+        "ci95": interval(gain, 100 * (right[:, 0] - right[:, 1]) @ counts / len(a), -100.0, 100.0, cells.widening()),
     }
 
 

@@ -2,18 +2,26 @@
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from scipy.stats import binomtest, false_discovery_control
+from scipy.stats import binom, binomtest, false_discovery_control
 from threadpoolctl import threadpool_limits
 
 from catlib.data.records import PredictionSet
 from catlib.errors import InputError
-from catlib.evaluation.bootstrap import PSEUDO_PAIRED, f1_by_breed, interval, make_cells, resample_cells
+from catlib.evaluation.bootstrap import (
+    PSEUDO_PAIRED,
+    effective_share,
+    f1_by_breed,
+    interval,
+    make_cells,
+    resample_cells,
+)
 from catlib.evaluation.combine import combine
 from catlib.evaluation.metrics import per_breed
-from catlib.evaluation.outcomes import NO_ANSWER, Outcomes, outcomes
+from catlib.evaluation.outcomes import NO_ANSWER, Outcomes, joined, outcomes
 
 FALSE_DISCOVERY_RATE = 0.05
 NO_BREED = "(no breed)"
@@ -22,7 +30,7 @@ NO_BREED = "(no breed)"
 def pair(a: PredictionSet, b: PredictionSet) -> tuple[Outcomes, Outcomes]:
     """Both models' outcomes on the photos that both have predicted, in a's order, with one list of breeds.
 
-    Raises InputError when no photo is common, or when the two files disagree about a photo's true breed.
+    Groups that either file names count for both. Raises InputError when no photo is common, or when the two files disagree about a photo's true breed.
     """
     in_b = {p.id: p for p in b.predictions}
     common = [p for p in a.predictions if p.id in in_b]
@@ -37,7 +45,9 @@ def pair(a: PredictionSet, b: PredictionSet) -> tuple[Outcomes, Outcomes]:
     extra = {p.breed for p in common if p.breed is not None} | set(b.breeds)
     order = (*a.breeds, *sorted(extra - set(a.breeds)))
     same = PredictionSet(b.name, tuple(in_b[p.id] for p in common), b.meta)
-    return outcomes(PredictionSet(a.name, tuple(common), a.meta), order), outcomes(same, order)
+    left, right = outcomes(PredictionSet(a.name, tuple(common), a.meta), order), outcomes(same, order)
+    group = joined(left.group.tolist(), right.group.tolist())
+    return replace(left, group=group), replace(right, group=group)
 
 
 def compare(
@@ -57,13 +67,14 @@ def compare(
     Raises InputError when the photos do not match or a priority breed has none.
     """
     first, second = pair(a, b)
-    only_a, only_b = int((first.correct & ~second.correct).sum()), int((second.correct & ~first.correct).sum())
+    net = first.correct.astype(int) - second.correct
     accuracy = [float(first.correct.mean()), float(second.correct.mean())]
     gains = paired_gains(first, second, priority, bootstrap=bootstrap, seed=seed)
     return {
         "a": a.name,
         "b": b.name,
         "n": len(first),
+        "groups": len(np.unique(first.group)),
         "dropped": {"a": len(a.predictions) - len(first), "b": len(b.predictions) - len(first)},
         "accuracy": {"a": accuracy[0], "b": accuracy[1]},
         "accuracy_gain_points": gains["accuracy"]["value"],
@@ -71,9 +82,9 @@ def compare(
         "macro_f1_gain_points": gains["macro_f1"],
         "priority_f1_gain_points": gains["priority_macro_f1"],
         "accuracy_gain_elsewhere_points": gains["accuracy_elsewhere"],
-        "p": mcnemar(only_a, only_b),
-        "only_a_right": only_a,
-        "only_b_right": only_b,
+        "p": sign_flip(net, first.group),
+        "only_a_right": int((net > 0).sum()),
+        "only_b_right": int((net < 0).sum()),
         "agreement": float((first.predicted == second.predicted).mean()),
         "oracle_accuracy": float((first.correct | second.correct).mean()),
         "breeds": breed_gains(first, second, priority),
@@ -88,13 +99,35 @@ def mcnemar(only_a: int, only_b: int) -> float:
     return 1.0 if only_a + only_b == 0 else float(binomtest(only_a, only_a + only_b).pvalue)
 
 
+def sign_flip(net: np.ndarray, group: np.ndarray) -> float:
+    """The exact two-sided p of the gain, by exchanging the two models' answers in whole groups.
+
+    `net` (n,): 1 where only a is right, -1 where only b is. If the models are equally good, each group's sum is as likely
+    with the other sign, whatever the correlation within the group; p is the share of all sign patterns whose total is at least
+    as far from 0. It is McNemar's exact test where no group has two discordant photos, and unlike the corrections of
+    McNemar's chi-squared for clusters (Obuchowski 1998, Durkalski et al. 2003) it holds for few groups.
+    """
+    weight = np.bincount(group, weights=net).round().astype(int)
+    sizes, counts = np.unique(np.abs(weight[weight != 0]), return_counts=True)
+    if sizes.max(initial=1) == 1:
+        return mcnemar(int((weight > 0).sum()), int((weight < 0).sum()))
+    chance = np.ones(1)
+    for size, count in zip(sizes, counts, strict=True):  # the sum of the groups that go a's way, size by size
+        way = np.zeros(size * count + 1)
+        way[::size] = binom.pmf(np.arange(count + 1), count, 0.5)
+        chance = np.convolve(chance, way)
+    total = len(chance) - 1
+    return min(1.0, float(chance[np.abs(2 * np.arange(total + 1) - total) >= abs(weight.sum())].sum()))
+
+
 @threadpool_limits.wrap(limits=1, user_api="blas")  # as metrics.evaluate_outcomes
 def paired_gains(a: Outcomes, b: Outcomes, priority: Sequence[str], *, bootstrap: int, seed: int) -> dict[str, Any]:
     """Accuracy (all, and outside the priority breeds), macro-F1 and priority macro-F1 of a minus b, in points, each
     {"value", "ci95"}; the same photos are
     drawn for both."""
     chosen, present, k = a.index(priority), np.flatnonzero(a.support), len(a.breeds)
-    cells = make_cells(a.true, np.column_stack([a.predicted, b.predicted]))
+    cells = make_cells(a.true, np.column_stack([a.predicted, b.predicted]), group=a.group)
+    every, rare = np.minimum(a.support, 1), np.isin(np.arange(k), chosen)
     counts = resample_cells(cells, bootstrap, seed, PSEUDO_PAIRED)
     difference = (cells.said[:, 0] == cells.true).astype(float) - (cells.said[:, 1] == cells.true)
     by_breed = f1_by_breed(cells, counts, k, 0) - f1_by_breed(cells, counts, k, 1)
@@ -102,8 +135,8 @@ def paired_gains(a: Outcomes, b: Outcomes, priority: Sequence[str], *, bootstrap
     points = np.array([[tables[i][breed]["f1"] or 0.0 for breed in a.breeds] for i in (0, 1)])
     gain = points[0] - points[1]
     gains = {
-        "accuracy": _points(a.correct.mean() - b.correct.mean(), difference @ counts / len(a)),
-        "macro_f1": _points(gain[present].mean(), by_breed[present].mean(0)),
+        "accuracy": _points(a.correct.mean() - b.correct.mean(), difference @ counts / len(a), cells.widening()),
+        "macro_f1": _points(gain[present].mean(), by_breed[present].mean(0), cells.widening(every)),
         "priority_macro_f1": None,
         "accuracy_elsewhere": None,
     }
@@ -111,17 +144,20 @@ def paired_gains(a: Outcomes, b: Outcomes, priority: Sequence[str], *, bootstrap
         common, elsewhere = ~np.isin(a.true, chosen), ~np.isin(cells.true, chosen)
         if common.any():
             gain_there = a.correct[common].mean() - b.correct[common].mean()
-            gains["accuracy_elsewhere"] = _points(gain_there, (difference * elsewhere) @ counts / common.sum())
-        counts = resample_cells(cells, bootstrap, seed, PSEUDO_PAIRED, group=len(chosen))
+            draws = (difference * elsewhere) @ counts / common.sum()
+            gains["accuracy_elsewhere"] = _points(gain_there, draws, cells.widening(a.support * ~rare))
+        counts = resample_cells(cells, bootstrap, seed, PSEUDO_PAIRED, over=len(chosen))
         by_breed = f1_by_breed(cells, counts, k, 0) - f1_by_breed(cells, counts, k, 1)
-        gains["priority_macro_f1"] = _points(gain[chosen].mean(), by_breed[chosen].mean(0))
+        gains["priority_macro_f1"] = _points(
+            gain[chosen].mean(), by_breed[chosen].mean(0), cells.widening(every * rare)
+        )
     return gains
 
 
 def breed_gains(a: Outcomes, b: Outcomes, priority: Sequence[str] = ()) -> list[dict[str, Any]]:
     """Each breed's recall and F1 in both models, and whether it gains or loses, best gain first.
 
-    McNemar's exact test on the breed's photos, the p-values corrected for the many breeds (Benjamini and Hochberg
+    The paired test (`sign_flip`) on the breed's photos, the p-values corrected for the many breeds (Benjamini and Hochberg
     1995, at most 5 % of the breeds called changed are false calls). `gain_points` is the gain in recall, its `ci95`
     paired.
     """
@@ -129,7 +165,7 @@ def breed_gains(a: Outcomes, b: Outcomes, priority: Sequence[str] = ()) -> list[
     found: list[dict[str, Any]] = []
     for i in np.flatnonzero(a.support):
         rows, breed = a.true == i, a.breeds[i]
-        only_a, only_b = int((a.correct & ~b.correct & rows).sum()), int((b.correct & ~a.correct & rows).sum())
+        net = a.correct[rows].astype(int) - b.correct[rows]
         found.append(
             {
                 "breed": breed,
@@ -139,9 +175,9 @@ def breed_gains(a: Outcomes, b: Outcomes, priority: Sequence[str] = ()) -> list[
                 "recall_b": tables[1][breed]["recall"],
                 "f1_a": tables[0][breed]["f1"],
                 "f1_b": tables[1][breed]["f1"],
-                "gain_points": 100 * (only_a - only_b) / int(rows.sum()),
-                "ci95": _paired_interval(only_a, only_b, int(rows.sum())),
-                "p": mcnemar(only_a, only_b),
+                "gain_points": 100 * int(net.sum()) / int(rows.sum()),
+                "ci95": _paired_interval(net, a.group[rows]),
+                "p": sign_flip(net, a.group[rows]),
             }
         )
     adjusted = false_discovery_control([row["p"] for row in found])
@@ -186,14 +222,16 @@ def disagreements(a: Outcomes, b: Outcomes, most: int = 24) -> list[dict[str, An
     ]
 
 
-def _paired_interval(only_a: int, only_b: int, n: int) -> list[float]:
+def _paired_interval(net: np.ndarray, group: np.ndarray) -> list[float]:
     """Interval of one breed's gain in points: Wald's with half a photo added to each joint outcome (Agresti and Min
-    2005)."""
-    plus, minus, total = only_a + 0.5, only_b + 0.5, n + PSEUDO_PAIRED
+    2005), for as many photos as the grouped ones are worth (`effective_share`)."""
+    worth = effective_share(net.astype(float), group)
+    plus, minus = (int((net == sign).sum()) * worth + 0.5 for sign in (1, -1))
+    total = len(net) * worth + PSEUDO_PAIRED
     middle = (plus - minus) / total
     half = 1.959964 * np.sqrt((plus + minus) - (plus - minus) ** 2 / total) / total
     return [float(100 * max(middle - half, -1.0)), float(100 * min(middle + half, 1.0))]
 
 
-def _points(value: float, draws: np.ndarray) -> dict[str, Any]:
-    return {"value": float(100 * value), "ci95": interval(float(100 * value), 100 * draws, -100.0, 100.0)}
+def _points(value: float, draws: np.ndarray, widen: float | None) -> dict[str, Any]:
+    return {"value": float(100 * value), "ci95": interval(float(100 * value), 100 * draws, -100.0, 100.0, widen)}

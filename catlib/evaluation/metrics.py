@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from scipy import sparse
 from scipy.stats import chi2
 from sklearn.metrics import accuracy_score, precision_recall_fscore_support
 from threadpoolctl import threadpool_limits
@@ -11,13 +12,16 @@ from threadpoolctl import threadpool_limits
 from catlib.data.records import PredictionSet
 from catlib.evaluation.bootstrap import (
     PSEUDO_SINGLE,
+    effective_share,
     f1_by_breed,
     interval,
     make_cells,
     resample,
     resample_cells,
     sums,
+    units,
     wilson,
+    wilson_grouped,
 )
 from catlib.evaluation.outcomes import NO_ANSWER, Outcomes, outcomes
 
@@ -30,8 +34,8 @@ def evaluate(
 ) -> dict[str, Any]:
     """The metrics of one model: the entry `models.NAME` of metrics.json.
 
-    Headline figures are {"value", "ci95": [low, high]} in 0..1; figures that cannot be computed (no scores, no priority
-    breeds given) are None. Averages over breeds take the breeds with at least one photo. Raises InputError when a
+    Headline figures are {"value", "ci95": [low, high]} in 0..1, `ci95` being None where too few groups allow no interval;
+    figures that cannot be computed (no scores, no priority breeds given) are None. Averages over breeds take the breeds with at least one photo. Raises InputError when a
     priority breed has no photo, or when the file cannot be evaluated.
     """
     return evaluate_outcomes(outcomes(predictions), priority, bootstrap=bootstrap, seed=seed)
@@ -47,25 +51,26 @@ def evaluate_outcomes(
     chosen = o.index(priority)
     present = np.flatnonzero(o.support)
     top3 = in_top(o, 3)
-    cells = make_cells(o.true, o.predicted, o.correct if top3 is None else top3)
+    cells = make_cells(o.true, o.predicted, o.correct if top3 is None else top3, o.group)
     counts = resample_cells(cells, bootstrap, seed, PSEUDO_SINGLE)
     f1 = f1_by_breed(cells, counts, len(o.breeds))
     support = o.support
     right = sums(counts, np.where(cells.said[:, 0] == cells.true, cells.true, -1), len(o.breeds))
     report = per_breed(o, priority)
     point = np.array([report[b]["f1"] or 0.0 for b in o.breeds])
+    by_photo, by_breed = cells.widening(), cells.widening(np.minimum(support, 1))
     figures = {
         "n": len(o),
         "groups": len(np.unique(o.group)),
         "breeds": len(present),
-        "accuracy": _figure(accuracy_score(o.true, o.predicted), right.sum(0) / len(o)),
-        "macro_f1": _figure(point[present].mean(), f1[present].mean(0)),
-        "weighted_f1": _figure(point @ support / len(o), support @ f1 / len(o)),
+        "accuracy": _figure(accuracy_score(o.true, o.predicted), right.sum(0) / len(o), by_photo),
+        "macro_f1": _figure(point[present].mean(), f1[present].mean(0), by_breed),
+        "weighted_f1": _figure(point @ support / len(o), support @ f1 / len(o), by_photo),
         "priority_macro_f1": None,
         "priority_accuracy": None,
         "priority_breeds": list(priority),
-        "top3_accuracy": None if top3 is None else _figure(top3.mean(), cells.mark @ counts / len(o)),
-        **_scored(o, bootstrap, seed),
+        "top3_accuracy": None if top3 is None else _figure(top3.mean(), cells.mark @ counts / len(o), by_photo),
+        **_scored(o, bootstrap, seed, by_photo),
         "nll": None if o.log_probs is None else float(-o.log_probs[np.arange(len(o)), o.true].mean()),
         "invalid_rate": _invalid(o),
         "latency_ms": latency(o),
@@ -74,12 +79,14 @@ def evaluate_outcomes(
         "per_breed": report,
     }
     if len(chosen):
-        counts = resample_cells(cells, bootstrap, seed, PSEUDO_SINGLE, group=len(chosen))
+        counts = resample_cells(cells, bootstrap, seed, PSEUDO_SINGLE, over=len(chosen))
         f1 = f1_by_breed(cells, counts, len(o.breeds))
         right = sums(counts, np.where(cells.said[:, 0] == cells.true, cells.true, -1), len(o.breeds))
         rare = np.isin(o.true, chosen)
-        figures["priority_macro_f1"] = _figure(point[chosen].mean(), f1[chosen].mean(0))
-        figures["priority_accuracy"] = _figure(o.correct[rare].mean(), right[chosen].sum(0) / rare.sum())
+        chosen_only = np.isin(np.arange(len(o.breeds)), chosen)
+        by_photo, by_breed = (cells.widening(weight * chosen_only) for weight in (support, np.minimum(support, 1)))
+        figures["priority_macro_f1"] = _figure(point[chosen].mean(), f1[chosen].mean(0), by_breed)
+        figures["priority_accuracy"] = _figure(o.correct[rare].mean(), right[chosen].sum(0) / rare.sum(), by_photo)
     return figures
 
 
@@ -87,7 +94,8 @@ def per_breed(o: Outcomes, priority: Sequence[str] = ()) -> dict[str, dict[str, 
     """Precision, recall, F1 and support of each breed; `no_answer` counts its photos for which the model named no
     breed.
 
-    F1's interval is Wilson's for TP / (TP + FP + FN), carried over by F1 = 2 J / (1 + J). A breed without photos has no
+    F1's interval is Wilson's for TP / (TP + FP + FN), carried over by F1 = 2 J / (1 + J); where photos are grouped, for as
+    many as they are worth (`effective_share`). A breed without photos has no
     recall and no F1 (None), but stays in the table with what was wrongly called by its name.
     """
     labels = np.arange(len(o.breeds))
@@ -97,9 +105,13 @@ def per_breed(o: Outcomes, priority: Sequence[str] = ()) -> dict[str, dict[str, 
     predicted = np.bincount(o.predicted[o.predicted >= 0], minlength=len(labels))
     hits = np.bincount(o.true[o.correct], minlength=len(labels))
     silent = np.bincount(o.true[o.predicted == NO_ANSWER], minlength=len(labels))
-    table = {}
+    table, grouped = {}, len(np.unique(o.group)) < len(o)
     for i, breed in enumerate(o.breeds):
-        jaccard = np.array(wilson(hits[i], support[i] + predicted[i] - hits[i]))
+        worth = 1.0
+        if grouped:
+            named = (o.true == i) | (o.predicted == i)
+            worth = effective_share(o.correct[named].astype(float), o.group[named])
+        jaccard = np.array(wilson(hits[i] * worth, (support[i] + predicted[i] - hits[i]) * worth))
         table[breed] = {
             "precision": float(precision[i]) if predicted[i] else None,
             "recall": float(recall[i]) if support[i] else None,
@@ -161,16 +173,16 @@ def latency(o: Outcomes) -> dict[str, Any]:
     return {"p50": float(p50), "p95": float(p95), "kind": kind}
 
 
-def _figure(value: float, draws: np.ndarray) -> dict[str, Any]:
-    return {"value": float(value), "ci95": interval(float(value), draws, 0.0, 1.0)}
+def _figure(value: float, draws: np.ndarray, widen: float | None) -> dict[str, Any]:
+    return {"value": float(value), "ci95": interval(float(value), draws, 0.0, 1.0, widen)}
 
 
 def _invalid(o: Outcomes) -> dict[str, Any]:
-    silent = int((o.predicted == NO_ANSWER).sum())
-    return {"value": silent / len(o), "ci95": list(wilson(silent, len(o)))}
+    silent = o.predicted == NO_ANSWER
+    return {"value": int(silent.sum()) / len(o), "ci95": list(wilson_grouped(silent, o.group))}
 
 
-def _scored(o: Outcomes, bootstrap: int, seed: int) -> dict[str, Any]:
+def _scored(o: Outcomes, bootstrap: int, seed: int, widen: float | None) -> dict[str, Any]:
     """ECE and Brier score with their intervals, None without scores.
 
     The Brier score is the mean over photos of the squared distance between the probabilities and the truth, 0 to 2 (Brier
@@ -182,7 +194,7 @@ def _scored(o: Outcomes, bootstrap: int, seed: int) -> dict[str, Any]:
     all, and the draws centred on it say how uncertain it is. The interval is the span of both basic intervals (Efron
     and Tibshirani 1993, chapter 13), of the centred one and of the ECE itself. It reaches down to 0 when a chi-squared
     test of the gaps does not refute perfect calibration at 5 %; their variance is then that of honest confidences,
-    c (1 - c), as a bin without a mistake shows none of its own. `benchmarks/interval_coverage.py` has the coverage.
+    c (1 - c) times the gaps' design effect, as a bin without a mistake shows none of its own. `benchmarks/interval_coverage.py` has the coverage.
     """
     if o.log_probs is None:
         return {"ece": None, "brier": None}
@@ -192,9 +204,16 @@ def _scored(o: Outcomes, bootstrap: int, seed: int) -> dict[str, Any]:
     gap = o.correct - confidence
     # Here every photo is a row of its own: with very many photos fewer resamples do, and the time stays in bounds.
     resamples = min(bootstrap, max(300, RESAMPLED_PHOTOS // len(o)))
-    counts = resample(o.true, np.ones(len(o)), o.support, resamples, seed)
+    unit = units(o.true, o.group)
+    breed, ones = np.zeros(unit.max() + 1, dtype=int), np.ones(len(o))
+    breed[unit] = o.true
+    kinds = sparse.csc_array((ones, (np.arange(len(o)), unit)))
+    groups = np.bincount(breed, minlength=len(o.breeds))
+    counts = resample(kinds, breed, np.ones(len(breed)), groups, o.support, resamples, seed)
     draws = sums(counts * gap[:, None], code, code.max() + 1) / len(o)
     seen = np.bincount(code, weights=gap) / len(o)
+    if widen not in (None, 1.0):
+        draws = seen[:, None] + widen * (draws - seen[:, None])
     shrunk = np.sign(seen) * np.sqrt(np.maximum(seen**2 - draws.var(axis=1), 0))
     ece, ends = expected_calibration_error(confidence, o.correct), []
     for gaps in (seen, shrunk):
@@ -203,13 +222,15 @@ def _scored(o: Outcomes, bootstrap: int, seed: int) -> dict[str, Any]:
     total = np.abs(draws).sum(axis=0)
     ends += list(ece + np.quantile(total - total.mean(), [0.025, 0.975]))
     honest = np.maximum(np.bincount(code, weights=confidence * (1 - confidence)) / len(o) ** 2, 1e-12)
+    honest /= effective_share(gap, o.group)
     if (seen**2 / honest).sum() < chi2.ppf(0.95, len(seen)):
         ends.append(0.0)
     brier = {
         "value": float(distance.mean()),
-        "ci95": interval(float(distance.mean()), distance @ counts / len(o), 0.0, 2.0),
+        "ci95": interval(float(distance.mean()), distance @ counts / len(o), 0.0, 2.0, widen),
     }
+    span = None if widen is None else [float(np.clip(min(ends), 0, 1)), float(np.clip(max(ends), 0, 1))]
     return {
-        "ece": {"value": ece, "ci95": [float(np.clip(min(ends), 0, 1)), float(np.clip(max(ends), 0, 1))]},
+        "ece": {"value": ece, "ci95": span},
         "brier": brier,
     }

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from scipy.special import logsumexp
 
+from catlib.data.hashing import components
 from catlib.data.records import Prediction, PredictionSet
 from catlib.errors import InputError
 
@@ -25,7 +26,8 @@ class Outcomes:
     `true`: (n,) index of the true breed. `predicted`: (n,) index, or NO_ANSWER.
     `log_probs`: (n, k) log-probabilities floored at LOG_FLOOR, or None for a model without scores.
     `latency_ms`: (n,) milliseconds for each photo, NaN where unknown.
-    `group`: (n,) number of the photo's group; photos of one group are not independent (one cat, near-duplicates).
+    `group`: (n,) number of the photo's group; photos of one group are not independent (one cat, near-duplicates). Equal
+    photos (one file under several ids) are one group, and so are chains of groups that they join.
     """
 
     name: str
@@ -102,15 +104,24 @@ def outcomes(predictions: PredictionSet, breeds: Sequence[str] | None = None) ->
         predicted=np.array([NO_ANSWER if p.predicted is None else number[p.predicted] for p in rows]),
         log_probs=_log_probs(predictions.name, rows, listed, number),
         latency_ms=np.array([np.nan if p.latency_ms is None else p.latency_ms for p in rows], dtype=float),
-        # A photo that names no group is one of its own.
-        group=_numbered([f"group {p.group}" if p.group else f"photo {p.id}" for p in rows]),
+        group=joined(
+            # A photo that names no group is one of its own.
+            [f"group {p.group}" if p.group else f"photo {p.id}" for p in rows],
+            [f"file {p.image}" if p.image else f"photo {p.id}" for p in rows],
+        ),
         meta=dict(predictions.meta),
     )
 
 
-def _numbered(names: Sequence[str]) -> np.ndarray:
-    number = {name: i for i, name in enumerate(dict.fromkeys(names))}
-    return np.array([number[name] for name in names])
+def joined(*labels: Sequence[Any]) -> np.ndarray:
+    """(n,) number of each photo's group: photos that share any label (sequences of n) are one. Numbers in order of appearance."""
+    n, edges, names = len(labels[0]), [], 0
+    for row in labels:
+        number = {name: n + names + i for i, name in enumerate(dict.fromkeys(row))}
+        edges += [(i, number[name]) for i, name in enumerate(row)]
+        names += len(number)
+    _, first, found = np.unique(components(n + names, np.array(edges))[:n], return_index=True, return_inverse=True)
+    return np.argsort(np.argsort(first))[found.reshape(-1)]
 
 
 def _log_probs(

@@ -10,7 +10,7 @@ from matplotlib.ticker import LogLocator, NullFormatter
 
 from catlib.classifiers.tracks import TUNED, ordered, track
 from catlib.evaluation.calibration import Calibrated, risk_coverage
-from catlib.evaluation.tables import Entry, in_words, number, signed
+from catlib.evaluation.tables import Entry, in_words, number, signed, within
 from catlib.figures import (
     GREEN,
     GREY,
@@ -44,10 +44,11 @@ def overview(models: Mapping[str, Entry], shown: Sequence[str] = tuple(HEADLINES
             if (entry := models[look.name].get(key)) is None:
                 axes.text(0.02, row, "no scores", va="center", fontsize=9, color=GREY)
                 continue
-            axes.plot(entry["ci95"], [row, row], color=look.color, alpha=0.35, linewidth=6, solid_capstyle="round")
+            low, high = entry["ci95"] or [entry["value"]] * 2
+            axes.plot([low, high], [row, row], color=look.color, alpha=0.35, linewidth=6, solid_capstyle="round")
             axes.plot(entry["value"], row, look.marker, color=look.color, markersize=8)
             left = entry["value"] > 0.6
-            edge = entry["ci95"][0] - 0.04 if left else entry["ci95"][1] + 0.04
+            edge = low - 0.04 if left else high + 0.04
             said, side = f"{100 * entry['value']:.1f}", "right" if left else "left"
             axes.text(edge, row, said, va="center", ha=side, fontsize=9.5)
         axes.set_xlim(-0.02, 1.02)
@@ -103,10 +104,10 @@ def gains(comparison: Entry) -> tuple[Figure, str]:
     left.set_ylim(-0.7, k - 0.3)
     handles = [h for axes in (left, right) for h in axes.get_legend_handles_labels()[0]]
     fig.legend(handles=handles, loc="outside upper left", ncols=len(handles), columnspacing=1.2, handletextpad=0.3)
-    gain, (low, high) = comparison["accuracy_gain_points"], comparison["ci95"]
+    gain = comparison["accuracy_gain_points"]
     better, worse = (_listed([r["breed"] for r in rows[::-1] if r["change"] == way]) for way in ("gains", "loses"))
     return fig, (
-        f"Against {b.title}, {a.title} is {abs(gain):.1f} points {'more' if gain >= 0 else 'less'} accurate [{signed(low)}, {signed(high)}] on "
+        f"Against {b.title}, {a.title} is {abs(gain):.1f} points {'more' if gain >= 0 else 'less'} accurate{within(comparison['ci95'], signed)} on "
         f"{comparison['n']} photos; of {k} breeds {better} surely better and {worse} surely worse (corrected for testing them "
         "all)."
     )
@@ -235,7 +236,10 @@ def learning_curve(
         for look in map(track, models):
             found = _points(runs, look.name, key)
             if found:
-                x, low, high = [p[0] for p in found], *zip(*[p[1]["ci95"] for p in found], strict=True)
+                x, low, high = (
+                    [p[0] for p in found],
+                    *zip(*[p[1]["ci95"] or [p[1]["value"]] * 2 for p in found], strict=True),
+                )
                 axes.fill_between(x, low, high, color=look.color, alpha=0.15, linewidth=0)
                 values = [p[1]["value"] for p in found]
                 axes.plot(x, values, marker=look.marker, color=look.color, label=look.short)
@@ -258,9 +262,9 @@ def slope(runs: Runs, parameter: str, name: str = TUNED, key: str = "priority_ma
     (first, start), (before, almost), (last, end) = found[0], found[-2], found[-1]
     trend = (
         "still rising"
-        if end["ci95"][0] > almost["value"]
+        if end["ci95"] and end["ci95"][0] > almost["value"]
         else "falling"
-        if end["ci95"][1] < almost["value"]
+        if end["ci95"] and end["ci95"][1] < almost["value"]
         else "level within its uncertainty"
     )
     return (

@@ -1,6 +1,6 @@
 """Figures as tables: DataFrames of text cells for a notebook or a page, aligned text for a terminal."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -61,7 +61,7 @@ def breed_table(metrics: Entry, only_priority: bool = False) -> pd.DataFrame:
 
 
 def comparison_table(comparisons: Sequence[Entry]) -> pd.DataFrame:
-    """The paired gains of a over b, in points with 95 % intervals, and McNemar's exact p."""
+    """The paired gains of a over b, in points with 95 % intervals, and the paired test's p."""
     return frame(
         [
             {
@@ -69,13 +69,19 @@ def comparison_table(comparisons: Sequence[Entry]) -> pd.DataFrame:
                 "over": track(c["b"]).short,
                 "photos": str(c["n"]),
                 "accuracy, points": points({"value": c["accuracy_gain_points"], "ci95": c["ci95"]}),
-                "McNemar p": "< 0.001" if c["p"] < 0.001 else f"{c['p']:.3f}",
+                "p": "< 0.001" if c["p"] < 0.001 else f"{c['p']:.3f}",
                 "macro-F1, points": points(c["macro_f1_gain_points"]),
                 "priority F1, points": points(c["priority_f1_gain_points"]),
             }
             for c in comparisons
         ]
     )
+
+
+def test_name(c: Entry) -> str:
+    """The paired test behind a comparison's p."""
+    single = c.get("groups", c["n"]) == c["n"]
+    return "McNemar's exact test" if single else f"exact sign-flip test over {c['groups']} groups"
 
 
 def confusion_table(comparison: Entry, which: str) -> pd.DataFrame:
@@ -125,30 +131,33 @@ def measured(c: Entry) -> str:
         return c["note"] if c["unit"] == "" else "not measured"
     scale, unit = {"share": (100, " %"), "points": (1, " points"), "ms": (1, " ms")}[c["unit"]]
     write = signed if c["unit"] == "points" else "{:.1f}".format
-    text = f"{write(c['value'] * scale)}{unit}"
-    return text if c["ci95"] is None else f"{text} [{write(c['ci95'][0] * scale)}, {write(c['ci95'][1] * scale)}]"
+    return f"{write(c['value'] * scale)}{unit}{within(c['ci95'], lambda end: write(end * scale)) if c['unit'] != 'ms' else ''}"
 
 
 def share(figure: Entry | None) -> str:
     """ "84.8 [82.7, 86.7]": per cent with its 95 % interval; "-" where there is none."""
     if figure is None or figure["value"] is None:
         return "-"
-    low, high = figure["ci95"]
-    return f"{100 * figure['value']:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
+    return f"{100 * figure['value']:.1f}{within(figure['ci95'], lambda end: f'{100 * end:.1f}')}"
 
 
 def in_words(figure: Entry | None) -> str:
     """ "84.8% [82.7%, 86.7%]": a share in a sentence."""
     if figure is None:
         return "-"
-    return f"{figure['value']:.1%} [{figure['ci95'][0]:.1%}, {figure['ci95'][1]:.1%}]"
+    return f"{figure['value']:.1%}{within(figure['ci95'], '{:.1%}'.format)}"
 
 
 def points(figure: Entry | None, unit: str = "") -> str:
     """ "+3.1 [+0.2, +6.0]": points with their 95 % interval; "-" where there are none."""
     if figure is None:
         return "-"
-    return f"{signed(figure['value'])}{unit} [{signed(figure['ci95'][0])}, {signed(figure['ci95'][1])}]"
+    return f"{signed(figure['value'])}{unit}{within(figure['ci95'], signed)}"
+
+
+def within(ci95: Sequence[float] | None, write: Callable[[float], str]) -> str:
+    """An interval after its figure, " [82.7, 86.7]", or that too few groups allow none."""
+    return " [no interval]" if ci95 is None else f" [{write(ci95[0])}, {write(ci95[1])}]"
 
 
 def signed(points: float) -> str:

@@ -1,5 +1,6 @@
 """Is the tuned VLM worth it against CLIP? The plan's rules as three tables: what decides, what is told, what is measured."""
 
+import math
 import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -8,7 +9,8 @@ from typing import Any
 
 from catlib.classifiers.tracks import TUNED, Role, names_of, track
 from catlib.errors import InputError
-from catlib.evaluation.tables import Entry, in_words, points, signed
+from catlib.evaluation.tables import Entry, in_words, points, signed, test_name
+from catlib.evaluation.tables import within as bounds
 from catlib.settings import ComparisonSettings
 
 UNDECIDED = "undecided"
@@ -22,10 +24,11 @@ DECISIONS = {
 
 
 def at_least(figure: Entry | None, target: float, within: Callable[[float, float], bool] = operator.ge) -> Met:
-    """True or False when the whole 95 % interval is on one side of the target, else undecided; so is a missing figure."""
+    """True or False when the whole 95 % interval is on one side of the target, else undecided; so is a missing figure, and
+    one that too few groups allow no interval for."""
     if figure is None or figure.get("value") is None:
         return UNDECIDED
-    low, high = (within(end, target) for end in figure["ci95"])
+    low, high = (within(end, target) for end in ends(figure))
     return low if low == high else UNDECIDED
 
 
@@ -34,9 +37,14 @@ def more_than(figure: Entry | None, target: float) -> Met:
     return at_least(figure, target, operator.gt)
 
 
+def ends(figure: Entry) -> tuple[float, float]:
+    """The ends of the interval; without one, a figure may be anything."""
+    return tuple(figure["ci95"] or (-math.inf, math.inf))
+
+
 def surely_worse(versus: Entry) -> bool:
-    """Less accurate by the paired interval and by McNemar's exact test, which at the edge may differ."""
-    return versus["ci95"][1] < 0 and versus["p"] < 0.05
+    """Less accurate by the paired interval and by the paired test, which at the edge may differ."""
+    return ends(versus)[1] < 0 and versus["p"] < 0.05
 
 
 def accuracy_gain(versus: Entry) -> Entry:
@@ -66,8 +74,7 @@ RULES = (
         "keep-clip",
         "reference",
         lambda f: f.worse and not f.rare_better,
-        "The tuned VLM is worse than {reference.title} on the same photos: the interval of the gain and McNemar's exact test "
-        "say so.",
+        "The tuned VLM is worse than {reference.title} on the same photos: the interval of the gain and {test} say so.",
     ),
     Rule(
         "keep-clip",
@@ -92,7 +99,7 @@ RULES = (
     Rule(
         "combine",
         "tuned reference",
-        lambda f: f.gain_met is True and f.rare is not None and f.rare["ci95"][1] < 0,
+        lambda f: f.gain_met is True and f.rare is not None and ends(f.rare)[1] < 0,
         "The tuned VLM is better than {reference.title} overall, but worse on the priority breeds: use {reference.title} where "
         "the answer may be one of them.",
     ),
@@ -134,7 +141,7 @@ RULES = (
     Rule(
         "combine",
         "tuned reference",
-        lambda f: f.mixed is not None and f.mixed["ci95"][0] > 0 and f.gain_met is not True,
+        lambda f: f.mixed is not None and ends(f.mixed)[0] > 0 and f.gain_met is not True,
         "Averaging both models gains {mixed[gain_points]:+.1f} points over the better one, and the interval excludes 0; one "
         "alone does not reach the target.",
     ),
@@ -162,7 +169,7 @@ REASONS: tuple[tuple[Callable[[SimpleNamespace], bool], str], ...] = (
     ),
     (
         lambda f: True,
-        "Against {reference.title} the tuned VLM's accuracy is {moved} on {versus[n]} photos (McNemar's exact test: p {p}).",
+        "Against {reference.title} the tuned VLM's accuracy is {moved} on {versus[n]} photos ({test}: p {p}).",
     ),
     (lambda f: f.rare is None, "No priority breeds were given, so nothing is said about them."),
     (
@@ -334,7 +341,7 @@ def gather(
         probe_gain=probe_gain,
         beats_probe=more_than(probe_gain, 0) is True,
         worse_than_probe=over_probe is not None and surely_worse(over_probe),
-        most_over_probe=over_probe["ci95"][1] if over_probe else float("inf"),
+        most_over_probe=ends(over_probe)[1] if over_probe else float("inf"),
         rare_over_probe=over_probe is not None and more_than(over_probe["priority_f1_gain_points"], 0) is True,
         mixed=mixed,
         p50=p50,
@@ -345,6 +352,7 @@ def gather(
         moved=_moved(versus),
         moved_probe=_moved(over_probe) if over_probe else "",
         p="< 0.001" if versus["p"] < 0.001 else f"= {versus['p']:.3f}",
+        test=test_name(versus),
         own_text=in_words(own),
         their_text=in_words(against["priority_macro_f1"]),
         rare_text=points(rare, " points"),
@@ -389,7 +397,7 @@ def _achieved(gain: Entry, own: Entry | None, other: str, want: ComparisonSettin
     gained = f"{points(gain, ' points')} over {other}"
     if own is None:
         return f"The target is met: {gained}"
-    if own["ci95"][0] >= want.target_priority_f1:
+    if ends(own)[0] >= want.target_priority_f1:
         return f"Every target is met: {gained}, and a macro-F1 of {in_words(own)} on the priority breeds"
     return (
         f"The gain is certain, {gained}, and so is one on the priority breeds; only whether their macro-F1 of {in_words(own)} "
@@ -399,7 +407,12 @@ def _achieved(gain: Entry, own: Entry | None, other: str, want: ComparisonSettin
 
 def _still_open(tuned: Entry, versus: Entry, gain_open: bool, rare_open: bool, want: ComparisonSettings) -> str:
     """Which targets lie inside their intervals, and roughly how many test photos would decide the gain, were it as measured."""
-    spans, (low, high), own = [], versus["ci95"], tuned["priority_macro_f1"]
+    spans, (low, high), own = [], ends(versus), tuned["priority_macro_f1"]
+    if few := [name for name, f in (("the gain", versus), ("the priority macro-F1", own)) if f and f["ci95"] is None]:
+        groups = versus.get("groups", versus["n"])
+        return (
+            f"they are {groups} independent groups, too few in too many breeds for an interval of {' and '.join(few)}."
+        )
     if gain_open:
         spans.append(f"the gain may be anything from {low:+.1f} to {high:+.1f} points")
     if rare_open and own is not None:
@@ -424,8 +437,8 @@ def _best(models: Mapping[str, Entry], role: Role) -> str | None:
 
 
 def _moved(versus: Entry) -> str:
-    gain, (low, high) = versus["accuracy_gain_points"], versus["ci95"]
-    return f"{abs(gain):.1f} points {'higher' if gain >= 0 else 'lower'} [{signed(low)}, {signed(high)}]"
+    gain = versus["accuracy_gain_points"]
+    return f"{abs(gain):.1f} points {'higher' if gain >= 0 else 'lower'}{bounds(versus['ci95'], signed)}"
 
 
 def _find(comparisons: Sequence[Entry], a: str, b: str) -> Entry:
