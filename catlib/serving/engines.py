@@ -13,7 +13,7 @@ from safetensors import safe_open
 from catlib.errors import InputError
 from catlib.files import parse_json, read_json
 from catlib.serving.export_layout import lacks_hub_names
-from catlib.vlm.adapters import CONFIG, WEIGHTS
+from catlib.vlm.adapters import CONFIG, WEIGHTS, check_weights
 from catlib.vlm.families import FAMILIES
 
 VLLM_PYTHON = "CATLIB_VLLM_PYTHON"  # environment variable
@@ -145,6 +145,7 @@ def lora_options(adapter: Path, name: str) -> list[str]:
     if ceiling is None:
         raise InputError(f"{adapter}: rank {rank} is over vLLM's largest, {RANKS[-1]}; {advice}")
     options = ["--enable-lora", "--max-lora-rank", str(ceiling), "--lora-modules", f"{name}={adapter}"]
+    check_weights(adapter)
     with safe_open(adapter / WEIGHTS, framework="pt") as tensors:
         modules = sorted({key.removeprefix(PREFIX).split(".lora_")[0] for key in tensors.keys()})
     if any(module.startswith(PROJECTORS) for module in modules):
