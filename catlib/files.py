@@ -104,7 +104,8 @@ def appending(path: Path) -> Iterator[Callable[[str], None]]:
                 while data:
                     data = data[stream.write(data) :]
         except CatlibError:
-            stream.truncate(end)
+            with suppress(OSError):  # a device has no end
+                stream.truncate(end)
             raise
 
     with saving(path):
@@ -124,6 +125,9 @@ def whole_folder(
     kind), when another process writes it, or one of the `keep` folders is in it.
     """
     out = out.resolve()
+    for folder in keep:
+        if folder.exists() and folder.resolve().is_relative_to(out):
+            raise InputError(f"{out} holds what is to be exported; name another folder")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         if not force:
             raise InputError(f"{out} exists and is not empty: name another folder, or replace it with --force")
@@ -131,9 +135,6 @@ def whole_folder(
             raise InputError(
                 f"{out} was not written by this command, so --force does not replace it: name another folder"
             )
-    for folder in keep:
-        if folder.exists() and folder.resolve().is_relative_to(out):
-            raise InputError(f"{out} holds what is to be exported; name another folder")
     with saving(out):
         out.parent.mkdir(parents=True, exist_ok=True)
         for other in out.parent.glob(f".{glob.escape(out.name)}.writing-*"):
@@ -277,7 +278,7 @@ _StrictLoader.add_constructor("tag:yaml.org,2002:float", _StrictLoader.construct
 def parse_yaml(text: str, where: str) -> Any:
     """A YAML text, strictly: plain values, no key twice, no NaN or infinity as a value. Raises InputError that begins with `where`."""
     try:
-        return yaml.load(text, _StrictLoader)  # noqa: S506  # a SafeLoader
+        return yaml.load(text, _StrictLoader)  # a SafeLoader
     except yaml.MarkedYAMLError as error:
         line = f"line {error.problem_mark.line + 1}: " if error.problem_mark else ""
         raise InputError(f"{where}: not YAML: {line}{error.problem}") from None
@@ -290,9 +291,11 @@ def parse_yaml(text: str, where: str) -> Any:
 def csv_text(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
     """A table as CSV. A text that a spreadsheet would take for a formula gets an apostrophe in front (see `read_csv`)."""
     text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(columns)
-    writer.writerows([_as_text(cell) for cell in row] for row in rows)
+    plain, quoted = (csv.writer(text, lineterminator="\n", quoting=how) for how in (csv.QUOTE_MINIMAL, csv.QUOTE_ALL))
+    plain.writerow(columns)
+    for row in rows:
+        cells = [_as_text(cell) for cell in row]
+        (quoted if any("\r" in str(cell) for cell in cells) else plain).writerow(cells)  # Python leaves \r unquoted
     return text.getvalue()
 
 

@@ -7,6 +7,7 @@ from urllib.parse import urlsplit
 
 from catlib.errors import InputError
 
+_USER = re.compile(r"(?<=://)[^/\s#]*@")  # user and password in a URL
 KEY = "CATLIB_API_KEY"  # environment variable: a server's key; sent as a bearer token where it is set
 PACKAGE = Path(__file__).resolve().parent
 
@@ -50,9 +51,8 @@ def public_url(url: str, where: str, server: bool = True) -> str:
     Raises InputError, without the secret in it, for one that holds a user's name, a password or a query, and for what is no URL.
     `server` False: a text that may be something else and is refused only for a password in it.
     """
-    if not server:
-        if not re.search(r"://[^/\s#]*@", url):
-            return url
+    if not server and not _USER.search(url):
+        return url
     url = url.strip()
     try:
         parts = urlsplit(url)
@@ -69,3 +69,8 @@ def public_url(url: str, where: str, server: bool = True) -> str:
             f"{where}: expected http://HOST:PORT/v1, with #MODEL behind it if it serves several; found {url!r}"
         )
     return url
+
+
+def without_secrets(text: str) -> str:
+    """A text of other programs as it may be logged: no user or password in its URLs."""
+    return _USER.sub("***@", text)

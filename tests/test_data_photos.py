@@ -18,9 +18,9 @@ from catlib.data.prepare import prepare
 from catlib.data.records import (
     Prediction,
     make_sample,
+    prediction_line,
     read_predictions,
     read_samples,
-    prediction_line,
     write_samples,
 )
 from catlib.data.sources import read_source

@@ -20,8 +20,8 @@ from catlib.data.records import (
     PredictionSet,
     Sample,
     meta_path,
-    read_predictions,
     prediction_line,
+    read_predictions,
 )
 from catlib.errors import InputError
 from catlib.files import appending, locked, read_json, write_bytes, write_json

@@ -30,7 +30,15 @@ class ImageError(InputError):
 def inside(root: Path, relative: str) -> Path:
     """The path of `relative` below `root`; an InputError when it is absolute or leaves the root by `..` or a link."""
     root = root.resolve()
-    path = (root / relative).resolve()
+    try:
+        path = (root / relative).resolve()
+        path.is_file()
+    except (
+        ValueError,
+        OSError,
+        RuntimeError,
+    ) as error:  # a NUL or more letters than a name may have, links in a circle
+        raise InputError(f"image path {relative[:100]!r}: {error}") from None
     if Path(relative).is_absolute() or not path.is_relative_to(root):
         raise InputError(f"image path {relative!r} leaves its image root {root}: give a path relative to that folder")
     return path
@@ -45,6 +53,8 @@ def opening(file: Path | BinaryIO) -> Iterator[Image.Image]:
     """
     name = file if isinstance(file, Path) else getattr(file, "name", "photo")
     try:
+        if isinstance(file, Path) and file.exists() and not file.is_file():
+            raise ImageError(f"{name}: not a file", "not an image", "not a file")  # a pipe would be waited for
         with Image.open(file, formats=FORMATS) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise Image.DecompressionBombError(f"{image.width} x {image.height} pixels, limit {MAX_PIXELS:,}")
