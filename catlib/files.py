@@ -224,9 +224,9 @@ def parse_json(text: str, where: str, kind: type = dict) -> Any:
         return found
 
     # a function in the place of float takes half as long again, so it is given only where a number may be infinite
-    large = {"parse_float": number} if _LARGE.search(text) else {}
+    floats = number if _LARGE.search(text) else None
     try:
-        value = json.loads(text, parse_constant=number, object_pairs_hook=pairs, **large)
+        value = json.loads(text, parse_constant=number, parse_float=floats, object_pairs_hook=pairs)
     except json.JSONDecodeError as error:
         line = f"line {error.lineno}, " if error.lineno > 1 else ""
         raise InputError(f"{where}: not JSON ({error.msg}, {line}column {error.colno})") from None
