@@ -346,7 +346,7 @@ VALUABLE = {
     "samples with a foreign sidecar": {"out.jsonl": SAMPLE, "out.meta.json": '{"mine": 1}'},
     "samples with catlib's sidecar": {
         "out.jsonl": SAMPLE,
-        "out.meta.json": json.dumps({"name": "out", "breeds": ["Manx"], "versions": {"catlib": "1"}}),
+        "out.meta.json": json.dumps({"name": "out", "breeds": ["Manx"], "versions": {"python": "3", "catlib": "1"}}),
     },
     "a photo": {"out.jsonl": "\xff\xd8 a photo"},
     "text": {"out.jsonl": "my thesis\n"},

@@ -179,7 +179,7 @@ def refuse_foreign(out: Path) -> None:
     if sidecar.is_file():
         with suppress(InputError):
             meta = read_json(sidecar)
-            ours = isinstance(meta.get("breeds"), list) and "catlib" in (meta.get("versions") or ())
+            ours = isinstance(meta.get("breeds"), list) and "python" in (meta.get("versions") or ())
             if ours and not os.path.lexists(out):
                 return
             if ours and out.is_file():
