@@ -1,8 +1,14 @@
-"""Where things lie: every relative path in a profile, notebook or command is relative to the project's root."""
+"""Where things lie: every relative path in a profile, notebook or command is relative to the project's root; and servers' URLs."""
 
 import os
+import re
 from pathlib import Path
+from urllib.parse import urlsplit
 
+from catlib.errors import InputError
+
+_USER = re.compile(r"(?<=://)[^/\s#]*@")  # user and password in a URL
+KEY = "CATLIB_API_KEY"  # environment variable: a server's key; sent as a bearer token where it is set
 PACKAGE = Path(__file__).resolve().parent
 
 
@@ -37,3 +43,34 @@ def relative(path: str | Path) -> str:
     """`path` as it is written down: relative to the project's root where it lies in it, so that a moved project stays the same."""
     full = resolve(path)
     return full.relative_to(project_root()).as_posix() if full.is_relative_to(project_root()) else str(full)
+
+
+def public_url(url: str, where: str, server: bool = True) -> str:
+    """A server's URL as it may be logged and written down. Every URL that a user gives passes here, before anything is written.
+
+    Raises InputError, without the secret in it, for one that holds a user's name, a password or a query, and for what is no URL.
+    `server` False: a text that may be something else and is refused only for a password in it.
+    """
+    if not server and not _USER.search(url):
+        return url
+    url = url.strip()
+    try:
+        parts = urlsplit(url)
+        host, _ = parts.hostname, parts.port
+    except ValueError:
+        host, parts = None, None
+    if "@" in url.partition("#")[0] or "?" in url.partition("#")[0]:
+        raise InputError(
+            f"{where}: a URL with a user, password or query (http://USER:PASSWORD@HOST, …?key=…) would stand in logs and reports; "
+            f"give http://HOST:PORT/v1 and set the server's key in the environment variable {KEY}"
+        )
+    if parts is None or not host or parts.scheme not in ("http", "https"):
+        raise InputError(
+            f"{where}: expected http://HOST:PORT/v1, with #MODEL behind it if it serves several; found {url!r}"
+        )
+    return url
+
+
+def without_secrets(text: str) -> str:
+    """A text of other programs as it may be logged: no user or password in its URLs."""
+    return _USER.sub("***@", text)

@@ -8,16 +8,16 @@ import contextlib
 import difflib
 import json
 import logging
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path, PurePosixPath
 from typing import Any, Self
 
-import yaml
-
 from catlib.cells import bound_parameters
 from catlib.errors import InputError
-from catlib.paths import notebooks_folder, resolve
+from catlib.files import parse_yaml, read_text
+from catlib.paths import notebooks_folder, public_url, resolve
 
 log = logging.getLogger(__name__)
 
@@ -300,12 +300,7 @@ def find_profile(name: str) -> Path:
 
 def read_profile(path: Path) -> dict[str, Any]:
     """The parameters in a profile, validated. Raises InputError naming the file and the key."""
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"{path}: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: not YAML: {error}") from None
+    values = parse_yaml(read_text(path), str(path))
     if not isinstance(values, dict):
         raise InputError(f"{path}: expected lines 'key: value'")
     return _checked(values, all_options(), str(path))
@@ -324,8 +319,8 @@ def parse_value(option_field: Any, text: str, where: str) -> Any:
     if option_field.type is str:
         return check_value(option_field, text, where)
     try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
+        value = parse_yaml(text, where)
+    except InputError:
         value = text
     return check_value(option_field, value, where)
 
@@ -339,16 +334,16 @@ def check_value(option_field: Any, value: Any, where: str) -> Any:
     kind, choices = option_field.type, option_field.metadata.get("choices", ())
     if option_field.metadata.get("mapping") and isinstance(value, dict):
         value = json.dumps(value)
-    if kind is float and isinstance(value, str):
-        with contextlib.suppress(ValueError):
-            value = float(value)
-    if kind in (float, str) and type(value) is int:
-        value = kind(value)
-    if type(value) is not kind:
+    with contextlib.suppress(ValueError, OverflowError):
+        if (kind is float and type(value) in (int, str)) or (kind is str and type(value) is int):
+            value = kind(value)
+    if type(value) is not kind or (kind is float and not math.isfinite(value)):
         name = {str: "a text", int: "a whole number", float: "a number", bool: "true or false"}[kind]
         raise InputError(
             f"{where}: {option_field.name} must be {name}, found {value!r} ({option_field.metadata['help']})"
         )
+    if kind is str and value and (option_field.name.endswith("_url") or "://" in value):
+        public_url(value, f"{where}: {option_field.name}", option_field.name.endswith("_url"))
     if choices and value not in choices:
         raise InputError(f"{where}: {option_field.name} must be one of {', '.join(choices)}; found {value!r}")
     return value

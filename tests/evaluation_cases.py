@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from catlib.data.records import Prediction, PredictionSet, meta_path, write_prediction_line
+from catlib.data.records import Prediction, PredictionSet, meta_path, prediction_line
 
 BREEDS = ("Abyssinian", "Bengal", "Birman", "Bombay", "Burmilla", "Cymric", "Manx", "Persian", "Ragdoll", "Siamese")
 RARE = ("Burmilla", "Cymric")
@@ -88,6 +88,6 @@ def write_set(predictions: PredictionSet, folder: Path) -> Path:
     path = folder / f"{predictions.name}.jsonl"
     with path.open("w", encoding="utf-8") as stream:
         for row in predictions.predictions:
-            write_prediction_line(stream, row)
+            stream.write(prediction_line(row))
     meta_path(path).write_text(json.dumps(dict(predictions.meta)), encoding="utf-8")
     return path

@@ -24,9 +24,9 @@ from catlib.data.prepare import prepare
 from catlib.data.records import (
     Prediction,
     make_sample,
+    prediction_line,
     read_predictions,
     read_samples,
-    write_prediction_line,
     write_samples,
 )
 from catlib.data.sources import read_source
@@ -189,7 +189,7 @@ def test_predictions_carry_the_group_and_files_without_are_read_with_a_remark(tm
     (tmp_path / "m.meta.json").write_text(json.dumps({"name": "m", "breeds": list(BREEDS)}))
     with path.open("w") as stream:
         for id, group in (("a", "g"), ("b", "g")):
-            write_prediction_line(stream, Prediction(id, f"{id}.jpg", "Manx", "Manx", (-1.0, -0.5), group=group))
+            stream.write(prediction_line(Prediction(id, f"{id}.jpg", "Manx", "Manx", (-1.0, -0.5), group=group)))
     read = read_predictions(path)
     assert [prediction.group for prediction in read.predictions] == ["g", "g"] and read.remarks == ()
     rows = [json.loads(line) for line in path.read_text().splitlines()]

@@ -30,6 +30,7 @@ from catlib.vlm.models import Checkpoint
 from catlib.vlm.processors import load_processor
 
 OWN_QUESTION = "Tell me the breed."
+MARK = '{"kind": "merged", "base_model": "owner/model", "adapter": null}'  # an earlier export's record
 
 
 @pytest.fixture(scope="module")
@@ -162,6 +163,7 @@ def test_an_interruption_leaves_nothing_and_an_existing_folder_stays(place, tmp_
     checkpoint = tuned(place, "interrupted", "model")
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine.txt").write_text("keep")
+    (tmp_path / "out" / "export.json").write_text(MARK)
 
     def interrupted(*_):
         raise KeyboardInterrupt
@@ -179,6 +181,7 @@ def test_force_replaces_a_folder_but_never_the_source(place, tmp_path, capsys):
     checkpoint = tuned(place, "source", "model")
     out = tmp_path / "out"
     (out / "old").mkdir(parents=True)
+    (out / "export.json").write_text(MARK)
     command = ["export", "merge", "--checkpoint", str(checkpoint), "--count", "1", "--force", "--json", "--out"]
     assert main([*command, str(out)]) == 0
     assert json.loads(capsys.readouterr().out)["verification"]["same_breed"] == 1

@@ -12,6 +12,7 @@ from catlib.classifiers.base import about_model
 from catlib.errors import InputError
 from catlib.vlm.features import compute_features
 from catlib.vlm.models import pick_device
+from catlib.vlm.processors import from_files
 from catlib.vlm.prompting import inference_inputs
 
 if TYPE_CHECKING:
@@ -67,8 +68,8 @@ class ClipEncoder(FeatureExtractor):
         # Half precision is slow on most CPUs, and these models are small: float32 unless asked for.
         kind = {"auto": torch.float32, "bfloat16": torch.bfloat16, "float32": torch.float32}[dtype]
         try:
-            model = AutoModel.from_pretrained(found, dtype=kind)
-            processor = AutoProcessor.from_pretrained(found)
+            model = from_files(AutoModel, found, dtype=kind)
+            processor = from_files(AutoProcessor, found)
         except (OSError, ValueError) as error:
             raise InputError(f"CLIP model {ref!r} cannot be loaded: {str(error).strip().splitlines()[0]}") from None
         if not (

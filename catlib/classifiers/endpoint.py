@@ -14,13 +14,14 @@ from PIL.Image import Image
 from catlib.classifiers.base import Batch, BrokenOff, Classifier
 from catlib.classifiers.photo_urls import cropped, data_url
 from catlib.errors import CatlibError, InputError
+from catlib.files import parse_json
 from catlib.parsing import BreedParser
+from catlib.paths import KEY, public_url
 
 if TYPE_CHECKING:
     import httpx
 
 MAX_NEW_TOKENS = 50  # the plan's, as in catlib.vlm.decoding
-KEY = "CATLIB_API_KEY"  # environment variable; sent as a bearer token where it is set
 TRANSIENT = frozenset({408, 409, 425, 429, 500, 502, 503, 504})  # worth another try
 LONGEST_PAUSE_S = 30.0
 log = logging.getLogger(__name__)
@@ -61,12 +62,8 @@ class EndpointClassifier(Classifier):
 
         if concurrency < 1 or tries < 1:
             raise InputError(f"concurrency and tries must be at least 1; found {concurrency} and {tries}")
-        self.url, _, wanted = url.partition("#")
+        self.url, _, wanted = public_url(url, "endpoint").partition("#")
         self.url = self.url.rstrip("/")
-        if not self.url.startswith(("http://", "https://")):
-            raise InputError(
-                f"endpoint {url!r}: expected http://HOST:PORT/v1, with #MODEL behind it if it serves several"
-            )
         self.name, self.breeds, self.prompt = name, tuple(breeds), prompt
         self.concurrency, self.crop, self.tries, self.pause_s = concurrency, crop, tries, pause_s
         self.parser = BreedParser(self.breeds)
@@ -194,19 +191,25 @@ class EndpointClassifier(Classifier):
 
     def _json(self, response: "httpx.Response") -> Any:
         try:
-            return response.json()
-        except ValueError:
-            raise EndpointError(f"{response.url}: not JSON: {response.text[:100]!r}") from None
+            return parse_json(_text(response), str(response.url), object)
+        except InputError as error:
+            raise EndpointError(f"{error}; it begins {_text(response)[:100]!r}") from None
+
+
+def _text(response: "httpx.Response") -> str:
+    """The reply's text, without the key, should the server repeat it: replies are logged and written down."""
+    key = os.environ.get(KEY, "")
+    return response.text.replace(key, "***") if key else response.text
 
 
 def _refusal(response: "httpx.Response") -> str:
     """Status and what the server says about it, in one line."""
     try:
-        error = response.json()
+        error = parse_json(_text(response), "reply")
         error = error.get("error", error.get("message", error))
         text = error.get("message", error) if isinstance(error, dict) else error
-    except (ValueError, AttributeError):
-        text = response.text
+    except InputError:
+        text = _text(response)
     return f"HTTP {response.status_code}: {' '.join(str(text).split())[:300]}"
 
 

@@ -2,9 +2,11 @@
 
 import json
 import logging
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence, Set
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +20,11 @@ from catlib.data.records import (
     PredictionSet,
     Sample,
     meta_path,
+    prediction_line,
     read_predictions,
-    write_prediction_line,
 )
 from catlib.errors import InputError
-from catlib.files import read_json, write_json, write_text
+from catlib.files import appending, locked, read_json, write_bytes, write_json
 from catlib.progress import track
 from catlib.provenance import git_commit, package_versions
 
@@ -51,9 +53,27 @@ def predict(
     anew. The rate in the sidecar covers the photos of this call, image decoding included. `latency_photos`: so many
     photos are timed one by one as well, into the sidecar's `latency_single_ms`. `on_error` as in `read_batches`.
     `reuse` False: features that another classifier has computed are computed again, for a rate that tells the whole cost.
-    `seed` is the run's, for the sidecar.
+    `seed` is the run's, for the sidecar. Raises InputError where `out` or its sidecar holds anything but predictions that catlib
+    has written, and while another process writes them.
     """
-    out.parent.mkdir(parents=True, exist_ok=True)
+    busy = f"{out}: another process writes predictions there; wait for its end, or name another file"
+    with locked(out.with_name(f".{out.name}.lock"), busy):
+        return _predict(classifier, samples, image_root, out, batch_size, resume, on_error, latency_photos, reuse, seed)
+
+
+def _predict(
+    classifier: Classifier,
+    samples: Sequence[Sample],
+    image_root: Path,
+    out: Path,
+    batch_size: int,
+    resume: bool,
+    on_error: OnError | None,
+    latency_photos: int,
+    reuse: bool,
+    seed: int,
+) -> PredictionSet:
+    refuse_foreign(out)
     description = {"name": out.stem, "breeds": list(classifier.breeds), **classifier.describe()}
     done = _finished(out, description, samples) if resume else set()
     if not done:
@@ -67,11 +87,11 @@ def predict(
     write_json(meta_path(out), meta)
     todo = len(samples) - len(done)
     start = time.perf_counter()
-    with out.open("a", encoding="utf-8") as stream:
+    with appending(out) as add:
         for prediction in track(
             iterate(classifier, samples, image_root, batch_size, done, on_error, reuse), out.stem, total=todo
         ):
-            write_prediction_line(stream, prediction)
+            add(prediction_line(prediction))
     if todo:
         meta["images_per_second"] = round(todo / (time.perf_counter() - start), 3)
     if latency_photos and (todo or "latency_single_ms" not in meta):
@@ -150,13 +170,36 @@ def measure_latency(
     return {"p50": round(float(p50), 2), "p95": round(float(p95), 2), "n": len(chosen)}
 
 
+def refuse_foreign(out: Path) -> None:
+    """Raise InputError where predictions for `out` would replace anything but predictions, unlabelled by catlib's own sidecar."""
+    sidecar = meta_path(out)
+    if not os.path.lexists(out) and not os.path.lexists(sidecar):
+        return
+    problem = "holds no predictions of catlib's"
+    if sidecar.is_file():
+        with suppress(InputError):
+            meta = read_json(sidecar)
+            ours = isinstance(meta.get("breeds"), list) and "python" in (meta.get("versions") or ())
+            if ours and not os.path.lexists(out):
+                return
+            if ours and out.is_file():
+                with out.open("rb") as stream:
+                    first = stream.readline(1_000_000)
+                if first.strip(b"\0") == b"" or (first.startswith(b'{"id": ') and b'"conversations"' not in first):
+                    return
+        problem = f"or its sidecar {sidecar.name} {problem}"
+    raise InputError(f"{out} {problem} and is not replaced: name another file, or move it away")
+
+
 def _finished(out: Path, description: dict[str, Any], samples: Sequence[Sample]) -> set[str]:
     """Ids already predicted by the same model for the same photos; a half-written last line is cut off."""
     if not out.is_file() or not meta_path(out).is_file():
         return set()
-    text = out.read_text(encoding="utf-8")
-    if text and not text.endswith("\n"):
-        write_text(out, text[: text.rfind("\n") + 1])
+    data = out.read_bytes()
+    whole = data[: data.rfind(b"\n") + 1]
+    whole = whole[: whole.rfind(b"\n", 0, whole.index(b"\0")) + 1] if b"\0" in whole else whole  # after a power cut
+    if whole != data:
+        write_bytes(out, whole)
     try:
         before = read_predictions(out)
     except InputError as error:

@@ -30,12 +30,13 @@ def add_parser(subparsers: Any, common: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Evaluate, write, print."""
     from catlib.evaluation import inputs
-    from catlib.evaluation.metrics_file import merge_into
+    from catlib.evaluation.metrics_file import existing, merge_into
     from catlib.evaluation.results import Results
     from catlib.evaluation.tables import breed_table, model_table, text_table
 
     settings = settings_from_args(EvaluationSettings, args)
     inputs.check_bootstrap(settings.bootstrap)
+    existing(Path(args.out).expanduser())  # refused before anything is computed
     sets, validation = inputs.read_all(args.predictions), inputs.read_all(args.val)
     priority = inputs.choose_priority(settings.priority_breeds, list(sets.values()))
     models = Results(sets, validation, priority, settings.bootstrap, settings.seed).models

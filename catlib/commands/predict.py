@@ -63,11 +63,12 @@ def run(args: argparse.Namespace) -> int:
         args.batch_size = 4 * max(1, args.concurrency) if args.model.startswith("endpoint:") else 8
     if args.batch_size < 1:
         raise InputError(f"--batch-size must be at least 1, found {args.batch_size}")
+    from catlib.classifiers.predict import iterate, predict, refuse_foreign
+
     root, samples = find_photos(args.photos)
+    if args.out:
+        refuse_foreign(args.out.expanduser())
     classifier = load_classifier(args)
-
-    from catlib.classifiers.predict import iterate, predict
-
     failed = []
 
     def report(sample: "Sample", error: InputError) -> None:

@@ -74,6 +74,10 @@ def build(args: argparse.Namespace) -> "Command":
         raise InputError("which model? give either --checkpoint DIR or --model DIR")
     if not 0 <= args.port < 65536 or args.context < 0:
         raise InputError(f"--port {args.port} or --context {args.context} is out of range")
+    if not args.host:
+        raise InputError("--host: which address? 127.0.0.1 is this machine alone, 0.0.0.0 every address that it has")
+    if own := [text for text in args.extra if text.partition("=")[0] in ("--host", "--port")]:
+        raise InputError(f"{own[0].partition('=')[0]} after --: give it before, where catlib reads it as well")
     where = Where(args.host, args.port or free_port(), args.name, tuple(args.extra))
     if args.engine == "llama.cpp":
         from catlib.gguf.llama import llama_command

@@ -1,6 +1,5 @@
 """A finished split on disk: three JSONL files, the card that describes them and the table of groups, always of one run."""
 
-import csv
 import hashlib
 import json
 import os
@@ -14,7 +13,7 @@ from typing import Any
 from catlib.data.findings import Finding, table
 from catlib.data.records import DATASET_CARD, PARTS, Sample, image_root_of, read_samples, sample_line
 from catlib.errors import InputError
-from catlib.files import locked, read_json, write_text
+from catlib.files import locked, read_csv, read_json, write_text
 
 GROUPS = "groups.csv"  # every photo of the split with its hashes and group: what `catlib data check` goes by
 GROUP_COLUMNS = ("image", "breed", "part", "verdict", "group", "sha256", "phash")
@@ -96,14 +95,12 @@ def write_dataset(
 def read_groups(vlm_dir: Path) -> list[dict[str, str]]:
     """The rows of groups.csv. Raises InputError when it is missing or has other columns."""
     path = vlm_dir / GROUPS
-    try:
-        with path.open(encoding="utf-8", newline="") as stream:
-            rows = csv.DictReader(stream)
-            if tuple(rows.fieldnames or ()) != GROUP_COLUMNS:
-                raise InputError(f"{path}: expected the columns {', '.join(GROUP_COLUMNS)}")
-            return list(rows)
-    except OSError as error:
-        raise InputError(f"{path}: {error.strerror}; it is written with the split by catlib data") from None
+    if not path.is_file():
+        raise InputError(f"{path}: no such file; it is written with the split by catlib data")
+    columns, rows = read_csv(path)
+    if tuple(columns) != GROUP_COLUMNS:
+        raise InputError(f"{path}: expected the columns {', '.join(GROUP_COLUMNS)}")
+    return rows
 
 
 def read_card(vlm_dir: Path) -> dict[str, Any]:

@@ -1,7 +1,5 @@
 """What is found out about each photo file, and audit.csv, the table that holds it."""
 
-import csv
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -9,7 +7,7 @@ from pathlib import Path
 from catlib.data.records import Sample
 from catlib.data.walk import is_photo
 from catlib.errors import InputError
-from catlib.files import write_text
+from catlib.files import csv_text, read_csv, write_text
 
 KEPT = "kept"
 NO_BREED = "no breed"  # the verdict on a photo that lies outside the breed folders
@@ -89,21 +87,14 @@ def write_audit(path: Path, findings: Sequence[Finding]) -> None:
 
 def table(columns: Sequence[str], findings: Sequence[Finding]) -> str:
     """Some columns of the findings as CSV text."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(columns)
-    writer.writerows([getattr(finding, name) for name in columns] for finding in findings)
-    return text.getvalue()
+    return csv_text(columns, ([getattr(finding, name) for name in columns] for finding in findings))
 
 
 def read_audit(path: Path) -> list[Finding]:
     """Read audit.csv. Raises InputError when it is not one."""
     try:
-        with path.open(encoding="utf-8", newline="") as stream:
-            return [_finding(row) for row in csv.DictReader(stream)]
-    except OSError as error:
-        raise InputError(f"{path}: {error.strerror}") from None
-    except (TypeError, ValueError, KeyError, csv.Error) as error:
+        return [_finding(row) for row in read_csv(path)[1]]
+    except (TypeError, ValueError, KeyError) as error:
         raise InputError(f"{path}: not an audit table of this version ({error}); run catlib data again") from None
 
 

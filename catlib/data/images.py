@@ -33,7 +33,15 @@ class ImageError(InputError):
 def inside(root: Path, relative: str) -> Path:
     """The path of `relative` below `root`; an InputError when it is absolute or leaves the root by `..` or a link."""
     root = root.resolve()
-    path = (root / relative).resolve()
+    try:
+        path = (root / relative).resolve()
+        path.is_file()
+    except (
+        ValueError,
+        OSError,
+        RuntimeError,
+    ) as error:  # a NUL or more letters than a name may have, links in a circle
+        raise InputError(f"image path {relative[:100]!r}: {error}") from None
     if Path(relative).is_absolute() or not path.is_relative_to(root):
         steps = [root.joinpath(*Path(relative).parts[: n + 1]) for n in range(len(Path(relative).parts))]
         link = next((step for step in steps if step.is_symlink() and not step.resolve().is_relative_to(root)), None)
@@ -56,6 +64,8 @@ def opening(file: Path | BinaryIO) -> Iterator[Image.Image]:
     """
     name = file if isinstance(file, Path) else getattr(file, "name", "photo")
     try:
+        if isinstance(file, Path) and file.exists() and not file.is_file():
+            raise ImageError(f"{name}: not a file", "not an image", "not a file")  # a pipe would be waited for
         with Image.open(file, formats=FORMATS) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise Image.DecompressionBombError(f"{image.width} x {image.height} pixels, limit {MAX_PIXELS:,}")

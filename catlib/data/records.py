@@ -143,15 +143,14 @@ class PredictionSet:
         return tuple(self.meta["breeds"])
 
 
-def write_prediction_line(stream: Any, prediction: Prediction) -> None:
-    """Append one prediction to an open text stream and flush, so that an interruption loses at most one line."""
+def prediction_line(prediction: Prediction) -> str:
+    """A prediction as a line of JSONL."""
     row = asdict(prediction)
     if prediction.scores is not None:
         row["scores"] = [round(s, 6) for s in prediction.scores]
     if prediction.latency_ms is not None:
         row["latency_ms"] = round(prediction.latency_ms, 3)
-    stream.write(json.dumps(row, ensure_ascii=False) + "\n")
-    stream.flush()
+    return json.dumps(row, ensure_ascii=False) + "\n"
 
 
 def meta_path(predictions: Path) -> Path:

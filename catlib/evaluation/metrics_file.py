@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from catlib.errors import CatlibError
+from catlib.errors import CatlibError, InputError
 from catlib.files import read_json, write_json
 
 METRICS_FILE = "metrics.json"
@@ -30,7 +30,7 @@ def write_metrics(
 
 def merge_into(path: Path, **parts: Any) -> Path:
     """`write_metrics` for a metrics file of any name."""
-    content = read_metrics(path) if path.is_file() else {}
+    content = existing(path)
     models, comparisons, verdict = (parts.pop(key, None) for key in ("models", "comparisons", "verdict"))
     if models:
         content["models"] = {**content.get("models", {}), **models}
@@ -45,3 +45,27 @@ def merge_into(path: Path, **parts: Any) -> Path:
     except ValueError as error:
         raise CatlibError(f"{path}: a figure is no finite number ({error}); nothing was written") from None
     return path
+
+
+def existing(path: Path) -> dict[str, Any]:
+    """The content of a metrics file that is to be added to, {} where there is none. Raises InputError for any other file."""
+    content: dict[str, Any] = read_metrics(path) if path.exists() else {}
+    if content and not _is_metrics(content):
+        raise InputError(
+            f"{path} is no metrics file of catlib's and is not changed: name another file, or move it away"
+        )
+    return content
+
+
+def _is_metrics(content: Mapping[str, Any]) -> bool:
+    """Whether all that the file holds under the names of metrics.json is built as there, and some of it is there."""
+    models, lists = content.get("models", {}), [content.get(key, []) for key in ("comparisons", "criteria")]
+    advice = content.get("recommendation", {})
+    return (
+        bool(models or any(lists) or advice)
+        and isinstance(models, dict)
+        and all(isinstance(model, dict) and {"accuracy", "latency_ms"} & model.keys() for model in models.values())
+        and all(isinstance(entries, list) and all(isinstance(entry, dict) for entry in entries) for entries in lists)
+        and all({"a", "b"} <= entry.keys() for entry in lists[0])
+        and isinstance(advice, dict)
+    )

@@ -23,7 +23,7 @@ from catlib.paths import resolve
 from catlib.progress import track
 from catlib.serving.engine_process import free_port, running
 from catlib.serving.engines import Where
-from catlib.serving.export import load_plain, merge, write_record
+from catlib.serving.export import is_export, load_plain, merge, write_record
 from catlib.serving.export_layout import lacks_hub_names, weight_files
 from catlib.serving.export_verify import Photos, choose_photos
 from catlib.vlm.checkpoint import Checkpoint
@@ -69,8 +69,8 @@ def export_gguf(
     """
     converter, shown = find_converter(llama_cpp), choose_photos(photos, checkpoint, count)
     with (
-        whole_folder(out, force, [checkpoint.folder] if checkpoint.folder else []) as folder,
-        tempfile.TemporaryDirectory(dir=out.parent, prefix=".gguf.") as work,
+        whole_folder(out, force, [checkpoint.folder] if checkpoint.folder else [], is_export) as folder,
+        tempfile.TemporaryDirectory(dir=folder, prefix=".work-") as work,
     ):
         plain = _plain(checkpoint, Path(work) / "plain", device, photos, count)
         text, mmproj = convert(plain, folder, Path(work) / "stage", converter, outtype)

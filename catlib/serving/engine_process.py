@@ -1,5 +1,6 @@
 """An engine as a process: started, waited for until it answers, and stopped with all that it has started."""
 
+import errno
 import logging
 import os
 import signal
@@ -82,14 +83,26 @@ def stop(process: subprocess.Popen, patience_s: float = PATIENCE_S) -> None:
 
 
 def refuse_taken_port(command: Command) -> None:
-    """Raise InputError when something listens there already: its answers would be taken for the engine's."""
+    """Raise InputError when another process holds the port (its answers would be taken for the engine's), or none can be had."""
     host = command.url.split("//")[1].rsplit(":", 1)[0].strip("[]")
+    taken = f"port {command.port} on {host} is taken; stop what listens there, or choose another with --port"
+    with suppress(OSError), socket.create_connection((host, command.port), timeout=1):
+        raise InputError(taken)
     try:
-        with socket.create_connection((host, command.port), timeout=1):
-            pass
-    except OSError:
-        return
-    raise InputError(f"port {command.port} on {host} is taken; stop what listens there, or choose another with --port")
+        family, kind, _, _, address = socket.getaddrinfo(
+            command.host or "0.0.0.0", command.port, type=socket.SOCK_STREAM
+        )[0]
+        with socket.socket(family, kind) as probe:
+            probe.setsockopt(
+                socket.SOL_SOCKET, socket.SO_REUSEADDR, 1
+            )  # a port that was let go of a moment ago is free
+            probe.bind(address)
+    except OSError as error:
+        if (
+            error.errno == errno.EADDRINUSE
+        ):  # held, if only on another of this machine's addresses, or not answering yet
+            raise InputError(taken) from None
+        raise InputError(f"cannot listen on port {command.port} of {command.host}: {error.strerror or error}") from None
 
 
 @contextmanager

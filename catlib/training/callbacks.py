@@ -18,7 +18,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from transformers.integrations import MLflowCallback, TensorBoardCallback, WandbCallback
 
 from catlib.files import read_json, write_json
-from catlib.paths import resolve
+from catlib.paths import resolve, without_secrets
 from catlib.training.record import HISTORY
 
 if TYPE_CHECKING:
@@ -130,6 +130,7 @@ class Tracker(TrainerCallback):
                 self.failed = True
                 hint = f"; pip install 'catlib[{self.name}]'" if isinstance(error, ImportError) else ""
                 said = (str(error).strip() or type(error).__name__).splitlines()[0]
+                said = without_secrets(said)  # a tracker's address may hold a password
                 log.warning("%s takes no curves (%s%s); %s has them", self.name, said, hint, HISTORY)
 
     def _open(self, step: int) -> None:

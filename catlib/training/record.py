@@ -11,7 +11,7 @@ from typing import Any
 from transformers import TrainingArguments
 
 from catlib.errors import CatlibError
-from catlib.files import read_jsonl, write_json, write_text
+from catlib.files import appending, read_jsonl, read_text, write_json, write_text
 from catlib.training.lora import rank_remark
 from catlib.training.model_card import model_card
 from catlib.training.run import Run
@@ -57,8 +57,8 @@ class Record:
     def add(self, kind: str, step: int, figures: Mapping[str, Any], said: str = "") -> None:
         """One line: kind is `step` or `epoch`; figures that are not finite are written as null. `said` is for the log alone."""
         if self.active:
-            with self.path.open("a", encoding="utf-8") as stream:
-                stream.write(json.dumps({"kind": kind, "step": step} | _finite(figures)) + "\n")
+            with appending(self.path) as write:
+                write(json.dumps({"kind": kind, "step": step} | _finite(figures)) + "\n")
             texts = [f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in figures.items()]
             log.info("step %d%s: %s", step, said, ", ".join(texts))
 
@@ -133,7 +133,7 @@ def read_history(path: Path) -> list[dict[str, Any]]:
     """The lines of history.jsonl; a half-written last line is dropped."""
     if not path.is_file():
         return []
-    text = path.read_text(encoding="utf-8")
+    text = read_text(path)
     if not text.endswith("\n"):
         write_text(path, text[: text.rfind("\n") + 1])
     return [row for _, row in read_jsonl(path)]

@@ -1,7 +1,9 @@
 """Adapters in the layout that peft, transformers and vLLM read: saving, and loading that refuses what does not fit."""
 
 import hashlib
+import io
 import json
+import tempfile
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -14,28 +16,45 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
 from catlib.errors import InputError
-from catlib.files import read_json, replacing, write_bytes, write_json, write_text
+from catlib.files import read_json, read_text, saving, write_bytes, write_json, write_text
 from catlib.vlm.models import VLM
+from catlib.vlm.processors import from_files
 
 WEIGHTS, CONFIG, TRAINING = "adapter_model.safetensors", "adapter_config.json", "training.json"
+DIGEST = f"{WEIGHTS}.sha256"  # SHA-256 of the weights, and of those that they replaced
 
 
 def save_adapter(vlm: VLM, folder: Path) -> None:
-    """Write adapter_config.json and then, as the last step, adapter_model.safetensors: each whole or not at all."""
+    """Write adapter_config.json and then, as the last step, adapter_model.safetensors: each whole or not at all.
+
+    The digest of the weights goes first, the one of those before stays beside it: a kill in between leaves weights that fit.
+    """
     config = vlm.model.peft_config["default"]
     facts = {k: sorted(v) if isinstance(v, set) else v for k, v in config.to_dict().items()}
     facts |= {"inference_mode": True, "base_model_name_or_path": vlm.name}
     write_text(folder / CONFIG, json.dumps(facts, indent=2, sort_keys=True, default=str))
     state = get_peft_model_state_dict(vlm.model, save_embedding_layers=False)
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
-    write_bytes(folder / WEIGHTS, save(weights, metadata={"format": "pt"}))
+    data = save(weights, metadata={"format": "pt"})
+    earlier = read_text(folder / DIGEST).splitlines()[:1] if (folder / DIGEST).is_file() else []
+    write_text(folder / DIGEST, "\n".join([hashlib.sha256(data).hexdigest(), *earlier]) + "\n")
+    write_bytes(folder / WEIGHTS, data)
 
 
 def save_processor(processor: Any, folder: Path) -> None:
-    """Tokenizer, chat template and processor_config.json, and the preprocessor_config.json that other engines read."""
-    folder.mkdir(parents=True, exist_ok=True)
-    processor.save_pretrained(folder)
-    write_text(folder / "preprocessor_config.json", processor.image_processor.to_json_string())
+    """Tokenizer, chat template and processor_config.json, and the preprocessor_config.json that other engines read.
+
+    Written beside the earlier ones, which are replaced when all is there: a full disk leaves them whole.
+    """
+    with saving(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder, prefix=".processor-") as name:
+            processor.save_pretrained(name)
+            write_text(Path(name) / "preprocessor_config.json", processor.image_processor.to_json_string())
+            for path in [path for path in Path(name).rglob("*") if path.is_file()]:
+                target = folder / path.relative_to(name)
+                target.parent.mkdir(exist_ok=True)
+                path.replace(target)
 
 
 def save_checkpoint(vlm: VLM, folder: Path, training: Mapping[str, Any], card: str, arguments: Any) -> None:
@@ -45,8 +64,9 @@ def save_checkpoint(vlm: VLM, folder: Path, training: Mapping[str, Any], card: s
     ever reads it.
     """
     save_processor(vlm.processor, folder)
-    with replacing(folder / "training_args.bin") as path:
-        torch.save(arguments, path)
+    packed = io.BytesIO()
+    torch.save(arguments, packed)
+    write_bytes(folder / "training_args.bin", packed.getvalue())
     write_json(folder / TRAINING, dict(training))
     write_text(folder / "README.md", card)
     save_adapter(vlm, folder)
@@ -63,6 +83,22 @@ def base_of(adapter: Path) -> str:
     return base
 
 
+def check_weights(adapter: Path) -> None:
+    """Raise InputError when the weights' file is not the one that was written; one of other tools has no digest to compare."""
+    if not (adapter / DIGEST).is_file():
+        return
+    try:
+        with (adapter / WEIGHTS).open("rb") as stream:
+            found = hashlib.file_digest(stream, "sha256").hexdigest()
+    except OSError as error:
+        raise InputError(f"{adapter / WEIGHTS}: {error.strerror}") from None
+    if found not in read_text(adapter / DIGEST).split():
+        raise InputError(
+            f"{adapter / WEIGHTS} is not what the training wrote: its SHA-256 is {found}, not the one in {DIGEST}. The file is "
+            f"damaged or was replaced; copy the folder again, or, if you changed the weights yourself, delete {DIGEST}"
+        )
+
+
 def load_adapter(vlm: VLM, adapter: Path, trainable: bool = False) -> None:
     """Put an adapter's weights into `vlm`; for inference they take the base's dtype.
 
@@ -74,15 +110,18 @@ def load_adapter(vlm: VLM, adapter: Path, trainable: bool = False) -> None:
         raise InputError(
             f"{adapter} was trained on {facts.get('base_model')!r} (fingerprint {expected}), not on {vlm.name!r} ({found})"
         )
+    check_weights(adapter)
     try:
         saved = load_file(adapter / WEIGHTS)
     except (SafetensorError, OSError) as error:
         raise InputError(f"{adapter / WEIGHTS}: broken: {error}") from None
-    config = PeftConfig.from_pretrained(str(adapter))
     try:
+        config = from_files(PeftConfig, str(adapter))
         model = PeftModel(vlm.base, config, autocast_adapter_dtype=trainable)
-    except ValueError as error:
-        raise InputError(f"{adapter / CONFIG} does not fit {vlm.name!r}: {str(error).splitlines()[0]}") from None
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise InputError(
+            f"{adapter / CONFIG} does not fit {vlm.name!r}: {(str(error) or type(error).__name__).splitlines()[0]}"
+        ) from None
     state = get_peft_model_state_dict(model, save_embedding_layers=False)
     wanted = {name: tuple(tensor.shape) for name, tensor in state.items()}
     shapes = {name: tuple(tensor.shape) for name, tensor in saved.items()}

@@ -64,7 +64,12 @@ class FrozenFeatures:
                 left_out += len(chunk)
                 continue
             for (sha, _), features in zip(chunk, compute_features(self.vlm, images), strict=True):
-                self._write(sha, features)
+                try:
+                    self._write(sha, features)
+                except CatlibError as error:
+                    log.warning("%s; training goes on, the photos that are left go through the tower each time", error)
+                    self.limit = 0.0
+                    break
         if left_out:
             log.warning(
                 "the feature cache is full at %.1f GB: %d photos go through the tower each time",

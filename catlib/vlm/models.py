@@ -14,6 +14,7 @@ from catlib.breeds import BREEDS
 from catlib.data.conversations import QUESTION
 from catlib.errors import InputError
 from catlib.vlm.families import UNQUANTIZED, Family
+from catlib.vlm.processors import from_files
 from catlib.vlm.processors import load_processor as load_processor
 
 log = logging.getLogger(__name__)
@@ -134,7 +135,7 @@ def load_base(ref: str, device: torch.device, dtype: torch.dtype, quantize: bool
         extra["quantization_config"] = quantization(list(UNQUANTIZED))
         dtype = torch.bfloat16
     try:
-        model = AutoModelForImageTextToText.from_pretrained(ref, dtype=dtype, device_map={"": device}, **extra)
+        model = from_files(AutoModelForImageTextToText, ref, dtype=dtype, device_map={"": device}, **extra)
     except (OSError, ValueError, KeyError) as error:
         raise InputError(f"base model {ref!r} cannot be loaded: {_first_line(error)}") from None
     model.requires_grad_(False)
@@ -159,13 +160,13 @@ def quantization(skipped: list[str]) -> BitsAndBytesConfig:
 def empty_model(config: Any) -> Any:
     """A model of this configuration on the meta device: structure and shapes without weights or memory."""
     with torch.device("meta"):
-        return AutoModelForImageTextToText.from_config(config)
+        return AutoModelForImageTextToText.from_config(config, trust_remote_code=False)
 
 
 def load_config(ref: str) -> Any:
     """The configuration of a hub model or folder. Raises InputError."""
     try:
-        return AutoConfig.from_pretrained(ref)
+        return from_files(AutoConfig, ref)
     except (OSError, ValueError) as error:
         raise InputError(f"no configuration for model {ref!r}: {_first_line(error)}") from None
 

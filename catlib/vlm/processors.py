@@ -7,6 +7,7 @@ about sizes that the PIL module has as well. Everything else is transformers' ow
 
 import importlib
 import sys
+from pathlib import Path
 from typing import Any
 
 import transformers
@@ -18,6 +19,38 @@ from transformers.utils import is_torchvision_available
 from transformers.video_processing_utils import VideoProcessorMixin
 
 from catlib.errors import CatlibError, InputError
+from catlib.files import read_json
+
+CODE = ("auto_map", "custom_pipelines")  # entries by which a model's files name Python code of their own
+
+
+def from_files(kind: Any, ref: str | Path, **options: Any) -> Any:
+    """`kind.from_pretrained(ref)`, the one call of it in catlib: weights and settings are read, code of the model's own never runs.
+
+    Raises InputError for a folder that names code, whatever stands on standard input; and what transformers raises.
+    """
+    for path in sorted(Path(ref).glob("*config.json")):
+        if entry := _names_code(read_json(path)):
+            raise InputError(
+                f"{path}: the entry {entry!r} asks for Python code that comes with the model; catlib never runs such code. If "
+                "transformers knows the architecture itself, remove the entry"
+            )
+    return kind.from_pretrained(ref, trust_remote_code=False, **options)
+
+
+def _names_code(value: Any) -> str:
+    """The entry, at any depth, by which transformers would fetch or import code that is not its own; "" if there is none."""
+    left = [value]
+    while left:
+        entry = left.pop()
+        if isinstance(entry, dict):
+            for key, inner in entry.items():
+                if (key in CODE and inner) or (
+                    "attn_implementation" in key and "/" in str(inner)
+                ):  # a kernel of the hub
+                    return str(key)
+        left += entry.values() if isinstance(entry, dict) else entry if isinstance(entry, list) else ()
+    return ""
 
 
 def load_processor(ref: str) -> Any:
@@ -26,7 +59,7 @@ def load_processor(ref: str) -> Any:
     Raises InputError when it is missing, has no chat template, or needs a package that is not installed.
     """
     try:
-        processor = AutoProcessor.from_pretrained(ref) if is_torchvision_available() else _without_torchvision(ref)
+        processor = from_files(AutoProcessor, ref) if is_torchvision_available() else _without_torchvision(ref)
     except (ImportError, OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         text = str(error).strip() or type(error).__name__
         if missing := next((name for name in ("torchvision", "num2words", "sentencepiece") if name in text), None):
@@ -61,13 +94,13 @@ def _without_torchvision(ref: str) -> Any:
     """What AutoProcessor gives, with a PIL image processor and without a video part."""
     kind = _processor_class(ref)
     if kind is None:
-        return AutoProcessor.from_pretrained(ref)
+        return from_files(AutoProcessor, ref)
     if "video_processor" not in (attributes := kind.get_attributes()):
-        return kind.from_pretrained(ref)
+        return from_files(kind, ref)
     vars(transformers)["VideoProcessorMixin"] = VideoProcessorMixin  # a processor checks its parts by exported names
     parts = {
-        "image_processor": AutoImageProcessor.from_pretrained(ref),
-        "tokenizer": AutoTokenizer.from_pretrained(ref),
+        "image_processor": from_files(AutoImageProcessor, ref),
+        "tokenizer": from_files(AutoTokenizer, ref),
         "video_processor": VideoSettings(**_video_settings(ref)),
     }
     facts, _ = kind.get_processor_dict(ref)
@@ -85,7 +118,7 @@ def _processor_class(ref: str) -> type[ProcessorMixin] | None:
             name = None
     if not name:
         try:
-            name = PROCESSOR_MAPPING_NAMES.get(AutoConfig.from_pretrained(ref).model_type)
+            name = PROCESSOR_MAPPING_NAMES.get(from_files(AutoConfig, ref).model_type)
         except (OSError, ValueError):
             return None
     if name == "PixtralProcessor":
