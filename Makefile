@@ -3,6 +3,7 @@
 # make lint                                            formatting, rules and types: ruff and mypy
 # make check                                           lint and every test: what CI runs
 # make lab                                             JupyterLab on the notebooks
+# make demo                                           the photos that the demo profile needs (report, lab, test make them too)
 # make lock                                            new versions for requirements.lock
 # make clean                                           remove .venv, caches and what the demo profile produced
 # Needs Python 3.11 or newer, make and git. PYTHON=python3.12 chooses the interpreter that .venv is made with.

@@ -12,8 +12,6 @@ from catlib.data.llava import IMAGE_TOKEN, plain_row, read_rows, slashed, withou
 from catlib.errors import InputError
 from catlib.files import read_json, read_jsonl, write_text
 
-write_atomically = write_text  # until the other rooms import catlib.files
-
 CONVERT = "convert the file by `catlib data FILE --out DIR`"
 PARTS = ("train", "val", "test")
 SCORES_EQUAL = 1e-4  # relative: the higher of two scores may be written as the lower one (five significant digits)

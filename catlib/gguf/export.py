@@ -27,7 +27,8 @@ from catlib.serving.export import is_export, load_plain, merge, write_record
 from catlib.serving.export_layout import lacks_hub_names, weight_files
 from catlib.serving.export_verify import Photos, choose_photos
 from catlib.vlm.checkpoint import Checkpoint
-from catlib.vlm.models import load_processor, pick_device
+from catlib.vlm.models import pick_device
+from catlib.vlm.processors import load_processor
 
 log = logging.getLogger(__name__)
 CONVERTER = "convert_hf_to_gguf.py"

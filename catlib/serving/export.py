@@ -14,7 +14,8 @@ from catlib.serving.export_verify import LIMITS, Verification, ask, choose_photo
 from catlib.vlm.adapters import TRAINING, load_adapter, save_processor
 from catlib.vlm.checkpoint import VLM, Checkpoint, find_checkpoint, open_vlm
 from catlib.vlm.families import family_of
-from catlib.vlm.models import load_base, load_config, load_processor, pick_device
+from catlib.vlm.models import load_base, load_config, pick_device
+from catlib.vlm.processors import load_processor
 
 log = logging.getLogger(__name__)
 EXPORT = "export.json"  # what an export was made from, and how it was verified

@@ -18,7 +18,8 @@ from catlib.settings import TrainSettings
 from catlib.training.memory import GB, Estimate, Footprint, largest_batch, model_config, usual_shape
 from catlib.training.memory_trace import Shape
 from catlib.vlm.families import find_family
-from catlib.vlm.models import load_processor, pick_device, pick_dtype
+from catlib.vlm.models import pick_device, pick_dtype
+from catlib.vlm.processors import load_processor
 from catlib.vlm.prompting import answer_tokens, prompt_text, text_tokens
 
 log = logging.getLogger(__name__)

@@ -21,10 +21,10 @@ from catlib.vlm.models import (
     empty_model,
     load_base,
     load_config,
-    load_processor,
     pick_device,
     pick_dtype,
 )
+from catlib.vlm.processors import load_processor
 
 __all__ = ["PRECISIONS", "VLM", "Checkpoint", "choose_precision", "find_checkpoint", "model_folder", "open_vlm"]
 

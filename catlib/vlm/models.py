@@ -15,7 +15,6 @@ from catlib.data.conversations import QUESTION
 from catlib.errors import InputError
 from catlib.vlm.families import UNQUANTIZED, Family
 from catlib.vlm.processors import from_files
-from catlib.vlm.processors import load_processor as load_processor
 
 log = logging.getLogger(__name__)
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
