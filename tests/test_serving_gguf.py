@@ -23,7 +23,8 @@ from catlib.serving.export import find_mergeable, merge
 from catlib.serving.export_verify import choose_photos
 from catlib.vlm.checkpoint import open_vlm
 from catlib.vlm.decoding import generate_free
-from catlib.vlm.models import Checkpoint, load_processor
+from catlib.vlm.models import Checkpoint
+from catlib.vlm.processors import load_processor
 from catlib.vlm.prompting import prompt_text
 
 
