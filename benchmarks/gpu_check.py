@@ -560,7 +560,7 @@ def scoring(c: Check) -> dict[str, Any]:
                     scorer: Any = scorer, parts: Any = parts, first: Any = first, cache: Any = cache, mask: Any = mask
                 ) -> None:
                     for part in parts:
-                        scorer._tree(part, first, cache, mask)
+                        scorer._tree(part, first, cache, mask, {})  # a LLaVA has nothing that runs along the text
 
                 tree = c.seconds(over_the_tree, repeat=2)
                 nodes = len(build_trie([x[:-1] for x in scorer.labels]))

@@ -75,7 +75,11 @@ def test_every_photo_goes_through_the_one_opener():
         if ast.unparse(call.func).rsplit(".", 1)[-1] in ("imread", "load_image", "imopen", "decode_image", "read_image")
         or ast.unparse(call.func) in ("Image.open", "PIL.Image.open", "open_image_file")
     ]
-    assert [place.split(":")[0] for place in openers] == ["catlib/data/images.py"]
+    figures = (
+        "catlib/reports/markup.py"  # makes the figures of executed notebooks smaller, from a list of formats of its own
+    )
+    assert [place.split(":")[0] for place in openers] == ["catlib/data/images.py", figures]
+    assert "formats=PICTURES" in (ROOT / figures).read_text(encoding="utf-8")
     assert "Image.open" not in cells() and "imread" not in cells()
 
 

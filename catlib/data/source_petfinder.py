@@ -15,9 +15,7 @@ from catlib.data.names import SHOWN
 from catlib.data.walk import is_photo, walk
 from catlib.errors import InputError
 
-csv.field_size_limit(
-    2**31 - 1
-)  # the module's own limit, 131,072 characters, is less than people's tables hold in a field
+FIELD = 2**31 - 1  # the csv module's own limit, 131,072 characters, is less than people's tables hold in a field
 # Columns of cats.csv, in lower case, letters and digits only, that may hold the breed,
 BREED = ("breed", "primarybreed", "breedprimary", "breedsprimary", "label", "breedname")
 # … the photo,
@@ -102,6 +100,7 @@ def _read(path: Path) -> _Table:
     """The table, whatever program wrote it: comma, semicolon, tab or bar, UTF-8, UTF-16 or Windows text, headers in any case."""
     if path.suffix.casefold() not in TABLES[:3]:
         return _Table(notes=(f"{path}: only text tables are read; export it as cats.csv: not used",))
+    former = csv.field_size_limit(FIELD)
     try:
         text = _decoded(path.read_bytes())
         first, _, rest = text.partition("\n")
@@ -117,6 +116,8 @@ def _read(path: Path) -> _Table:
         return _indexed(path, columns, rows)
     except (OSError, csv.Error) as error:
         return _Table(notes=(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error}): not used",))
+    finally:
+        csv.field_size_limit(former)  # it counts for the whole process
 
 
 def _parsed(text: str, delimiter: str) -> tuple[dict[str, int], Iterator[list[str]]]:

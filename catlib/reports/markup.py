@@ -22,6 +22,7 @@ PLAIN = ("class", "id", "title", "alt", "style", "colspan", "rowspan", "scope")
 STYLES = ["color", "background", "background-color", "font-weight", "margin"]  # none that can move or cover anything
 IMAGE = re.compile(r"data:image/(png|jpeg|webp|gif);base64,[A-Za-z0-9+/=\s]*", re.ASCII)
 QUALITY = 78  # of WebP, where a picture is lossy: photos lose nothing that a reader sees at this size
+PICTURES = ("PNG", "JPEG", "WEBP", "GIF")  # what a notebook puts out; nothing else is decoded
 WIDEST = 1400  # pixels
 WIDE = 4  # tables with more columns become a block a row on narrow screens
 
@@ -138,7 +139,7 @@ def _arrange_table(soup: BeautifulSoup, table: Tag) -> None:
 def compact(source: str) -> tuple[str, tuple[Any, Any]]:
     """A data URI of a picture at most WIDEST pixels wide as WebP, where that is smaller, and its size."""
     try:
-        with Image.open(io.BytesIO(base64.b64decode(source.partition(",")[2]))) as opened:
+        with Image.open(io.BytesIO(base64.b64decode(source.partition(",")[2])), formats=PICTURES) as opened:
             image = opened.convert("RGBA" if "A" in opened.getbands() else "RGB")
     except (OSError, ValueError):
         return source, ("", "")
