@@ -166,6 +166,7 @@ def test_a_cropped_photo_is_what_the_processor_sees(tmp_path, seed):
     assert cropped(photo(seed), 0) is not None and cropped(photo(seed), 0).size == photo(seed).size
 
 
+@pytest.mark.slow
 def test_predict_from_the_command_line(tmp_path, samples, capsys):
     processor = {
         "image_processor": {

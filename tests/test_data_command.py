@@ -230,6 +230,7 @@ def test_a_run_that_was_cut_short_is_made_anew(tmp_path):
     assert {name: (out / name).read_bytes() for name in NAMES} == before
 
 
+@pytest.mark.slow
 def test_check_proves_the_split_and_finds_a_leak(tmp_path, capsys):
     fill(tmp_path / "photos", {"Bengal": 15, "Manx": 15})
     out = tmp_path / "data" / "vlm"

@@ -19,6 +19,7 @@ from catlib.settings import DataSettings
 PRIORITY = "Birman,Bombay,Egyptian Mau"
 
 
+@pytest.mark.slow
 def test_a_folder_of_many_files_is_listed_without_opening_them(tmp_path):
     folder = tmp_path / "Siamese"
     folder.mkdir()
@@ -90,6 +91,7 @@ def real(tmp_path_factory):
     return out, made
 
 
+@pytest.mark.slow
 def test_real_photos_are_all_accounted_for(real):
     out, made = real
     findings = read_audit(out / "0" / "audit.csv")
@@ -100,6 +102,7 @@ def test_real_photos_are_all_accounted_for(real):
     assert made[0].priority_breeds == ("Birman", "Bombay", "Egyptian Mau")
 
 
+@pytest.mark.slow
 def test_no_group_of_real_photos_crosses_parts(real):
     out, made = real
     for seed in made:

@@ -232,6 +232,7 @@ def test_intervals_cover_the_truth_at_their_nominal_rate():
     assert np.all(np.abs(coverage - 95) <= 3 + 1.1), coverage
 
 
+@pytest.mark.slow
 def test_the_calibration_error_of_an_honest_model_may_be_nought():
     """Labels drawn from the very probabilities that the model claims: the interval reaches 0 in about 95 % of the sets."""
     rng = np.random.default_rng(3)

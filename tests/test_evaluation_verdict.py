@@ -197,6 +197,7 @@ def test_sure_gains_with_an_open_priority_target_are_adopted_with_that_said():
     assert verdict.decision == "adopt" and "not settled" in verdict.reasons[0]
 
 
+@pytest.mark.slow
 def test_probe_that_does_as_well_is_the_cheaper_choice():
     true = truth(150)
     noise = np.random.default_rng(0).normal(size=(len(true), len(BREEDS)))

@@ -638,6 +638,7 @@ def test_large_numbers_that_are_numbers_are_read():
     assert parse_json('{"a": "NaN 1e999"}', "x") == {"a": "NaN 1e999"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("text", "said"),
     [

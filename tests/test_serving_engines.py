@@ -279,6 +279,7 @@ def test_serving_ends_cleanly_when_it_is_told_to(llama_server, capsys, notes, nu
     assert signal.getsignal(signal.SIGTERM) is before
 
 
+@pytest.mark.slow
 def test_an_engine_that_ends_by_itself_is_a_failure(llama_server, capsys, notes):
     command = [
         "serve",
@@ -308,6 +309,7 @@ def test_what_a_broken_engine_said_is_told(tmp_path, notes):
             pass
 
 
+@pytest.mark.slow
 def test_an_engine_that_never_answers_is_stopped(tmp_path, notes):
     with pytest.raises(CatlibError, match="did not answer"):
         with running(command("--loading", "1e9"), 1.5, tmp_path / "log"):

@@ -105,6 +105,7 @@ def test_a_storage_counts_from_its_first_sight_until_it_is_freed():
     assert tracker.live == 0 and tracker.peak == 760
 
 
+@pytest.mark.slow
 def test_gradients_overlap_activations_only_without_accumulation(tiny):
     accumulated = estimate(TrainSettings(gradient_accumulation=2), tiny, SHAPE)
     alone = estimate(TrainSettings(gradient_accumulation=1), tiny, SHAPE)
@@ -112,6 +113,7 @@ def test_gradients_overlap_activations_only_without_accumulation(tiny):
     assert alone.gradients == max(0, accumulated.gradients - accumulated.activations)
 
 
+@pytest.mark.slow
 def test_a_run_that_cannot_fit_is_refused_with_what_would_fit(tmp_path, monkeypatch, capsys):
     from catlib.training import memory_check
 
@@ -129,6 +131,7 @@ def test_a_run_that_cannot_fit_is_refused_with_what_would_fit(tmp_path, monkeypa
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_on_a_cpu_the_estimate_holds_the_heap_that_is_not_given_back(tmp_path, monkeypatch):
     from catlib.training.memory import CPU_HEAP
     from catlib.training.memory_check import check_fits

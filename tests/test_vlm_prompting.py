@@ -157,6 +157,7 @@ def data(tmp_path_factory):
     return write_dataset(tmp_path_factory.mktemp("prompting"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("save", [save_gemma3, save_mllama, save_idefics3, save_qwen2_vl])
 def test_training_and_scores_equal_a_plain_pass_on_the_processors_inputs(save, data, tmp_path):
     vlm = open_vlm(str(save(tmp_path)), device="cpu", precision="float32")

@@ -80,6 +80,7 @@ def test_sliding_window_falls_back_to_padding_and_stays_right():
     assert np.abs(scorer.score(images) - plain_scores(vlm, images, [QUESTION] * 2, LABELS)).max() < 1e-4
 
 
+@pytest.mark.slow
 def test_all_67_breeds(vlm):
     breeds = [breed.name for breed in BREEDS]
     scores = LabelScorer(vlm, breeds, QUESTION).score([photo(5)])

@@ -29,10 +29,11 @@ def alone(tmp_path_factory):
     place = tmp_path_factory.mktemp("team")
     save_llava(place / "model")
     write_dataset(place / "data", train=14)  # the last step of an epoch is smaller than the others
-    os.environ["CATLIB_ROOT"] = str(place)
-    result = train(chosen(place, "alone"))
-    assert result.history[-1]["val_loss"] < result.history[0]["loss"]
-    return place
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CATLIB_ROOT", str(place))
+        result = train(chosen(place, "alone"))
+        assert result.history[-1]["val_loss"] < result.history[0]["loss"]
+        yield place
 
 
 def chosen(place, out, **more):
@@ -81,6 +82,7 @@ def launch(place, config, out):
     )
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.parametrize("config", ["ddp.yaml", "fsdp.yaml"])
 def test_two_processes_train_like_one_at_the_same_effective_batch(alone, config):

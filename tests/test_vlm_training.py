@@ -69,11 +69,12 @@ def outcome(folder):
 
 @pytest.fixture(scope="module")
 def trained(place):
-    os.environ["CATLIB_ROOT"] = str(place)
     rates = {"lr": 3e-2, "projector_lr": 3e-3}  # a tiny random model has everything to learn, in 24 steps
-    return train(
-        options(place, place / "trained", epochs=8, train_projector="full", priority_breeds="Burmilla", **rates)
-    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CATLIB_ROOT", str(place))
+        yield train(
+            options(place, place / "trained", epochs=8, train_projector="full", priority_breeds="Burmilla", **rates)
+        )
 
 
 @pytest.mark.slow
@@ -297,6 +298,7 @@ def test_an_interrupted_cell_that_is_run_again_goes_on_in_the_same_process(place
     assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
 
 
+@pytest.mark.slow
 def test_a_second_training_in_the_same_folder_is_refused(place, tmp_path, monkeypatch):
     first, second = (Trainer(options(place, tmp_path / "out", epochs=1, watch_photos=0)) for _ in range(2))
     step = Trainer.training_step
@@ -310,6 +312,8 @@ def test_a_second_training_in_the_same_folder_is_refused(place, tmp_path, monkey
     first.fit()
 
 
+@pytest.mark.slow
+@pytest.mark.long
 def test_a_run_killed_at_random_moments_goes_on_to_the_same_weights(tmp_path):
     sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
     from kill_resume import compare
@@ -334,6 +338,7 @@ def test_a_checkpoint_is_never_replaced_by_other_settings(place, tmp_path, caplo
     assert len([row for row in again.history if row["kind"] == "epoch"]) == 1
 
 
+@pytest.mark.slow
 def test_options_of_transformers_are_passed_on_and_checked(place, tmp_path):
     more = {"epochs": 2, "watch_photos": 0}
     chosen = options(place, tmp_path / "out", trainer_args={"optim": "adafactor", "max_steps": 2}, **more)
