@@ -21,6 +21,7 @@ def folder(request, tmp_path_factory):
     return clip(tmp_path_factory.mktemp(request.param), request.param)
 
 
+@pytest.mark.slow
 def test_plain_prompts_equal_the_softmax_of_the_models_own_logits(folder):
     images = [photo(i) for i in range(5)]
     model, processor = AutoModel.from_pretrained(folder), AutoProcessor.from_pretrained(folder)

@@ -79,6 +79,7 @@ def test_vllm_is_asked_for_one_bos_token(tmp_path, begins, asked_for):
     assert [fact["add_special_tokens"] for fact in asked(tmp_path / "log")] == [asked_for]
 
 
+@pytest.mark.slow
 def test_a_server_that_dies_midway_and_comes_back(tmp_path, samples):
     out, log = tmp_path / "run" / "endpoint.jsonl", tmp_path / "log"
     with served(log, "--die-after", "10", "--delay", "0.01") as (url, process):
@@ -103,6 +104,7 @@ def test_a_server_that_dies_midway_and_comes_back(tmp_path, samples):
     assert len(asked(log)) == len(samples) - len(kept)  # a finished photo is not asked about again
 
 
+@pytest.mark.slow
 def test_a_server_that_is_restarted_while_the_run_waits(tmp_path, samples):
     log = tmp_path / "log"
     with served(log, "--die-after", "5") as (url, process):
@@ -119,6 +121,7 @@ def test_a_server_that_is_restarted_while_the_run_waits(tmp_path, samples):
     assert {p.id: p.answer for p in found["r"].predictions} == expected(samples[:12], tmp_path / "photos")
 
 
+@pytest.mark.slow
 def test_a_server_that_is_still_loading_is_asked_again(tmp_path):
     with served(tmp_path / "log", "--fail-first", "2") as (url, _):
         classifier = EndpointClassifier(url, BREEDS, "?", **FAST)
@@ -128,6 +131,7 @@ def test_a_server_that_is_still_loading_is_asked_again(tmp_path):
             EndpointClassifier(url, BREEDS, "?", **FAST).ask(photo(1))
 
 
+@pytest.mark.slow
 def test_a_refusal_names_the_photo_and_is_not_repeated(tmp_path, samples):
     Image.new("RGB", (1, 1)).save(tmp_path / "photos" / "tiny.png")
     photos = [*samples[:5], Sample("the tiny one", "tiny.png", (), {"breed": "Manx"}), *samples[5:8]]

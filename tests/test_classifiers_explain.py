@@ -84,6 +84,7 @@ def test_gradients_add_up_to_what_the_photo_changes(vlm, breed):
     assert abs(heat.sum() - (whole - featureless)) < 0.02 * np.abs(heat).sum()
 
 
+@pytest.mark.slow
 def test_hiding_the_most_relevant_patches_costs_more_than_hiding_others(vlm):
     gaps = []
     for seed in range(6):
@@ -139,6 +140,7 @@ def test_seen_photo_is_the_centre_that_the_processor_keeps(vlm):
     assert seen.shape == (28, 28, 3) and np.abs(seen[:, 3:-3].astype(int) - [0, 0, 255]).max() < 20
 
 
+@pytest.mark.slow
 def test_panel_says_what_was_asked_and_answered(vlm):
     classifier = VLMClassifier(vlm, BREEDS)
     rows = [explain_prediction(classifier, photo(i), truth) for i, truth in enumerate(["Persian", None])]

@@ -105,6 +105,7 @@ def test_a_checkpoint_knows_its_base_its_breeds_and_its_question(models, photos,
     assert np.abs(scores[0] - scores[1]).max() > 0.1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["clip", "tower"])
 def test_a_saved_probe_predicts_as_the_fitted_one(models, photos, tmp_path, capsys, kind):
     samples = write_photos(tmp_path / "train", BREEDS.split(",") * 3)

@@ -81,6 +81,7 @@ def test_breeds_without_training_photos_are_never_predicted_but_scored(counts):
     assert all((log_probs[:, breed] < np.log(1e-6)).all() for breed, count in enumerate(counts) if not count)
 
 
+@pytest.mark.slow
 def test_cross_validation_picks_the_pooling_and_the_penalty_that_generalise():
     informative, labels = clouds([30, 30, 30], width=8)
     noise = np.random.default_rng(1).normal(size=(90, 60))
@@ -141,6 +142,7 @@ def test_tower_features_are_what_the_language_model_is_shown():
     )
 
 
+@pytest.mark.slow
 def test_probes_on_the_real_kinds_of_features(tmp_path):
     samples = write_photos(tmp_path / "photos", BREEDS * 2)
     for extractor in (ClipEncoder.load(str(clip(tmp_path / "clip"))), TowerEncoder(llava())):

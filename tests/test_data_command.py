@@ -344,6 +344,7 @@ class Ranges(BaseHTTPRequestHandler):
         """Silent."""
 
 
+@pytest.mark.slow
 def test_fetch_resumes_checks_and_says_what_to_do_without_network(tmp_path, monkeypatch):
     site = oxford(tmp_path / "site")
     published = {}

@@ -78,6 +78,7 @@ def test_a_copy_is_near_and_a_flat_picture_has_no_hash():
     assert plain_hash(picture(1).convert("L").point(lambda _: 90)) is None
 
 
+@pytest.mark.slow
 def test_real_photos_exhaustively():
     folder = os.environ.get("CATLIB_PHOTOS")
     if not folder:

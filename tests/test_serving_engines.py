@@ -146,6 +146,7 @@ def test_an_adapter_of_the_language_model_alone_needs_no_connector_lora(tmp_path
     assert options[:3] == ["--enable-lora", "--max-lora-rank", "32"] and "--enable-tower-connector-lora" not in options
 
 
+@pytest.mark.slow
 def test_a_model_that_vllm_cannot_load_is_refused_until_it_is_written_anew(tmp_path):
     python = script(tmp_path / "python", """echo '{"vllm": "0.32.0"}'""")
     model = save_llava(tmp_path / "model")
@@ -253,6 +254,7 @@ def test_print_only_prints(llama_server, capsys, notes):
     assert f"--mmproj {llama_server}/mmproj-f16.gguf" in line and not notes.exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_serving_ends_cleanly_when_it_is_told_to(llama_server, capsys, notes, number):
     port, before = free_port(), signal.getsignal(signal.SIGTERM)

@@ -109,6 +109,7 @@ def test_a_pixtral_keeps_its_own_names(place, tmp_path):
     assert load_processor(str(result.folder)).tokenizer.convert_tokens_to_ids("[IMG_BREAK]") > 3
 
 
+@pytest.mark.slow
 def test_a_qlora_adapter_goes_into_the_plain_base_and_says_what_that_means(place, tmp_path, capsys):
     save_wide_llava(place / "wide")
     checkpoint = tuned(place, "qlora", "wide", quantize=True, mode="qlora")
@@ -144,6 +145,7 @@ def test_a_4bit_base_is_refused(place, tmp_path, capsys):
     assert "never merged" in capsys.readouterr().err and not (tmp_path / "o").exists()
 
 
+@pytest.mark.slow
 def test_a_failed_verification_exits_with_1_and_leaves_nothing(place, tmp_path, capsys, monkeypatch):
     checkpoint = tuned(place, "broken", "model")
     before = export.save_plain
@@ -159,6 +161,7 @@ def test_a_failed_verification_exits_with_1_and_leaves_nothing(place, tmp_path, 
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_an_interruption_leaves_nothing_and_an_existing_folder_stays(place, tmp_path, monkeypatch):
     checkpoint = tuned(place, "interrupted", "model")
     (tmp_path / "out").mkdir()
@@ -177,6 +180,7 @@ def test_an_interruption_leaves_nothing_and_an_existing_folder_stays(place, tmp_
     ).read_text() == "keep"
 
 
+@pytest.mark.slow
 def test_force_replaces_a_folder_but_never_the_source(place, tmp_path, capsys):
     checkpoint = tuned(place, "source", "model")
     out = tmp_path / "out"

@@ -198,6 +198,7 @@ def test_without_an_engine_an_export_is_not_called_verified(plain, monkeypatch, 
     assert found == ("", None, None) and "NOT verified" in caplog.text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("faulty", [False, True], ids=["right", "with the defect"])
 def test_an_engines_answers_decide(plain, monkeypatch, faulty):
     """An engine played by this process itself, with and without the defect, and one that is wrong in another way."""

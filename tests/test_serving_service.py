@@ -99,6 +99,7 @@ def test_a_bad_photo_fails_its_own_call_only(service, tmp_path):
         asyncio.run(service.predict_finetuned_async(BROKEN))
 
 
+@pytest.mark.slow
 def test_kinds_of_photos(service, tmp_path):
     (tmp_path / "cat.jpg").write_bytes(jpeg(4))
     picture = Image.open(tmp_path / "cat.jpg")
@@ -109,6 +110,7 @@ def test_kinds_of_photos(service, tmp_path):
     assert service.predict_finetuned(photo(4).convert("RGBA")).answer  # transparency is flattened, not refused
 
 
+@pytest.mark.slow
 def test_load_unload_and_what_is_said_without_a_model(checkpoint):
     async def life():
         service = VLMService()

@@ -102,6 +102,7 @@ def _cache(vlm, data):
     return cache
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["llava", "pixtral"])
 @pytest.mark.parametrize("projector", ["none", "full", "lora"])
 def test_cached_and_uncached_full_and_answer_logits_give_the_same_gradients(

@@ -51,6 +51,7 @@ def write(folder, family, video=None):
     return str(folder)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_it_reads_a_photo_and_is_saved_and_copied(family, tmp_path):
     processor = load_processor(write(tmp_path / "model", family))

@@ -123,6 +123,7 @@ def test_labels_that_end_with_the_templates_own_end_token_stay(kind):
     assert end_tokens(vlm) == [words.eos_token_id]
 
 
+@pytest.mark.slow
 def test_generation_stops_at_every_end_token_and_reads_nothing_else_of_the_folder():
     vlm = model("Idefics3")
     ids = vlm.processor.tokenizer.convert_tokens_to_ids

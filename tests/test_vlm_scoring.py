@@ -47,6 +47,7 @@ def vlm():
     return llava()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("mode", ["tree", "padded"])
 def test_scores_equal_plain_forward_passes(mode, attention):
@@ -72,6 +73,7 @@ def test_the_output_layer_is_not_copied_for_each_photo(vlm):
     )
 
 
+@pytest.mark.slow
 def test_sliding_window_falls_back_to_padding_and_stays_right():
     vlm = llava(text="mistral")
     scorer = LabelScorer(vlm, LABELS, QUESTION)

@@ -3,7 +3,6 @@
 import json
 import logging
 import math
-import os
 import shutil
 import signal
 import sys
@@ -578,6 +577,7 @@ def test_the_conclusion_follows_from_the_history(losses, training, fell, overfit
     assert list(epochs_table([step, *epochs]).index) == [f"{row['epoch']}" for row in epochs]
 
 
+@pytest.mark.slow
 def test_tables_and_figure_of_a_training(trained, place):
     trainer = Trainer(options(place, place / "trained", epochs=8, train_projector="full", lr=3e-2, projector_lr=3e-3))
     assert trainer.fit().history == trained.history, "a finished training is not done again"
