@@ -50,6 +50,7 @@ from catlib.vlm.adapters import check_weights, load_adapter
 from catlib.vlm.checkpoint import find_checkpoint, open_vlm
 from catlib.vlm.processors import from_files
 
+pytestmark = pytest.mark.slow  # hundreds of cases, half a minute in all
 ROOT = Path(__file__).parent.parent
 SOURCES = [path for folder in ("catlib", "demo", "examples") for path in sorted((ROOT / folder).rglob("*.py"))]
 BREEDS = ("Manx", "Persian", "Siamese")
