@@ -42,6 +42,7 @@ def test_another_seed_gives_other_cats():
     assert draw_breed("Manx", "test", 0, seed=0).tobytes() != draw_breed("Manx", "test", 0, seed=1).tobytes()
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_complete_set_is_left_alone_and_a_broken_or_other_one_is_drawn_again(tmp_path):
     command = ["--out", str(tmp_path / "photos"), "--photos", "5"]
@@ -173,6 +174,7 @@ def coarse_colours(stream, number, grid):
     )
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.parametrize(("grid", "bound"), [(1, 0.15), (4, 0.28)])
 def test_colour_alone_does_not_give_the_breed_away(grid, bound):

@@ -165,6 +165,7 @@ def share_that_differs(some, others):
     return torch.cat(apart).float().mean().item()
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_the_command_makes_the_same_models_again(tmp_path):
     threads = torch.get_num_threads()

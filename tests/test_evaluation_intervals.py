@@ -148,6 +148,7 @@ def test_groups_join_photos_of_one_file_and_of_both_files():
     assert pair(a, b)[1].group.tolist() == [0, 1, 2, 3, 4, 1]
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.parametrize("icc", [0.5, 0.8])
 def test_intervals_cover_the_truth_where_photos_come_in_cats(icc):
@@ -246,6 +247,7 @@ def test_the_calibration_error_of_an_honest_model_may_be_nought():
     assert np.mean(reached) > 0.85
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_paired_intervals_cover_the_true_gain():
     rng = np.random.default_rng(5)

@@ -293,6 +293,7 @@ def test_profile_with_wrong_key_or_type(project, capsys):
     assert "epochs must be a whole number" in capsys.readouterr().err
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_interrupt_leaves_a_truthful_state(project):
     code = 'import os, time\n(folder / "kernel.pid").write_text(str(os.getpid()))\ntime.sleep(600)'

@@ -23,6 +23,7 @@ def tiny(tmp_path_factory):
     return model_config(str(save_llava(tmp_path_factory.mktemp("memory") / "model")))
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_memory_of_the_plans_profile_as_json(capsys):
     assert main(["memory", "--profile", "llava-7b-lora", "--vram", "24", "--json"]) == 0
