@@ -21,7 +21,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 from transformers import AutoConfig
 
 from catlib.settings import TrainSettings
-from catlib.training.kernels import fuse
+from catlib.training.kernels import constant_factors, fuse
 from catlib.training.lora import lora_config, peft_model
 from catlib.vlm.families import Family, family_of, find_family
 from catlib.vlm.models import empty_model
@@ -180,7 +180,8 @@ def _trace(
             parameter.grad = torch.zeros_like(parameter)
         tracker = LiveBytes()
         tracker.ignore([*wrapped.parameters(), *wrapped.buffers(), *(p.grad for p in trained)])
-        with tracker:
+        with constant_factors(wrapped) as held, tracker:
+            tracker.ignore(held)
             with torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype is torch.bfloat16):
                 embedded = _embeddings(
                     model, family, torch.empty(batch, length, text.hidden_size, dtype=dtype), shape.image_tokens
