@@ -138,7 +138,17 @@ class TrainSettings(Settings):
     max_grad_norm: float = option(1.0, "gradients are clipped to this norm")
     dtype: str = option("auto", "weights of the frozen base", choices=("auto", "bfloat16", "float32"))
     device: str = option("auto", "auto: the GPU where there is one", choices=("auto", "cpu", "cuda", "mps"))
-    gradient_checkpointing: bool = option(False, "recompute activations: less memory, about a third slower")
+    gradient_checkpointing: str = option(
+        "false",
+        "recompute activations: less memory, about a third slower; auto: only where the GPU's free memory needs it, the photos "
+        "in one forward pass then as many as fit and divide batch_size x gradient_accumulation",
+        choices=("auto", "true", "false"),
+    )
+    attn_implementation: str = option(
+        "auto",
+        "how attention is computed; auto: sdpa where the model has it",
+        choices=("auto", "sdpa", "eager", "flash_attention_2", "flash_attention_3"),
+    )
     cache_features: bool = option(True, "compute the frozen tower's features once and keep them on disk")
     cache_limit_gb: float = option(20.0, "largest size of the feature cache, GB")
     augment: bool = option(False, "light random crops, flips and colour changes; switches the feature cache off")
@@ -158,6 +168,11 @@ class TrainSettings(Settings):
         "", "further options of transformers.TrainingArguments, as a YAML mapping: {optim: adafactor}", mapping=True
     )
     force: bool = option(False, "train even where the memory estimate says that it cannot fit")
+
+    @property
+    def recomputes(self) -> bool:
+        """Whether activations are recomputed; `auto` that has not been decided counts as no."""
+        return str(self.gradient_checkpointing).lower() == "true"
 
 
 @dataclass(frozen=True)
@@ -334,6 +349,8 @@ def check_value(option_field: Any, value: Any, where: str) -> Any:
     kind, choices = option_field.type, option_field.metadata.get("choices", ())
     if option_field.metadata.get("mapping") and isinstance(value, dict):
         value = json.dumps(value)
+    if type(value) is bool and "true" in choices:
+        value = str(value).lower()
     with contextlib.suppress(ValueError, OverflowError):
         if (kind is float and type(value) in (int, str)) or (kind is str and type(value) is int):
             value = kind(value)

@@ -37,6 +37,16 @@ def add_settings_options(
         if option.type is bool:
             more = {"help": f"{text} (default: {'yes' if default else 'no'})", "action": argparse.BooleanOptionalAction}
         elif choices := option.metadata.get("choices"):
+            if "true" in choices:  # as a flag too: --name, --no-name
+                more |= {"nargs": "?", "const": "true"}
+                off = [f"--no-{name[2:]}" for name in names]
+                text = {
+                    "action": "store_const",
+                    "const": "false",
+                    "default": argparse.SUPPRESS,
+                    "help": argparse.SUPPRESS,
+                }
+                group.add_argument(*dict.fromkeys(off), dest=PREFIX + option.name, **text)
             more["metavar"] = "{" + ",".join(choices) + "}"
         else:
             more["metavar"] = {"str": "TEXT", "int": "N", "float": "X"}[getattr(option.type, "__name__", "str")]

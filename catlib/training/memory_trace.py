@@ -167,7 +167,7 @@ def _trace(
     # Dropout draws numbers, which data-free tensors cannot; what it keeps for a moment is added by the caller.
     wrapped = peft_model(model, lora_config(model, replace(settings, lora_dropout=0.0), family), empty=True)
     fuse(wrapped)
-    if settings.gradient_checkpointing:
+    if settings.recomputes:
         with warnings.catch_warnings(action="ignore", category=FutureWarning):
             model.gradient_checkpointing_enable({"use_reentrant": False})
     wrapped.train()

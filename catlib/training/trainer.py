@@ -70,6 +70,7 @@ class Trainer(SavingTrainer):
         prepare_folder(self.folder, settings, data.digests)
         torch.manual_seed(settings.seed)  # before LoRA's matrices are drawn
         self.run: Run = set_up(settings, data, sharded and self.processes.num_processes > 1)
+        self.settings = settings = self.run.settings  # with what `auto` came to
         self.drawn = torch.get_rng_state()
         self.vlm, self.loss = self.run.vlm, AnswerLoss(self.run.vlm)
         self.trained = [(n, p) for n, p in self.vlm.model.named_parameters() if p.requires_grad]
