@@ -286,7 +286,8 @@ def _lora_forward(module: Any, x: torch.Tensor) -> torch.Tensor:
 
 def _norm_forward(module: Any, x: torch.Tensor) -> torch.Tensor:
     if _on_gpu(x):
-        return rms_norm(x, x.shape[-1:], module.weight, module.variance_epsilon)
+        with torch.autocast(x.device.type, enabled=False):  # which would have it in float32
+            return rms_norm(x, x.shape[-1:], module.weight, module.variance_epsilon)
     return NormFunction.apply(x, module.weight, module.variance_epsilon)
 
 
