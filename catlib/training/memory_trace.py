@@ -26,15 +26,7 @@ from catlib.training.lora import lora_config, peft_model
 from catlib.vlm.families import Family, family_of, find_family
 from catlib.vlm.models import empty_model
 
-RELEVANT = (
-    "mode",
-    "train_projector",
-    "lora_r",
-    "lora_targets",
-    "use_rslora",
-    "use_dora",
-    "gradient_checkpointing",
-)
+RELEVANT = ("mode", "train_projector", "lora_r", "lora_targets", "use_rslora", "use_dora", "gradient_checkpointing")
 
 
 @dataclass(frozen=True)
