@@ -36,10 +36,10 @@ from catlib.training.saves import SavingTrainer, alone, prepare_folder, read_pro
 from catlib.training.validation import Watch, validation_loss, watched_part
 from catlib.vlm.adapters import TRAINING
 from catlib.vlm.batches import Batch, check_batch
+from catlib.vlm.models import out_of_memory
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
-OUT_OF_MEMORY = ("out of memory", "not enough memory", "can't allocate memory", "cublas_status_alloc_failed")
 
 
 @dataclass(frozen=True)
@@ -314,12 +314,6 @@ def train(settings: TrainSettings) -> TrainResult:
     Raises InputError for wrong data or models before anything is computed, CatlibError when training cannot go on.
     """
     return Trainer(settings).fit()
-
-
-def out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that a device's memory is full, in CUDA's words or the CPU allocator's."""
-    words = str(error).lower()
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(sign in words for sign in OUT_OF_MEMORY)
 
 
 def peak_resident_gb() -> float:

@@ -17,6 +17,7 @@ from catlib.vlm.families import UNQUANTIZED, Family
 from catlib.vlm.processors import from_files
 
 log = logging.getLogger(__name__)
+FULL = ("out of memory", "not enough memory", "can't allocate memory", "cublas_status_alloc_failed")  # a device's words
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
 
@@ -171,6 +172,12 @@ def load_config(ref: str) -> Any:
         return from_files(AutoConfig, ref)
     except (OSError, ValueError) as error:
         raise InputError(f"no configuration for model {ref!r}: {_first_line(error)}") from None
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that a device's memory is full, in CUDA's words or the CPU allocator's."""
+    words = str(error).lower()
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(sign in words for sign in FULL)
 
 
 def _first_line(error: Exception) -> str:
