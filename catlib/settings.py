@@ -149,7 +149,11 @@ class TrainSettings(Settings):
         "how attention is computed; auto: sdpa where the model has it",
         choices=("auto", "sdpa", "eager", "flash_attention_2", "flash_attention_3"),
     )
-    cache_features: bool = option(True, "compute the frozen tower's features once and keep them on disk")
+    cache_features: str = option(
+        "auto",
+        "compute the frozen tower's features once and keep them on disk; auto: where the tower is 5 % of a step or more",
+        choices=("auto", "true", "false"),
+    )
     cache_limit_gb: float = option(20.0, "largest size of the feature cache, GB")
     augment: bool = option(False, "light random crops, flips and colour changes; switches the feature cache off")
     balance: str = option("none", "how often rare breeds are drawn", choices=("none", "sqrt", "uniform"))

@@ -19,6 +19,7 @@ from catlib.settings import TrainSettings
 from catlib.training.lora import count_parameters, lora_config, peft_model
 from catlib.training.memory_trace import Shape, StepTrace, quantizable, trace_step, trace_tower
 from catlib.vlm.families import Family, family_of, find_family
+from catlib.vlm.features import worth_caching
 from catlib.vlm.models import empty_model, load_config
 from catlib.vlm.scoring import LOGITS_LIMIT
 
@@ -124,7 +125,7 @@ class Footprint:
         parameters = sum(p.numel() for p in model.parameters())
         model.requires_grad_(False)
         trainable, _ = count_parameters(peft_model(model, lora_config(model, settings, family), empty=True))
-        cached = settings.cache_features and not settings.augment and family.caches_features
+        cached = not settings.augment and worth_caching(settings, model, family)
         return cls(
             settings,
             shape,

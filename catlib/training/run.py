@@ -24,7 +24,7 @@ from catlib.training.memory_check import check_fits
 from catlib.training.sharding import shard
 from catlib.vlm.batches import Collator
 from catlib.vlm.checkpoint import find_checkpoint, open_vlm
-from catlib.vlm.features import FrozenFeatures
+from catlib.vlm.features import FrozenFeatures, worth_caching
 from catlib.vlm.models import VLM, pick_device, pick_dtype
 
 log = logging.getLogger(__name__)
@@ -128,10 +128,8 @@ def set_up(settings: TrainSettings, data: TrainingData, sharded: bool = False) -
 
 
 def _features(settings: TrainSettings, vlm: VLM, data: TrainingData) -> FrozenFeatures | None:
-    if not settings.cache_features:
-        return None
-    if not vlm.family.caches_features:
-        log.info("%s: features cannot be cached for this architecture", type(vlm.base).__name__)
+    if not worth_caching(settings, vlm.base, vlm.family):
+        log.info("every photo goes through the vision tower each time: its features are not cached")
         return None
     processes = PartialState()
     cache = FrozenFeatures(vlm, resolve(FEATURE_CACHE), settings.cache_limit_gb / processes.num_processes)
