@@ -61,7 +61,7 @@ def public_url(url: str, where: str, server: bool = True) -> str:
         )
     try:
         parts = urlsplit(url)
-        fits = bool(parts.scheme in ("http", "https") and parts.hostname and (parts.port or True))  # a bad port raises
+        fits = bool(parts.scheme in ("http", "https") and parts.hostname and parts.port != 0)  # `port` raises
     except ValueError:
         fits = False
     if not fits:
