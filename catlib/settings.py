@@ -161,7 +161,17 @@ class TrainSettings(_OfAModel):
     weight_decay: float = option(0.0, "AdamW weight decay")
     max_grad_norm: float = option(1.0, "gradients are clipped to this norm")
     dtype: str = option("auto", "weights of the frozen base", "auto", "bfloat16", "float32")
-    gradient_checkpointing: bool = option(False, "recompute activations: less memory, about a third slower")
+    gradient_checkpointing: str = option(
+        "false",
+        "recompute activations: less memory, about a third slower; auto: only where the GPU's free memory needs it, the photos "
+        "in one forward pass then as many as fit and divide batch_size x gradient_accumulation",
+        *("auto", "true", "false"),
+    )
+    attn_implementation: str = option(
+        "auto",
+        "how attention is computed; auto: sdpa where the model has it",
+        *("auto", "sdpa", "eager", "flash_attention_2", "flash_attention_3"),
+    )
     cache_features: bool = option(True, "compute the frozen tower's features once and keep them on disk")
     cache_limit_gb: float = option(20.0, "largest size of the feature cache, GB")
     augment: bool = option(False, "light random crops, flips and colour changes; switches the feature cache off")
@@ -177,6 +187,11 @@ class TrainSettings(_OfAModel):
     overwrite: bool = option(False, "set a checkpoint of other settings aside as NAME~1 where it would be refused")
     trainer_args: str = option("", "further transformers.TrainingArguments, as in {optim: adafactor}", mapping=True)
     force: bool = option(False, "train even where the memory estimate says that it cannot fit")
+
+    @property
+    def recomputes(self) -> bool:
+        """Whether activations are recomputed; `auto` that has not been decided counts as no."""
+        return str(self.gradient_checkpointing).lower() == "true"
 
 
 @dataclass(frozen=True)
@@ -314,6 +329,8 @@ def check_value(option: Any, value: Any, where: str) -> Any:
     number, choices = kind in (int, float), about["choices"]
     if about["mapping"] and isinstance(value, dict):
         value = json.dumps(value, default=str)
+    if type(value) is bool and "true" in choices:
+        value = str(value).lower()
     with contextlib.suppress(ValueError, OverflowError):
         if (kind is float and type(value) in (int, str)) or (kind is str and type(value) is int):
             value = kind(value)

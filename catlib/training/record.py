@@ -45,7 +45,7 @@ class Record:
     def __init__(self, run: Run, folder: Path, active: bool) -> None:
         self.run, self.folder, self.active = run, folder, active
         self.path = folder / HISTORY
-        self.progress = Progress(run.settings.batch_size)
+        self.progress = Progress(run.micro_batch)
         self.arguments: TrainingArguments | None = None
 
     def rewind(self, step: int) -> None:
@@ -122,6 +122,7 @@ class Record:
             "stopped_early": p.stopped_early,
             "out_of_memory": p.out_of_memory,
             "micro_batch": p.micro_batch,
+            "gradient_checkpointing": self.run.settings.recomputes,
             "peak_memory_gb": p.last.get("peak_memory_gb"),
             "seconds": p.seconds,
             "val_losses": p.val_losses,
