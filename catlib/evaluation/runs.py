@@ -8,8 +8,10 @@ from catlib.classifiers.tracks import TRACKS, TUNED, Bench, Role, Track, find_vl
 from catlib.data.prepare import load_dataset
 from catlib.data.records import read_samples
 from catlib.data.sampling import evenly
-from catlib.errors import InputError
+from catlib.errors import CatlibError, InputError
+from catlib.evaluation.calibration import fit_calibration, store_calibration
 from catlib.evaluation.inputs import check_bootstrap, read_folder
+from catlib.evaluation.outcomes import outcomes
 from catlib.evaluation.results import Results
 from catlib.paths import resolve
 from catlib.settings import ComparisonSettings, EvaluationSettings, split_list
@@ -54,8 +56,15 @@ def open_bench(settings: EvaluationSettings | ComparisonSettings) -> Bench:
 
 
 def predict_candidates(bench: Bench, settings: EvaluationSettings) -> Results:
-    """Predictions of the VLM, tuned and, if wanted, untuned."""
-    return _predict_all(bench, settings, "candidate")
+    """Predictions of the VLM, tuned and, if wanted, untuned. What is fitted on validation photos is stored with the checkpoint."""
+    results = _predict_all(bench, settings, "candidate")
+    scored = results.val.get(TUNED)
+    if bench.checkpoint and bench.checkpoint.folder and scored and scored.meta.get("decoding") == "score":
+        try:
+            store_calibration(bench.checkpoint.folder, fit_calibration(outcomes(scored)))
+        except CatlibError as error:  # a folder that only others may write
+            log.warning("the calibration is not stored with the checkpoint: %s", error)
+    return results
 
 
 def predict_opponents(bench: Bench, settings: ComparisonSettings) -> Results:
