@@ -172,6 +172,9 @@ class EvaluationSettings(Settings):
     )
     prompt: str = option("", "the question that is put to the model; empty: the one that it was trained with")
     decoding: str = option("score", "how a breed is read off the model", choices=("score", "constrained", "free"))
+    further_decodings: str = option(
+        "constrained,free", "other ways to read the tuned model, each a track of its own; free is the plan's"
+    )
     score_norm: str = option("sum", "label log-likelihood: summed, or the mean of its tokens", choices=("sum", "mean"))
     prior_correction: bool = option(
         False, "subtract the scores of the prompt without a photo; strength fitted on validation"
