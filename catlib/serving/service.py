@@ -100,17 +100,21 @@ class VLMService:
         `run`: its name or folder. `options`: those of the constructor. Raises InputError as `open_winner` does.
         """
         service = cls(**options)
+        try:
+            service.load_run(run, use, device)
+        except BaseException:
+            service.close()
+            raise
+        return service
+
+    def load_run(self, run: str | Path, use: str = "", device: str = "auto") -> None:
+        """Load what the verdict of a run says, or `use`, as the run has measured it."""
 
         def open_it() -> _Loaded:
             winner = open_winner(run, use, device)
             return _Loaded(winner.classifier, winner.calibration, open_it)
 
-        try:
-            service._swap(open_it).result()
-        except BaseException:
-            service.close()
-            raise
-        return service
+        self._swap(open_it).result()
 
     @property
     def is_loaded(self) -> bool:

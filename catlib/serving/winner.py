@@ -115,7 +115,7 @@ def open_winner(run: str | Path, use: str = "", device: str = "auto") -> Winner:
     if not fitted and validation.is_file():
         measured = outcomes(read_predictions(validation))
         calibration = fit_calibration(measured) if measured.log_probs is not None else None
-    return Winner(use, classifier, calibration, _sidecar(folder, names[0]).get("batch_size") or 1)
+    return Winner(use, classifier, calibration, sidecar_of(folder, names[0]).get("batch_size") or 1)
 
 
 def _combination(folder: Path, use: str) -> Mapping[str, float]:
@@ -128,7 +128,8 @@ def _combination(folder: Path, use: str) -> Mapping[str, float]:
     return fitted
 
 
-def _sidecar(folder: Path, name: str) -> dict[str, Any]:
+def sidecar_of(folder: Path, name: str) -> dict[str, Any]:
+    """What a run says about how a model predicted. Raises InputError naming the models that there are."""
     path = meta_path(folder / "predictions" / f"{name}.jsonl")
     if Path(name).name != name or not path.is_file():
         there = ", ".join(sorted(p.stem for p in (folder / "predictions").glob("*.jsonl"))) or "none"
@@ -138,7 +139,7 @@ def _sidecar(folder: Path, name: str) -> dict[str, Any]:
 
 def _open(folder: Path, name: str, device: str) -> Classifier:
     """The classifier that a sidecar describes. Raises InputError where its weights are not those that were measured."""
-    about = _sidecar(folder, name)
+    about = sidecar_of(folder, name)
     base, dtype, way = about.get("base_model"), about.get("dtype") or "auto", about.get("decoding")
     classifier: Classifier
     if "endpoint" in about or not base:
