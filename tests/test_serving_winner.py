@@ -54,7 +54,9 @@ def project(tmp_path_factory):
         "bootstrap": 100,
     }
     tuned = EvaluationSettings(checkpoint=str(root / "tuned"), **common)
-    predict_candidates(open_bench(tuned), tuned).save(root / "outputs/runs/small")
+    bench = open_bench(tuned)
+    predict_candidates(bench, tuned).save(root / "outputs/runs/small")
+    predict_candidates(bench, tuned, readings=True).save(root / "outputs/runs/small")
     others = ComparisonSettings(clip_model=str(root / "clip"), train_data=str(data / "train.jsonl"), **common)
     results = predict_opponents(open_bench(others), others)
     results.save(root / "outputs/runs/small")

@@ -221,5 +221,5 @@ def ordered(names: Iterable[str]) -> list[str]:
 
 
 def names_of(*roles: Role) -> tuple[str, ...]:
-    """The names of the listed models that have one of these roles."""
-    return tuple(entry.name for entry in TRACKS if entry.role in roles)
+    """The names of the listed models that have one of these roles, further readings left out."""
+    return tuple(entry.name for entry in TRACKS if entry.role in roles and not entry.of)

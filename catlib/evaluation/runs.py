@@ -55,8 +55,16 @@ def open_bench(settings: EvaluationSettings | ComparisonSettings) -> Bench:
     )
 
 
-def predict_candidates(bench: Bench, settings: EvaluationSettings) -> Results:
-    """Predictions of the VLM, tuned and, if wanted, untuned. What is fitted on validation photos is stored with the checkpoint."""
+def predict_candidates(bench: Bench, settings: EvaluationSettings, readings: bool = False) -> Results:
+    """Predictions of the VLM, tuned and, if wanted, untuned. What is fitted on validation photos is stored with the checkpoint.
+
+    `readings`: in place of that, test predictions of the tuned VLM in the `further_decodings`; with them, those of its own decoding.
+    """
+    if readings:
+        made = [entry.name for entry in TRACKS if entry.of and _predict(entry, bench, settings)]
+        bench.free()
+        test = read_folder(bench.run_dir / "predictions")
+        return Results(test, {}, bench.priority, settings.bootstrap, settings.seed).only([TUNED, *made])
     results = _predict_all(bench, settings, "candidate")
     scored = results.val.get(TUNED)
     if bench.checkpoint and bench.checkpoint.folder and scored and scored.meta.get("decoding") == "score":
@@ -80,7 +88,8 @@ def predict_opponents(bench: Bench, settings: ComparisonSettings) -> Results:
 
 
 def _predict_all(bench: Bench, settings: EvaluationSettings | ComparisonSettings, *roles: Role) -> Results:
-    made = [entry.name for entry in TRACKS if entry.role in roles and _predict(entry, bench, settings)]
+    wanted = (entry for entry in TRACKS if entry.role in roles and not entry.of)
+    made = [entry.name for entry in wanted if _predict(entry, bench, settings)]
     bench.free()
     folder = bench.run_dir / "predictions"
     found = Results(read_folder(folder), read_folder(folder / "val"), bench.priority, settings.bootstrap, settings.seed)
@@ -96,7 +105,8 @@ def _predict(entry: Track, bench: Bench, settings: EvaluationSettings | Comparis
     classifier = entry.make(bench, settings) if entry.make else None
     if classifier is None:
         return False
-    for folder, samples, timed in (("predictions/val", bench.val, 0), ("predictions", bench.test, LATENCY_PHOTOS)):
+    parts = (("predictions/val", bench.val, 0), ("predictions", bench.test, LATENCY_PHOTOS))
+    for folder, samples, timed in parts[bool(entry.of) :]:  # nothing is fitted to a further reading
         predict(
             classifier,
             samples,
