@@ -199,6 +199,9 @@ class EvaluationSettings(_OfMetrics, _OfTheTuned):
     """Predictions and metrics of the VLM, untuned and tuned (notebook 03, `catlib predict`, `catlib evaluate`)."""
 
     decoding: str = option("score", "how a breed is read off the model", "score", "constrained", "free")
+    further_decodings: str = option(
+        "constrained,free", "other ways to read the tuned model, each a track of its own; free is the plan's"
+    )
     score_norm: str = option("sum", "label log-likelihood: summed, or the mean of its tokens", "sum", "mean")
     prior_correction: bool = option(False, "subtract the scores without a photo; strength fitted on validation")
     evaluate_base: bool = option(True, "measure the untuned base model as well")
