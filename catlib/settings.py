@@ -100,7 +100,17 @@ class DataSettings(Settings):
     near_duplicate_bits: int = option(
         6, "photos whose 64-bit perceptual hashes differ in at most so many bits are one group"
     )
+    group_by: str = option(
+        "auto",
+        "what else makes photos one group, joined by commas: id (in the name), numbers (near ones at the end of names), exif "
+        "(camera and time), folder (below the breed's), none; auto: id, numbers after a text, exif",
+    )
+    join_similar: float = option(0.0, "join the pairs of similar.csv from this cosine similarity on; 0: none")
     min_side: int = option(32, "smallest side of a usable photo, pixels")
+    quality: str = option(
+        "brightness<45,brightness>215,contrast<20,sharpness<3,entropy<5,aspect>2.5,border>0.15",
+        "a photo beyond one of these limits gets a remark (brightness, contrast in grey levels; entropy in bits)",
+    )
     photos_per_breed: int = option(0, "at most so many training photos of each breed; 0: all")
     answer_style: str = option("label", "what the model learns to answer", choices=("label", "label+traits"))
 
