@@ -106,6 +106,9 @@ class DataSettings(Settings):
         "(camera and time), folder (below the breed's), none; auto: id, numbers after a text, exif",
     )
     join_similar: float = option(0.0, "join the pairs of similar.csv from this cosine similarity on; 0: none")
+    encoder: str = option(
+        "", "CLIP or VLM (folder or hub name) whose frozen features show wrong labels and near test photos; empty: none"
+    )
     min_side: int = option(32, "smallest side of a usable photo, pixels")
     quality: str = option(
         "brightness<45,brightness>215,contrast<20,sharpness<3,entropy<5,aspect>2.5,border>0.15",

@@ -5,11 +5,13 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import pandas as pd
+
 from catlib.breeds import find
 from catlib.data.findings import Finding
 from catlib.data.sheets import read_sheet
 from catlib.errors import InputError
-from catlib.files import csv_text
+from catlib.files import csv_text, write_text
 
 SUSPECTS, CORRECTIONS, SIMILAR = "suspects.csv", "corrections.csv", "similar.csv"  # beside the split
 COLUMNS = ("sha256", "image", "breed", "action", "to")  # of corrections.csv; a photo is known by its bytes
@@ -73,3 +75,13 @@ def corrections_text(corrections: Corrections) -> str:
     """corrections.csv."""
     rows = sorted(corrections.values(), key=lambda row: (row["image"], row["sha256"]))
     return csv_text(COLUMNS, ([row[column] for column in COLUMNS] for row in rows))
+
+
+def write_suspects(folder: Path, suspects: pd.DataFrame, similar: pd.DataFrame) -> Path:
+    """Write suspects.csv, with empty columns to fill in, and similar.csv. What was decided earlier is recorded and not asked again."""
+    if decided := read_corrections(folder):
+        write_text(folder / CORRECTIONS, corrections_text(decided))
+    table = suspects[~suspects["sha256"].isin(list(decided))].assign(action="", to="")
+    for name, frame in ((SUSPECTS, table), (SIMILAR, similar)):
+        write_text(folder / name, csv_text(frame.columns.tolist(), frame.to_numpy(dtype=object).tolist()))
+    return folder / SUSPECTS

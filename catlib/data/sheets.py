@@ -32,7 +32,9 @@ def read_sheet(path: Path, columns: Mapping[str, Sequence[str]], needed: Collect
             if len(found) > len(best[0]):
                 best = found, list(cells)
         if not best[0].keys() & set(needed):
-            raise InputError(f"{path}: no column names the {' or the '.join(needed)} (its first line: {first[:200].strip()})")
+            raise InputError(
+                f"{path}: no column names the {' or the '.join(needed)} (its first line: {first[:200].strip()})"
+            )
     except (OSError, csv.Error) as error:
         raise InputError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from None
     finally:
