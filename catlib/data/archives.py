@@ -92,21 +92,20 @@ def _fetch(url: str, target: Path, md5: str) -> None:
             f"{target}: its checksum is not {md5}, so it is not the published file; delete it and run again"
         )
     part = target.with_name(f"{target.name}.part")
-    have, reason = -1, ""
-    while have < (
-        have := part.stat().st_size if part.is_file() else 0
-    ):  # again as long as each attempt brings something
+    have = part.stat().st_size if part.is_file() else 0
+    while True:
         try:
             _download(url, part, have)
             break
         except httpx.HTTPError as error:
-            reason = str(error) or type(error).__name__
-            log.info("%s: %s", target.name, reason)
-    else:
-        raise CatlibError(
-            f"cannot download {url} ({reason}). On a machine with network, get {' and '.join(OXFORD_PETS)} from {PAGE} and put both "
-            f"into {target.parent}; then run: catlib data {target.parent} --out data/vlm. What has arrived is kept and continued"
-        )
+            had, have = have, part.stat().st_size if part.is_file() else 0
+            if have > had:  # again as long as each attempt brings something
+                continue
+            raise CatlibError(
+                f"cannot download {url} ({error or type(error).__name__}). On a machine with network, get {' and '.join(OXFORD_PETS)} "
+                f"from {PAGE} and put both into {target.parent}; then run: catlib data {target.parent} --out data/vlm. What has arrived "
+                "is kept and continued"
+            ) from None
     if (found := _md5(part)) != md5:
         part.unlink()
         raise CatlibError(f"{url}: checksum {found}, expected {md5}; the download was damaged, run again")
