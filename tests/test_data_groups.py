@@ -2,6 +2,7 @@
 
 import os
 from collections import defaultdict
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -44,7 +45,7 @@ def parts_by_number(dataset) -> dict[str, list[str]]:
 
 
 def changes(parts: list[str]) -> int:
-    return sum(a != b for a, b in zip(parts, parts[1:], strict=False))
+    return sum(a != b for a, b in pairwise(parts))
 
 
 @pytest.mark.parametrize(

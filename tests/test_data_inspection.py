@@ -10,7 +10,7 @@ from catlib.data import plots, tables
 from catlib.data.check import check
 from catlib.data.conversations import QUESTION
 from catlib.data.duplicates import ALIKE, close_pairs
-from catlib.data.findings import Finding, read_audit
+from catlib.data.findings import read_audit
 from catlib.data.nearness import nearness
 from catlib.data.prepare import prepare
 from catlib.settings import DataSettings

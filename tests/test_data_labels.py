@@ -216,8 +216,8 @@ def test_an_interrupted_audit_goes_on_where_it_was(tmp_path, monkeypatch):
 
 
 def test_what_a_photo_is_like_is_remarked_by_limits_that_are_settings(tmp_path):
-    from PIL import Image, ImageFilter, ImageOps
     from photo_makers import picture
+    from PIL import Image, ImageFilter, ImageOps
 
     plain = picture(3, (300, 240)).filter(ImageFilter.SHARPEN)
     noisy = Image.fromarray(np.random.default_rng(0).integers(0, 255, (240, 300, 3), dtype=np.uint8))

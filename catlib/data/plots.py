@@ -105,7 +105,7 @@ def worst(findings: Sequence[Finding], image_root: Path) -> tuple[Figure, str]:
         for f, why in worst_files(findings)
     ]
     beyond = sum(bool(f.quality) for f in findings if f.kept)
-    return _panels(panels, 6), f"{beyond:,} of the kept photos are beyond a limit of the setting quality."
+    return _panels(panels, 5), f"{beyond:,} of the kept photos are beyond a limit of the setting quality."
 
 
 @figure
@@ -144,7 +144,7 @@ def pairs(findings: Sequence[Finding], image_root: Path, bits: int, most: int = 
     across = sum(a.breed != b.breed for a, b, _ in close_pairs(findings, bits))
     doubt = f" {across} of the pairs carry two different breeds (red): look at their labels." if across else ""
     return _panels(panels, 3), (
-        f"{sum(groups):,} photos are alike (hashes at most {bits} bits apart, or one cat or session by the setting group_by): groups of up "
+        f"{sum(groups):,} photos have relatives (hashes at most {bits} bits apart, or one cat, run or session by group_by): groups of up "
         f"to {max(groups)}, each kept in one part.{doubt}"
     )
 
@@ -164,17 +164,17 @@ def distances(near: pd.DataFrame) -> tuple[Figure, str]:
 
 
 @figure
-def suspects(found: Suspects, image_root: Path, most: int = 24) -> tuple[Figure, str]:
+def suspects(found: Suspects, image_root: Path, most: int = 25) -> tuple[Figure, str]:
     """The photos whose labels are doubted most: label, likely breed and their probabilities."""
     panels = [
         (
             [inside(image_root, row.image)],
-            f"{row.breed} {100 * row.p_breed:.0f} %?\n→ {row.likely} {100 * row.p_likely:.0f} %\n{row.part}: {_short(row.image)}",
+            f"{row.breed} ({100 * row.p_breed:.0f} %)\n→ {row.likely} ({100 * row.p_likely:.0f} %)?\n{_short(row.image)}",
             RED,
         )
         for row in found.table.head(most).itertuples()
     ]
-    return _panels(panels, 6), found.caption
+    return _panels(panels, 5), found.caption
 
 
 def worst_files(findings: Sequence[Finding], each: int = 2) -> list[tuple[Finding, str]]:
@@ -254,7 +254,10 @@ def _panels(panels: Sequence[Panel], columns: int) -> Figure:
     drawn, grid = plt.subplots(rows, columns, figsize=(WIDTH, height), dpi=PHOTO_DPI, squeeze=False)
     for axes in grid.flat:
         axes.set_axis_off()
+        axes.set_anchor("N")  # the text has its place below
     for axes, (paths, text, hue) in zip(grid.flat, panels, strict=False):
         axes.imshow(_strip(paths, len(paths)))
-        axes.text(0.5, -0.03, text, color=hue, ha="center", va="top", fontsize=9, transform=axes.transAxes)
+        axes.text(
+            0.5, -0.03, text, color=hue, ha="center", va="top", fontsize=9, transform=axes.transAxes
+        ).set_in_layout(False)
     return drawn

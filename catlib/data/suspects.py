@@ -40,14 +40,14 @@ class Suspects:
     by_breed: pd.DataFrame  # breed → photos, suspected, estimated noise
     confusion: pd.DataFrame  # pairs of breeds: label, likely, photos (estimated)
     judged: int  # photos; those of a breed with a single group cannot be
-    noise: float  # estimated share of wrong labels among them
+    noise: float  # estimated share of wrong labels among them; too high by much of what the probe gets wrong
     accuracy: float  # of the probe against the labels, out of fold
 
     @property
     def caption(self) -> str:
         return (
-            f"{len(self.table):,} of {self.judged:,} labels are doubted; the share of wrong labels is estimated at "
-            f"{100 * self.noise:.1f} % (the probe agrees with {100 * self.accuracy:.1f} % of the labels)."
+            f"{len(self.table):,} of {self.judged:,} labels are doubted. At most about {100 * self.noise:.0f} % are wrong: the probe's own "
+            f"errors are in this estimate (it agrees with {100 * self.accuracy:.0f} % of the labels)."
         )
 
 
