@@ -99,7 +99,20 @@ class DataSettings(Settings):
     draw_test: bool = option(False, "photos divided into train and val only: draw the test part from train, by group")
     keep_split: bool = option(True, "photos keep the part that an earlier split in the same folder gave them")
     near_duplicate_bits: int = option(6, "photos whose 64-bit hashes differ in at most so many bits are one group")
+    group_by: str = option(
+        "auto",
+        "what else makes photos one group, joined by commas: id (in the name), numbers (near ones at the end of names), exif "
+        "(camera and time), folder (below the breed's), none; auto: id, numbers after a text, exif",
+    )
+    join_similar: float = option(0.0, "join the pairs of similar.csv from this cosine similarity on; 0: none", most=1)
+    encoder: str = option(
+        "", "CLIP or VLM (folder or hub name) whose frozen features show wrong labels and near test photos; empty: none"
+    )
     min_side: int = option(32, "smallest side of a usable photo, pixels")
+    quality: str = option(
+        "brightness<45,brightness>215,contrast<20,sharpness<3,entropy<5,aspect>2.5,border>0.15",
+        "a photo beyond one of these limits gets a remark (brightness, contrast in grey levels; entropy in bits)",
+    )
     photos_per_breed: int = option(0, "at most so many training photos of each breed; 0: all")
     answer_style: str = option("label", "what the model learns to answer", "label", "label+traits")
 
