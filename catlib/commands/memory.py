@@ -7,7 +7,8 @@ from functools import cache
 from typing import Any
 
 from catlib.commands.options import show
-from catlib.commands.train import add_training_options, training_settings
+from catlib.commands.train import add_options as add_training_options
+from catlib.commands.train import training_settings
 from catlib.errors import InputError
 from catlib.settings import TrainSettings
 
@@ -15,15 +16,13 @@ PLAN = (("LoRA, r 16", "lora", 16, 16.0), ("LoRA, r 32", "lora", 32, 24.0), ("QL
 PARTS = ("weights", "adapters", "gradients", "optimizer", "activations", "logits", "features", "transient")
 
 
-def add_parser(subparsers: Any, common: argparse.ArgumentParser) -> None:
+def add_options(parser: argparse.ArgumentParser) -> None:
     """The options of `catlib memory`."""
-    parser = subparsers.add_parser("memory", parents=[common], help="memory that training needs", description=__doc__)
-    parser.add_argument("--vram", type=float, metavar="GB", help="memory of the device, GB (10^9 bytes)")
-    parser.add_argument(
-        "--image_tokens", "--image-tokens", type=int, metavar="N", help="tokens of one photo; default: the model's most"
-    )
+    add = parser.add_argument
+    add("--vram", type=float, metavar="GB", help="memory of the device, GB (10^9 bytes)")
+    tokens = "tokens of one photo; default: the model's most"
+    add("--image_tokens", "--image-tokens", type=int, metavar="N", help=tokens)
     add_training_options(parser)
-    parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -8,8 +8,10 @@ from catlib.classifiers.tracks import TRACKS, TUNED, Bench, Role, Track, find_vl
 from catlib.data.prepare import load_dataset
 from catlib.data.records import read_samples
 from catlib.data.sampling import evenly
-from catlib.errors import InputError
+from catlib.errors import CatlibError, InputError
+from catlib.evaluation.calibration import fit_calibration, store_calibration
 from catlib.evaluation.inputs import check_bootstrap, read_folder
+from catlib.evaluation.outcomes import outcomes
 from catlib.evaluation.results import Results
 from catlib.paths import resolve
 from catlib.settings import ComparisonSettings, EvaluationSettings, split_list
@@ -53,9 +55,24 @@ def open_bench(settings: EvaluationSettings | ComparisonSettings) -> Bench:
     )
 
 
-def predict_candidates(bench: Bench, settings: EvaluationSettings) -> Results:
-    """Predictions of the VLM, tuned and, if wanted, untuned."""
-    return _predict_all(bench, settings, "candidate")
+def predict_candidates(bench: Bench, settings: EvaluationSettings, readings: bool = False) -> Results:
+    """Predictions of the VLM, tuned and, if wanted, untuned. What is fitted on validation photos is stored with the checkpoint.
+
+    `readings`: in place of that, test predictions of the tuned VLM in the `further_decodings`; with them, those of its own decoding.
+    """
+    if readings:
+        made = [entry.name for entry in TRACKS if entry.of and _predict(entry, bench, settings)]
+        bench.free()
+        test = read_folder(bench.run_dir / "predictions")
+        return Results(test, {}, bench.priority, settings.bootstrap, settings.seed).only([TUNED, *made])
+    results = _predict_all(bench, settings, "candidate")
+    scored = results.val.get(TUNED)
+    if bench.checkpoint and bench.checkpoint.folder and scored and scored.meta.get("decoding") == "score":
+        try:
+            store_calibration(bench.checkpoint.folder, fit_calibration(outcomes(scored)))
+        except CatlibError as error:  # a folder that only others may write
+            log.warning("the calibration is not stored with the checkpoint: %s", error)
+    return results
 
 
 def predict_opponents(bench: Bench, settings: ComparisonSettings) -> Results:
@@ -71,7 +88,8 @@ def predict_opponents(bench: Bench, settings: ComparisonSettings) -> Results:
 
 
 def _predict_all(bench: Bench, settings: EvaluationSettings | ComparisonSettings, *roles: Role) -> Results:
-    made = [entry.name for entry in TRACKS if entry.role in roles and _predict(entry, bench, settings)]
+    wanted = (entry for entry in TRACKS if entry.role in roles and not entry.of)
+    made = [entry.name for entry in wanted if _predict(entry, bench, settings)]
     bench.free()
     folder = bench.run_dir / "predictions"
     found = Results(read_folder(folder), read_folder(folder / "val"), bench.priority, settings.bootstrap, settings.seed)
@@ -87,7 +105,8 @@ def _predict(entry: Track, bench: Bench, settings: EvaluationSettings | Comparis
     classifier = entry.make(bench, settings) if entry.make else None
     if classifier is None:
         return False
-    for folder, samples, timed in (("predictions/val", bench.val, 0), ("predictions", bench.test, LATENCY_PHOTOS)):
+    parts = (("predictions/val", bench.val, 0), ("predictions", bench.test, LATENCY_PHOTOS))
+    for folder, samples, timed in parts[bool(entry.of) :]:  # nothing is fitted to a further reading
         predict(
             classifier,
             samples,

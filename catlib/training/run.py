@@ -2,10 +2,12 @@
 
 import hashlib
 import logging
+import re
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from itertools import repeat
 from pathlib import Path
-from typing import Any
 
 from accelerate import PartialState
 
@@ -16,6 +18,7 @@ from catlib.data.records import Sample, image_root_of, read_samples
 from catlib.errors import InputError
 from catlib.parsing import check_names
 from catlib.paths import resolve
+from catlib.progress import track
 from catlib.settings import TrainSettings, split_list
 from catlib.training.augment import Augment
 from catlib.training.kernels import fuse
@@ -143,11 +146,19 @@ def _features(settings: TrainSettings, vlm: VLM, data: TrainingData) -> FrozenFe
 
 
 def _with_digests(samples: Sequence[Sample], root: Path) -> list[Sample]:
-    """Samples whose metadata has the photo's sha256; JSONL from elsewhere may lack it."""
-    return [s if s.metadata.get("sha256") else _digested(s, root) for s in samples]
+    """Samples with the SHA-256 of their photos' bytes. Raises InputError where the metadata claims another one."""
+    with ThreadPoolExecutor(4) as pool:
+        return list(track(pool.map(_digested, samples, repeat(root)), "digests of the photos", total=len(samples)))
 
 
 def _digested(sample: Sample, root: Path) -> Sample:
-    digest = hashlib.sha256(inside(root, sample.image).read_bytes()).hexdigest()
-    metadata: dict[str, Any] = {**sample.metadata, "sha256": digest}
-    return replace(sample, metadata=metadata)
+    path = inside(root, sample.image)
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    claimed = str(sample.metadata.get("sha256") or "").lower()
+    if claimed != digest and re.fullmatch("[0-9a-f]{64}", claimed):  # some write another name of the photo there
+        raise InputError(
+            f"{path}: its bytes are not those of sample {sample.id!r} (SHA-256 {digest[:12]}, metadata.sha256 {claimed[:12]}): "
+            "was the photo changed after the split? `catlib data check` lists all, `catlib data` makes the split anew"
+        )
+    return replace(sample, metadata={**sample.metadata, "sha256": digest})

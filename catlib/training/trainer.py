@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader
 from transformers import PrinterCallback
 
 from catlib.data.records import Sample
+from catlib.data.sampling import evenly
 from catlib.errors import CatlibError
 from catlib.files import read_json
 from catlib.paths import resolve
@@ -33,7 +34,7 @@ from catlib.training.order import Steps, share
 from catlib.training.record import Record, read_history
 from catlib.training.run import Run, load_data, set_up
 from catlib.training.saves import SavingTrainer, alone, prepare_folder, read_progress, saves_in
-from catlib.training.validation import Watch, validation_loss, watched_part
+from catlib.training.validation import Watch, validation_loss
 from catlib.vlm.adapters import TRAINING
 from catlib.vlm.batches import Batch, check_batch
 from catlib.vlm.models import out_of_memory
@@ -90,7 +91,7 @@ class Trainer(SavingTrainer):
         if self.tracker is not None:
             self.add_callback(self.tracker)
         self.lanes = lanes_for(self.vlm, settings, self.processes.num_processes)
-        watched = watched_part(data.val, settings.watch_photos, settings.seed)
+        watched = evenly(data.val, settings.watch_photos, settings.seed) if settings.watch_photos else ()
         known = (data.breeds, data.priority, data.question, data.spelled)
         self.watch = Watch(self.vlm, self.run.val_collate, watched, *known) if watched else None
         # Three times the loss of guessing among all tokens: no longer bad luck but a broken training.

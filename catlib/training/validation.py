@@ -1,6 +1,5 @@
 """How good the model is after an epoch: loss on all validation samples, breed accuracy on a fixed small part of them."""
 
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -34,15 +33,6 @@ def validation_loss(
     if processes.num_processes > 1:
         total, tokens = reduce(torch.tensor([total, tokens], dtype=torch.float64, device=device)).tolist()
     return total / tokens
-
-
-def watched_part(samples: Sequence[Sample], n: int, seed: int) -> list[Sample]:
-    """A fixed part of about n samples that takes the breeds in turn, so that rare ones are in it."""
-    by_breed: dict[str, list[Sample]] = defaultdict(list)
-    for i in np.random.default_rng(seed).permutation(len(samples)):
-        by_breed[samples[i].breed].append(samples[i])
-    turns = sorted(((turn, breed) for breed, own in by_breed.items() for turn in range(len(own))))
-    return [by_breed[breed][turn] for turn, breed in turns[:n]]
 
 
 class Watch:
