@@ -188,7 +188,7 @@ class TrainSettings(_OfAModel):
     cache_features: str = option(
         "auto",
         "compute the frozen tower's features once and keep them on disk; auto: where the tower is 5 % of a step or more",
-        choices=("auto", "true", "false"),
+        *("auto", "true", "false"),
     )
     cache_limit_gb: float = option(20.0, "largest size of the feature cache, GB")
     augment: bool = option(False, "light random crops, flips and colour changes; switches the feature cache off")

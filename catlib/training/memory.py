@@ -35,6 +35,10 @@ CPU_HEAP = (
     250_000_000  # bytes that the C library's heap keeps beside what tensors use (docs/memory-and-gpus.md, measured)
 )
 GB = 1e9
+# Dense bf16 products with float32 sums, FLOP/s, by the makers' data sheets.
+CARDS = {"RTX 3090": 71e12, "RTX 4090": 165e12, "A100": 312e12, "H100": 989e12}
+ASSUMED = 0.5  # of that rate
+MEASURED = {"H100": 0.34}  # LLaVA-1.5-7B, LoRA r 32, 16 photos in a pass, 2026-11-26: 20.65 photos/s
 
 
 @dataclass(frozen=True)
@@ -98,6 +102,7 @@ class Footprint:
     tower: tuple[int, int]  # (bytes for each photo, photos at once or 0 for the batch)
     text: Any
     vision_width: int
+    linear: int  # parameters of the language model's matrices
     heap: int = 0
 
     @classmethod
@@ -122,6 +127,7 @@ class Footprint:
         model = empty_model(config)
         family = family_of(model)
         weights = _weight_bytes(model, family, dtype, settings.mode == "qlora")
+        linear = sum(m.weight.numel() for m in quantizable(model, family.language_model).values())
         parameters = sum(p.numel() for p in model.parameters())
         model.requires_grad_(False)
         trainable, _ = count_parameters(peft_model(model, lora_config(model, settings, family), empty=True))
@@ -141,6 +147,7 @@ class Footprint:
             ),
             config.get_text_config(),
             config.vision_config.hidden_size,
+            linear,
             CPU_HEAP if cpu else 0,
         )
 
@@ -172,6 +179,15 @@ class Footprint:
             watching=self._watching(batch),
             heap=self.heap,
         )
+
+    def flops(self) -> float:
+        """Operations that training one photo once needs: 4 a frozen weight and token, 6 a trained one, causal attention.
+
+        With gradient checkpointing the forward pass comes on top; it is no need of the mathematics and not counted.
+        """
+        tokens, text = self.shape.image_tokens + self.shape.text_tokens, self.text
+        attention = 3.5 * 2.0 * tokens**2 * text.hidden_size * text.num_hidden_layers
+        return 4.0 * self.linear * tokens + 6.0 * self.trainable * tokens + attention
 
     def _watching(self, batch: int) -> int:
         """Closed-set validation: the cache of the batch's prompts, one layer at work, three copies of the names' logits."""
