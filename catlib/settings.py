@@ -157,6 +157,7 @@ class TrainSettings(Settings):
     trainer_args: str = option(
         "", "further options of transformers.TrainingArguments, as a YAML mapping: {optim: adafactor}", mapping=True
     )
+    train_seed: int = option(-1, "seed of the training alone; -1: as seed, which also draws split and test photos")
     force: bool = option(False, "train even where the memory estimate says that it cannot fit")
 
 
@@ -204,10 +205,16 @@ class ComparisonSettings(Settings):
     target_priority_f1: float = option(0.5, "priority macro-F1 that counts as success")
     target_gain_points: float = option(3.0, "points of accuracy over zero-shot CLIP that count as success")
     clip_good_enough: float = option(0.8, "CLIP's accuracy on the priority breeds above which a VLM is not worth it")
-    latency_budget_ms: float = option(150.0, "longest median time for one photo, milliseconds")
+    latency_budget_ms: float = option(0.0, "longest median time for one photo, milliseconds; 0: no budget")
     clip_priority_f1: float = option(0.6, "CLIP's priority macro-F1 below which the plan says to try a VLM")
-    explanations_wanted: bool = option(False, "reasons are wanted with the breed, which only the VLM gives")
+    explanations_wanted: bool = option(
+        False, "reasons are wanted with the breed; counts for a VLM that is trained to give them"
+    )
     accuracy_first: bool = option(False, "accuracy outranks latency: a missed latency budget does not decide")
+    price_per_hour: float = option(0.0, "price of an hour on this machine, for the cost of 1,000 photos; 0: not told")
+    budget_hours: float = option(
+        0.0, "hours that a training may take, for catlib gate; 0: as many as it needs, on a CPU 24"
+    )
 
 
 @dataclass(frozen=True)
@@ -229,7 +236,7 @@ class ServingSettings(Settings):
     serving_concurrency: str = option("1,4,16", "numbers of requests that are under way at the same time")
     vllm_url: str = option("", "a vLLM server with the tuned model: http://HOST:PORT/v1#MODEL; empty: not measured")
     llamacpp_url: str = option("", "a llama.cpp server with the tuned model: http://HOST:PORT/v1; empty: not measured")
-    latency_budget_ms: float = option(150.0, "longest median time for one photo, milliseconds")
+    latency_budget_ms: float = option(0.0, "longest median time for one photo, milliseconds; 0: no budget")
 
 
 NOTEBOOK_SETTINGS: dict[str, type[Settings]] = {

@@ -47,11 +47,7 @@ def check_fits(settings: TrainSettings, ref: str, samples: Iterable[tuple[Sample
     log.info("estimated peak memory %.2f GB of %.1f GB free", need.peak / GB, free / GB)
     if need.peak <= free:
         return need
-    fits = [f"batch_size {batch}"] if (batch := largest_batch(footprint, free)) else []
-    for mode, on in product(("lora", "qlora"), (False, True)):
-        way = replace(settings, mode=mode, gradient_checkpointing=on)
-        if batch := largest_batch(Footprint.of(way, config, shape, dtype, cpu=device.type == "cpu"), free):
-            fits.append(f"mode {mode} with{'' if on else 'out'} gradient_checkpointing at batch_size {batch}")
+    fits = ways_that_fit(settings, config, shape, dtype, free)
     message = (
         f"training {ref} at batch_size {settings.batch_size} needs about {need.peak / GB:.1f} GB ({need.worst}), and {device} has "
         f"{free / GB:.1f} GB free. What fits: {'; '.join(fits) or 'nothing, not even QLoRA with gradient checkpointing at batch_size 1'}"
@@ -60,6 +56,18 @@ def check_fits(settings: TrainSettings, ref: str, samples: Iterable[tuple[Sample
         raise InputError(f"{message}. --force trains all the same")
     log.warning("%s. Training all the same", message)
     return need
+
+
+def ways_that_fit(settings: TrainSettings, config: Any, shape: Shape, dtype: torch.dtype, free: float) -> list[str]:
+    """What to change so that training fits into `free` bytes, in words."""
+    cpu = pick_device(settings.device).type == "cpu"
+    own = largest_batch(Footprint.of(settings, config, shape, dtype, cpu=cpu), free)
+    fits = [f"batch_size {own}"] if own else []
+    for mode, on in product(("lora", "qlora"), (False, True)):
+        way = replace(settings, mode=mode, gradient_checkpointing=on)
+        if batch := largest_batch(Footprint.of(way, config, shape, dtype, cpu=cpu), free):
+            fits.append(f"mode {mode} with{'' if on else 'out'} gradient_checkpointing at batch_size {batch}")
+    return fits
 
 
 def longest(processor: Any, config: Any, samples: Iterable[tuple[Sample, Path]]) -> Shape:
