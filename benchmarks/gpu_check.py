@@ -316,13 +316,13 @@ def ceilings(c: Check) -> dict[str, Any]:
     )
     wide = torch.randn_like(gate)
     flat = x.detach()
-    draw = _draw(flat)
+    drawn = _draw(flat)
     out["us"] = {
         "norm, catlib, forward + backward": us(c, lambda: NormFunction.apply(x, weight, 1e-5).backward(grad)),
         "norm, torch rms_norm": us(c, lambda: rms_norm(x, (x.shape[-1],), weight, 1e-5).backward(grad)),
         "gate, catlib": us(c, lambda: GateFunction.apply(gate, up).backward(wide)),
         "dropout of 4096": us(c, lambda: _drop(flat, 0.05, _draw(flat))),
-        "dropout of 4096, drawn again": us(c, lambda: _drop(flat, 0.05, draw)),
+        "dropout of 4096, drawn again": us(c, lambda: _drop(flat, 0.05, drawn)),
         "dropout of 11008": us(c, lambda: _drop(wide, 0.05, _draw(wide))),
     }
     with contextlib.suppress(Exception):

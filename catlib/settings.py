@@ -135,7 +135,7 @@ class _OfClip(_OfAModel):
     clip_model: str = option("openai/clip-vit-large-patch14-336", "hub name or folder; empty: no CLIP")
     clip_prompts: str = option("ensemble", "prompts for zero-shot CLIP", "ensemble", "plain", "traits")
     test_data: str = option("data/vlm/test.jsonl", "test samples")
-    latency_budget_ms: float = option(150.0, "longest median time for one photo, milliseconds")
+    latency_budget_ms: float = option(0.0, "longest median time for one photo, milliseconds; 0: no budget")
 
 
 @dataclass(frozen=True)
@@ -203,6 +203,9 @@ class TrainSettings(_OfAModel):
     resume: bool = option(True, "continue an interrupted run of the same settings")
     overwrite: bool = option(False, "set a checkpoint of other settings aside as NAME~1 where it would be refused")
     trainer_args: str = option("", "further transformers.TrainingArguments, as in {optim: adafactor}", mapping=True)
+    train_seed: int = option(
+        -1, "seed of the training alone; -1: as seed, which also draws split and test photos", least=-1
+    )
     force: bool = option(False, "train even where the memory estimate says that it cannot fit")
 
     @property
@@ -235,8 +238,14 @@ class ComparisonSettings(_OfMetrics, _OfClip):
     target_gain_points: float = option(3.0, "points of accuracy over zero-shot CLIP that count as success", most=100)
     clip_good_enough: float = option(0.8, "CLIP's priority accuracy above which a VLM is not worth it", most=1)
     clip_priority_f1: float = option(0.6, "CLIP's priority macro-F1 below which the plan says to try a VLM", most=1)
-    explanations_wanted: bool = option(False, "reasons are wanted with the breed, which only the VLM gives")
+    explanations_wanted: bool = option(
+        False, "reasons are wanted with the breed; counts for a VLM trained to give them"
+    )
     accuracy_first: bool = option(False, "accuracy outranks latency: a missed latency budget does not decide")
+    price_per_hour: float = option(0.0, "price of an hour on this machine, for the cost of 1,000 photos; 0: not told")
+    budget_hours: float = option(
+        0.0, "hours that a training may take, for catlib gate; 0: as many as it needs, on a CPU 24"
+    )
 
 
 @dataclass(frozen=True)

@@ -143,7 +143,7 @@ def load_classifier(args: argparse.Namespace) -> "Classifier":
         )
     if kind == "probe":
         from catlib.classifiers.probe import LinearProbe
-        from catlib.evaluation.inputs import given_file
+        from catlib.evaluation.metrics_file import given_file
 
         if args.breeds:
             raise InputError("--breeds: a probe knows the breeds that it was trained on and no others")

@@ -3,7 +3,7 @@
 import logging
 import math
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import cache
 from itertools import product
@@ -60,11 +60,7 @@ def check_fits(settings: TrainSettings, ref: str, samples: Iterable[tuple[Sample
     )
     if need.peak <= free:
         return need
-    fits = [f"batch_size {batch}"] if (batch := largest_batch(of(settings), free)) else []
-    for mode, on in product(("lora", "qlora"), ("false", "true")):
-        way = replace(settings, mode=mode, gradient_checkpointing=on)
-        if batch := largest_batch(of(way), free):
-            fits.append(f"mode {mode} with{'' if on == 'true' else 'out'} gradient_checkpointing at batch_size {batch}")
+    fits = ways_that_fit(settings, of, free)
     message = (
         f"training {ref} at batch_size {need.batch_size} needs about {need.peak / GB:.1f} GB ({need.worst}), and {device} has "
         f"{free / GB:.1f} GB free. What fits: {'; '.join(fits) or 'nothing, not even QLoRA with gradient checkpointing at batch_size 1'}"
@@ -73,6 +69,17 @@ def check_fits(settings: TrainSettings, ref: str, samples: Iterable[tuple[Sample
         raise InputError(f"{message}. --force trains all the same")
     log.warning("%s. Training all the same", message)
     return need
+
+
+def ways_that_fit(settings: TrainSettings, of: Callable[[TrainSettings], Footprint], free: float) -> list[str]:
+    """What to change so that training fits into `free` bytes, in words; `of` gives a way's footprint."""
+    own = largest_batch(of(settings), free)
+    fits = [f"batch_size {own}"] if own else []
+    for mode, on in product(("lora", "qlora"), ("false", "true")):
+        way = replace(settings, mode=mode, gradient_checkpointing=on)
+        if batch := largest_batch(of(way), free):
+            fits.append(f"mode {mode} with{'' if on == 'true' else 'out'} gradient_checkpointing at batch_size {batch}")
+    return fits
 
 
 def longest(processor: Any, config: Any, samples: Iterable[tuple[Sample, Path]]) -> Shape:

@@ -10,6 +10,7 @@ from typing import Any
 
 from transformers import TrainingArguments
 
+from catlib.data.conversations import gives_reasons
 from catlib.errors import CatlibError
 from catlib.files import appending, read_jsonl, read_text, write_json, write_text
 from catlib.training.lora import rank_remark
@@ -107,6 +108,7 @@ class Record:
             "question": data.question,
             "other_questions": data.others,
             "spelled": data.spelled,
+            "reasons": gives_reasons(data.train),
             "base_fingerprint": fingerprint(self.run.vlm),
             "data": data.digests,
             "figures": _finite(figures),
@@ -121,6 +123,7 @@ class Record:
             "finished": p.finished,
             "stopped_early": p.stopped_early,
             "out_of_memory": p.out_of_memory,
+            "device": self.run.vlm.device.type,
             "micro_batch": p.micro_batch,
             "gradient_checkpointing": self.run.settings.recomputes,
             "peak_memory_gb": p.last.get("peak_memory_gb"),
