@@ -154,6 +154,7 @@ class TrainSettings(_OfAModel):
     train_data: str = option("data/vlm/train.jsonl", "training samples, LLaVA conversations")
     val_data: str = option("data/vlm/val.jsonl", "validation samples")
     output_dir: str = option("outputs/vlm_checkpoints/llava-cat-breeds", "folder of the adapter, processor, model card")
+    init_adapter: str = option("", "adapter folder to go on from, with new photos or breeds; empty: LoRA begins anew")
     mode: str = option("lora", "what is trained, and how the base is loaded", "projector", "lora", "qlora")
     train_projector: str = option("none", "the projector between tower and language model", "none", "full", "lora")
     lora_r: int = option(32, "rank of the LoRA matrices", least=1, most=2**16)

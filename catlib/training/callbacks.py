@@ -20,6 +20,7 @@ from transformers.integrations import MLflowCallback, TensorBoardCallback, Wandb
 from catlib.files import read_json, write_json
 from catlib.paths import resolve, without_secrets
 from catlib.training.record import HISTORY
+from catlib.training.validation import WATCHED
 
 if TYPE_CHECKING:
     from catlib.training.trainer import Trainer
@@ -80,7 +81,7 @@ class Flow(TrainerCallback):
         if t.is_in_train:
             epoch = float(state.epoch)
             figures = {"epoch": int(epoch) if epoch.is_integer() else epoch, "val_loss": metrics["eval_loss"]}
-            figures |= {k: metrics[f"eval_{k}"] for k in ("accuracy", "priority_f1") if f"eval_{k}" in metrics}
+            figures |= {k: metrics[f"eval_{k}"] for k in WATCHED if f"eval_{k}" in metrics}
             figures |= {"seconds": t.record.progress.seconds, "peak_memory_gb": t.peak_memory_gb()}
             control.should_training_stop |= not t.record.add_epoch(state.global_step, figures)
             t.tick()

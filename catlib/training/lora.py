@@ -10,12 +10,15 @@ from peft import LoraConfig, get_peft_model
 from peft.utils.constants import DUMMY_TARGET_MODULES
 
 from catlib.errors import CatlibError, InputError
+from catlib.paths import resolve
 from catlib.settings import TrainSettings, split_list
+from catlib.vlm.adapters import load_adapter
 from catlib.vlm.families import Family, family_of
 from catlib.vlm.models import VLM
 
 log = logging.getLogger(__name__)
 USUAL_RANKS = (16, 32)  # the plan's
+OF_LORA = ("r", "lora_alpha", "lora_dropout", "use_rslora", "use_dora", "target_modules", "modules_to_save")
 
 
 def with_alpha(settings: TrainSettings) -> TrainSettings:
@@ -98,7 +101,18 @@ def add_lora(vlm: VLM, settings: TrainSettings) -> None:
         log.warning("%s", remark)
     config = lora_config(vlm.model, settings, vlm.family)
     vlm.model.requires_grad_(False)
-    vlm.model = peft_model(vlm.model, config)
+    if settings.init_adapter:
+        checkpoint, folder = vlm.checkpoint, resolve(settings.init_adapter)
+        load_adapter(vlm, folder, trainable=True)
+        in_float32(vlm.model)
+        vlm.checkpoint = checkpoint  # what is trained is another one
+        old, new = vlm.model.peft_config["default"].to_dict(), config.to_dict()
+        if other := [f"{key} {old[key]!r} in place of {new[key]!r}" for key in OF_LORA if old[key] != new[key]]:
+            raise InputError(
+                f"init_adapter: {folder} has {', '.join(other)}; set lora_* and train_projector as it was trained"
+            )
+    else:
+        vlm.model = peft_model(vlm.model, config)
     keep_training_layout(vlm.model)
     check_trainable(vlm.model, vlm.family)
     vlm.model.train()
@@ -107,7 +121,11 @@ def add_lora(vlm: VLM, settings: TrainSettings) -> None:
 
 def peft_model(model: torch.nn.Module, config: LoraConfig, empty: bool = False) -> torch.nn.Module:
     """The model with adapters attached, everything that is trained in float32; `empty`: adapters without data, on the meta device."""
-    model = get_peft_model(model, config, autocast_adapter_dtype=True, low_cpu_mem_usage=empty)
+    return in_float32(get_peft_model(model, config, autocast_adapter_dtype=True, low_cpu_mem_usage=empty))
+
+
+def in_float32(model: torch.nn.Module) -> torch.nn.Module:
+    """The model with what is trained in float32."""
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()

@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import repeat
 from pathlib import Path
+from typing import Any
 
 from accelerate import PartialState
 
@@ -25,6 +26,7 @@ from catlib.training.kernels import fuse
 from catlib.training.lora import add_lora
 from catlib.training.memory_check import check_fits
 from catlib.training.sharding import shard
+from catlib.vlm.adapters import WEIGHTS, base_of, read_training
 from catlib.vlm.batches import Collator
 from catlib.vlm.checkpoint import find_checkpoint, open_vlm
 from catlib.vlm.features import FrozenFeatures, worth_caching
@@ -48,6 +50,14 @@ class TrainingData:
     question: str  # that most validation samples ask: the checkpoint's
     others: int  # validation samples that ask another one
     spelled: dict[str, str]  # beginnings of the answers that are more than a breed's name
+    lineage: dict[
+        str, Any
+    ]  # the adapter that training goes on from: folder, digest of its weights, breeds, its own lineage
+
+    @property
+    def old_breeds(self) -> list[str]:
+        """Breeds that the model has learned before."""
+        return self.lineage.get("breeds", [])
 
     @property
     def parts(self) -> tuple[tuple[Path, tuple[Sample, ...]], ...]:
@@ -73,7 +83,8 @@ def load_data(settings: TrainSettings) -> TrainingData:
     paths = [resolve(settings.train_data), resolve(settings.val_data)]
     roots = [image_root_of(path) for path in paths]
     train, val = (tuple(_with_digests(read_samples(path, root), root)) for path, root in zip(paths, roots, strict=True))
-    breeds = tuple(sorted({s.breed for s in train}))
+    lineage = lineage_of(settings.init_adapter)
+    breeds = tuple(sorted({s.breed for s in train} | set(lineage.get("breeds", []))))
     check_names(breeds)
     if unknown := sorted({s.breed for s in val} - set(breeds)):
         raise InputError(f"{paths[1]}: validation has breeds without a training photo: {', '.join(unknown)}")
@@ -95,8 +106,21 @@ def load_data(settings: TrainSettings) -> TrainingData:
             question,
         )
     return TrainingData(
-        train, val, roots[0], roots[1], breeds, priority, digests, question, others, spelled_answers(val)
+        train, val, roots[0], roots[1], breeds, priority, digests, question, others, spelled_answers(val), lineage
     )
+
+
+def lineage_of(adapter: str) -> dict[str, Any]:
+    """What is recorded of the adapter that training goes on from; empty without one. Raises InputError."""
+    if not adapter:
+        return {}
+    folder = resolve(adapter)
+    base_of(folder)  # raises where no adapter is
+    earlier = read_training(folder)
+    weights = hashlib.sha256((folder / WEIGHTS).read_bytes()).hexdigest()
+    return {"folder": adapter, "sha256": weights} | {
+        key: earlier[key] for key in ("breeds", "lineage") if key in earlier
+    }
 
 
 def set_up(settings: TrainSettings, data: TrainingData, sharded: bool = False) -> Run:

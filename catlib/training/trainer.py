@@ -92,7 +92,7 @@ class Trainer(SavingTrainer):
             self.add_callback(self.tracker)
         self.lanes = lanes_for(self.vlm, settings, self.processes.num_processes)
         watched = evenly(data.val, settings.watch_photos, settings.seed) if settings.watch_photos else ()
-        known = (data.breeds, data.priority, data.question, data.spelled)
+        known = (data.breeds, data.priority, data.question, data.spelled, data.old_breeds)
         self.watch = Watch(self.vlm, self.run.val_collate, watched, *known) if watched else None
         # Three times the loss of guessing among all tokens: no longer bad luck but a broken training.
         self.most = 3 * math.log(self.vlm.base.config.get_text_config().vocab_size)

@@ -35,6 +35,9 @@ def validation_loss(
     return total / tokens
 
 
+WATCHED = ("accuracy", "priority_f1", "old_accuracy")
+
+
 class Watch:
     """Closed-set accuracy and priority macro-F1 on a fixed part of the validation photos."""
 
@@ -47,20 +50,24 @@ class Watch:
         priority: Sequence[str],
         question: str,
         spelled: Mapping[str, str] | None = None,
+        old: Sequence[str] = (),
     ) -> None:
         self.vlm, self.collate, self.samples, self.question = vlm, collate, list(samples), question
         self.breeds, self.priority = list(breeds), [b for b in priority if any(s.breed == b for s in samples)]
         self.scorer = LabelScorer(vlm, self.breeds, question, spelled=spelled)
+        self.old = [i for i, sample in enumerate(samples) if sample.breed in old]  # learned before: seen when forgotten
 
     @torch.inference_mode()
     def measure(self, batch_size: int) -> dict[str, float]:
-        """{"accuracy", "priority_f1"}; the second only when a priority breed is among the photos."""
+        """Of WATCHED: the second only with photos of a priority breed, the third with photos of breeds learned before."""
         predicted = []
         for i in range(0, len(self.samples), batch_size):
             scores = self._scores(self.samples[i : i + batch_size])
             predicted += [self.breeds[j] for j in scores.argmax(1)]
         true = [s.breed for s in self.samples]
         figures = {"accuracy": float(np.mean([p == t for p, t in zip(predicted, true, strict=True)]))}
+        if self.old:
+            figures["old_accuracy"] = float(np.mean([predicted[i] == true[i] for i in self.old]))
         if self.priority:
             figures["priority_f1"] = float(
                 f1_score(true, predicted, labels=self.priority, average="macro", zero_division=0)
