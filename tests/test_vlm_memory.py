@@ -193,7 +193,7 @@ def test_auto_takes_the_largest_batch_that_fits_and_recomputes_only_where_it_mus
 
 @pytest.mark.slow
 @pytest.mark.long
-@pytest.mark.parametrize(("vram", "batch", "recomputes"), [(80, 16, False), (42, 8, False), (24, 8, True)])
+@pytest.mark.parametrize(("vram", "batch", "recomputes"), [(80, 8, False), (42, 8, False), (24, 8, True)])
 def test_auto_of_the_7b_profile_on_the_plans_cards(vram, batch, recomputes, capsys):
     assert main(["memory", "--profile", "llava-7b-lora", "--vram", str(vram), "--json"]) == 0
     auto = json.loads(capsys.readouterr().out)["auto"]

@@ -50,9 +50,7 @@ class TrainingData:
     question: str  # that most validation samples ask: the checkpoint's
     others: int  # validation samples that ask another one
     spelled: dict[str, str]  # beginnings of the answers that are more than a breed's name
-    lineage: dict[
-        str, Any
-    ]  # the adapter that training goes on from: folder, digest of its weights, breeds, its own lineage
+    lineage: dict[str, Any]  # the adapter that training goes on from: folder, digest, breeds, its own lineage
 
     @property
     def old_breeds(self) -> list[str]:
@@ -99,12 +97,8 @@ def load_data(settings: TrainSettings) -> TrainingData:
     digests = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
     question, others = questions_of(val)
     if others:
-        log.warning(
-            "%d of %d validation samples ask something else than %r, which is the checkpoint's question",
-            others,
-            len(val),
-            question,
-        )
+        asked = f"{others} of {len(val)} validation samples ask something else than {question!r}"
+        log.warning("%s, which is the checkpoint's question", asked)
     return TrainingData(
         train, val, roots[0], roots[1], breeds, priority, digests, question, others, spelled_answers(val), lineage
     )
@@ -118,9 +112,8 @@ def lineage_of(adapter: str) -> dict[str, Any]:
     base_of(folder)  # raises where no adapter is
     earlier = read_training(folder)
     weights = hashlib.sha256((folder / WEIGHTS).read_bytes()).hexdigest()
-    return {"folder": adapter, "sha256": weights} | {
-        key: earlier[key] for key in ("breeds", "lineage") if key in earlier
-    }
+    known = {key: earlier[key] for key in ("breeds", "lineage") if key in earlier}
+    return {"folder": adapter, "sha256": weights, **known}
 
 
 def set_up(settings: TrainSettings, data: TrainingData, sharded: bool = False) -> Run:
@@ -128,9 +121,8 @@ def set_up(settings: TrainSettings, data: TrainingData, sharded: bool = False) -
     checkpoint = find_checkpoint(settings.base_model)
     if checkpoint.adapter is not None:
         raise InputError(f"base_model {settings.base_model!r} is an adapter; name the model that is to be trained")
-    need = check_fits(
-        settings, checkpoint.base, [(s, inside(root, s.image)) for root, part in data.parts for s in part]
-    )
+    photos = [(sample, inside(root, sample.image)) for root, part in data.parts for sample in part]
+    need = check_fits(settings, checkpoint.base, photos)
     recomputes = settings.recomputes if need is None else need.gradient_checkpointing
     settings = replace(settings, gradient_checkpointing=str(recomputes).lower())
     dtype = str(pick_dtype(settings.dtype, pick_device(settings.device))).removeprefix("torch.")
@@ -140,14 +132,12 @@ def set_up(settings: TrainSettings, data: TrainingData, sharded: bool = False) -
     log.info("%d layers use gradients written by hand", fuse(vlm.model))
     if recomputes:
         vlm.base.gradient_checkpointing_enable({"use_reentrant": False})
-    augment = Augment(settings.seed) if settings.augment else None
     features = _features(settings, vlm, data)
     if sharded:
         shard(vlm, PartialState().num_processes)
+    augment = Augment(settings.seed) if settings.augment else None
     if augment is not None:
-        log.info(
-            "augmentation is on: every photo goes through the vision tower each time, the feature cache is not used"
-        )
+        log.info("augmentation is on: every photo goes through the tower each time, the feature cache is not used")
     collate = Collator(vlm, data.image_root, None if augment else features, augment, settings.num_workers)
     val_collate = Collator(vlm, data.val_root, features)
     micro = settings.batch_size if need is None else need.batch_size
