@@ -12,6 +12,9 @@ from catlib.training.callbacks import Tracker
 from catlib.training.trainer import Trainer, train
 
 
+NEVER = ("on_init_end", "on_predict", "on_prediction_step", "on_push_begin", "on_substep_end")  # do not occur here
+
+
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
     root = tmp_path_factory.mktemp("trackers")
@@ -118,4 +121,4 @@ def test_a_tracker_that_fails_is_let_be(place, monkeypatch, caplog, event):
     monkeypatch.setattr(Tracker, "_run_id", lambda self: "1")
     result = train(options(place, "mlflow", f"broken-{event}"))
     assert result.outcome["finished"] and len(result.history) == 8
-    assert caplog.text.count("database is locked") == broken.calls == 1
+    assert caplog.text.count("database is locked") == broken.calls == (event not in NEVER)

@@ -41,39 +41,25 @@ def lora_module_names(model: torch.nn.Module, targets: Sequence[str], family: Fa
     layer.
     """
     prefix = (family or family_of(model)).language_model + "."
-    names = [
-        name
-        for name, module in model.named_modules()
-        if name.startswith(prefix) and name.rsplit(".", 1)[-1] in targets and hasattr(module, "in_features")
-    ]
-    missing = set(targets) - {name.rsplit(".", 1)[-1] for name in names}
-    if missing:
-        last = {
-            n.rsplit(".", 1)[-1] for n, m in model.named_modules() if n.startswith(prefix) and hasattr(m, "in_features")
-        }
-        raise InputError(
-            f"lora_targets: no layer {', '.join(sorted(missing))} in {prefix[:-1]}; it has {', '.join(sorted(last))}"
-        )
-    return names
-
-
-def projector_linears(model: torch.nn.Module, family: Family) -> list[str]:
-    """Full paths of the projector's linear layers."""
-    prefix = family.projector + "."
-    return [n for n, m in model.named_modules() if n.startswith(prefix) and isinstance(m, torch.nn.Linear)]
+    layers = [n for n, m in model.named_modules() if n.startswith(prefix) and hasattr(m, "in_features")]
+    last = {name: name.rsplit(".", 1)[-1] for name in layers}
+    if missing := set(targets) - set(last.values()):
+        there = ", ".join(sorted(set(last.values())))
+        raise InputError(f"lora_targets: no layer {', '.join(sorted(missing))} in {prefix[:-1]}; it has {there}")
+    return [name for name in layers if last[name] in targets]
 
 
 def lora_config(model: torch.nn.Module, settings: TrainSettings, family: Family | None = None) -> LoraConfig:
     """peft's configuration for the settings; in mode `projector` there is no LoRA, the projector is trained in full.
 
-    The pattern is matched against a module's whole path (peft matches a list against its end, which would hit namesakes), the
-    layers' numbers replaced by any number; it is checked that it matches exactly the layers that are meant.
+    A pattern is matched against a module's whole path; peft would match a list against its end, which would hit namesakes.
     """
     family = family or family_of(model)
     full = settings.mode == "projector" or settings.train_projector == "full"
     names = [] if settings.mode == "projector" else lora_module_names(model, split_list(settings.lora_targets), family)
     if settings.mode != "projector" and settings.train_projector == "lora":
-        names += projector_linears(model, family)
+        linears = [n for n, m in model.named_modules() if isinstance(m, torch.nn.Linear)]
+        names += [name for name in linears if name.startswith(f"{family.projector}.")]
     pattern = "|".join(dict.fromkeys(re.sub(r"\\\.\d+\\\.", r"\\.\\d+\\.", re.escape(name)) for name in names))
     matched = {name for name, _ in model.named_modules() if re.fullmatch(pattern, name)} if names else set()
     if matched != set(names):
