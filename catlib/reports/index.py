@@ -2,6 +2,7 @@
 
 import logging
 import os
+import shutil
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from operator import itemgetter
@@ -21,8 +22,13 @@ from catlib.reports import html, photos
 
 STATE_FIELDS = {"run": str, "profile": str, "status": str, "pid": int, "started": str, "versions": dict, "stages": dict}
 FIELDS = {"title": str, "status": str}  # of each stage
+METRICS = {"models": dict, "recommendation": dict, "criteria": list}  # what the pages show of metrics.json
 GO_THERE = Markup('{} ended with an error. <a href="#error">Go there.</a>')
 NAMES = ("run", "run_dir", "output_dir", "checkpoint", "hint", "data_dir", "train_data", "val_data", "test_data")
+MARKS = (
+    'name="generator" content="catlib"',
+    "· catlib report</title>",
+)  # in the pages of this version, and of earlier ones
 log = logging.getLogger(__name__)
 
 
@@ -63,6 +69,9 @@ def results(run_dir: Path) -> dict[str, Any]:
     path = run_dir / METRICS_FILE
     try:
         metrics = read_metrics(path) if path.is_file() else {}
+        for key, kind in METRICS.items():
+            if not isinstance(metrics.get(key, kind()), kind):
+                raise InputError(f"{key} is no {kind.__name__}")
         headline(metrics)
         return metrics
     except (InputError, KeyError, TypeError, AttributeError) as error:
@@ -153,6 +162,42 @@ def differences(states: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     return found
 
 
+def listed(runs: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]]) -> list[dict[str, str]]:
+    """A row for each run: what it is, on which data, what differs, and its verdict."""
+    rows = []
+    for (state, metrics), own in zip(runs, differences([state for state, _ in runs]), strict=True):
+        parts = {part: digest for entry in state["stages"].values() for part, digest in entry.get("data", {}).items()}
+        advice = metrics.get("recommendation", {}) if state["status"] == "done" else {}
+        rows.append(
+            {
+                "run": state["run"],
+                "started": state["started"][:16].replace("T", " "),
+                "status": state["status"],
+                "data": ", ".join(f"{part} {digest}" for part, digest in parts.items()) or "-",
+                "base model": str(parameters_of(state).get("base_model", "-")),
+                "what differs": ", ".join(f"{key}={value}" for key, value in own.items()) or "-",
+                "verdict": advice.get("decision", "-"),
+            }
+        )
+    return rows
+
+
+def leaderboard(runs: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]]) -> dict[str, list[dict[str, str]]]:
+    """Each run's models with accuracy and priority F1, in the order of each column."""
+    rows = [
+        (metrics["models"][name], {"run": state["run"], "model": track(name).short})
+        for state, metrics in runs
+        for name in ordered(metrics.get("models", {}))
+    ]
+    figures = {"accuracy": "accuracy", "priority F1": "priority_macro_f1"}
+    table = [row | {title: share(model.get(key)) for title, key in figures.items()} for model, row in rows]
+    values = {
+        title: [(model.get(key) or {}).get("value") or 0.0 for model, _ in rows] for title, key in figures.items()
+    }
+    orders = {t: [table[i] for i in sorted(range(len(rows)), key=lambda i: -v[i])] for t, v in values.items()}
+    return orders | {title: sorted(table, key=itemgetter(title)) for title in ("model", "run")}
+
+
 def render_all_runs() -> Path:
     """Write reports/index.html: every run, the latest first, their figures sorted in several ways, and further pages."""
     runs, unreadable = all_runs()
@@ -165,40 +210,41 @@ def render_all_runs() -> Path:
             except Exception as error:  # whatever a damaged folder holds, it stops no other run
                 log.warning("%s: no report could be made of it (%s)", run_dir, error)
                 unreadable.append(relative(run_dir))
-    rows: list[dict[str, Any]] = []
-    listed = []
-    for (state, metrics), own in zip(runs, differences([state for state, _ in runs]), strict=True):
-        models, advice = metrics.get("models", {}), metrics.get("recommendation", {})
-        parts = {part: digest for entry in state["stages"].values() for part, digest in entry.get("data", {}).items()}
-        listed.append(
-            {
-                "run": state["run"],
-                "started": state["started"][:16].replace("T", " "),
-                "status": state["status"],
-                "data": ", ".join(f"{part} {digest}" for part, digest in parts.items()) or "-",
-                "base": parameters_of(state).get("base_model", "-"),
-                "own": ", ".join(f"{key}={value}" for key, value in own.items()) or "-",
-                "verdict": advice.get("decision", "-") if state["status"] == "done" else "-",
-            }
-        )
-        for name in ordered(models):
-            figures = {key: models[name].get(key) for key in ("accuracy", "priority_macro_f1")}
-            values = {key: (figure or {}).get("value") or 0.0 for key, figure in figures.items()}
-            rows.append(
-                {"run": state["run"], "model": track(name).short, "values": values}
-                | {key: share(figure) for key, figure in figures.items()}
-            )
-    orders = {
-        "accuracy": sorted(rows, key=lambda row: -row["values"]["accuracy"]),
-        "priority F1": sorted(rows, key=lambda row: -row["values"]["priority_macro_f1"]),
-        "model": sorted(rows, key=itemgetter("model")),
-        "run": sorted(rows, key=itemgetter("run")),
-    }
     further = sorted(path.name for kind in ("sweep", "compare") for path in resolve("reports").glob(f"{kind}-*.html"))
-    values = {"runs": listed, "orders": orders, "unreadable": unreadable, "further": further}
+    values = {"runs": listed(runs), "orders": leaderboard(runs), "unreadable": unreadable, "further": further}
     path = resolve("reports") / "index.html"
     write_text(path, html.render("runs.html.j2", title="catlib reports", **values))
     return path
+
+
+def remove_runs(names: Sequence[str]) -> list[str]:
+    """Remove the folders and reports of runs; what was removed. Checkpoints stay.
+
+    Raises InputError, before anything is removed, for a run that is not there, is in progress or does not carry catlib's mark.
+    """
+    folders: list[Path] = []
+    for name in names:
+        run_dir, report = resolve("outputs/runs") / name, report_path(name).parent
+        state = read_state(run_dir) if Path(name).name == name and not run_dir.is_symlink() else None
+        if state is None:
+            raise InputError(
+                f"{run_dir}: not a run that catlib has written (no readable state.json), so it is not removed"
+            )
+        if state["status"] == "running":
+            raise InputError(f"run {name!r} is in progress (process {state['pid']})")
+        folders.append(run_dir)
+        if report.is_dir():
+            if report.is_symlink() or not any(mark in _head(report / "index.html") for mark in MARKS):
+                raise InputError(f"{report}: not a report that catlib has written, so nothing is removed")
+            folders.append(report)
+    for folder in folders:
+        shutil.rmtree(folder)
+    render_all_runs()
+    return [relative(folder) for folder in folders]
+
+
+def _head(page: Path) -> str:
+    return page.read_text(encoding="utf-8", errors="replace")[:1000] if page.is_file() else ""
 
 
 def _alive(pid: int) -> bool:

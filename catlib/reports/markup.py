@@ -23,7 +23,7 @@ TAGS = (
 )
 PLAIN = ("class", "id", "title", "alt", "style", "colspan", "rowspan", "scope")
 STYLES = ["color", "background", "background-color", "font-weight", "margin"]  # none that can move or cover anything
-IMAGE = re.compile(r"data:image/(png|jpeg|webp|gif);base64,[A-Za-z0-9+/=\s]*", re.ASCII)
+IMAGE = re.compile(r"data:image/(png|jpeg|webp|gif|svg\+xml);base64,[A-Za-z0-9+/=\s]*", re.ASCII)
 QUALITY = 78  # of WebP, where a picture is lossy: photos lose nothing that a reader sees at this size
 PICTURES = ("PNG", "JPEG", "WEBP", "GIF")  # what a notebook puts out; nothing else is decoded
 WIDEST = 1400  # pixels
@@ -95,7 +95,8 @@ def arrange(body: str, prefix: str) -> str:
         element.decompose()
     for image in soup.select("img"):
         image["src"], (width, height) = compact(str(image["src"]))
-        image["width"], image["height"] = str(width), str(height)
+        if width:
+            image["width"], image["height"] = str(width), str(height)
     return tidy(soup)
 
 

@@ -16,9 +16,8 @@ from PIL import Image, ImageOps
 
 from catlib.classifiers.tracks import ordered, track
 from catlib.data.images import inside, opening, to_rgb
-from catlib.data.records import Prediction, PredictionSet, image_root_of
+from catlib.data.records import Prediction, PredictionSet, image_root_of, read_predictions
 from catlib.errors import InputError
-from catlib.evaluation.inputs import read_folder
 from catlib.evaluation.outcomes import NO_ANSWER, Outcomes, outcomes
 from catlib.evaluation.plots_model import confusion_counts, similarity_order
 from catlib.evaluation.tables import share
@@ -97,15 +96,15 @@ def album(
     per_breed = {name: model.get("per_breed", {}) for name, model in metrics.get("models", {}).items()}
     try:
         figures = json.dumps(per_breed)
-        return _album(run_dir, versions, image_root(parameters), room, most_right, figures) if files else None
+        return _album(versions, image_root(parameters), room, most_right, figures) if files else None
     except InputError as error:
         log.warning("no page of photos: %s", error)
         return None
 
 
 @lru_cache(4)
-def _album(run_dir: Path, versions: tuple[Any, ...], root: Path, room: int, most_right: int, figures: str) -> Album:
-    found, per_breed = read_folder(run_dir / "predictions"), json.loads(figures)
+def _album(versions: tuple[Any, ...], root: Path, room: int, most_right: int, figures: str) -> Album:
+    found, per_breed = {path.stem: read_predictions(path) for path, _ in versions}, json.loads(figures)
     sets = {name: found[name] for name in ordered(found)}
     answers = {name: {p.id: p for p in predictions.predictions} for name, predictions in sets.items()}
     main = next(iter(sets))
