@@ -11,7 +11,6 @@ from transformers import TrainerCallback
 from catlib.training.callbacks import Tracker
 from catlib.training.trainer import Trainer, train
 
-
 NEVER = ("on_init_end", "on_predict", "on_prediction_step", "on_push_begin", "on_substep_end")  # do not occur here
 
 
