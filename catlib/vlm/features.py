@@ -125,11 +125,11 @@ def worth_caching(settings: TrainSettings, model: torch.nn.Module, family: Famil
     """
     asked = str(settings.cache_features).lower()
     if asked == "auto":
-        tower, language_model = (
-            sum(getattr(p, "quant_state", None).shape.numel() if hasattr(p, "quant_state") else p.numel() for p in part)
-            for part in (model.get_submodule(path).parameters() for path in (family.tower, family.language_model))
-        )
-        asked = str(tower >= WORTH * 2 * language_model).lower()
+
+        def size(path: str) -> int:
+            return sum(p.numel() * (1 + (p.dtype is torch.uint8)) for p in model.get_submodule(path).parameters())
+
+        asked = str(size(family.tower) >= WORTH * 2 * size(family.language_model)).lower()
     return family.caches_features and asked == "true"
 
 
