@@ -154,6 +154,7 @@ class TrainSettings(_OfAModel):
     train_data: str = option("data/vlm/train.jsonl", "training samples, LLaVA conversations")
     val_data: str = option("data/vlm/val.jsonl", "validation samples")
     output_dir: str = option("outputs/vlm_checkpoints/llava-cat-breeds", "folder of the adapter, processor, model card")
+    init_adapter: str = option("", "adapter folder to go on from, with new photos or breeds; empty: LoRA begins anew")
     mode: str = option("lora", "what is trained, and how the base is loaded", "projector", "lora", "qlora")
     train_projector: str = option("none", "the projector between tower and language model", "none", "full", "lora")
     lora_r: int = option(32, "rank of the LoRA matrices", least=1, most=2**16)
@@ -185,7 +186,11 @@ class TrainSettings(_OfAModel):
         "how attention is computed; auto: sdpa where the model has it",
         *("auto", "sdpa", "eager", "flash_attention_2", "flash_attention_3"),
     )
-    cache_features: bool = option(True, "compute the frozen tower's features once and keep them on disk")
+    cache_features: str = option(
+        "auto",
+        "compute the frozen tower's features once and keep them on disk; auto: where the tower is 5 % of a step or more",
+        *("auto", "true", "false"),
+    )
     cache_limit_gb: float = option(20.0, "largest size of the feature cache, GB")
     augment: bool = option(False, "light random crops, flips and colour changes; switches the feature cache off")
     balance: str = option("none", "how often rare breeds are drawn", "none", "sqrt", "uniform")

@@ -117,6 +117,7 @@ def load_adapter(vlm: VLM, adapter: Path, trainable: bool = False) -> None:
         raise InputError(f"{adapter / WEIGHTS}: broken: {error}") from None
     try:
         config = from_files(PeftConfig, str(adapter))
+        config.inference_mode = not trainable
         model = PeftModel(vlm.base, config, autocast_adapter_dtype=trainable)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise InputError(
