@@ -78,7 +78,9 @@ def image_processor(kind: type = CLIPImageProcessor):
     return kind(size=size, **crop)
 
 
-def llava(text: str = "llama", attention: str = "sdpa", seed: int = 0, question: str = Checkpoint.question) -> VLM:
+def llava(
+    text: str = "llama", attention: str = "sdpa", seed: int = 0, question: str = Checkpoint.question, window: int = 64
+) -> VLM:
     """A float32 LLaVA as `open_vlm` would return it. Weights are spread wide, so that scores differ visibly."""
     words = tokenizer()
     shape = {
@@ -94,7 +96,7 @@ def llava(text: str = "llama", attention: str = "sdpa", seed: int = 0, question:
         "eos_token_id": 2,
         "initializer_range": 0.3,
     }
-    language = LlamaConfig(**shape) if text == "llama" else MistralConfig(**shape, sliding_window=64)
+    language = LlamaConfig(**shape) if text == "llama" else MistralConfig(**shape, sliding_window=window)
     vision = CLIPVisionConfig(
         hidden_size=24,
         intermediate_size=32,

@@ -44,7 +44,7 @@ def gather(settings: TrainSettings, vram: float | None, image_tokens: int | None
     from catlib.training.memory import GB, Footprint, largest_batch, model_config, usual_shape
 
     config = model_config(settings.base_model)
-    shape = usual_shape(config, image_tokens or 0)
+    shape = usual_shape(config, image_tokens or 0, settings.base_model, settings.max_pixels)
     limit = vram * GB if vram else None
     of = cache(lambda variant: Footprint.of(variant, config, shape))
 

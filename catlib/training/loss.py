@@ -50,8 +50,7 @@ class AnswerLoss(torch.nn.Module):
         outputs = base.model(input_ids=batch.input_ids, attention_mask=mask, use_cache=False, **extra)
         hidden, targets = outputs.last_hidden_state[:, :-1], batch.labels[:, 1:]
         answer = targets != IGNORED
-        head = base.get_output_embeddings()
-        logits = head(hidden).float()[answer] if self.full_logits else head(hidden[answer]).float()
+        logits = vlm.logits(hidden)[answer] if self.full_logits else vlm.logits(hidden[answer])
         return cross_entropy(logits, targets[answer], reduction="sum"), int(answer.sum())
 
 

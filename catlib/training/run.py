@@ -100,6 +100,7 @@ def set_up(settings: TrainSettings, data: TrainingData, sharded: bool = False) -
     checkpoint = find_checkpoint(settings.base_model)
     if checkpoint.adapter is not None:
         raise InputError(f"base_model {settings.base_model!r} is an adapter; name the model that is to be trained")
+    checkpoint = replace(checkpoint, max_pixels=settings.max_pixels)
     check_fits(settings, checkpoint.base, [(s, inside(root, s.image)) for root, part in data.parts for s in part])
     dtype = str(pick_dtype(settings.dtype, pick_device(settings.device))).removeprefix("torch.")
     vlm = open_vlm(checkpoint, device=settings.device, precision="4-bit" if settings.mode == "qlora" else dtype)

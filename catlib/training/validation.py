@@ -81,13 +81,13 @@ class Watch:
         cache = self.collate.features
         cached = [cache.get(s.metadata["sha256"]) for s in samples] if cache else []
         found = [one for one in cached if one is not None]
-        if len(found) < len(samples):
+        prompts = [torch.tensor(self.collate.prompt_ids(self.question, f)) for f in found]
+        length = max(map(len, prompts), default=0)
+        if len(found) < len(samples) or not self.scorer.room(length):
             return self.scorer.score([open_image(inside(self.collate.image_root, s.image)) for s in samples])
         device = self.vlm.base.device
         projector = self.vlm.projector
         vectors = torch.cat([f.vectors for f in found]).to(device, next(projector.parameters()).dtype)
-        prompts = [torch.tensor(self.collate.prompt_ids(self.question, f)) for f in found]
-        length = max(map(len, prompts))
         pad = self.vlm.processor.tokenizer.pad_token_id or 0
         ids = torch.stack([torch.nn.functional.pad(p, (length - len(p), 0), value=pad) for p in prompts]).to(device)
         mask = torch.stack([torch.nn.functional.pad(torch.ones_like(p), (length - len(p), 0)) for p in prompts]).to(
