@@ -34,8 +34,8 @@ TEMPLATES: Mapping[str, str] = {
 PROMPT_ENDS: Mapping[str, str] = {"PaliGemmaProcessor": "\n"}
 # Layers that keep a state of all they have read, which cannot be cut back as a cache of keys and values can.
 STATEFUL = {"linear_attention", "conv", "mamba", "recurrent"}
-# Dual encoders by `model_type`: those that learned from texts padded to full length, and those from lower-case texts.
-PADS_TEXT, LOWERS_TEXT = ("siglip", "siglip2"), ("siglip2",)
+# `model_type` of dual encoders that learned from lower-case texts padded to full length. Not each one's tokenizer lowers them.
+PADDED_TEXT = ("siglip", "siglip2")
 
 
 @dataclass(frozen=True)
