@@ -5,7 +5,7 @@ on tensors without data (`catlib.training.memory_trace`).
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Collection
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -209,13 +209,14 @@ def usual_shape(config: Any, image_tokens: int = 0, ref: str = "", max_pixels: i
     return Shape(image_tokens, TEXT_TOKENS, ANSWER_TOKENS)
 
 
-def photo_tokens(processor: Any, config: Any, sizes: Iterable[tuple[int, int]]) -> int:
-    """The most image tokens that the processor makes of photos of these (width, height): of the most and least, widest and tallest."""
+def photo_tokens(processor: Any, config: Any, sizes: Collection[tuple[int, int]]) -> int:
+    """The most image tokens that the processor makes of photos of these (width, height): it is asked about the extreme ones."""
     areas, shapes = sorted(sizes, key=math.prod), sorted(sizes, key=lambda size: size[0] / size[1])
+    square = min(sizes, key=lambda size: max(size) / min(size))
     token, text = image_token_of(config), prompt_text(processor, "?")
     counts = [
         int((model_inputs(processor, [Image.new("RGB", size)], [text])["input_ids"] == token).sum())
-        for size in {areas[0], areas[-1], shapes[0], shapes[-1]}
+        for size in {areas[0], areas[-1], shapes[0], shapes[-1], square}
     ]
     return max(counts)
 

@@ -6,7 +6,6 @@ have in its own sentence. The result equals one plain forward pass per name, at 
 """
 
 import copy
-import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -16,13 +15,12 @@ import numpy as np
 import torch
 from PIL.Image import Image
 
-from catlib.errors import CatlibError, InputError
+from catlib.errors import CatlibError, InputError, NotFinite
 from catlib.vlm.families import ALONG_TEXT, STATEFUL
 from catlib.vlm.label_trie import TokenTrie, build_trie, split_labels
 from catlib.vlm.models import VLM
 from catlib.vlm.prompting import continued, inference_inputs, label_tokens
 
-log = logging.getLogger(__name__)
 LOGITS_LIMIT = 2**27  # logits held at once: 512 MB in float32
 PLAIN_ROWS = 16  # names in one plain pass
 
@@ -189,19 +187,9 @@ class LabelScorer:
 
 def _checked(scores: torch.Tensor) -> np.ndarray:
     found = scores.double().cpu().numpy()
-    if bad := np.flatnonzero(~np.isfinite(found).all(axis=1)).tolist():
-        raise NoNumber(bad[0])
+    for row in np.flatnonzero(~np.isfinite(found).all(axis=1)):
+        raise NotFinite(int(row))
     return found
-
-
-class NoNumber(CatlibError):
-    """Scores that are no finite numbers; `row`: of which photo of the batch."""
-
-    def __init__(self, row: int) -> None:
-        super().__init__(
-            f"the scores of photo {row + 1} of the batch are no finite numbers: the model's weights are damaged, or the photo's values"
-        )
-        self.row = row
 
 
 def _repeated(value: Any, times: int) -> Any:
