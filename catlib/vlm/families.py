@@ -25,6 +25,7 @@ ALONG_TEXT = ("attention_mask", "token_type_ids", "mm_token_type_ids", "cross_at
 # classes of the language models' layers whose arithmetic `catlib.training.kernels` knows
 RMS_NORMS = ("LlamaRMSNorm", "MistralRMSNorm", "Qwen2RMSNorm")
 GATED_MLPS = ("LlamaMLP", "MistralMLP", "Qwen2MLP")
+ATTENTIONS = ("LlamaAttention", "MistralAttention", "Qwen2Attention")
 # Chat templates, by the processor's class, of models that come without one; and the end of a prompt that a processor writes itself.
 TEMPLATES: Mapping[str, str] = {
     "PaliGemmaProcessor": "{% for message in messages %}{% for part in message['content'] %}{% if part['type'] == 'image' %}"

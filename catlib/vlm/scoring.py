@@ -99,7 +99,7 @@ class LabelScorer:
 
         A single photo, where there is no room for a tree behind it.
         """
-        room = self.room(inputs["input_ids"].shape[1])
+        room = self.room(inputs["attention_mask"].shape[1])
         if not room:
             return _checked(self._plain(inputs)[None])
         first, cache, mask = self._prefill(inputs)
