@@ -108,19 +108,19 @@ def limit_pixels(images: Any, most: int, ref: str = "") -> None:
     """
     if not most:
         return
-    size, edge = dict(images.size), math.isqrt(most)
-    size = {name: value for name, value in size.items() if value}
+    size, edge = {name: value for name, value in dict(images.size).items() if value}, math.isqrt(most)
     if hasattr(images, "merge_size"):  # here sizes are areas
-        images.size = {"shortest_edge": min(size.get("shortest_edge", most), most), "longest_edge": most}
+        images.size = {name: min(value, most) for name, value in size.items()}
     elif grid := getattr(images, "image_grid_pinpoints", None):
-        side = min(min(shape) for shape in grid)
+        side = min(map(min, grid))
         images.image_grid_pinpoints = [shape for shape in grid if math.prod(shape) <= most] or [[side, side]]
     elif hasattr(images, "crop_to_patches"):
-        images.max_patches = max(1, most // (size["height"] * size["width"]))
+        images.max_patches = max(1, min(images.max_patches, most // (size["height"] * size["width"])))
         images.crop_to_patches = images.crop_to_patches and images.max_patches > 1
     elif hasattr(images, "tile_size"):
-        images.max_tiles = max(images.min_tiles, most // images.tile_size**2)
-        images.do_image_splitting = images.do_image_splitting and most >= images.min_tiles * images.tile_size**2
+        tiles = min(images.max_tiles, most // images.tile_size**2)
+        images.max_tiles = max(images.min_tiles, tiles)
+        images.do_image_splitting = images.do_image_splitting and tiles >= images.min_tiles
     elif tile := dict(getattr(images, "max_image_size", None) or {}).get("longest_edge"):
         images.do_image_splitting = images.do_image_splitting and most >= 2 * tile**2
         images.size = {"longest_edge": max(tile, min(size["longest_edge"], edge))}
