@@ -113,6 +113,13 @@ class Case:
             values["lora_targets"] = tiny.targets
         return settings(Path(self.base), self.data, self.folder / out, **{**values, **more, "base_model": self.base})
 
+    @property
+    def trained(self) -> Path:
+        """The checkpoint of step `lora`. Raises InputError where that was refused."""
+        if self.tuned is None:
+            raise InputError(self.cells.get("lora", "not trained").removeprefix("refused: "))
+        return self.tuned
+
     def open(self, name: str | Path = "") -> VLM:
         return open_vlm(name or self.base, device="cpu", precision="float32")
 
@@ -217,17 +224,15 @@ def training(mode: str) -> Callable[[Case], None]:
 
 
 def tuned(case: Case) -> None:
-    assert case.tuned is not None, "not trained"
-    scores = compare(case, case.open(case.tuned))
+    scores = compare(case, case.open(case.trained))
     before = LabelScorer(case.open(), BREEDS, QUESTION).score(case.images[:3], [QUESTIONS[i % 2] for i in range(3)])
     assert np.abs(scores - before).max() > 0.1, "the adapter changes nothing"
 
 
 def plain_peft(case: Case) -> None:
     """catlib's scores are those of transformers' model with the adapter as peft itself loads it."""
-    assert case.tuned is not None, "not trained"
     base = AutoModelForImageTextToText.from_pretrained(case.base, dtype=torch.float32)
-    compare(case, case.open(case.tuned), PeftModel.from_pretrained(base, str(case.tuned)).eval())
+    compare(case, case.open(case.trained), PeftModel.from_pretrained(base, str(case.trained)).eval())
 
 
 def constrained(case: Case) -> None:
@@ -264,7 +269,6 @@ def PALIGEMMA(vlm: VLM) -> bool:
 
 def resume(case: Case) -> None:
     """Interrupted after the second of four steps and begun again, a training ends with the same weights."""
-    assert case.tuned is not None, "not trained"
     own, count = Trainer.training_step, iter(range(100))
 
     def interrupted(self: Trainer, *given: Any) -> Any:
@@ -281,18 +285,17 @@ def resume(case: Case) -> None:
         else:
             raise AssertionError("not interrupted")
     result = train(case.options("resumed", **MODES["lora"], save_steps=1, resume=True))
-    weights, again = (load_file(path / "adapter_model.safetensors") for path in (case.tuned, result.checkpoint))
+    weights, again = (load_file(path / "adapter_model.safetensors") for path in (case.trained, result.checkpoint))
     assert all(torch.allclose(weights[name], again[name], atol=1e-6) for name in weights)
 
 
 def export(case: Case) -> None:
-    assert case.tuned is not None, "not trained"
     photos = sorted((case.data.parent / "photos").iterdir())[:3]
-    out = merge(find_mergeable(case.tuned), case.folder / "merged", dtype="float32", device="cpu", photos=photos)
+    out = merge(find_mergeable(case.trained), case.folder / "merged", dtype="float32", device="cpu", photos=photos)
     questions = [QUESTIONS[i % 2] for i in range(3)]
     merged, adapter = (
         LabelScorer(case.open(name), BREEDS, QUESTION).score(case.images[:3], questions)
-        for name in (out.folder, case.tuned)
+        for name in (out.folder, case.trained)
     )
     assert np.abs(merged - adapter).max() < 1e-3
     model = AutoModelForImageTextToText.from_pretrained(out.folder, dtype=torch.float32).eval()
@@ -404,10 +407,15 @@ def main(arguments: list[str]) -> int:
         with tempfile.TemporaryDirectory() as folder:
             rows[name] = run_family(name, Path(folder))
         print(name, {step: cell for step, cell in rows[name].items() if cell != "pass"} or "all pass", flush=True)
+    write(page, rows)
+    return int(any(cell.startswith("FAIL") for cells in rows.values() for cell in cells.values()))
+
+
+def write(page: Path, rows: dict[str, dict[str, str]]) -> None:
+    """Put the table between the page's marks."""
     text = page.read_text(encoding="utf-8") if page.is_file() else f"{BEGIN}\n{END}\n"
     before, rest = text.split(BEGIN)
     page.write_text(f"{before}{BEGIN}\n{table(rows)}\n{END}{rest.split(END)[1]}", encoding="utf-8")
-    return int(any(cell.startswith("FAIL") for cells in rows.values() for cell in cells.values()))
 
 
 if __name__ == "__main__":

@@ -118,6 +118,7 @@ def open_vlm(
         load_adapter(vlm, checkpoint.adapter, trainable=not quantize)
         if not quantize:
             vlm.model = vlm.model.merge_and_unload().requires_grad_(False).eval()
+            vlm.projector.to(vlm.dtype)  # one that was trained in full
     return vlm
 
 

@@ -172,7 +172,7 @@ class LabelScorer:
             real = torch.tensor([[1] * len(label) + [0] * (length - len(label)) for label in labels]).to(
                 self.vlm.device
             )
-            rows = {name: _repeated(value, len(labels)) for name, value in inputs.items()}
+            rows = {name: x.repeat(len(labels), *[1] * (x.dim() - 1)) for name, x in inputs.items()}
             output = self.vlm.base.model(**continued(self.vlm, rows, padded[:, :-1]), use_cache=False)
             steps = self.vlm.logits(output.last_hidden_state[:, -length:]).log_softmax(-1)
             sums.append((steps.gather(-1, padded[..., None])[..., 0] * real).sum(-1))
@@ -190,16 +190,6 @@ def _checked(scores: torch.Tensor) -> np.ndarray:
     for row in np.flatnonzero(~np.isfinite(found).all(axis=1)):
         raise NotFinite(int(row))
     return found
-
-
-def _repeated(value: Any, times: int) -> Any:
-    """A tensor of one photo for as many rows; what the tower made of the photo likewise."""
-    if isinstance(value, torch.Tensor):
-        return value.repeat(times, *[1] * (value.dim() - 1))
-    return {
-        name: type(output)(pooler_output=[part for _ in range(times) for part in output.pooler_output])
-        for name, output in value.items()
-    }
 
 
 @contextmanager
