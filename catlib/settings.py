@@ -166,6 +166,9 @@ class TrainSettings(_OfAModel):
     use_rslora: bool = option(False, "scale by alpha / sqrt(r) instead")
     use_dora: bool = option(False, "decompose weights into magnitude and direction")
     epochs: int = option(3, "passes over the training photos", least=1)
+    max_pixels: int = option(
+        0, "most pixels of a photo that the model sees, in tiles where it cuts; 0: as the model comes"
+    )
     batch_size: int = option(4, "photos in one forward pass", least=1)
     gradient_accumulation: int = option(8, "forward passes for one optimizer step", least=1)
     lr: float = option(2e-4, "peak learning rate of LoRA")

@@ -121,6 +121,7 @@ def set_up(settings: TrainSettings, data: TrainingData, sharded: bool = False) -
     checkpoint = find_checkpoint(settings.base_model)
     if checkpoint.adapter is not None:
         raise InputError(f"base_model {settings.base_model!r} is an adapter; name the model that is to be trained")
+    checkpoint = replace(checkpoint, max_pixels=settings.max_pixels)
     photos = [(sample, inside(root, sample.image)) for root, part in data.parts for sample in part]
     need = check_fits(settings, checkpoint.base, photos)
     recomputes = settings.recomputes if need is None else need.gradient_checkpointing
