@@ -88,7 +88,7 @@ def training_need(settings: TrainSettings, budget_hours: float = 0.0) -> dict[st
     tokens = (shape.image_tokens + shape.text_tokens) * len(samples) * settings.epochs
     hours = operations * tokens / (UTILISATION * matmul_rate(device, dtype)) / 3600
     facts |= {"peak_gb": peak / GB, "free_gb": None if free is None else free / GB, "hours": hours}
-    took = f"{hours:.1f} hours" if hours >= 0.1 else f"{max(1, round(60 * hours))} minutes"
+    took = f"{hours:.1f} hours" if hours >= 0.1 else "less than 0.1 hours"
     text = f"Training on {len(samples)} photos takes about {peak / GB:.1f} GB and {took} on {where}"
     most = budget_hours or (CPU_HOURS if cpu else 0.0)
     if free is not None and peak > free and not settings.force:

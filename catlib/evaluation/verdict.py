@@ -10,7 +10,7 @@ from typing import Any
 
 from catlib.classifiers.tracks import TUNED, UNTUNED, names_of, ordered, track
 from catlib.errors import InputError
-from catlib.evaluation.tables import Entry, cost, in_words, milliseconds, points, signed, test_name
+from catlib.evaluation.tables import Entry, cost, in_words, milliseconds, points, right_of_total, signed, test_name
 from catlib.evaluation.tables import within as bounds
 from catlib.files import parse_yaml, read_text
 from catlib.settings import ComparisonSettings
@@ -79,7 +79,8 @@ class Verdict:
     @property
     def text(self) -> str:
         """Decision, tracks to run and reasons, in Markdown."""
-        run = f" To run: {' and '.join(track(name).title for name in self.use.split('+'))}." if self.use else ""
+        what = "Best without it" if self.decision in ("train", "skip") else "To run"
+        run = f" {what}: {' and '.join(track(name).title for name in self.use.split('+'))}." if self.use else ""
         reasons = "\n".join(f"- {reason}" for reason in self.reasons)
         return f"**Recommendation: {self.decision}. {DECISIONS[self.decision]}**{run}\n\n{reasons}"
 
@@ -215,7 +216,11 @@ def _facts_of_others(models: Mapping[str, Entry], want: ComparisonSettings, cand
         "rest": rest,
         "others": others,
         "several_others": len(others) > 1,
-        "on_validation": _on_validation(apart),
+        "on_validation": candidate is None or _on_validation(apart),  # a gate's figures are those of validation photos
+        "levels": "; ".join(
+            f"{track(n).title} {in_words(m['accuracy'])}, {right_of_total(m)} priority photos right"
+            for n, m in apart.items()
+        ),
         "opponent": any(track(n).role == "opponent" for n in rest),
         "reference": reference,
         "reference_title": track(reference).title if reference else "zero-shot CLIP",
