@@ -308,7 +308,7 @@ def ceilings(c: Check) -> dict[str, Any]:
     weight = torch.ones(x.shape[-1], device=c.device, dtype=kind)
     from torch.nn.functional import rms_norm
 
-    from catlib.training.kernels import GateFunction, NormFunction, _dropped, _zero
+    from catlib.training.kernels import GateFunction, NormFunction, _draw, _drop
 
     grad = torch.randn_like(x)
     gate, up = (
@@ -316,12 +316,14 @@ def ceilings(c: Check) -> dict[str, Any]:
     )
     wide = torch.randn_like(gate)
     flat = x.detach()
+    drawn = _draw(flat)
     out["us"] = {
         "norm, catlib, forward + backward": us(c, lambda: NormFunction.apply(x, weight, 1e-5).backward(grad)),
         "norm, torch rms_norm": us(c, lambda: rms_norm(x, (x.shape[-1],), weight, 1e-5).backward(grad)),
         "gate, catlib": us(c, lambda: GateFunction.apply(gate, up).backward(wide)),
-        "dropout of 4096: clone, mask, fill": us(c, lambda: _zero(flat.clone(), _dropped(flat, 0.05, 1))),
-        "dropout of 11008": us(c, lambda: _zero(wide.clone(), _dropped(wide, 0.05, 1))),
+        "dropout of 4096": us(c, lambda: _drop(flat, 0.05, _draw(flat))),
+        "dropout of 4096, drawn again": us(c, lambda: _drop(flat, 0.05, drawn)),
+        "dropout of 11008": us(c, lambda: _drop(wide, 0.05, _draw(wide))),
     }
     with contextlib.suppress(Exception):
         from liger_kernel.ops.rms_norm import LigerRMSNormFunction
@@ -759,12 +761,15 @@ class Work:
 
     def gradients(self, samples: Any, micro: int) -> None:
         """Add the gradient of the mean loss over all supervised tokens."""
+        from catlib.training.kernels import constant_factors
+
         tokens = sum(len(self.collate.answer_ids(sample)) for sample in samples)
-        for first in range(0, len(samples), micro):
-            batch = self.collate(samples[first : first + micro]).to(self.device)
-            with torch.autocast(self.device.type, dtype=torch.bfloat16):
-                loss, _ = self.loss(batch)
-            (loss / tokens).backward()
+        with constant_factors(self.vlm.model):
+            for first in range(0, len(samples), micro):
+                batch = self.collate(samples[first : first + micro]).to(self.device)
+                with torch.autocast(self.device.type, dtype=torch.bfloat16):
+                    loss, _ = self.loss(batch)
+                (loss / tokens).backward()
 
     def step(self, samples: Any, micro: int) -> None:
         """An optimizer step."""

@@ -123,7 +123,7 @@ def iterate(
     for chunk, images, decode_ms in read_batches(todo, image_root, batch_size, on_error):
         start = time.perf_counter()
         try:
-            batch = classifier.classify(images, [sample.id for sample in chunk] if reuse else None)
+            batch = classifier.classify_in_memory(images, [sample.id for sample in chunk] if reuse else None)
         except BrokenOff as error:
             share = 1000 * (time.perf_counter() - start) / max(1, len(error.done))
             for i, (breed, said) in sorted(error.done.items()):

@@ -1,4 +1,4 @@
-"""`catlib compare`: two models on the same photos, the gain with its interval and where it comes from."""
+"""`catlib compare`: the gain of model A over model B, photo by photo, with its interval and where it comes from."""
 
 import argparse
 from collections.abc import Iterator, Mapping
@@ -9,21 +9,13 @@ from catlib.commands.options import add_settings_options, settings_from_args, sh
 from catlib.settings import EvaluationSettings
 
 
-def add_parser(subparsers: Any, common: argparse.ArgumentParser) -> None:
-    """Add the subcommand."""
-    parser = subparsers.add_parser(
-        "compare",
-        parents=[common],
-        help="the paired gain of one model over another",
-        description="Compare two prediction files photo by photo. Every gain is that of A over B.",
-    )
-    parser.add_argument("a", metavar="A.jsonl", help="predictions of the model whose gain is wanted")
-    parser.add_argument("b", metavar="B.jsonl", help="predictions of the model that it is measured against")
-    parser.add_argument(
-        "--val", nargs=2, metavar=("A_VAL", "B_VAL"), help="validation predictions: the gain of combining both"
-    )
-    add_settings_options(parser, EvaluationSettings, only=SHARED, also={"priority_breeds": "--priority"})
-    parser.set_defaults(run=run)
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """The options of `catlib compare`."""
+    add = parser.add_argument
+    add("a", metavar="A.jsonl", help="predictions of the model whose gain is wanted")
+    add("b", metavar="B.jsonl", help="predictions of the model that it is measured against")
+    add("--val", nargs=2, metavar=("A_VAL", "B_VAL"), help="validation predictions: the gain of combining both")
+    add_settings_options(parser, EvaluationSettings, only=SHARED)
 
 
 def run(args: argparse.Namespace) -> int:

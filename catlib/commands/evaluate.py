@@ -1,8 +1,7 @@
-"""`catlib evaluate`: metrics with intervals from prediction files."""
+"""`catlib evaluate`: accuracy, F1 by breed, calibration and latency of prediction files, with intervals."""
 
 import argparse
 from pathlib import Path
-from typing import Any
 
 from catlib.commands.options import add_settings_options, settings_from_args, show
 from catlib.settings import EvaluationSettings
@@ -10,18 +9,11 @@ from catlib.settings import EvaluationSettings
 SHARED = ("priority_breeds", "bootstrap", "seed")
 
 
-def add_parser(subparsers: Any, common: argparse.ArgumentParser) -> None:
-    """Add the subcommand."""
-    parser = subparsers.add_parser(
-        "evaluate",
-        parents=[common],
-        help="accuracy, F1 by breed, calibration, latency, each with its 95 %% interval",
-        description="Compute the metrics of prediction files and merge them into a metrics file.",
-    )
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """The options of `catlib evaluate`."""
     add_files(parser)
     parser.add_argument("--out", required=True, metavar="FILE", help="metrics file; other models' entries are kept")
-    add_settings_options(parser, EvaluationSettings, only=SHARED, also={"priority_breeds": "--priority"})
-    parser.set_defaults(run=run)
+    add_settings_options(parser, EvaluationSettings, only=SHARED)
 
 
 def add_files(parser: argparse.ArgumentParser) -> None:

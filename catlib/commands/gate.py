@@ -1,26 +1,20 @@
-"""`catlib gate`: is a training worth its hours? Asked before it."""
+"""`catlib gate`: train or skip, by what CLIP and probes reach and what training needs; written to gate.json of the run."""
 
 import argparse
-from typing import Any
 
 from catlib.commands.options import show
 
+EPILOG = "exit codes: 0 answered, whether train or skip (--json has the decision), 1 failed, 2 wrong input"
 
-def add_parser(subparsers: Any, common: argparse.ArgumentParser) -> None:
-    """Add the subcommand."""
-    parser = subparsers.add_parser(
-        "gate",
-        parents=[common],
-        help="train or skip: what CLIP and probes reach, and what training needs",
-        description="Decide before a training whether it is worth its hours; the figures and rules go to gate.json of the run.",
-        epilog="exit codes: 0 answered, whether train or skip (--json has the decision), 1 failed, 2 wrong input",
-    )
-    parser.add_argument("profile", metavar="PROFILE", help="name in notebooks/profiles, or path of a YAML file")
-    parser.add_argument(
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """The options of `catlib gate`."""
+    add = parser.add_argument
+    add("profile", metavar="PROFILE", help="name in notebooks/profiles, or path of a YAML file")
+    add(
         "-p", dest="parameters", action="append", default=[], metavar="KEY=VALUE", help="set one parameter (repeatable)"
     )
-    parser.add_argument("--run", dest="run_name", metavar="NAME", help="name of the run (default: the profile's)")
-    parser.set_defaults(run=run)
+    add("--run", dest="run_name", metavar="NAME", help="name of the run (default: the profile's)")
 
 
 def run(args: argparse.Namespace) -> int:

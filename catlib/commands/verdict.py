@@ -1,7 +1,6 @@
 """`catlib verdict`: which model to run, from prediction files alone."""
 
 import argparse
-from typing import Any
 
 from catlib.classifiers.tracks import TUNED
 from catlib.commands.evaluate import SHARED, add_files
@@ -20,20 +19,12 @@ WISHES = (
 )
 
 
-def add_parser(subparsers: Any, common: argparse.ArgumentParser) -> None:
-    """Add the subcommand."""
-    parser = subparsers.add_parser(
-        "verdict",
-        parents=[common],
-        help="which model to run, from prediction files alone",
-        description="Judge the tuned VLM against all other models on the photos that all have predicted.",
-    )
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """The options of `catlib verdict`."""
     add_files(parser)
     parser.add_argument("--candidate", default=TUNED, metavar="NAME", help=f"the tuned VLM's file (default: {TUNED})")
     parser.add_argument("--train", metavar="FILE", help="samples that were trained on: no test photo may be among them")
-    options = (*SHARED, *WISHES)
-    add_settings_options(parser, ComparisonSettings, only=options, also={"priority_breeds": "--priority"})
-    parser.set_defaults(run=run)
+    add_settings_options(parser, ComparisonSettings, only=(*SHARED, *WISHES))
 
 
 def run(args: argparse.Namespace) -> int:

@@ -82,9 +82,13 @@ def training_need(settings: TrainSettings, budget_hours: float = 0.0) -> dict[st
         shape = usual_shape(config)
     except InputError as error:
         return facts | {"text": f"What training needs on {where} is not known: {error}."}
-    footprint = Footprint.of(settings, config, shape, dtype, cpu=cpu)
+
+    def of(way: TrainSettings) -> Footprint:
+        return Footprint.of(way, config, shape, dtype, cpu=cpu)
+
+    footprint = of(settings)
     peak, free = footprint.at(settings.batch_size).peak, device_memory(device)
-    operations = (6 if settings.gradient_checkpointing else 4) * footprint.parameters
+    operations = (6 if settings.recomputes else 4) * footprint.parameters
     tokens = (shape.image_tokens + shape.text_tokens) * len(samples) * settings.epochs
     hours = operations * tokens / (UTILISATION * matmul_rate(device, dtype)) / 3600
     facts |= {"peak_gb": peak / GB, "free_gb": None if free is None else free / GB, "hours": hours}
@@ -92,7 +96,7 @@ def training_need(settings: TrainSettings, budget_hours: float = 0.0) -> dict[st
     text = f"Training on {len(samples)} photos takes about {peak / GB:.1f} GB and {took} on {where}"
     most = budget_hours or (CPU_HOURS if cpu else 0.0)
     if free is not None and peak > free and not settings.force:
-        ways = "; ".join(ways_that_fit(settings, config, shape, dtype, free)) or "nothing"
+        ways = "; ".join(ways_that_fit(settings, of, free)) or "nothing"
         facts["obstacle"] = f"{text}, where {free / GB:.1f} GB are free. What fits: {ways}."
     elif most and hours > most:
         facts["obstacle"] = f"{text}, more than the {most:g} hours that it may take."

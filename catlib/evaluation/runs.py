@@ -12,8 +12,10 @@ from catlib.data.images import inside
 from catlib.data.prepare import load_dataset
 from catlib.data.records import Sample, read_samples
 from catlib.data.sampling import evenly
-from catlib.errors import InputError
+from catlib.errors import CatlibError, InputError
+from catlib.evaluation.calibration import fit_calibration, store_calibration
 from catlib.evaluation.metrics_file import check_bootstrap, read_folder
+from catlib.evaluation.outcomes import outcomes
 from catlib.evaluation.results import Results, keys_of
 from catlib.paths import resolve
 from catlib.settings import ComparisonSettings, EvaluationSettings, split_list
@@ -87,9 +89,24 @@ def _digest(sample: Sample, root: Path) -> str:
     return hashlib.sha256(photo.read_bytes()).hexdigest() if photo.is_file() else sample.id
 
 
-def predict_candidates(bench: Bench, settings: EvaluationSettings) -> Results:
-    """Predictions of the VLM, tuned and, if wanted, untuned."""
-    return _predict_all(bench, settings, "candidate")
+def predict_candidates(bench: Bench, settings: EvaluationSettings, readings: bool = False) -> Results:
+    """Predictions of the VLM, tuned and, if wanted, untuned. What is fitted on validation photos is stored with the checkpoint.
+
+    `readings`: in place of that, test predictions of the tuned VLM in the `further_decodings`; with them, those of its own decoding.
+    """
+    if readings:
+        made = [entry.name for entry in TRACKS if entry.of and predict_track(entry, bench, settings, ("test",))]
+        bench.free()
+        test = read_folder(bench.run_dir / "predictions")
+        return Results(test, {}, bench.priority, settings.bootstrap, settings.seed).only([TUNED, *made])
+    results = _predict_all(bench, settings, "candidate")
+    scored = results.val.get(TUNED)
+    if bench.checkpoint and bench.checkpoint.folder and scored and scored.meta.get("decoding") == "score":
+        try:
+            store_calibration(bench.checkpoint.folder, fit_calibration(outcomes(scored)))
+        except CatlibError as error:  # a folder that only others may write
+            log.warning("the calibration is not stored with the checkpoint: %s", error)
+    return results
 
 
 def predict_opponents(bench: Bench, settings: ComparisonSettings) -> Results:
@@ -105,7 +122,8 @@ def predict_opponents(bench: Bench, settings: ComparisonSettings) -> Results:
 
 
 def _predict_all(bench: Bench, settings: EvaluationSettings | ComparisonSettings, *roles: Role) -> Results:
-    made = [entry.name for entry in TRACKS if entry.role in roles and predict_track(entry, bench, settings)]
+    wanted = (entry for entry in TRACKS if entry.role in roles and not entry.of)
+    made = [entry.name for entry in wanted if predict_track(entry, bench, settings)]
     bench.free()
     folder = bench.run_dir / "predictions"
     found = Results(read_folder(folder), read_folder(folder / "val"), bench.priority, settings.bootstrap, settings.seed)

@@ -46,7 +46,7 @@ class Record:
     def __init__(self, run: Run, folder: Path, active: bool) -> None:
         self.run, self.folder, self.active = run, folder, active
         self.path = folder / HISTORY
-        self.progress = Progress(run.settings.batch_size)
+        self.progress = Progress(run.micro_batch)
         self.arguments: TrainingArguments | None = None
 
     def rewind(self, step: int) -> None:
@@ -125,6 +125,7 @@ class Record:
             "out_of_memory": p.out_of_memory,
             "device": self.run.vlm.device.type,
             "micro_batch": p.micro_batch,
+            "gradient_checkpointing": self.run.settings.recomputes,
             "peak_memory_gb": p.last.get("peak_memory_gb"),
             "seconds": p.seconds,
             "val_losses": p.val_losses,
