@@ -51,11 +51,18 @@ class FeatureExtractor(ABC):
 class ClipEncoder(FeatureExtractor):
     """A dual encoder of the CLIP family (CLIP, SigLIP, SigLIP 2): photos and sentences to unit vectors of one space."""
 
-    kind, poolings = "clip", ("image_embedding",)
+    kind = "clip"
 
     def __init__(self, model: Any, processor: Any, name: str) -> None:
         super().__init__()
         self.model, self.processor, self.name = model.eval(), processor, name
+        self.poolings = ("image_embedding", "before_projection")[: 1 if self.projection is None else 2]
+
+    @property
+    def projection(self) -> np.ndarray | None:
+        """The matrix (width, inner) that makes the embedding of what comes before it; None for a model without one (SigLIP)."""
+        layer = getattr(self.model, "visual_projection", None)
+        return None if layer is None else layer.weight.detach().float().cpu().numpy()
 
     @classmethod
     def load(cls, ref: str, device: str = "auto", dtype: str = "auto") -> "ClipEncoder":
@@ -90,8 +97,13 @@ class ClipEncoder(FeatureExtractor):
     @torch.inference_mode()
     def compute(self, images: Sequence[Image]) -> dict[str, np.ndarray]:
         pixels = self.processor.image_processor(images=list(images), return_tensors="pt")["pixel_values"]
-        vectors = _tensor(self.model.get_image_features(pixel_values=pixels.to(self.model.device, self.model.dtype)))
-        return {self.poolings[0]: _unit(vectors)}
+        pixels = pixels.to(self.model.device, self.model.dtype)
+        if len(self.poolings) == 1:
+            return {self.poolings[0]: _unit(_tensor(self.model.get_image_features(pixel_values=pixels)))}
+        before = self.model.vision_model(pixel_values=pixels).pooler_output
+        return dict(
+            zip(self.poolings, (_unit(self.model.visual_projection(before)), before.float().cpu().numpy()), strict=True)
+        )
 
     @torch.inference_mode()
     def text_features(self, sentences: Sequence[str], batch_size: int = 256) -> np.ndarray:
