@@ -193,7 +193,8 @@ def _facts_of_others(models: Mapping[str, Entry], want: ComparisonSettings, cand
     """What is known without a candidate: the other tracks, which of them may be run, and the plan's rules about CLIP and time."""
     budget = want.latency_budget_ms
     kept = {n: in_time(models, n, budget) for n in ordered(models)}
-    rest = [n for n in kept if n != candidate]
+    rest = [n for n in kept if n != candidate and not track(n).of]
+    ways = [n for n in kept if track(n).of and track(n).of == candidate]
     others = [n for n in rest if want.accuracy_first or kept[n] is not False]
     learned = any(track(n).role != "candidate" for n in rest)
     apart = {n: models[n] for n in rest}
@@ -231,6 +232,9 @@ def _facts_of_others(models: Mapping[str, Entry], want: ComparisonSettings, cand
         "zero_shot": zero_shot,
         "needless": more_than(zero_shot and zero_shot["priority_accuracy"], want.clip_good_enough) is True,
         "too_slow": why if slow else "",
+        "ways": "; ".join(
+            f"{track(n).title} {in_words(models[n]['accuracy'])}, {milliseconds(models[n])}" for n in ways
+        ),
         "budget": budget,
         "budget_kept": "; ".join(f"{track(n).title} {said[kept[n]]}" for n in kept),
         "outranked": "; accuracy or reasons outrank it here" if slow else "",
