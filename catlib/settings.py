@@ -205,6 +205,11 @@ class TrainSettings(_OfAModel):
     force: bool = option(False, "train even where the memory estimate says that it cannot fit")
 
     @property
+    def training_seed(self) -> int:
+        """The seed of the training: its own where it has one."""
+        return self.seed if self.train_seed < 0 else self.train_seed
+
+    @property
     def recomputes(self) -> bool:
         """Whether activations are recomputed; `auto` that has not been decided counts as no."""
         return str(self.gradient_checkpointing).lower() == "true"

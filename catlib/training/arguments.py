@@ -66,7 +66,7 @@ def training_arguments(settings: TrainSettings, dtype: torch.dtype, device: torc
         "warmup_steps": settings.warmup_ratio,  # below 1: a share of all steps
         "weight_decay": settings.weight_decay,
         "max_grad_norm": settings.max_grad_norm,
-        "seed": settings.seed,
+        "seed": settings.training_seed,
         "bf16": dtype is torch.bfloat16,  # bf16 arithmetic over a bf16 base; what is trained stays float32
         "fp16": dtype is torch.float16,  # with loss scaling: cards without bf16
         "use_cpu": device.type == "cpu",

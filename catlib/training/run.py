@@ -116,7 +116,7 @@ def set_up(settings: TrainSettings, data: TrainingData, sharded: bool = False) -
     log.info("%d layers use gradients written by hand", fuse(vlm.model))
     if recomputes:
         vlm.base.gradient_checkpointing_enable({"use_reentrant": False})
-    augment = Augment(settings.seed) if settings.augment else None
+    augment = Augment(settings.training_seed) if settings.augment else None
     features = _features(settings, vlm, data)
     if sharded:
         shard(vlm, PartialState().num_processes)
