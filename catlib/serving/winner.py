@@ -144,7 +144,7 @@ def _open(folder: Path, name: str, device: str) -> Classifier:
     classifier: Classifier
     if "endpoint" in about or not base:
         raise InputError(f"{folder}: {name} was asked at {about.get('endpoint')}: use predict --model endpoint:URL")
-    if way == "linear probe":
+    if "probe" in about:
         classifier = Probe.restore(folder / "probes" / f"{name}.npz", device, dtype)
     elif way == "cosine":
         style = str(about.get("prompt") or "").partition(":")[0]
