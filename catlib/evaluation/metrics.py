@@ -204,12 +204,12 @@ def _scored(o: Outcomes, bootstrap: int, seed: int, widen: float | None) -> dict
     """
     if o.log_probs is None:
         return {"ece": None, "brier": None}
-    distance = ((np.exp(o.log_probs) - np.eye(len(o.breeds))[o.true]) ** 2).sum(axis=1)
+    distance = ((np.exp(o.log_probs) - np.eye(len(o.breeds), dtype=np.float32)[o.true]) ** 2).sum(axis=1)
     confidence = o.confidence
     code = equal_mass_bins(confidence)
     gap = o.correct - confidence
     # Here every photo is a row of its own: with very many photos fewer resamples do, and the time stays in bounds.
-    resamples = min(bootstrap, max(300, RESAMPLED_PHOTOS // len(o)))
+    resamples = min(bootstrap, max(200, RESAMPLED_PHOTOS // len(o)))
     unit = units(o.true, o.group)
     breed, ones = np.zeros(unit.max() + 1, dtype=int), np.ones(len(o))
     breed[unit] = o.true
