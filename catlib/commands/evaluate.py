@@ -2,6 +2,7 @@
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 from catlib.commands.options import add_settings_options, settings_from_args, show
 from catlib.errors import InputError

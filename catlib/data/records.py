@@ -235,7 +235,9 @@ def _parse_prediction(row: Mapping[str, Any], breeds: Sequence[str], where: str)
             raise InputError(
                 f"{where}: key 'scores' must hold {len(breeds)} numbers, one for each of the sidecar's breeds"
             )
-        if not (set(map(type, scores)) <= {int, float} and max(map(abs, scores)) < 1e300 and sum(scores) == sum(scores)):
+        if not (
+            set(map(type, scores)) <= {int, float} and max(map(abs, scores)) < 1e300 and sum(scores) == sum(scores)
+        ):
             raise InputError(f"{where}: key 'scores' holds something that is no number")
         scores = tuple(map(float, scores))
         said, best = None if predicted is None else scores[breeds.index(predicted)], max(scores)

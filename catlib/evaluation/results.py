@@ -12,7 +12,7 @@ import numpy as np
 from catlib.classifiers.tracks import TUNED, UNTUNED, ordered, track
 from catlib.data.records import PredictionSet, Sample, read_samples
 from catlib.errors import InputError
-from catlib.evaluation.calibration import Calibrated, calibrate
+from catlib.evaluation.calibration import Calibrated, calibrate, risk_coverage
 from catlib.evaluation.compare import compare
 from catlib.evaluation.metrics import evaluate_outcomes, expected_calibration_error, per_breed
 from catlib.evaluation.metrics_file import write_metrics
@@ -190,6 +190,7 @@ def _calibration(c: Calibrated) -> dict[str, Any]:
     found = None if chosen.precision_ci95 is None else {"value": chosen.precision, "ci95": list(chosen.precision_ci95)}
     return {
         "temperature": c.temperature,
+        "area_under_risk_coverage": risk_coverage(scaled).area,
         "ece": expected_calibration_error(scaled.confidence, scaled.correct),
         "answered_at_precision": chosen.target,
         "answered": {"value": chosen.coverage, "ci95": list(chosen.coverage_ci95)},

@@ -79,7 +79,9 @@ def curve_page(run: str, key: str, runs: Sequence[tuple[Any, str]]) -> Path:
     if not measured:  # the notebooks that were asked for have no figures
         return render_all_runs()
     seeds = said_of_seeds([m for _, m in measured]) if keys == ["train_seed"] and len(measured) > 1 else []
-    numbers = len(keys) == 1 and not seeds and not any(isinstance(value, (bool, str)) or value <= 0 for value, _ in measured)
+    numbers = (
+        len(keys) == 1 and not seeds and not any(isinstance(value, (bool, str)) or value <= 0 for value, _ in measured)
+    )
     models = [name for name in (TUNED, *names_of("opponent")) if any(name in m["models"] for _, m in measured)]
     rows = [
         dict(zip(keys, map(written, values), strict=True))
