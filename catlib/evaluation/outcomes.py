@@ -24,7 +24,7 @@ class Outcomes:
 
     `breeds`: k names, the sidecar's in its order, then true breeds that the model could not have named.
     `true`: (n,) index of the true breed. `predicted`: (n,) index, or NO_ANSWER.
-    `log_probs`: (n, k) float32 log-probabilities floored at LOG_FLOOR, or None for a model without scores.
+    `log_probs`: (n, k) log-probabilities floored at LOG_FLOOR, or None for a model without scores.
     `latency_ms`: (n,) milliseconds for each photo, NaN where unknown.
     `group`: (n,) number of the photo's group; photos of one group are not independent (one cat, near-duplicates). Equal
     photos (one file under several ids) are one group, and so are chains of groups that they join.
@@ -130,13 +130,13 @@ def _log_probs(
     if all(p.scores is None for p in rows):
         return None
     uniform = tuple([-np.log(len(listed))] * len(listed))
-    scores = np.array([uniform if p.scores is None else p.scores for p in rows], dtype=np.float32)
+    scores = np.array([uniform if p.scores is None else p.scores for p in rows])
     total = np.exp(logsumexp(scores, axis=1))
     if (off := np.flatnonzero(~(np.abs(total - 1) < NORMALISED_WITHIN))).size:
         raise InputError(
             f"{name}: the scores of photo {rows[off[0]].id!r} are no log-probabilities: their exp sums to "
             f"{total[off[0]]:.4g} and not to 1"
         )
-    log_probs = np.full((len(rows), len(number)), LOG_FLOOR, dtype=np.float32)
+    log_probs = np.full((len(rows), len(number)), LOG_FLOOR)
     log_probs[:, [number[breed] for breed in listed]] = np.maximum(scores, LOG_FLOOR)
     return log_probs

@@ -122,6 +122,9 @@ def judge(
     facts["lifted"] = want.accuracy_first or facts["wanted_reasons"]
     if candidate is not None:
         facts |= _facts_of_candidate(models, comparisons, want, candidate, facts)
+    for role in ("candidate", "reference", "rival", "beater", "rare_beater"):
+        named = track(facts.get(role) or "zero-shot CLIP")
+        facts |= {f"{role}_title": named.title, role.capitalize(): named.first}
     shown = _measured(facts, want, outcome, outcome.get("device") or facts.get("device"), gives)
     rows = _rows(shown, facts, bool(candidate))
     if facts.get("success"):
@@ -224,11 +227,7 @@ def _facts_of_others(models: Mapping[str, Entry], want: ComparisonSettings, cand
         ),
         "opponent": any(track(n).role == "opponent" for n in rest),
         "reference": reference,
-        "reference_title": track(reference).title if reference else "zero-shot CLIP",
-        "Reference": track(reference).first,
         "rival": rival,
-        "rival_title": track(rival).title,
-        "Rival": track(rival).first,
         "zero_shot": zero_shot,
         "needless": more_than(zero_shot and zero_shot["priority_accuracy"], want.clip_good_enough) is True,
         "too_slow": why if slow else "",
@@ -268,8 +267,6 @@ def _facts_of_candidate(
     )  # without them nothing is asked about them
     times = [models[n]["latency_ms"].get("p50_ci95") for n in (candidate, rival)]
     return {
-        "Candidate": track(candidate).first,
-        "candidate_title": track(candidate).title,
         "photos": versus["n"],
         "gain": gain,
         "gain_met": gain_met,
@@ -288,12 +285,10 @@ def _facts_of_candidate(
         "rival_as_good": ends(over[rival])[1] < want.target_gain_points,
         "faster": all(times) and times[0][1] < times[1][0],
         "beater": beater,
-        "beater_title": track(beater or "").title,
         "beater_test": test_name(over[beater]) if beater else "",
         "better_than_beater_on_rare": beater in rare_better,
         "harmed": "Tuning has harmed. " * (beater == UNTUNED),
         "rare_beater": rare_beater,
-        "rare_beater_title": track(rare_beater or "").title,
         "better_than_rare_beater": rare_beater in better,
         "harmed_rare": "Tuning has harmed there. " * (rare_beater == UNTUNED),
         "mixed": mixed,
