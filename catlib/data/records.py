@@ -145,7 +145,7 @@ def prediction_line(prediction: Prediction) -> str:
     """A prediction as a line of JSONL."""
     row = asdict(prediction)
     if prediction.scores is not None:
-        row["scores"] = [round(s, 6) for s in prediction.scores]
+        row["scores"] = [float(f"{s:.5g}") for s in prediction.scores]
     if prediction.latency_ms is not None:
         row["latency_ms"] = round(prediction.latency_ms, 3)
     return json.dumps(row, ensure_ascii=False) + "\n"

@@ -296,7 +296,7 @@ def _facts_of_candidate(
         "mixed_gain": points({"value": mixed["gain_points"], "ci95": mixed["ci95"]}, " points") if mixed else "",
         "mixed_over": track(mixed["over"]).title if mixed else "",
         "still_open": _still_open(tuned, versus, gain_met == UNDECIDED, rare_met == UNDECIDED, want.target_gain_points),
-        "against": [_against(models, over[n], n in others) for n in facts["rest"]],
+        "against": [against(models, over[n], n in others) for n in facts["rest"]],
     }
 
 
@@ -350,11 +350,11 @@ def _rows(
     return rows
 
 
-def _against(models: Mapping[str, Entry], c: Entry, counts: bool) -> str:
+def against(models: Mapping[str, Entry], c: Entry, counts: bool = True) -> str:
     """What the candidate gains over one other track, overall and on the priority breeds, and whether that one may be run."""
     gain, rare = c["accuracy_gain_points"], c["priority_f1_gain_points"]
     p = "< 0.001" if c["p"] < 0.001 else f"= {c['p']:.3f}"
-    said = f"against {track(c['b']).title} its accuracy is {abs(gain):.1f} points {'higher' if gain >= 0 else 'lower'}"
+    said = f"Against {track(c['b']).title} its accuracy is {abs(gain):.1f} points {'higher' if gain >= 0 else 'lower'}"
     said += f"{bounds(c['ci95'], signed)} on {c['n']} photos ({test_name(c)}: p {p})"
     if rare is not None:
         own, their = (in_words(models[c[side]]["priority_macro_f1"]) for side in ("a", "b"))
