@@ -213,6 +213,11 @@ class TrainSettings(_OfAModel):
     force: bool = option(False, "train even where the memory estimate says that it cannot fit")
 
     @property
+    def training_seed(self) -> int:
+        """The seed of the training: its own where it has one."""
+        return self.seed if self.train_seed < 0 else self.train_seed
+
+    @property
     def recomputes(self) -> bool:
         """Whether activations are recomputed; `auto` that has not been decided counts as no."""
         return str(self.gradient_checkpointing).lower() == "true"
@@ -236,7 +241,9 @@ class EvaluationSettings(_OfMetrics, _OfTheTuned):
 class ComparisonSettings(_OfMetrics, _OfClip):
     """CLIP, the linear probes, the paired comparison and the verdict (notebook 04, `catlib compare`)."""
 
-    probe: bool = option(True, "train linear probes on frozen features of CLIP and of the VLM's own tower")
+    probe: bool = option(True, "train classifiers on frozen features of CLIP and of the VLM's own tower")
+    opponents: str = option("linear,knn,tip-adapter,projection", "which of them: linear, knn, tip-adapter, projection")
+    balance: str = option("none", "how often rare breeds are drawn", "none", "sqrt", "uniform")
     train_data: str = option("data/vlm/train.jsonl", "samples that the probes learn from")
     target_priority_f1: float = option(0.5, "priority macro-F1 that counts as success", most=1)
     target_gain_points: float = option(3.0, "points of accuracy over zero-shot CLIP that count as success", most=100)

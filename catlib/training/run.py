@@ -136,7 +136,7 @@ def set_up(settings: TrainSettings, data: TrainingData, sharded: bool = False) -
     features = _features(settings, vlm, data)
     if sharded:
         shard(vlm, PartialState().num_processes)
-    augment = Augment(settings.seed) if settings.augment else None
+    augment = Augment(settings.training_seed) if settings.augment else None
     if augment is not None:
         log.info("augmentation is on: every photo goes through the tower each time, the feature cache is not used")
     collate = Collator(vlm, data.image_root, None if augment else features, augment, settings.num_workers)
