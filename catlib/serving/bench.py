@@ -1,13 +1,18 @@
-"""The engines that can run the tuned model, measured on the same photos: what notebook 05 does before there is a table."""
+"""The engines that can run the tuned model, measured on the same photos at several loads: time, throughput, memory, agreement."""
 
 import gc
+import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
+import numpy as np
+import psutil
 import torch
 
 from catlib.classifiers.tracks import ZERO_SHOT, track
@@ -22,7 +27,6 @@ from catlib.files import write_json
 from catlib.parsing import BreedParser
 from catlib.paths import resolve
 from catlib.progress import track as progress
-from catlib.serving.latency import Load, MemoryMeter, measure_load, server_memory_mb
 from catlib.serving.service import VLMService
 from catlib.serving.worker import Worker
 from catlib.settings import ServingSettings, split_list
@@ -33,6 +37,81 @@ if TYPE_CHECKING:
     from catlib.classifiers.clip import ClipZeroShot
 
 FILE = "serving.json"
+MB = 1e6
+LOCAL = frozenset({"localhost", "127.0.0.1", "::1"})
+
+
+@dataclass(frozen=True)
+class Load:
+    """Photos asked about with `concurrency` requests under way. Times are those of single requests, from file to answer."""
+
+    concurrency: int
+    p50: float  # milliseconds
+    p95: float
+    photos_per_s: float
+    answers: tuple[Any, ...]  # in the order of the photos
+
+
+def measure_load(ask: Callable[[Path], Any], photos: Sequence[Path], concurrency: int, warm_up: int = 2) -> Load:
+    """Ask about every photo once, `concurrency` at a time; the first `warm_up` are asked about before the clock runs."""
+    for photo in photos[:warm_up]:
+        ask(photo)
+
+    def timed(photo: Path) -> tuple[Any, float]:
+        start = time.perf_counter()
+        answer = ask(photo)
+        return answer, 1000 * (time.perf_counter() - start)
+
+    with ThreadPoolExecutor(concurrency, thread_name_prefix="ask") as pool:
+        start = time.perf_counter()
+        answers, times = zip(*pool.map(timed, photos), strict=True)
+        rate = len(photos) / (time.perf_counter() - start)
+    p50, p95 = (round(float(ms), 2) for ms in np.percentile(times, [50, 95]))
+    return Load(concurrency, p50, p95, round(rate, 3), answers)
+
+
+class MemoryMeter:
+    """Memory of a model in this process: made before it is loaded, asked after it has answered.
+
+    On a GPU the allocator's peak, else the growth of the resident set; never less than the weights, since what an earlier model
+    has left to the allocator is used again unseen.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+        self.before = self._now()
+
+    def growth_mb(self, *models: torch.nn.Module) -> float:
+        """Megabytes (10^6 bytes)."""
+        weights = sum(p.nbytes for model in models for p in [*model.parameters(), *model.buffers()])
+        return round(max(weights, self._now() - self.before) / MB, 1)
+
+    def _now(self) -> int:
+        return (
+            torch.cuda.max_memory_allocated(self.device)
+            if self.device.type == "cuda"
+            else psutil.Process().memory_info().rss
+        )
+
+
+def server_memory_mb(url: str) -> float | None:
+    """Resident memory of the processes that listen at a local URL, their children included; None when it is not known."""
+    address = urlsplit(url)
+    if address.hostname not in LOCAL:
+        return None
+    port = address.port or (443 if address.scheme == "https" else 80)
+    try:
+        listening = (c for c in psutil.net_connections("tcp") if c.status == psutil.CONN_LISTEN)
+        owners = [psutil.Process(pid) for pid in {c.pid for c in listening if c.laddr[1:] == (port,)} if pid]
+        family = {process for owner in owners for process in (owner, *owner.children(recursive=True))}
+        total = sum(process.memory_info().rss for process in family)
+    except psutil.Error:  # another user's process, or one that ended meanwhile
+        return None
+    return round(total / MB, 1) if total else None
+
+
 Loads = tuple[list[Load], float | None]  # and the memory, MB
 
 
