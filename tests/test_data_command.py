@@ -26,7 +26,7 @@ from catlib.data.findings import read_audit
 from catlib.data.prepare import prepare
 from catlib.data.records import Prediction, PredictionSet, make_sample, read_samples, write_samples
 from catlib.errors import CatlibError, InputError
-from catlib.evaluation.inputs import choose_priority
+from catlib.evaluation.metrics_file import choose_priority
 from catlib.settings import DataSettings
 
 NAMES = ("train.jsonl", "val.jsonl", "test.jsonl", "dataset.json", "groups.csv")

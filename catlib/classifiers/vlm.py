@@ -103,6 +103,8 @@ class VLMClassifier(Classifier):
     def describe(self) -> dict[str, Any]:
         description = about_model(self.vlm.model, self.vlm.name, self.vlm.adapter)
         description |= {"question": self.prompt, "decoding": self.decoding}
+        if self.vlm.checkpoint.training.get("reasons"):
+            description["reasons"] = True  # it was trained to give them
         # Quantized weights are stored as bytes; the embeddings never are.
         description["dtype"] = str(self.vlm.dtype).removeprefix("torch.")
         if self.decoding == "score":

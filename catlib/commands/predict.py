@@ -20,28 +20,15 @@ if TYPE_CHECKING:
     from catlib.data.records import Sample
     from catlib.vlm.models import Checkpoint
 
-SHARED = (
-    "prompt",
-    "decoding",
-    "score_norm",
-    "quantize",
-    "dtype",
-    "device",
-)  # they mean what they mean in an evaluation
+EPILOG = "exit codes: 0 all photos predicted, 1 some could not be read (listed), 2 wrong input"
+SHARED = ("prompt", "decoding", "score_norm", "quantize", "dtype", "device")  # as in an evaluation
 KINDS = """tuned (default), base (the checkpoint without its adapter), clip:REF, probe:FILE (a linear probe that a run has left in
 its folder), or endpoint:URL[#MODEL], a served model (with --checkpoint, breeds, question and cropping are that one's)"""
 log = logging.getLogger(__name__)
 
 
-def add_parser(subparsers: Any, common: argparse.ArgumentParser) -> None:
+def add_options(parser: argparse.ArgumentParser) -> None:
     """The options of `catlib predict`."""
-    parser = subparsers.add_parser(
-        "predict",
-        parents=[common],
-        help="name the breed in photos",
-        description=__doc__,
-        epilog="exit codes: 0 all photos predicted, 1 some could not be read (listed), 2 wrong input",
-    )
     add = parser.add_argument
     add("photos", nargs="+", type=Path, metavar="PHOTO_OR_FOLDER", help="folders are searched for photos")
     add("--checkpoint", metavar="DIR", help="fine-tuned checkpoint: adapter, or merged model")
@@ -60,7 +47,6 @@ def add_parser(subparsers: Any, common: argparse.ArgumentParser) -> None:
     add("--timeout", type=float, default=120.0, metavar="S", help="endpoint: seconds for an answer (default: 120)")
     add("--out", type=Path, metavar="FILE.jsonl", help="predictions file with sidecar; default: standard output")
     add_settings_options(parser, EvaluationSettings, only=SHARED)
-    parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -157,7 +143,7 @@ def load_classifier(args: argparse.Namespace) -> "Classifier":
         )
     if kind == "probe":
         from catlib.classifiers.probe import LinearProbe
-        from catlib.evaluation.inputs import given_file
+        from catlib.evaluation.metrics_file import given_file
 
         if args.breeds:
             raise InputError("--breeds: a probe knows the breeds that it was trained on and no others")

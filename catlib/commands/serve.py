@@ -6,7 +6,7 @@ import runpy
 import shlex
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from catlib.errors import InputError, MissingExtra
 from catlib.files import read_json
@@ -22,11 +22,8 @@ programs: the command that is run is printed first, what follows -- is added to 
 predict --model endpoint:URL#NAME. Exit codes: 0 stopped by Ctrl-C, SIGTERM or SIGHUP, 1 the engine failed, 2 wrong input."""
 
 
-def add_parser(subparsers: Any, common: argparse.ArgumentParser) -> None:
+def add_options(parser: argparse.ArgumentParser) -> None:
     """The options of `catlib serve`."""
-    parser = subparsers.add_parser(
-        "serve", parents=[common], help="serve a run's winner, or a tuned model", description=__doc__, epilog=EPILOG
-    )
     add = parser.add_argument
     add("--engine", choices=["service", "vllm", "llama.cpp"], help="default with --run: service")
     add(
@@ -50,7 +47,6 @@ def add_parser(subparsers: Any, common: argparse.ArgumentParser) -> None:
     add("--timeout", type=float, default=600, metavar="S", help="longest time to wait for an answer (default: 600)")
     add("--print", dest="print_only", action="store_true", help="print the command and run nothing")
     add("extra", nargs="*", metavar="-- OPTION", help="options of the engine itself, after --")
-    parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
