@@ -56,6 +56,7 @@ class EndpointClassifier(Classifier):
         crop: int = 0,
         decoding: str = "free",
         spelled: Mapping[str, str] | None = None,
+        max_tokens: int = MAX_NEW_TOKENS,
         timeout_s: float = 120.0,
         tries: int = 6,
         pause_s: float = 0.5,
@@ -66,7 +67,7 @@ class EndpointClassifier(Classifier):
         self.url = self.url.rstrip("/")
         self.name, self.breeds, self.prompt = name, tuple(breeds), prompt
         self.concurrency, self.crop, self.tries, self.pause_s = concurrency, crop, tries, pause_s
-        self.parser, self.decoding = BreedParser(self.breeds), decoding
+        self.max_tokens, self.parser, self.decoding = max_tokens, BreedParser(self.breeds), decoding
         self.choices = {
             (spelled or {}).get(breed, breed): breed for breed in self.breeds
         }  # what may be written, and its breed
@@ -121,7 +122,7 @@ class EndpointClassifier(Classifier):
             {"type": "text", "text": self.prompt},
         ]
         body: dict[str, Any] = {"model": self.model, "messages": [{"role": "user", "content": content}]}
-        body |= {"max_tokens": MAX_NEW_TOKENS, "temperature": 0, "seed": 0}
+        body |= {"max_tokens": self.max_tokens, "temperature": 0, "seed": 0}
         return body | self._special
 
     def describe(self) -> dict[str, Any]:

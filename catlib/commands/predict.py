@@ -179,6 +179,7 @@ def _endpoint(args: argparse.Namespace, served: "Checkpoint") -> "Classifier":
     """The served model. It answers in words, freely or held to the list, so that there are no scores."""
     from catlib.classifiers.endpoint import EndpointClassifier
     from catlib.classifiers.photo_urls import crop_side
+    from catlib.vlm.decoding import answer_limit
 
     decoding = getattr(args, f"{PREFIX}decoding", None) or "free"
     if decoding == "score":
@@ -192,6 +193,7 @@ def _endpoint(args: argparse.Namespace, served: "Checkpoint") -> "Classifier":
         crop=crop,
         decoding=decoding,
         spelled=served.spelled,
+        max_tokens=answer_limit(served),
         timeout_s=args.timeout,
     )
 

@@ -15,7 +15,7 @@ import numpy as np
 import psutil
 import torch
 
-from catlib.classifiers.tracks import ZERO_SHOT, track
+from catlib.classifiers.tracks import ZERO_SHOT, names_of, track
 from catlib.classifiers.vlm import VLMClassifier
 from catlib.data.images import inside, open_image
 from catlib.data.prepare import load_dataset
@@ -89,11 +89,8 @@ class MemoryMeter:
         return round(max(weights, self._now() - self.before) / MB, 1)
 
     def _now(self) -> int:
-        return (
-            torch.cuda.max_memory_allocated(self.device)
-            if self.device.type == "cuda"
-            else psutil.Process().memory_info().rss
-        )
+        on_gpu = self.device.type == "cuda"
+        return torch.cuda.max_memory_allocated(self.device) if on_gpu else psutil.Process().memory_info().rss
 
 
 def server_memory_mb(url: str) -> float | None:
@@ -101,10 +98,9 @@ def server_memory_mb(url: str) -> float | None:
     address = urlsplit(url)
     if address.hostname not in LOCAL:
         return None
-    port = address.port or (443 if address.scheme == "https" else 80)
     try:
         listening = (c for c in psutil.net_connections("tcp") if c.status == psutil.CONN_LISTEN)
-        owners = [psutil.Process(pid) for pid in {c.pid for c in listening if c.laddr[1:] == (port,)} if pid]
+        owners = [psutil.Process(pid) for pid in {c.pid for c in listening if c.laddr[1:] == (address.port,)} if pid]
         family = {process for owner in owners for process in (owner, *owner.children(recursive=True))}
         total = sum(process.memory_info().rss for process in family)
     except psutil.Error:  # another user's process, or one that ended meanwhile
@@ -150,14 +146,9 @@ class ServingBench:
 
     settings: ServingSettings
     checkpoint: Checkpoint
-    image_root: Path
     samples: tuple[Sample, ...]
+    photos: tuple[Path, ...]  # of the samples
     concurrency: tuple[int, ...]
-
-    @property
-    def photos(self) -> list[Path]:
-        """The files of the samples."""
-        return [inside(self.image_root, sample.image) for sample in self.samples]
 
     def summary(self) -> str:
         """What is asked about what, and what differs from the training."""
@@ -214,7 +205,7 @@ class ServingBench:
 
     def _in_process(self, precision: str) -> Loads:
         meter = MemoryMeter(pick_device(self.settings.device))
-        with closing(VLMService(max_batch=max(self.concurrency))) as service:
+        with VLMService(max_batch=max(self.concurrency)) as service:
             service.load(self.checkpoint, self.settings.device, precision)
             loads = self._loads(lambda photo: service.predict_finetuned(photo).answer)
             return loads, meter.growth_mb(*filter(None, [service.model]))
@@ -244,12 +235,11 @@ class ServingBench:
         """The linear probes as notebook 04 has timed them, photo by photo; none where it has not run."""
         path = resolve(self.settings.run_dir) / METRICS_FILE
         models = read_metrics(path).get("models", {}) if path.is_file() else {}
-        timed = {name: model["latency_ms"] for name, model in models.items() if track(name).role == "opponent"}
-        return [
-            Engine(track(name).short, "probe", (Load(1, ms["p50"], ms["p95"], round(1000 / ms["p50"], 3), ()),))
-            for name, ms in timed.items()
-            if track(name).make and ms["p50"]
+        times = [(track(name).short, models[name]["latency_ms"]) for name in names_of("opponent") if name in models]
+        loads = [
+            (name, Load(1, ms["p50"], ms["p95"], round(1000 / ms["p50"], 3), ())) for name, ms in times if ms["p50"]
         ]
+        return [Engine(name, "probe", (load,)) for name, load in loads]
 
     def _agreement(self, loads: Sequence[Load], reference: Sequence[str]) -> tuple[float, float, float]:
         """Shares of the photos with the reference's answer, with its breed, and with one answer at every load."""
@@ -263,20 +253,15 @@ def open_serving(settings: ServingSettings) -> ServingBench:
     """Checkpoint and photos that the settings name. Raises InputError when something is missing or ill-formed."""
     dataset = load_dataset(resolve(settings.test_data).parent)
     test = read_samples(resolve(settings.test_data), dataset.image_root)
-    under_way = split_list(settings.serving_concurrency)
+    under_way, precisions = split_list(settings.serving_concurrency), split_list(settings.serving_precisions)
     if not all(n.isdecimal() and int(n) for n in under_way) or settings.serving_photos < 1:
-        raise InputError(
-            "serving_concurrency and serving_photos: expected whole numbers of at least 1, found "
-            f"{settings.serving_concurrency!r} and {settings.serving_photos}"
-        )
-    precisions = split_list(settings.serving_precisions)
+        found = f"{settings.serving_concurrency!r} and {settings.serving_photos}"
+        raise InputError(f"serving_concurrency and serving_photos: expected whole numbers of at least 1, found {found}")
     if not precisions or set(precisions) - set(PRECISIONS[1:]):
-        raise InputError(
-            f"serving_precisions: expected some of {', '.join(PRECISIONS[1:])}; found {settings.serving_precisions!r}"
-        )
-    checkpoint = find_checkpoint(
-        settings.checkpoint, base_model=settings.base_model, question=settings.prompt, breeds=dataset.breeds
-    )
+        known = ", ".join(PRECISIONS[1:])
+        raise InputError(f"serving_precisions: expected some of {known}; found {settings.serving_precisions!r}")
+    about = {"base_model": settings.base_model, "question": settings.prompt, "breeds": dataset.breeds}
+    checkpoint = find_checkpoint(settings.checkpoint, **about)
     samples = evenly(test, settings.serving_photos, settings.seed)
-    concurrency = tuple(sorted({1, *map(int, under_way)}))
-    return ServingBench(settings, checkpoint, dataset.image_root, samples, concurrency)
+    photos = tuple(inside(dataset.image_root, sample.image) for sample in samples)
+    return ServingBench(settings, checkpoint, samples, photos, tuple(sorted({1, *map(int, under_way)})))
