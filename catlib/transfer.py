@@ -116,10 +116,12 @@ class Client:
         most: int,
         sink: Callable[[Reply], Sink] | None,
     ) -> Reply:
+        blocks: list[bytes] = []
+        count = 0
         try:
             async with asyncio.timeout(within_s):
                 async with self._http.stream(method, url, json=body, headers=headers) as response:
-                    told, blocks, count = Reply(response.status_code, response.headers, b""), [], 0
+                    told = Reply(response.status_code, response.headers, b"")
                     write = sink(told) if sink and told.ok else blocks.append
                     async for block in response.aiter_raw():
                         count += len(block)

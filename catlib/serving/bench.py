@@ -8,13 +8,19 @@ from contextlib import closing
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import urlsplit
 
 import numpy as np
 import psutil
 import torch
+from PIL.Image import Image
 
+from catlib.classifiers.base import Classifier
+from catlib.classifiers.clip import ClipZeroShot
+from catlib.classifiers.encoder import ClipEncoder
+from catlib.classifiers.endpoint import EndpointClassifier
+from catlib.classifiers.photo_urls import crop_side
 from catlib.classifiers.tracks import ZERO_SHOT, names_of, track
 from catlib.classifiers.vlm import VLMClassifier
 from catlib.data.images import inside, open_image
@@ -27,14 +33,11 @@ from catlib.files import write_json
 from catlib.parsing import BreedParser
 from catlib.paths import resolve
 from catlib.progress import track as progress
-from catlib.serving.service import VLMService
 from catlib.serving.worker import Worker
 from catlib.settings import ServingSettings, split_list
 from catlib.vlm.checkpoint import PRECISIONS, Checkpoint, find_checkpoint, open_vlm
+from catlib.vlm.decoding import answer_limit
 from catlib.vlm.models import pick_device
-
-if TYPE_CHECKING:
-    from catlib.classifiers.clip import ClipZeroShot
 
 FILE = "serving.json"
 MB = 1e6
@@ -108,9 +111,6 @@ def server_memory_mb(url: str) -> float | None:
     return round(total / MB, 1) if total else None
 
 
-Loads = tuple[list[Load], float | None]  # and the memory, MB
-
-
 @dataclass(frozen=True)
 class Engine:
     """An engine's figures; `loads` is empty where it was not measured, and `note` says why.
@@ -157,36 +157,45 @@ class ServingBench:
         asked = f"{len(self.samples)} test photos; {adapter}`{Path(what.base).name}` is asked “{what.question}”"
         return " ".join([f"{asked}, with {len(what.breeds)} breeds as candidates.", *what.remarks])
 
-    def vlm(self) -> VLMClassifier:
-        """The tuned model as the classifier that scores every breed, in the first of `serving_precisions`."""
-        precision = split_list(self.settings.serving_precisions)[0]
-        return VLMClassifier(open_vlm(self.checkpoint, device=self.settings.device, precision=precision))
+    def vlm(self, precision: str = "", decoding: str = "score") -> VLMClassifier:
+        """The tuned model in a precision, by default the first of `serving_precisions`; by default it scores every breed."""
+        precision = precision or split_list(self.settings.serving_precisions)[0]
+        return VLMClassifier(
+            open_vlm(self.checkpoint, device=self.settings.device, precision=precision), None, decoding
+        )
 
-    def clip(self) -> "ClipZeroShot | None":
+    def clip(self) -> ClipZeroShot | None:
         """Zero-shot CLIP as the settings name it; None where they name none."""
-        if not self.settings.clip_model:
+        s = self.settings
+        if not s.clip_model:
             return None
-        from catlib.classifiers.clip import ClipZeroShot
-        from catlib.classifiers.encoder import ClipEncoder
+        return ClipZeroShot(ClipEncoder.load(s.clip_model, s.device), self.checkpoint.breeds, s.clip_prompts)
 
-        encoder = ClipEncoder.load(self.settings.clip_model, self.settings.device)
-        return ClipZeroShot(encoder, self.checkpoint.breeds, self.settings.clip_prompts)
+    def served(self, url: str) -> EndpointClassifier:
+        """The model behind a URL, asked as this checkpoint is. Raises InputError, EndpointError."""
+        if not url:
+            raise InputError("no URL given")
+        what = self.checkpoint
+        crop = (crop_side(what.folder) if what.folder else 0) or crop_side(Path(what.base))
+        return EndpointClassifier(url, what.breeds, what.question, crop=crop, tries=3, max_tokens=answer_limit(what))
 
     def measure(self) -> list[Engine]:
         """Every engine's figures, written to serving.json in the run's folder as well, one that cannot be asked with the
         reason. The first engine is what the others are compared with.
         """
-        precisions = split_list(self.settings.serving_precisions)
-        ways: list[tuple[str, str, Callable[[], Loads]]] = [
-            *((f"transformers, {name}", "process", partial(self._in_process, name)) for name in precisions),
-            ("vLLM", "server", partial(self._served, self.settings.vllm_url)),
-            ("llama.cpp", "server", partial(self._served, self.settings.llamacpp_url)),
-            (track(ZERO_SHOT).short, "clip", self._clip),
+        urls = {"vLLM": self.settings.vllm_url, "llama.cpp": self.settings.llamacpp_url}
+        ways: list[tuple[str, str, Callable[[], Classifier | None]]] = [
+            *(
+                (f"transformers, {name}", "process", partial(self.vlm, name, "free"))
+                for name in split_list(self.settings.serving_precisions)
+            ),
+            *((name, "server", partial(self.served, url)) for name, url in urls.items()),
+            (track(ZERO_SHOT).short, "clip", self.clip),
         ]
         found: list[Engine] = []
-        for name, kind, measure in progress(ways, "engines", unit="engines"):
+        for name, kind, make in progress(ways, "engines", unit="engines"):
             try:
-                loads, memory = measure()
+                loads, memory = self._measured(make)
             except (CatlibError, torch.OutOfMemoryError) as error:
                 if not found:
                     raise  # there is nothing to compare the others with
@@ -200,36 +209,27 @@ class ServingBench:
         write_json(resolve(self.settings.run_dir) / FILE, [asdict(engine) for engine in found])
         return found
 
-    def _loads(self, ask: Callable[[Path], Any]) -> list[Load]:
-        return [measure_load(ask, self.photos, n, warm_up=2) for n in self.concurrency]
-
-    def _in_process(self, precision: str) -> Loads:
+    def _measured(self, make: Callable[[], Classifier | None]) -> tuple[list[Load], float | None]:
+        """The loads of a classifier, and the memory in MB. In this process, requests that wait share a batch."""
         meter = MemoryMeter(pick_device(self.settings.device))
-        with VLMService(max_batch=max(self.concurrency)) as service:
-            service.load(self.checkpoint, self.settings.device, precision)
-            loads = self._loads(lambda photo: service.predict_finetuned(photo).answer)
-            return loads, meter.growth_mb(*filter(None, [service.model]))
-
-    def _served(self, url: str) -> Loads:
-        from catlib.classifiers.endpoint import EndpointClassifier
-        from catlib.classifiers.photo_urls import crop_side
-
-        if not url:
-            raise InputError("no URL given")
-        what = self.checkpoint
-        crop = (crop_side(what.folder) if what.folder else 0) or crop_side(Path(what.base))
-        with closing(EndpointClassifier(url, what.breeds, what.question, crop=crop, tries=3)) as endpoint:
-            loads = self._loads(lambda photo: endpoint.ask(open_image(photo)))
-            return loads, server_memory_mb(endpoint.url)
-
-    def _clip(self) -> Loads:
-        meter = MemoryMeter(pick_device(self.settings.device))
-        clip = self.clip()
-        if clip is None:
+        classifier = make()
+        if classifier is None:
             raise InputError("no CLIP model given")
-        with closing(Worker(lambda _, photos: clip.classify(photos).predicted, max(self.concurrency))) as worker:
-            loads = self._loads(lambda photo: worker.submit("", lambda: open_image(photo)).result())
-        return loads, meter.growth_mb(clip.encoder.model)
+
+        def answer(_: str, photos: Sequence[Image]) -> Sequence[str | None]:
+            batch = classifier.classify(photos)
+            return batch.answers or batch.predicted
+
+        if isinstance(classifier, EndpointClassifier):
+            with closing(classifier):
+                asked = classifier.ask
+                loads = [measure_load(lambda photo: asked(open_image(photo)), self.photos, n) for n in self.concurrency]
+                return loads, server_memory_mb(classifier.url)
+        with closing(Worker(answer, max(self.concurrency))) as worker:
+            ask = partial(_ask, worker)
+            loads = [measure_load(ask, self.photos, n) for n in self.concurrency]
+        module = classifier.vlm.model if isinstance(classifier, VLMClassifier) else classifier.encoder.model  # type: ignore
+        return loads, meter.growth_mb(module)
 
     def _probes(self) -> list[Engine]:
         """The linear probes as notebook 04 has timed them, photo by photo; none where it has not run."""
@@ -247,6 +247,10 @@ class ServingBench:
         pairs, n = list(zip(loads[0].answers, reference, strict=True)), len(reference)
         steady = sum(len(set(answers)) == 1 for answers in zip(*(load.answers for load in loads), strict=True))
         return sum(a == b for a, b in pairs) / n, sum(parse(a) == parse(b) for a, b in pairs) / n, steady / n
+
+
+def _ask(worker: Worker, photo: Path) -> Any:
+    return worker.submit("", lambda: open_image(photo)).result()
 
 
 def open_serving(settings: ServingSettings) -> ServingBench:
