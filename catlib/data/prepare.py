@@ -170,14 +170,14 @@ def _samples(
         if given := source.samples.get(f.image):
             human, gpt = given.conversations
             if "relabelled (was" in f.remarks:
-                gpt = {**gpt, "value": answer_for(f.breed, settings.answer_style)}
+                gpt = {**gpt, "value": answer_for(f.breed, settings.answer_style, f.image)}
             metadata = {**given.metadata, **about, **more}
             samples[f.part].append(replace(given, conversations=(human, gpt), metadata=metadata))
             continue
         if cat := ({"id": id} if id else {}) | dict(source.about.get(f.name, {})):
             more["cat"] = cat
         question = question_for(f.sha256, f.part, settings.seed)
-        answer = answer_for(f.breed, settings.answer_style)
+        answer = answer_for(f.breed, settings.answer_style, f.image)
         samples[f.part].append(make_sample(f.image, f.image, question, answer, **about, **more))
     return samples
 
