@@ -27,7 +27,7 @@ FONTS = {"Noto Sans CJK JP", "Noto Sans", "Noto Sans Arabic", "Arial Unicode MS"
 
 # Okabe and Ito, "Color universal design" (2008): distinguishable with every common colour blindness.
 BLUE, SKY, ORANGE, RED, GREEN, PINK = "#0072B2", "#56B4E9", "#E69F00", "#D55E00", "#009E73", "#CC79A7"
-INK, GREY, PALE = "#22303C", "#8A949E", "#E4E8EC"
+INK, GREY, PALE = "#22303C", "#626D78", "#E4E8EC"
 PRIORITY = "#A3356F"
 RC: Any = {  # matplotlib types its keys as literals, which no dict of strings fits
     "figure.dpi": 130,
@@ -86,7 +86,7 @@ class Shown:
         return {"text/html": self._repr_html_(), **drawn}
 
     def _has_photos(self) -> bool:
-        return any(np.ndim(image.get_array()) == 3 for image in self.figure.findobj(AxesImage))
+        return any(np.ndim(np.asarray(image.get_array())) == 3 for image in self.figure.findobj(AxesImage))
 
     def png(self) -> bytes:
         """The picture as a PNG file."""

@@ -18,6 +18,7 @@ from papermill.execute import remove_error_markers
 from pygments.formatters import HtmlFormatter
 
 from catlib.errors import InputError
+from catlib.evaluation.tables import share
 from catlib.files import write_bytes
 from catlib.paths import project_root
 from catlib.reports.markup import arrange, clean, clean_output, code_label, downloads, markdown_output, tidy
@@ -58,7 +59,7 @@ def _templates() -> jinja2.Environment:
     own = (TEMPLATE / "style.css").read_text(encoding="utf-8")
     style = f"{own}{light}\n@media screen and (prefers-color-scheme: dark) {{\n{dark}\n}}"
     made.globals |= {"policy": POLICY, "style": Markup(style), "table": table}
-    made.filters["took"] = took
+    made.filters |= {"took": took, "share": share}
     return made
 
 
@@ -87,7 +88,8 @@ def notebook_body(path: Path, changed: int) -> Body:
     except (ValueError, AttributeError, KeyError, OSError, nbformat.ValidationError) as error:
         raise InputError(f"{path}: not a notebook ({str(error).splitlines()[0][:200]})") from None
     notebook.metadata.pop("widgets", None)
-    below, files = path.stem, {}
+    below = path.stem
+    files: dict[str, bytes] = {}
     for cell in notebook.cells:
         if cell.cell_type == "markdown" and (title := re.search(r"^#+ (.+)", cell.source, re.MULTILINE)):
             below = title[1]

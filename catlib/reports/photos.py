@@ -20,7 +20,6 @@ from catlib.data.records import Prediction, PredictionSet, image_root_of, read_p
 from catlib.errors import InputError
 from catlib.evaluation.outcomes import NO_ANSWER, Outcomes, outcomes
 from catlib.evaluation.plots_model import confusion_counts, similarity_order
-from catlib.evaluation.tables import share
 from catlib.paths import resolve
 from catlib.reports import html
 from catlib.reports.markup import webp
@@ -108,7 +107,8 @@ def _album(versions: tuple[Any, ...], root: Path, room: int, most_right: int, fi
     sets = {name: found[name] for name in ordered(found)}
     answers = {name: {p.id: p for p in predictions.predictions} for name, predictions in sets.items()}
     main = next(iter(sets))
-    thumbnails, cards, left_out = Thumbnails(root, room), {}, Counter[str]()
+    thumbnails, left_out = Thumbnails(root, room), Counter[str]()
+    cards: dict[str, dict[str, Any]] = {}
     for kind, number, photo in by_interest(answers, main):
         picture = thumbnails.add(photo.image) if kind != "right" or number <= most_right else None
         if picture is None:
@@ -156,7 +156,7 @@ def _breeds(o: Outcomes, figures: Mapping[str, Any]) -> dict[str, Any]:
         {
             "number": true,
             "breed": o.breeds[true],
-            "f1": share({"value": f1.get("f1"), "ci95": f1.get("f1_ci95")}),
+            "f1": {"value": f1.get("f1"), "ci95": f1.get("f1_ci95")},
             "value": f1.get("f1") or 0.0,
             "n": sum(map(len, said.values())),
             "right": len(said.get(true, ())),
