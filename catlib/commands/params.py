@@ -1,23 +1,17 @@
-"""`catlib params`: the settings of a profile as YAML, for papermill's `-f`."""
+"""`catlib params`: the settings of a profile as YAML, for papermill NOTEBOOK.ipynb OUT.ipynb -f FILE."""
 
 import argparse
 from typing import Any
 
 
-def add_parser(subparsers: Any, common: argparse.ArgumentParser) -> None:
-    """Add the subcommand."""
-    parser = subparsers.add_parser(
-        "params",
-        parents=[common],
-        help="the settings of a profile as YAML, for papermill -f",
-        description="Print what a notebook of the profile is run with: papermill NOTEBOOK.ipynb OUT.ipynb -f FILE.",
-    )
-    parser.add_argument("profile", metavar="PROFILE", help="name in notebooks/profiles, or path of a YAML file")
-    parser.add_argument("notebook", metavar="NOTEBOOK", nargs="?", default="", help="one of them: 03, or 03_evaluation")
-    parser.add_argument(
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """The options of `catlib params`."""
+    add = parser.add_argument
+    add("profile", metavar="PROFILE", help="name in notebooks/profiles, or path of a YAML file")
+    add("notebook", metavar="NOTEBOOK", nargs="?", default="", help="one of them: 03, or 03_evaluation")
+    add(
         "-p", dest="parameters", action="append", default=[], metavar="KEY=VALUE", help="set one parameter (repeatable)"
     )
-    parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -1,28 +1,20 @@
-"""`catlib render`: the page of a notebook that was executed by hand."""
+"""`catlib render`: a notebook that was executed in JupyterLab as the HTML page that `catlib report` would make of it."""
 
 import argparse
 from pathlib import Path
-from typing import Any
 
 
-def add_parser(subparsers: Any, common: argparse.ArgumentParser) -> None:
-    """Add the subcommand."""
-    parser = subparsers.add_parser(
-        "render",
-        parents=[common],
-        help="an executed notebook as one HTML page",
-        description="Make of a notebook that was executed in JupyterLab the page that `catlib report` would make of it.",
-    )
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """The options of `catlib render`."""
     parser.add_argument("notebook", metavar="NOTEBOOK.ipynb", type=Path, help="an executed notebook; it is not changed")
     parser.add_argument("--out", metavar="PAGE.html", type=Path, help="the page (default: beside the notebook)")
-    parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
     """Write the page and print its path."""
     from catlib.commands.options import show
     from catlib.errors import InputError
-    from catlib.evaluation.inputs import given_file
+    from catlib.evaluation.metrics_file import given_file
     from catlib.files import write_text
     from catlib.reports import html
 

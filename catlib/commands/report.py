@@ -1,4 +1,4 @@
-"""`catlib report`: run the notebooks of a profile and render their reports."""
+"""`catlib report`: run the notebooks of a profile in order, and render them to HTML in reports/RUN; what is unchanged is kept."""
 
 import argparse
 import sys
@@ -9,24 +9,17 @@ from catlib.commands.options import show
 from catlib.errors import CatlibError, InputError
 
 
-def add_parser(subparsers: Any, common: argparse.ArgumentParser) -> None:
-    """Add the subcommand."""
-    parser = subparsers.add_parser(
-        "report",
-        parents=[common],
-        help="run the notebooks of a profile; HTML in reports/RUN",
-        description="Run the notebooks of a profile in order and render them to HTML. What is unchanged is kept.",
-    )
-    parser.add_argument("profile", metavar="PROFILE", help="name in notebooks/profiles, or path of a YAML file")
-    parser.add_argument(
-        "-p", dest="parameters", action="append", default=[], metavar="KEY=VALUE", help="set one parameter (repeatable)"
-    )
-    parser.add_argument("--run", dest="run_name", metavar="NAME", help="name of the run (default: the profile's)")
-    parser.add_argument("--force", action="store_true", help="run every notebook, even where nothing has changed")
-    parser.add_argument("--notebooks", default="", metavar="01,02", help="run only these")
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """The options of `catlib report`."""
+    add = parser.add_argument
+    add("profile", metavar="PROFILE", help="name in notebooks/profiles, or path of a YAML file")
+    one = "set one parameter (repeatable)"
+    add("-p", dest="parameters", action="append", default=[], metavar="KEY=VALUE", help=one)
+    add("--run", dest="run_name", metavar="NAME", help="name of the run (default: the profile's)")
+    add("--force", action="store_true", help="run every notebook, even where nothing has changed")
+    add("--notebooks", default="", metavar="01,02", help="run only these")
     sweep = "a run for each value, and a page that compares them; repeatable: a run for each combination"
-    parser.add_argument("--sweep", action="append", default=[], metavar="KEY=V1,V2,…", help=sweep)
-    parser.set_defaults(run=run)
+    add("--sweep", action="append", default=[], metavar="KEY=V1,V2,…", help=sweep)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -1,24 +1,19 @@
 """`catlib runs`: the runs of the project, listed, shown, compared and removed."""
 
 import argparse
-from typing import Any
 
 from catlib.commands.options import show
 from catlib.errors import InputError
 
+EPILOG = """Without an action: list. `compare A B` writes a page with the gain of B over A. `rm` removes a run's folder and report, which
+must be catlib's; its checkpoint stays."""
 
-def add_parser(subparsers: Any, common: argparse.ArgumentParser) -> None:
-    """Add the subcommand."""
-    parser = subparsers.add_parser(
-        "runs",
-        parents=[common],
-        help="list, show, compare or remove runs",
-        description="Without an action: list. `compare A B` writes a page with the gain of B over A. `rm` removes a run's folder "
-        "and report, which must be catlib's; its checkpoint stays.",
-    )
-    parser.add_argument("action", nargs="?", choices=("list", "show", "compare", "rm"), default="list")
-    parser.add_argument("names", nargs="*", metavar="RUN", help="a run; two to compare")
-    parser.set_defaults(run=run)
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """The options of `catlib runs`."""
+    add = parser.add_argument
+    add("action", nargs="?", choices=("list", "show", "compare", "rm"), default="list")
+    add("names", nargs="*", metavar="RUN", help="a run; two to compare")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -8,7 +8,7 @@ from catlib.classifiers.tracks import ordered, track
 from catlib.data.records import PredictionSet
 from catlib.errors import InputError
 from catlib.evaluation.compare import compare
-from catlib.evaluation.inputs import read_folder
+from catlib.evaluation.metrics_file import read_folder
 from catlib.evaluation.tables import comparison_table
 from catlib.files import write_text
 from catlib.paths import resolve

@@ -221,6 +221,7 @@ def _execute(stage: Stage, run_dir: Path, force: bool, log_file: TextIO) -> Catl
             stdout_file=log_file,
             stderr_file=console,
             start_timeout=120,
+            iopub_timeout=600,  # the client's own 4 s end a run where the machine is busy
             kernel_manager_class=_logged_kernel(log_file),
         )
     except PapermillExecutionError as error:
