@@ -50,10 +50,10 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="light at 1280 pixels only")
     args = parser.parse_args()
     axe, serious = args.axe.read_text(encoding="utf-8"), 0
-    for page in sorted(args.folder.glob("*.html")):
+    for page in sorted(args.folder.rglob("*.html")):
         for width, dark in [(1280, False)] if args.quick else [(w, d) for w in (1280, 390) for d in (False, True)]:
             findings = check(page, axe, width, dark)
-            print(f"{page.name} {width} {'dark' if dark else 'light'}: {len(findings)} findings")
+            print(f"{page} {width} {'dark' if dark else 'light'}: {len(findings)} findings")
             for finding in findings:
                 serious += finding["impact"] in ("serious", "critical")
                 print(f"  {finding['impact']}: {finding['id']} ({finding['n']}): {finding['help']}")

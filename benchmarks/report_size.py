@@ -129,8 +129,8 @@ def main() -> None:
     start = time.perf_counter()
     index.render(state, run_dir)
     print(f"rendered in {time.perf_counter() - start:.1f} s")
-    for page in sorted(index.report_path("large").parent.glob("*.html")):
-        said = f"{page.name:<28} {page.stat().st_size / 1e6:6.2f} MB"
+    for page in sorted(index.report_path("large").parent.rglob("*.html")):
+        said = f"{str(page.relative_to(args.folder.resolve())):<50} {page.stat().st_size / 1e6:6.2f} MB"
         if shutil.which("chromium"):
             with tempfile.TemporaryDirectory() as profile:
                 command = [*CHROMIUM.split(), f"--user-data-dir={profile}", page.as_uri()]

@@ -25,12 +25,7 @@ from catlib.reports.markup import arrange, clean, clean_output, code_label, down
 
 TEMPLATE = Path(__file__).with_name("template")
 SHOWN = ("text/html", "text/markdown", "image/png", "image/jpeg", "text/plain")  # of an output; nothing else can get in
-FILTERS = {
-    "clean_html": clean,
-    "clean_output": clean_output,
-    "markdown_output": markdown_output,
-    "code_label": code_label,
-}
+FILTERS = {"clean_html": clean, **{f.__name__: f for f in (clean_output, markdown_output, code_label)}}
 # No page may fetch, execute, send or move anything: it opens offline, and a name in the data cannot smuggle in a script.
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; form-action 'none'; base-uri 'none'"
 # Of terminals, and what turns the direction of the text around it.

@@ -4,7 +4,6 @@ import logging
 import shutil
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from functools import partial
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ from catlib.paths import relative, resolve
 from catlib.reports import html, photos
 
 STATE = {"run": str, "profile": str, "status": str, "pid": int, "started": str, "versions": dict, "stages": dict}
-STAGE = {"title": str, "status": str}
+STAGE, FURTHER = {"title": str, "status": str}, {"parameters": dict, "data": dict, "outputs": dict, "changed": list}
 METRICS = {"models": dict, "recommendation": dict, "criteria": list}  # what the pages show of metrics.json
 GO_THERE = Markup('{} ended with an error. <a href="#error">Go there.</a>')
 NAMES = ("run", "run_dir", "output_dir", "checkpoint", "hint", "data_dir", "train_data", "val_data", "test_data")
@@ -35,7 +34,7 @@ def read_state(run_dir: Path) -> dict[str, Any] | None:
         state = read_json(run_dir / "state.json")
     except InputError:
         return None
-    if not _is_built(state, STATE) or not all(_is_built(entry, STAGE) for entry in state["stages"].values()):
+    if not _is_built(state, STATE) or not all(_is_built(entry, STAGE, FURTHER) for entry in state["stages"].values()):
         return None
     state["run"] = run_dir.name  # as the training may have set the run aside under another name
     if state["status"] == "running" and not psutil.pid_exists(state["pid"]):
@@ -44,7 +43,8 @@ def read_state(run_dir: Path) -> dict[str, Any] | None:
     return state
 
 
-def _is_built(entry: Any, fields: Mapping[str, type]) -> bool:
+def _is_built(entry: Any, required: Mapping[str, type], optional: Mapping[str, type] | None = None) -> bool:
+    fields = {**required, **{key: kind for key, kind in (optional or {}).items() if key in (entry or ())}}
     return isinstance(entry, dict) and all(isinstance(entry.get(key), kind) for key, kind in fields.items())
 
 
@@ -68,7 +68,7 @@ def results(run_dir: Path) -> dict[str, Any]:
     path = run_dir / METRICS_FILE
     try:
         metrics = read_metrics(path) if path.is_file() else {}
-        if not _is_built({key: kind() for key, kind in METRICS.items()} | metrics, METRICS):
+        if not _is_built(metrics, {}, METRICS):
             raise InputError("no metrics of catlib's")
         model_table(metrics.get("models", {}))
         return metrics
@@ -98,12 +98,12 @@ def render_run(state: Mapping[str, Any], run_dir: Path) -> None:
         for limits in ((photos.ROOM, 1 << 30), (left, photos.RIGHT_TO_MAIL))
     )
     links = [(f"{name}.html", entry["title"], name in bodies) for name, entry in stages.items()]
-    links = [("index.html", run, True), *links, *[("photos.html", "Photos", True)] * bool(every)]
+    links = [("index.html", run, True), *links, *[("photos/index.html", "Photos", True)] * bool(every)]
     common: dict[str, Any] = {"state": state, "bodies": bodies, "pages": links, "metrics": metrics, "run": run}
     common |= {"figures": model_table(metrics.get("models", {})), "title": f"{run} · catlib report", "go_there": ""}
     if state["status"] == "done":
         common |= {"advice": metrics.get("recommendation"), "criteria": criteria_table(metrics.get("criteria", []))}
-    pages = {"photos.html": ("photos.html.j2", {"album": every})} if every else {}
+    pages = {"photos/index.html": ("photos.html.j2", {"album": every, "up": "../"})} if every else {}
     pages[f"catlib-{run}.html"] = ("mail.html.j2", {"album": chosen, "go_there": GO_THERE.format("A notebook")})
     for name in bodies:
         title = stages[name]["title"]
@@ -113,7 +113,7 @@ def render_run(state: Mapping[str, Any], run_dir: Path) -> None:
         write_text(folder / file, html.render(template, **{**common, **values}))
     common["size"] = f"{(folder / f'catlib-{run}.html').stat().st_size / 1e6:.1f}"
     write_text(folder / "index.html", html.render("run.html.j2", **common))
-    for path in {folder / f"{name}.html" for name in (*stages, "photos")} - {folder / file for file in pages}:
+    for path in {folder / f"{name}.html" for name in (*stages, "photos/index")} - {folder / file for file in pages}:
         path.unlink(missing_ok=True)
     files = {name: content for body in bodies.values() for name, content in body.files.items()}
     files |= {METRICS_FILE: (run_dir / METRICS_FILE).read_bytes()} if metrics else {}
@@ -175,12 +175,9 @@ def leaderboard(runs: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]]) -> 
         for state, metrics in runs
         for name, model in ((name, metrics["models"][name]) for name in ordered(metrics.get("models", {})))
     ]
-
-    def figure(row: Mapping[str, Any], column: str) -> float:
-        return -((row[column] or {}).get("value") or 0.0)
-
-    orders = {column: sorted(rows, key=partial(figure, column=column)) for column in ("accuracy", "priority F1")}
-    return orders | {column: sorted(rows, key=itemgetter(column)) for column in ("model", "run")}
+    best = {c: lambda row, c=c: -((row[c] or {}).get("value") or 0.0) for c in ("accuracy", "priority F1")}
+    keys = best | {column: itemgetter(column) for column in ("model", "run")}
+    return {column: sorted(rows, key=key) for column, key in keys.items()}
 
 
 def render_all_runs() -> Path:
@@ -212,15 +209,13 @@ def remove_runs(names: Sequence[str]) -> list[str]:
         run_dir, report = resolve("outputs/runs") / name, report_path(name).parent
         state = read_state(run_dir) if Path(name).name == name and not run_dir.is_symlink() else None
         if state is None:
-            raise InputError(
-                f"{run_dir}: not a run that catlib has written (no readable state.json), so it is not removed"
-            )
+            raise InputError(f"{run_dir}: not a run of catlib's (no readable state.json), so it is not removed")
         if state["status"] == "running":
             raise InputError(f"run {name!r} is in progress (process {state['pid']})")
         folders.append(run_dir)
         if report.is_dir():
             if report.is_symlink() or not any(mark in _head(report / "index.html") for mark in MARKS):
-                raise InputError(f"{report}: not a report that catlib has written, so nothing is removed")
+                raise InputError(f"{report}: not a report of catlib's, so nothing is removed")
             folders.append(report)
     for folder in folders:
         shutil.rmtree(folder)
