@@ -79,7 +79,7 @@ def build(root: Path, photos: int) -> Path:
     from catlib.data.prepare import prepare
     from catlib.data.records import read_samples
     from catlib.evaluation import plots, plots_model, plots_photos, tables
-    from catlib.evaluation.inputs import read_folder
+    from catlib.evaluation.metrics_file import read_folder
     from catlib.evaluation.results import Results
     from catlib.settings import DataSettings
 
@@ -130,7 +130,7 @@ def main() -> None:
     index.render(state, run_dir)
     print(f"rendered in {time.perf_counter() - start:.1f} s")
     for page in sorted(index.report_path("large").parent.rglob("*.html")):
-        said = f"{str(page.relative_to(args.folder.resolve())):<50} {page.stat().st_size / 1e6:6.2f} MB"
+        said = f"{page.relative_to(args.folder.resolve())!s:<50} {page.stat().st_size / 1e6:6.2f} MB"
         if shutil.which("chromium"):
             with tempfile.TemporaryDirectory() as profile:
                 command = [*CHROMIUM.split(), f"--user-data-dir={profile}", page.as_uri()]
