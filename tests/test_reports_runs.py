@@ -12,6 +12,7 @@ import pytest
 import yaml
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 from PIL import Image
+from test_figures import bars
 
 from catlib import cli
 from catlib.data.records import Prediction, PredictionSet
@@ -80,7 +81,9 @@ def make_run(root, name, models, **parameters):
         (run_dir / f"predictions/{model}.meta.json").write_text(json.dumps(found.meta))
     Results(sets, {}, ("Manx",), bootstrap=100).save(run_dir)
     output = new_output("display_data", {"text/html": "<table><tr><th>a</th></tr><tr><td>=1+1</td></tr></table>"})
-    cells = [new_markdown_cell("# Evaluation\n## One"), new_code_cell("1", outputs=[output])]
+    drawn = new_output("display_data", bars(["Manx"])._repr_mimebundle_())
+    hostile = new_output("display_data", {"text/html": "<p>x</p>", "image/svg+xml": "<svg><script>1</script></svg>"})
+    cells = [new_markdown_cell("# Evaluation\n## One"), new_code_cell("1", outputs=[output, drawn, hostile])]
     nbformat.write(new_notebook(cells=cells), run_dir / "03_evaluation.ipynb")
     given = {"run": name, "base_model": "a/base", "test_data": "data/vlm/test.jsonl", **parameters}
     entry = {"title": "Evaluation", "status": "done", "parameters": given, "data": {"test": "12ab34cd"}}
@@ -212,8 +215,10 @@ def test_a_damaged_run_stops_no_other(project, file, content):
 def test_figures_and_tables_are_files_to_download(project):
     page = Page((project / "reports/first/03_evaluation.html").read_text())
     offered = [link for link in page.links if link.startswith("files/")]
-    assert len(offered) == 1 and offered[0].endswith("-evaluation.csv")
+    assert [link.rpartition(".")[2] for link in offered] == ["csv", "png", "svg"]  # none of what could act
     assert (project / "reports/first" / offered[0]).read_text() == "a\n'=1+1\n"  # no formula
+    assert (project / "reports/first" / offered[1]).read_bytes().startswith(b"\x89PNG")
+    assert b"<svg" in (project / "reports/first" / offered[2]).read_bytes()
     assert 'href="files/metrics.json"' in (project / "reports/first/index.html").read_text()
     assert json.loads((project / "reports/first/files/metrics.json").read_text())["models"]
 

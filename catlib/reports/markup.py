@@ -27,9 +27,7 @@ IMAGE = re.compile(r"data:image/(png|jpeg|webp|gif|svg\+xml);base64,[A-Za-z0-9+/
 QUALITY = 78  # of WebP, where a picture is lossy: photos lose nothing that a reader sees at this size
 PICTURES = ("PNG", "JPEG", "WEBP", "GIF")  # what a notebook puts out; nothing else is decoded
 WIDEST = 1400  # pixels
-ACTIVE = re.compile(
-    r"<script|<foreignObject|\bon\w+\s*=|javascript:|href=[\"'](?!#|data:image/)", re.IGNORECASE
-)  # in SVG
+ACTIVE = re.compile(r"(?i)<script|<foreignObject|\bon\w+\s*=|javascript:|href=[\"'](?!#|data:image/)")  # in SVG
 WIDE = 4  # tables with more columns become a block a row on narrow screens
 
 
