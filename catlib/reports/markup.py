@@ -95,6 +95,8 @@ def arrange(body: str, prefix: str) -> str:
         image["src"], (width, height) = compact(str(image["src"]))
         if width:
             image["width"], image["height"] = str(width), str(height)
+        if image.parent is not None:
+            image.parent["tabindex"] = "0"  # on narrow screens a picture is moved sideways
     return tidy(soup)
 
 
@@ -126,6 +128,7 @@ def tidy(page: str | BeautifulSoup) -> str:
             for row in table.select("tbody tr"):
                 for cell, name in zip(row.find_all(["th", "td"], recursive=False), names, strict=False):
                     cell["data-label"] = name
+        table["tabindex"] = "0"  # what can be scrolled has to be reached by the keyboard
         if table.parent is None or "scroll" not in (table.parent.get("class") or []):
             table.wrap(soup.new_tag("div", attrs={"class": "scroll"}))
     return str(soup)
