@@ -89,12 +89,14 @@ def describe(breed: Breed | str) -> str:
         if found is None:
             raise KeyError(breed)
         breed = found
-    t = breed.traits
-    features = [_coat(t), t.face, f"{t.ears} ears", f"{_either(t.eyes)} eyes", _tail(t.tail), t.mark]
-    build, separator, clause = t.build.partition(", with ")
-    if separator:
-        features.insert(1, clause)
-    return f"{_article(build)} cat with {_list([feature for feature in features if feature])}"
+    coat, *others = features(breed.traits)
+    build, _, clause = breed.traits.build.partition(", with ")
+    return f"{_article(build)} cat with {_list([coat, *filter(None, [clause]), *others])}"
+
+
+def features(t: Traits) -> list[str]:
+    """What a cat of this breed has, one phrase each, the coat first: each reads on after "a cat with"."""
+    return [f for f in (_coat(t), t.face, f"{t.ears} ears", f"{_either(t.eyes)} eyes", _tail(t.tail), t.mark) if f]
 
 
 def _coat(t: Traits) -> str:

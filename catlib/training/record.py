@@ -111,6 +111,7 @@ class Record:
             "reasons": gives_reasons(data.train),
             "base_fingerprint": fingerprint(self.run.vlm),
             "data": data.digests,
+            "lineage": data.lineage,
             "figures": _finite(figures),
             "outcome": self.outcome(),
             "remarks": [remark for remark in (rank_remark(self.run.settings),) if remark],
