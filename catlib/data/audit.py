@@ -42,7 +42,19 @@ QUALITY = {
     "aspect>": "extreme aspect",
     "border>": "border",
 }
-FOUND = ("verdict", "detail", "remarks", "width", "height", "bytes", "format", "mode", "sha256", "phash", "mirrored")
+FOUND: tuple[str, ...] = (
+    "verdict",
+    "detail",
+    "remarks",
+    "width",
+    "height",
+    "bytes",
+    "format",
+    "mode",
+    "sha256",
+    "phash",
+    "mirrored",
+)
 FOUND += ("quality", "taken", "brightness", "contrast", "sharpness", "entropy", "border")  # what the audit fills in
 Limits = Sequence[tuple[str, Callable[[float, float], bool], float, str]]  # measure, comparison, limit, remark
 
@@ -149,7 +161,7 @@ def _decode(data: bytes, finding: Finding, min_side: int, limits: Limits) -> Fin
     return replace(finding, remarks=", ".join(remarks), phash=f"{hashes[0]:016x}", mirrored=f"{hashes[1]:016x}")
 
 
-def _measured(grey: Image.Image) -> dict[str, float]:
+def _measured(grey: Image.Image) -> dict[str, Any]:
     """What the photo is like, at DRAFT pixels on the shorter side."""
     factor = DRAFT / min(grey.size)
     if factor < 1:
@@ -158,6 +170,10 @@ def _measured(grey: Image.Image) -> dict[str, float]:
         )
     levels = np.asarray(grey, dtype=np.float32)
     shares = np.array(grey.histogram()[:256]) / levels.size
+    steps = (np.abs(np.diff(levels, axis=0)).mean() + np.abs(np.diff(levels, axis=1)).mean()) / 2
+    laplacian = np.abs(
+        4 * levels[1:-1, 1:-1] - levels[:-2, 1:-1] - levels[2:, 1:-1] - levels[1:-1, :-2] - levels[1:-1, 2:]
+    )
     edges = 0.0
     for flat in ((levels.std(1) < FLAT_LINE), (levels.std(0) < FLAT_LINE)):
         textured = np.flatnonzero(~flat)
@@ -165,9 +181,7 @@ def _measured(grey: Image.Image) -> dict[str, float]:
     return {
         "brightness": round(float(levels.mean()), 1),
         "contrast": round(float(levels.std()), 1),
-        "sharpness": round(
-            float(np.abs(np.diff(levels, axis=0)).mean() + np.abs(np.diff(levels, axis=1)).mean()) / 2, 2
-        ),
+        "sharpness": round(float(laplacian.mean() / steps), 3) if steps > 0.1 and laplacian.size else 0.0,
         "entropy": round(float(-(shares[shares > 0] * np.log2(shares[shares > 0])).sum()), 2) + 0.0,
         "border": round(float(edges), 3),
     }

@@ -49,7 +49,7 @@ LIKE = {  # measure of a photo → title of its histogram, and whether little or
     "aspect": ("longer side : shorter side", "most"),
     "brightness": ("brightness, grey levels", "both"),
     "contrast": ("contrast, grey levels", "least"),
-    "sharpness": ("sharpness, grey levels", "least"),
+    "sharpness": ("sharpness", "least"),
     "entropy": ("information, bits", "least"),
     "border": ("uniform border, share", "most"),
 }
@@ -166,14 +166,10 @@ def distances(near: pd.DataFrame) -> tuple[Figure, str]:
 @figure
 def suspects(found: Suspects, image_root: Path, most: int = 25) -> tuple[Figure, str]:
     """The photos whose labels are doubted most: label, likely breed and their probabilities."""
-    panels = [
-        (
-            [inside(image_root, row.image)],
-            f"{row.breed} ({100 * row.p_breed:.0f} %)\n→ {row.likely} ({100 * row.p_likely:.0f} %)?\n{_short(row.image)}",
-            RED,
-        )
-        for row in found.table.head(most).itertuples()
-    ]
+    panels: list[Panel] = []
+    for row in found.table.head(most).to_dict("records"):
+        doubt = f"{row['breed']} ({100 * row['p_breed']:.0f} %)\n→ {row['likely']} ({100 * row['p_likely']:.0f} %)?"
+        panels.append(([inside(image_root, row["image"])], f"{doubt}\n{_short(row['image'])}", RED))
     return _panels(panels, 5), found.caption
 
 
@@ -188,7 +184,7 @@ def worst_files(findings: Sequence[Finding], each: int = 2) -> list[tuple[Findin
             if ends in (end, "both"):
                 picked = values.nsmallest(each, keep="first") if end == "least" else values.nlargest(each, keep="first")
                 usual = values.median()
-                for i, value in picked.items():
+                for i, value in zip(picked.index.tolist(), picked.tolist(), strict=True):
                     if value != usual and abs(value - usual) > 0.1 * abs(usual):
                         chosen.setdefault(i, f"{title.split(',')[0]} {value:.3g}")
     return [(kept[i], why) for i, why in chosen.items()]

@@ -129,7 +129,9 @@ def similar_pairs(samples: Sequence[Sample], features: np.ndarray, least: float 
     for start in range(0, len(samples), SIMILAR_AT_ONCE):
         cosines = vectors[start : start + SIMILAR_AT_ONCE] @ vectors[start:].T
         a, b = np.nonzero((cosines >= least) & (group[start : start + SIMILAR_AT_ONCE, None] != group[start:]))
-        found += [(float(cosines[i, j]), start + i, start + j) for i, j in zip(a, b, strict=True) if i < j]
+        found += [
+            (float(cosines[i, j]), start + i, start + j) for i, j in zip(a.tolist(), b.tolist(), strict=True) if i < j
+        ]
         found = sorted(found, reverse=True)[:MOST_SIMILAR]
     columns = ["cosine", "image", "other", "breed", "other_breed", "sha256", "other_sha256"]
     pairs = [(round(cosine, 4), samples[i], samples[j]) for cosine, i, j in found]
