@@ -1,13 +1,14 @@
-"""The Oxford-IIIT Pet archives: downloaded with a checksum, resumed after an interruption, unpacked once."""
+"""Photos that come packed, unpacked once; the Oxford-IIIT Pet archives, downloaded with a checksum and resumed."""
 
 import hashlib
 import logging
 import tarfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import httpx
 
+from catlib.data.export import read_parquet
 from catlib.errors import CatlibError, InputError
 from catlib.files import locked, whole_folder, write_text
 from catlib.progress import track
@@ -42,32 +43,41 @@ def fetch_oxford_pets(to: Path, base: str = BASE, archives: Mapping[str, str] = 
 
 
 def unpacked(photos: Path, to: Path) -> Path:
-    """The folder of photos behind `photos`: itself, or `to`, where what its Oxford archives hold is unpacked once.
+    """The folder of photos behind `photos`: itself, or `to`, where what is packed in it is unpacked once.
 
-    `photos` may be a folder with images.tar.gz and annotations.tar.gz in it, or one of the two files. Raises InputError when
-    the other one is missing, an archive is broken (the folder stays as it was), or `to` holds something else.
+    Packed are a folder with images.tar.gz and annotations.tar.gz in it, or one of the two files, and the parquet files that
+    `catlib data export hf` writes. Raises InputError when a file is missing or broken (the folder stays as it was), or `to` holds
+    something else.
     """
+    if parquet := sorted((photos / "data").glob("*.parquet")):
+        return _once(parquet, to, read_parquet)
     folder = photos.parent if photos.is_file() and photos.name.endswith((".tar.gz", ".tgz")) else photos
     if folder == photos and ((folder / "images").is_dir() or not (folder / "images.tar.gz").is_file()):
         return photos
     if folder != photos and photos.name not in OXFORD_PETS:
-        raise InputError(
-            f"photos: {photos}: only the archives {' and '.join(OXFORD_PETS)} can be read packed; unpack it first"
-        )
-    origin = ""
-    for archive in (folder / name for name in OXFORD_PETS):
-        if not archive.is_file():
-            raise InputError(f"photos: {archive} is missing; both archives are needed ({PAGE})")
-        origin += f"{archive.resolve()} {archive.stat().st_size} bytes, changed {archive.stat().st_mtime_ns}\n"
+        names = " and ".join(OXFORD_PETS)
+        raise InputError(f"photos: {photos}: only the archives {names} can be read packed; unpack it first")
+    archives = [folder / name for name in OXFORD_PETS]
+    if missing := next((archive for archive in archives if not archive.is_file()), None):
+        raise InputError(f"photos: {missing} is missing; both archives are needed ({PAGE})")
+    return _once(archives, to, _unpack)
+
+
+def _once(packed: Sequence[Path], to: Path, unpack: Callable[[Path, Path], None]) -> Path:
+    """`to`, with what all the packed files hold; as it is where it comes from these very files."""
+    facts = ((path.resolve(), path.stat()) for path in packed)
+    origin = "".join(f"{path} {stat.st_size} bytes, changed {stat.st_mtime_ns}\n" for path, stat in facts)
     mark = to / ORIGIN
     with locked(to.parent / f".{to.name}.lock"):
         if mark.is_file() and mark.read_text(encoding="utf-8") == origin:
             return to
         if to.exists() and not mark.is_file():
-            raise InputError(f"{to} is in the way: it did not come from {folder}; move it, or give it as the photos")
+            raise InputError(
+                f"{to} is in the way: it did not come from {packed[0].parent}; move it, or give it as the photos"
+            )
         with whole_folder(to, force=True) as new:
-            for name in OXFORD_PETS:
-                _unpack(folder / name, new)
+            for path in packed:
+                unpack(path, new)
             write_text(new / ORIGIN, origin)
     return to
 
