@@ -10,7 +10,7 @@ import httpx
 
 from catlib.data.export import read_parquet
 from catlib.errors import CatlibError, InputError
-from catlib.files import locked, whole_folder, write_text
+from catlib.files import locked, saving, whole_folder, write_text
 from catlib.progress import track
 
 PAGE = "https://www.robots.ox.ac.uk/~vgg/data/pets/"
@@ -33,12 +33,22 @@ def fetch_oxford_pets(to: Path, base: str = BASE, archives: Mapping[str, str] = 
     A finished file with the right checksum is not downloaded again, a partial one (.part) is continued. Raises CatlibError when
     there is no network or the bytes are not the published ones.
     """
-    try:
+    with saving(to):
         to.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise CatlibError(f"{to}: cannot be written: {error.strerror}") from None
     for name, md5 in archives.items():
-        _fetch(base + name, to / name, md5)
+        target, part = to / name, to / f"{name}.part"
+        if target.is_file() and _md5(target) != md5:
+            raise CatlibError(
+                f"{target}: its checksum is not {md5}, so it is not the published file; delete it and run again"
+            )
+        if not target.is_file():
+            _download(base + name, part)
+            if (found := _md5(part)) != md5:
+                part.unlink()
+                raise CatlibError(
+                    f"{base + name}: checksum {found}, expected {md5}; the download was damaged, run again"
+                )
+            part.replace(target)
     return to
 
 
@@ -94,45 +104,28 @@ def _unpack(archive: Path, to: Path) -> None:
         raise InputError(f"{archive}: has no folder {top}/ in it; is it the Oxford-IIIT Pet archive?")
 
 
-def _fetch(url: str, target: Path, md5: str) -> None:
-    if target.is_file():
-        if _md5(target) == md5:
-            return
-        raise CatlibError(
-            f"{target}: its checksum is not {md5}, so it is not the published file; delete it and run again"
-        )
-    part = target.with_name(f"{target.name}.part")
-    have = part.stat().st_size if part.is_file() else 0
-    while True:
+def _download(url: str, part: Path) -> None:
+    """Append to `part` what it lacks, again as long as each attempt brings something. Without ranges the file begins anew."""
+    had, have = -1, part.stat().st_size if part.is_file() else 0
+    while have > had:
+        had, ranges = have, {"Range": f"bytes={have}-"} if have else {}
         try:
-            _download(url, part, have)
-            break
-        except httpx.HTTPError as error:
-            had, have = have, part.stat().st_size if part.is_file() else 0
-            if have > had:  # again as long as each attempt brings something
-                continue
-            raise CatlibError(
-                f"cannot download {url} ({error or type(error).__name__}). On a machine with network, get {' and '.join(OXFORD_PETS)} "
-                f"from {PAGE} and put both into {target.parent}; then run: catlib data {target.parent} --out data/vlm. What has arrived "
-                "is kept and continued"
-            ) from None
-    if (found := _md5(part)) != md5:
-        part.unlink()
-        raise CatlibError(f"{url}: checksum {found}, expected {md5}; the download was damaged, run again")
-    part.replace(target)
-
-
-def _download(url: str, part: Path, have: int) -> None:
-    """Append to `part` what it lacks. A server that does not know ranges sends everything, and the file begins anew."""
-    ranges = {"Range": f"bytes={have}-"} if have else {}
-    with httpx.stream("GET", url, headers=ranges, timeout=TIMEOUT, follow_redirects=True) as answer:
-        if answer.status_code == 416:  # nothing beyond what is there; the checksum tells whether it is right
+            with httpx.stream("GET", url, headers=ranges, timeout=TIMEOUT, follow_redirects=True) as answer:
+                if answer.status_code == 416:  # nothing beyond what is there; the checksum tells whether it is right
+                    return
+                answer.raise_for_status()
+                blocks = -(-int(answer.headers.get("Content-Length", 0)) // BLOCK) or None
+                with part.open("ab" if answer.status_code == 206 else "wb") as stream:
+                    for block in track(answer.iter_raw(BLOCK), f"downloading {part.stem}", total=blocks, unit="MB"):
+                        stream.write(block)
             return
-        answer.raise_for_status()
-        blocks = -(-int(answer.headers.get("Content-Length", 0)) // BLOCK) or None
-        with part.open("ab" if answer.status_code == 206 else "wb") as stream:
-            for block in track(answer.iter_raw(BLOCK), f"downloading {part.stem}", total=blocks, unit="MB"):
-                stream.write(block)
+        except httpx.HTTPError as error:
+            reason = str(error) or type(error).__name__
+            have = part.stat().st_size if part.is_file() else 0
+    raise CatlibError(
+        f"cannot download {url} ({reason}). On a machine with network, get {' and '.join(OXFORD_PETS)} from {PAGE} and put both into "
+        f"{part.parent}; then run: catlib data {part.parent} --out data/vlm. What has arrived is kept and continued"
+    )
 
 
 def _md5(path: Path) -> str:

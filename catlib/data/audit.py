@@ -104,28 +104,29 @@ def quality_limits(quality: str) -> Limits:
 
 def inspect(root: Path, finding: Finding, min_side: int, limits: Limits = ()) -> Finding:
     """The finding of one file, `root` being resolved already. Never raises on account of the file's content."""
-    path = root / finding.image
+    path, size = root / finding.image, 0
     if not finding.kept:
         return finding
     try:
         leads_away = path.is_symlink() or ".." in Path(finding.image).parts or _linked(root, path)
-        if leads_away and not path.resolve().is_relative_to(root):
-            return replace(finding, verdict="outside the root", detail=f"leads to {path.resolve()}")
         status = path.stat()
+        if leads_away and not path.resolve().is_relative_to(root):
+            raise ImageError("", "outside the root", f"leads to {path.resolve()}")
         if not stat.S_ISREG(status.st_mode):  # reading a pipe would wait for ever
-            return replace(finding, verdict="unreadable", detail="not a regular file")
-        if status.st_size > MAX_BYTES:
-            detail = f"{status.st_size:,} bytes, limit {MAX_BYTES:,}"
-            return replace(finding, verdict="too large", detail=detail, bytes=status.st_size)
+            raise ImageError("", "unreadable", "not a regular file")
+        if (size := status.st_size) > MAX_BYTES:
+            raise ImageError("", "too large", f"{size:,} bytes, limit {MAX_BYTES:,}")
         data = path.read_bytes()
+        finding = replace(finding, bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
+        if not data:
+            raise ImageError("", "empty", "the file has no bytes")
+        return _decode(data, finding, min_side, limits)
+    except ImageError as error:
+        return replace(finding, verdict=error.verdict, detail=error.detail, bytes=size)
     except FileNotFoundError:
         return replace(finding, verdict="missing", detail="no such file")
     except (OSError, RuntimeError) as error:  # RuntimeError: links that lead in a circle
         return replace(finding, verdict="unreadable", detail=getattr(error, "strerror", None) or str(error))
-    finding = replace(finding, bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
-    if not data:
-        return replace(finding, verdict="empty", detail="the file has no bytes")
-    return _decode(data, finding, min_side, limits)
 
 
 def _linked(root: Path, path: Path) -> bool:

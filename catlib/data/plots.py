@@ -173,6 +173,19 @@ def suspects(found: Suspects, image_root: Path, most: int = 25) -> tuple[Figure,
     return _panels(panels, 5), found.caption
 
 
+@figure
+def similar(found: pd.DataFrame, image_root: Path, most: int = 12) -> tuple[Figure, str]:
+    """Photos of different groups whose features are most alike: candidates for one group."""
+    panels: list[Panel] = []
+    for row in found.head(most).to_dict("records"):
+        hue = INK if row["breed"] == row["other_breed"] else RED
+        files, names = [inside(image_root, row[key]) for key in ("image", "other")], (row["image"], row["other"])
+        panels.append((files, f"cosine {row['cosine']:.3f}\n{'  |  '.join(map(_short, names))}", hue))
+    return _panels(
+        panels, 3
+    ), f"{len(found):,} pairs of photos of different groups are alike in their features; join_similar joins them."
+
+
 def worst_files(findings: Sequence[Finding], each: int = 2) -> list[tuple[Finding, str]]:
     """The photos of `worst`, each with the reason; where all are alike in a measure, none is worth showing."""
     kept = [finding for finding in findings if finding.kept and finding.width]
