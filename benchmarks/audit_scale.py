@@ -12,16 +12,17 @@ import argparse
 import io
 import json
 import math
-import resource
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 from PIL import Image
 
 from catlib.breeds import BREEDS
@@ -55,6 +56,35 @@ def make_collection(folder: Path, n: int) -> Path:
     return folder
 
 
+class Memory(threading.Thread):
+    """The most memory that this process and its children hold together, looked up a hundred times a second, MB."""
+
+    def __init__(self) -> None:
+        super().__init__(daemon=True)
+        self.peak, self.over = 0.0, threading.Event()
+
+    def __enter__(self) -> "Memory":
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.over.set()
+        self.join()
+
+    @property
+    def peak_mb(self) -> int:
+        return round(self.peak)
+
+    def run(self) -> None:
+        this = psutil.Process()
+        while not self.over.wait(0.01):
+            try:
+                held = sum(process.memory_info().rss for process in (this, *this.children(recursive=True)))
+            except psutil.NoSuchProcess:
+                continue
+            self.peak = max(self.peak, held / 2**20)
+
+
 def photo(number: int) -> bytes:
     """The bytes of a photo of smooth random fields; some like the one before it, some broken."""
     near, copy = number % 50 == 1, number % 100 == 2
@@ -73,20 +103,19 @@ def measure(photos: Path, work: Path, notebook: bool) -> dict[str, float]:
     from catlib.data.prepare import prepare
     from catlib.settings import DataSettings
 
-    dataset, row = timed(
-        lambda: prepare(DataSettings(photos=str(photos), data_dir=str(work), run_dir=str(work / "run"))), ""
-    )
-    peak = sum(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)) / 1024
+    chosen = DataSettings(photos=str(photos), data_dir=str(work), run_dir=str(work / "run"))
+    with Memory() as memory:
+        dataset, row = timed(lambda: prepare(chosen), "")
     seen = dataset.card["files_seen"]
-    row = {"photos": seen, **row, "photos_per_cpu_s": round(seen / row["cpu_seconds"], 1), "peak_mb": round(peak)}
+    row = {"photos": seen, **row, "photos_per_cpu_s": round(seen / row["cpu_seconds"], 1), "peak_mb": memory.peak_mb}
     checked, more = timed(lambda: check(work / "vlm"), "check_")
     assert not checked.problems, checked.problems[:3]
     row |= more
     if notebook:
-        page, more = timed(lambda: render(photos, work), "notebook_")
+        with Memory() as memory:
+            page, more = timed(lambda: render(photos, work), "notebook_")
         row |= {"notebook_seconds": more["notebook_seconds"], "page_mb": round(page.stat().st_size / 1e6, 1)}
-        children = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
-        row |= {"notebook_peak_mb": round(children)}
+        row |= {"notebook_peak_mb": memory.peak_mb}
     return row
 
 

@@ -19,7 +19,7 @@ from scoring_speed import real_input
 from catlib.breeds import BREEDS
 from catlib.vlm import scoring
 from catlib.vlm.models import VLM
-from catlib.vlm.prompting import answer_tokens, inference_inputs
+from catlib.vlm.prompting import answer_tokens, inference_inputs, known_ends
 from catlib.vlm.scoring import LabelScorer
 
 QUESTIONS = (
@@ -34,10 +34,10 @@ LIMIT = 1e-4
 def plain_scores(vlm: VLM, image: object, question: str, breeds: list[str]) -> np.ndarray:
     """One full forward pass for each label (breeds,)."""
     inputs = inference_inputs(vlm, [image], [question])
-    start = inputs["input_ids"]
+    start, ends = inputs["input_ids"], known_ends(vlm)
     scores = []
     for breed in breeds:
-        label = torch.tensor([answer_tokens(vlm.processor, question, breed)], device=start.device)
+        label = torch.tensor([answer_tokens(vlm.processor, question, breed, ends)], device=start.device)
         inputs["input_ids"] = torch.cat([start, label], dim=1)
         inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
         steps = vlm.base(**inputs, use_cache=False).logits[0].double().log_softmax(-1)[start.shape[1] - 1 : -1]

@@ -8,42 +8,47 @@ import json
 import math
 import os
 import re
+import secrets
 import shutil
-import tempfile
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import yaml
 from filelock import FileLock, Timeout
 
 from catlib.errors import CatlibError, InputError
 
-_FORMULA = re.compile(
-    r"'*[=+\-@\t\r\n]"
-)  # how a cell begins that a spreadsheet computes, or that has been made harmless
-_LOCK = ".writing"  # in a folder that is being written
-_LARGE = re.compile(r"\d{300}|[eE]\+?\d{3}")
+# How a cell begins that a spreadsheet computes, or that has been made harmless.
+_FORMULA = re.compile(r"'*[=+\-@\t\r\n]")
+_FULL = tuple(map(os.strerror, (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)))
+_LARGE = re.compile(r"\d{300}|[eE]\+?\d{3}")  # a number that may be none
+_WRITING = ".writing"  # in a folder that is being written, and in the name of what is not whole yet
+_FORMER = ".former"  # in the name of what is being replaced
+# More than any file of ours has, and little enough to be refused within seconds.
+DEEPEST = 100  # levels of JSON or YAML
+LONGEST_YAML, LONGEST_LINE, LARGEST = 10**5, 2**26, 2**30  # characters
 
 
 @contextmanager
-def saving(path: Path) -> Iterator[None]:
-    """Turn what a full disk or a missing permission makes other libraries raise into a CatlibError that names `path`."""
+def saving(path: Path, reads: bool = False) -> Iterator[None]:
+    """Turn what a full disk or a missing permission makes other libraries raise into a CatlibError that names `path`.
+
+    `reads`: the block reads other files as well, so that only a full disk is told.
+    """
     try:
         yield
     except CatlibError:
         raise
-    except OSError as error:
-        raise CatlibError(f"{path}: cannot be written: {error.strerror or error}") from None
     except Exception as error:  # torch, safetensors and tokenizers have each an exception of their own
-        if _is_full(error):
-            raise CatlibError(f"{path}: cannot be written: {os.strerror(errno.ENOSPC)}") from error
-        raise
-
-
-def _is_full(error: Exception) -> bool:
-    return os.strerror(errno.ENOSPC) in str(error)
+        full = next((text for text in _FULL if text in str(error)), None)
+        if full is None and (reads or not isinstance(error, OSError)):
+            raise
+        raise CatlibError(f"{path}: cannot be written: {full or getattr(error, 'strerror', None) or error}") from error
 
 
 @contextmanager
@@ -55,15 +60,15 @@ def replacing(path: Path) -> Iterator[Path]:
     """
     with saving(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:100]}.", suffix=path.suffix)
-    os.close(handle)
-    temporary = Path(name)
+        temporary = path.with_name(f".{path.name[:50]}{_WRITING}-{secrets.token_hex(4)}{path.suffix}")
+        temporary.touch(exist_ok=False)
+        mode = temporary.stat().st_mode
     try:
         with saving(path):
             yield temporary
             with temporary.open("rb+") as stream:
                 os.fsync(stream.fileno())
-            temporary.chmod(0o666 & ~_umask())
+            temporary.chmod(mode)  # some libraries write a file of their own and rename it
             temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)
@@ -74,6 +79,17 @@ def replacing(path: Path) -> Iterator[Path]:
             os.fsync(folder)
         finally:
             os.close(folder)
+
+
+def remove_leftovers(folder: Path, name: str = "*", older_s: float = 0.0) -> None:
+    """Remove what killed processes have left of files `name` in a folder and below; call it where no other process writes there.
+
+    `older_s`: only what nobody has written to for so long, where others may be at work.
+    """
+    for path in folder.rglob(f".{name}{_WRITING}-*"):
+        with suppress(OSError):
+            if path.is_file() and path.stat().st_mtime <= time.time() - older_s:
+                path.unlink()
 
 
 def write_bytes(path: Path, data: bytes) -> None:
@@ -126,41 +142,46 @@ def whole_folder(
     kind), when another process writes it, or one of the `keep` folders is in it.
     """
     out = out.resolve()
-    for folder in keep:
-        if folder.exists() and folder.resolve().is_relative_to(out):
-            raise InputError(f"{out} holds what is to be exported; name another folder")
+    if any(folder.exists() and folder.resolve().is_relative_to(out) for folder in keep):
+        raise InputError(f"{out} holds what is to be exported; name another folder")
+    with saving(out):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        for other in out.parent.glob(f".{glob.escape(out.name)}{_WRITING}-*"):
+            with locked(other / _WRITING, f"{out}: another process writes it; wait for it, or name another folder"):
+                shutil.rmtree(other)  # its process was killed
+        _end_replacement(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         if not force:
             raise InputError(f"{out} exists and is not empty: name another folder, or replace it with --force")
         if not out.is_dir() or not ours(out):
-            raise InputError(
-                f"{out} was not written by this command, so --force does not replace it: name another folder"
-            )
+            raise InputError(f"{out} was not written by this command, so --force does not replace it; name another")
+    temporary, former = (out.with_name(f".{out.name}{part}-{secrets.token_hex(4)}") for part in (_WRITING, _FORMER))
     with saving(out):
-        out.parent.mkdir(parents=True, exist_ok=True)
-        for other in out.parent.glob(f".{glob.escape(out.name)}.writing-*"):
-            with locked(other / _LOCK, f"{out}: another process writes it; wait for its end, or name another folder"):
-                shutil.rmtree(other)  # its process was killed
-        temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}.writing-", dir=out.parent))
+        temporary.mkdir()
+        mode = temporary.stat().st_mode & 0o777
     try:
-        with locked(temporary / _LOCK):
+        with locked(temporary / _WRITING), saving(out, reads=True):
             yield temporary
-            (temporary / _LOCK).unlink()
-            mode = 0o777 & ~_umask()
-            for path in (temporary, *temporary.rglob("*")):
+            for path in temporary.rglob("*"):
                 path.chmod(mode if path.is_dir() else mode & 0o666)
             if out.exists():
-                former = Path(tempfile.mkdtemp(prefix=f".{out.name}.former-", dir=out.parent))
-                out.rename(former / out.name)
-                temporary.rename(out)
-                shutil.rmtree(former)
-            else:
-                temporary.rename(out)
-    except BaseException as error:
+                out.rename(former)
+            temporary.rename(out)
+            (out / _WRITING).unlink()
+    except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
-        if isinstance(error, Exception) and not isinstance(error, CatlibError) and _is_full(error):
-            raise CatlibError(f"{out}: cannot be written: {os.strerror(errno.ENOSPC)}") from error
         raise
+    finally:
+        _end_replacement(out)
+
+
+def _end_replacement(out: Path) -> None:
+    """Remove the folder that `out` has replaced; where an end came between the two renames, give it its name back."""
+    for former in out.parent.glob(f".{glob.escape(out.name)}{_FORMER}-*"):
+        if out.exists():
+            shutil.rmtree(former, ignore_errors=True)
+        else:
+            former.rename(out)
 
 
 @contextmanager
@@ -170,32 +191,50 @@ def locked(path: Path, busy: str = "") -> Iterator[None]:
     With `busy`, a lock that another process holds is an InputError with this text; without, it is waited for.
     """
     lock = FileLock(path, thread_local=False)
-    try:
+    with saving(path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
-        lock.acquire(timeout=0 if busy else -1)
-    except Timeout:
-        raise InputError(busy) from None
-    except OSError as error:
-        raise CatlibError(f"{path.parent}: cannot be written: {error.strerror}") from None
+        try:
+            lock.acquire(timeout=0 if busy else -1)
+        except Timeout:
+            raise InputError(busy) from None
     try:
         yield
     finally:
         lock.release()
 
 
-def read_text(path: Path) -> str:
+@contextmanager
+def _reading(path: Path) -> Iterator[TextIO]:
     """A text file, line ends as they are. Raises InputError where it is missing, not UTF-8 or no file (a pipe never ends)."""
     try:
         if path.exists() and not path.is_file():
             raise InputError(f"{path}: not a file")
         with path.open(encoding="utf-8-sig", newline="") as stream:
-            return stream.read()
+            yield stream
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
     except OSError as error:
         raise InputError(f"{path}: {error.strerror}") from None
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start})") from None
+
+
+def read_text(path: Path) -> str:
+    """The text of a file, line ends as they are. Raises InputError where it is missing, not UTF-8, no file or too large."""
+    with _reading(path) as stream:
+        if len(text := stream.read(LARGEST)) == LARGEST:
+            raise InputError(f"{path}: larger than {LARGEST:,} characters")
+    return text
+
+
+def read_jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Line number and object of each non-empty line. Raises InputError naming file and line."""
+    with _reading(path) as stream:
+        for number, line in enumerate(iter(partial(stream.readline, LONGEST_LINE), ""), start=1):
+            if len(line) == LONGEST_LINE:
+                raise InputError(f"{path}:{number}: a line of more than {LONGEST_LINE:,} characters")
+            if line.strip():
+                yield number, parse_json(line.rstrip(), f"{path}:{number}")
 
 
 def read_json(path: Path, kind: type = dict) -> Any:
@@ -205,81 +244,73 @@ def read_json(path: Path, kind: type = dict) -> Any:
 
 def parse_json(text: str, where: str, kind: type = dict) -> Any:
     """A JSON text, strictly: no NaN or infinity, no key twice, of type `kind`. Raises InputError that begins with `where`."""
-    bad: list[str] = []
 
-    def number(text: str) -> Any:
-        value = float(text)
-        if not math.isfinite(value):
-            bad.append(text)
-            return bad
-        return value
+    def whole(text: str) -> float:
+        return int(text) if math.isfinite(float(text)) else math.inf
 
     def pairs(entries: list[tuple[str, Any]]) -> dict[str, Any]:
         found = dict(entries)
         if len(found) < len(entries):
-            keys = [key for key, _ in entries]
-            raise InputError(f"{where}: the key {next(k for k in keys if keys.count(k) > 1)!r} stands twice")
-        if bad and (key := next((key for key, value in entries if _holds(value, bad)), None)) is not None:
-            raise InputError(f"{where}: key {key!r}: {bad[0]} is no JSON number")
+            ((twice, _),) = Counter(key for key, _ in entries).most_common(1)
+            raise InputError(f"{where}: the key {twice!r:.200} stands twice")
         return found
 
-    # a function in the place of float takes half as long again, so it is given only where a number may be infinite
-    floats = number if _LARGE.search(text) else None
+    # what is checked again costs time, so it is where something may be wrong only
+    large = _LARGE.search(text) is not None
+    doubtful = large or "NaN" in text or "Infinity" in text or text.count("[") + text.count("{") > DEEPEST
     try:
-        value = json.loads(text, parse_constant=number, parse_float=floats, object_pairs_hook=pairs)
+        value = json.loads(text, parse_int=whole if large else None, object_pairs_hook=pairs)
     except json.JSONDecodeError as error:
         line = f"line {error.lineno}, " if error.lineno > 1 else ""
         raise InputError(f"{where}: not JSON ({error.msg}, {line}column {error.colno})") from None
     except RecursionError:
         raise InputError(f"{where}: nested too deeply") from None
-    except ValueError as error:  # an integer of thousands of digits
-        raise InputError(f"{where}: {error}") from None
-    if bad:
-        raise InputError(f"{where}: {bad[0]} is no JSON number")
+    if doubtful:
+        _check(value, where)
     if not isinstance(value, kind):
         expected = {"dict": "a JSON object", "list": "a JSON list"}.get(kind.__name__, kind.__name__)
         raise InputError(f"{where}: expected {expected}, found {type(value).__name__}")
     return value
 
 
-def _holds(value: Any, bad: list[str]) -> bool:
-    return value is bad or (type(value) is list and any(_holds(entry, bad) for entry in value))
+def _check(value: Any, where: str, key: str = "", depth: int = 1) -> None:
+    """Raise InputError for a number that is none (NaN, beyond 1.8e308) and for what is nested too deeply."""
+    if isinstance(value, float) and not math.isfinite(value):
+        raise InputError(f"{where}: {key}{json.dumps(value)} is no number")
+    if depth > DEEPEST:
+        raise InputError(f"{where}: nested too deeply")
+    if isinstance(value, dict):
+        for name, entry in value.items():
+            _check(entry, where, f"key {name!r:.200}: ", depth + 1)
+    elif isinstance(value, list):
+        for entry in value:
+            _check(entry, where, key, depth + 1)
 
 
 class _StrictLoader(yaml.SafeLoader):
-    """YAML's plain values and nothing that a file of settings does not need: no key twice, no NaN, no aliases."""
+    """YAML's plain values and nothing that a file of settings does not need: no key twice, no aliases."""
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.AliasEvent):
             raise yaml.MarkedYAMLError(None, None, "an alias (*) is not allowed here", self.peek_event().start_mark)
         return super().compose_node(parent, index)
 
-    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Hashable, Any]:
-        seen: set[Hashable] = set()
-        for key_node, value_node in node.value:
-            key = self.construct_object(key_node, deep=True)
-            if isinstance(key, Hashable) and key in seen:
-                raise yaml.MarkedYAMLError(None, None, f"the key {key!r} stands twice", key_node.start_mark)
-            if isinstance(key, Hashable):
-                seen.add(key)
-            if value_node.tag == "tag:yaml.org,2002:float":
-                self.construct_finite(value_node, f"key {key!r}: ")
-        return super().construct_mapping(node, deep)
-
-    def construct_finite(self, node: Any, where: str = "") -> float:
-        value = self.construct_yaml_float(node)
-        if not math.isfinite(value):
-            raise yaml.MarkedYAMLError(None, None, f"{where}{node.value} is no number", node.start_mark)
-        return value
-
-
-_StrictLoader.add_constructor("tag:yaml.org,2002:float", _StrictLoader.construct_finite)
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        found = super().construct_mapping(node, deep)
+        if len(found) < len(node.value):
+            keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+            at = next(i for i, key in enumerate(keys) if key in keys[:i])
+            mark = node.value[at][0].start_mark
+            raise yaml.MarkedYAMLError(None, None, f"the key {keys[at]!r:.200} stands twice", mark)
+        return found
 
 
 def parse_yaml(text: str, where: str) -> Any:
     """A YAML text, strictly: plain values, no key twice, no NaN or infinity as a value. Raises InputError that begins with `where`."""
+    if len(text) > LONGEST_YAML:
+        raise InputError(f"{where}: longer than {LONGEST_YAML:,} characters")
     try:
-        return yaml.load(text, _StrictLoader)  # a SafeLoader
+        value = yaml.load(text, _StrictLoader)  # a SafeLoader
     except yaml.MarkedYAMLError as error:
         line = f"line {error.problem_mark.line + 1}: " if error.problem_mark else ""
         raise InputError(f"{where}: not YAML: {line}{error.problem}") from None
@@ -287,6 +318,8 @@ def parse_yaml(text: str, where: str) -> Any:
         raise InputError(f"{where}: not YAML: {str(error).splitlines()[0]}") from None
     except RecursionError:
         raise InputError(f"{where}: nested too deeply") from None
+    _check(value, where)
+    return value
 
 
 def csv_text(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
@@ -295,7 +328,7 @@ def csv_text(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
     plain, quoted = (csv.writer(text, lineterminator="\n", quoting=how) for how in (csv.QUOTE_MINIMAL, csv.QUOTE_ALL))
     plain.writerow(columns)
     for row in rows:
-        cells = [_as_text(cell) for cell in row]
+        cells = [f"'{cell}" if isinstance(cell, str) and _FORMULA.match(cell) else cell for cell in row]
         (quoted if any("\r" in str(cell) for cell in cells) else plain).writerow(cells)  # Python leaves \r unquoted
     return text.getvalue()
 
@@ -308,41 +341,11 @@ def read_csv(path: Path) -> tuple[list[str], list[dict[str, str]]]:
         columns = next(reader, [])
         if len(set(columns)) < len(columns):
             raise InputError(f"{path}: the column {next(c for c in columns if columns.count(c) > 1)!r} stands twice")
-        for row in reader:
-            if row and len(row) != len(columns):
+        for row in filter(None, reader):
+            if len(row) != len(columns):
                 raise InputError(f"{path}:{reader.line_num}: {len(row)} cells in place of {len(columns)}")
-            if row:
-                cells = (cell[1:] if cell[:1] == "'" and _FORMULA.match(cell) else cell for cell in row)
-                rows.append(dict(zip(columns, cells, strict=True)))
+            cells = (cell[1:] if cell[:1] == "'" and _FORMULA.match(cell) else cell for cell in row)
+            rows.append(dict(zip(columns, cells, strict=True)))
     except csv.Error as error:
         raise InputError(f"{path}:{reader.line_num}: not CSV: {error}") from None
     return columns, rows
-
-
-def _as_text(cell: Any) -> Any:
-    """A text that begins like a formula, or like one that has been made harmless, with an apostrophe; others as they are."""
-    return f"'{cell}" if isinstance(cell, str) and _FORMULA.match(cell) else cell
-
-
-def read_jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Line number and object of each non-empty line. Raises InputError naming file and line."""
-    try:
-        if path.exists() and not path.is_file():
-            raise InputError(f"{path}: not a file")
-        with path.open(encoding="utf-8-sig") as stream:
-            for number, line in enumerate(stream, start=1):
-                if line.strip():
-                    yield number, parse_json(line.rstrip(), f"{path}:{number}")
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file") from None
-    except OSError as error:
-        raise InputError(f"{path}: {error.strerror}") from None
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start})") from None
-
-
-def _umask() -> int:
-    """The process's umask, which can only be read by setting it."""
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

@@ -54,21 +54,27 @@ def public_url(url: str, where: str, server: bool = True) -> str:
     if not server and not _USER.search(url):
         return url
     url = url.strip()
-    try:
-        parts = urlsplit(url)
-        host, _ = parts.hostname, parts.port
-    except ValueError:
-        host, parts = None, None
     if "@" in url.partition("#")[0] or "?" in url.partition("#")[0]:
         raise InputError(
             f"{where}: a URL with a user, password or query (http://USER:PASSWORD@HOST, …?key=…) would stand in logs and reports; "
             f"give http://HOST:PORT/v1 and set the server's key in the environment variable {KEY}"
         )
-    if parts is None or not host or parts.scheme not in ("http", "https"):
-        raise InputError(
-            f"{where}: expected http://HOST:PORT/v1, with #MODEL behind it if it serves several; found {url!r}"
-        )
+    try:
+        parts = urlsplit(url)
+        fits = bool(parts.scheme in ("http", "https") and parts.hostname and parts.port != 0)  # `port` raises
+    except ValueError:
+        fits = False
+    if not fits:  # not shown: what stands where a port belongs may be a password
+        raise InputError(f"{where}: expected http://HOST:PORT/v1, with #MODEL behind it if it serves several")
     return url
+
+
+def server_key() -> str:
+    """The key in the environment, empty without one. Raises InputError, without showing it, for what no header can carry."""
+    key = os.environ.get(KEY, "").strip()
+    if not all("!" <= letter <= "~" for letter in key):
+        raise InputError(f"{KEY}: a key is of ASCII letters, digits and signs, without spaces; this one is not")
+    return key
 
 
 def without_secrets(text: str) -> str:

@@ -1,4 +1,4 @@
-"""The parameters of a run: name, type, default and meaning stated once, in frozen dataclasses.
+"""The parameters of a run: name, type, default, range and meaning stated once, in frozen dataclasses.
 
 Profiles (YAML), `-p key=value`, the notebooks' parameters cells and the options of the command line are all checked
 against these. A value is an int, a float, a bool or a text, as papermill's parameters are; a list is a text with commas.
@@ -8,7 +8,7 @@ import contextlib
 import difflib
 import json
 import logging
-import math
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path, PurePosixPath
@@ -20,14 +20,19 @@ from catlib.files import parse_yaml, read_text
 from catlib.paths import notebooks_folder, public_url, resolve
 
 log = logging.getLogger(__name__)
+PROFILE = "profile"  # the one parameter that is no setting: it chooses where the others come from
+SOURCES = ("data_dir", "output_dir")  # settings from which those of other notebooks follow
 
 
-def option(default: Any, help: str, choices: tuple[str, ...] = (), mapping: bool = False) -> Any:
-    """A dataclass field with its meaning (units included) and, for a text, the values it may take.
+def option(
+    default: Any, help: str, *choices: str, least: float = 0, most: float = 2**31 - 1, mapping: bool = False
+) -> Any:
+    """A dataclass field with its meaning (units included) and what it may be: a text's choices, a number's range.
 
     `mapping`: the text is a YAML mapping, and may be given as one.
     """
-    return field(default=default, metadata={"help": help, "choices": choices, "mapping": mapping})
+    about = {"help": help, "choices": choices, "least": least, "most": most, "mapping": mapping}
+    return field(default=default, metadata=about)
 
 
 @dataclass(frozen=True)
@@ -82,30 +87,24 @@ class DataSettings(Settings):
     """From photos to a split that can be trusted (notebook 01, `catlib data`)."""
 
     photos: str = option("", "folder (or archive, or JSONL folder) of labelled photos")
-    source: str = option(
-        "auto", "layout of the photos", choices=("auto", "oxford-pets", "petfinder", "folders", "llava-jsonl")
-    )
+    source: str = option("auto", "layout of the photos", "auto", "oxford-pets", "petfinder", "folders", "llava-jsonl")
     data_dir: str = option("data", "folder that gets vlm/train.jsonl, vlm/val.jsonl and vlm/test.jsonl")
     breeds: str = option("", "use only these breeds, comma separated; empty: all that are found")
-    unknown_breeds: str = option("keep", "a breed that is not in the list of 67", choices=("keep", "refuse"))
-    val_share: float = option(0.15, "share of each breed's photos for validation")
-    test_share: float = option(0.2, "share of each breed's photos for the test; an official test split replaces it")
+    unknown_breeds: str = option("keep", "a breed that is not in the list of 67", "keep", "refuse")
+    val_share: float = option(0.15, "share of each breed's photos for validation", most=1)
+    test_share: float = option(0.2, "share of each breed's photos for the test; an official split replaces it", most=1)
     min_val: int = option(2, "at least so many validation photos of each breed")
     min_test: int = option(5, "at least so many test photos of each breed")
-    small_breeds: str = option(
-        "train", "a breed with too few different photos to be split", choices=("train", "refuse", "leave-out")
-    )
+    small_breeds: str = option("train", "a breed with too few photos to be split", "train", "refuse", "leave-out")
     draw_test: bool = option(False, "photos divided into train and val only: draw the test part from train, by group")
     keep_split: bool = option(True, "photos keep the part that an earlier split in the same folder gave them")
-    near_duplicate_bits: int = option(
-        6, "photos whose 64-bit perceptual hashes differ in at most so many bits are one group"
-    )
+    near_duplicate_bits: int = option(6, "photos whose 64-bit hashes differ in at most so many bits are one group")
     group_by: str = option(
         "auto",
         "what else makes photos one group, joined by commas: id (in the name), numbers (near ones at the end of names), exif "
         "(camera and time), folder (below the breed's), none; auto: id, numbers after a text, exif",
     )
-    join_similar: float = option(0.0, "join the pairs of similar.csv from this cosine similarity on; 0: none")
+    join_similar: float = option(0.0, "join the pairs of similar.csv from this cosine similarity on; 0: none", most=1)
     encoder: str = option(
         "", "CLIP or VLM (folder or hub name) whose frozen features show wrong labels and near test photos; empty: none"
     )
@@ -115,134 +114,145 @@ class DataSettings(Settings):
         "a photo beyond one of these limits gets a remark (brightness, contrast in grey levels; entropy in bits)",
     )
     photos_per_breed: int = option(0, "at most so many training photos of each breed; 0: all")
-    answer_style: str = option("label", "what the model learns to answer", choices=("label", "label+traits"))
+    answer_style: str = option("label", "what the model learns to answer", "label", "label+traits")
 
 
 @dataclass(frozen=True)
-class TrainSettings(Settings):
+class _OfAModel(Settings):
+    base_model: str = option("llava-hf/llava-1.5-7b-hf", "hub name or folder of the base model")
+    device: str = option("auto", "auto: the GPU where there is one", "auto", "cpu", "cuda", "mps")
+
+
+@dataclass(frozen=True)
+class _OfTheTuned(_OfAModel):
+    checkpoint: str = option("outputs/vlm_checkpoints/llava-cat-breeds", "adapter to evaluate")
+    prompt: str = option("", "the question that is put to the model; empty: the one that it was trained with")
+    test_data: str = option("data/vlm/test.jsonl", "test samples")
+
+
+@dataclass(frozen=True)
+class _OfClip(_OfAModel):
+    clip_model: str = option("openai/clip-vit-large-patch14-336", "hub name or folder; empty: no CLIP")
+    clip_prompts: str = option("ensemble", "prompts for zero-shot CLIP", "ensemble", "plain", "traits")
+    test_data: str = option("data/vlm/test.jsonl", "test samples")
+    latency_budget_ms: float = option(0.0, "longest median time for one photo, milliseconds; 0: no budget")
+
+
+@dataclass(frozen=True)
+class _OfMetrics(_OfAModel):
+    val_data: str = option("data/vlm/val.jsonl", "validation samples: temperature, prior correction, probes' strength")
+    dtype: str = option("auto", "weights of the models", "auto", "bfloat16", "float32")
+    eval_batch_size: int = option(16, "photos in one forward pass", least=1)
+    max_test_photos: int = option(0, "at most so many test photos, drawn evenly over breeds; 0: all")
+    bootstrap: int = option(2000, "resamples behind each 95 % interval; at least 100", most=10**6)
+
+
+@dataclass(frozen=True)
+class TrainSettings(_OfAModel):
     """Fine-tuning (notebook 02, `catlib train`). The defaults are the plan's."""
 
-    base_model: str = option("llava-hf/llava-1.5-7b-hf", "hub name or folder of the base model")
     train_data: str = option("data/vlm/train.jsonl", "training samples, LLaVA conversations")
     val_data: str = option("data/vlm/val.jsonl", "validation samples")
-    output_dir: str = option(
-        "outputs/vlm_checkpoints/llava-cat-breeds", "checkpoint folder: adapter, processor, model card"
-    )
-    mode: str = option("lora", "what is trained, and how the base is loaded", choices=("projector", "lora", "qlora"))
-    train_projector: str = option(
-        "none", "the projector between tower and language model", choices=("none", "full", "lora")
-    )
-    lora_r: int = option(32, "rank of the LoRA matrices")
+    output_dir: str = option("outputs/vlm_checkpoints/llava-cat-breeds", "folder of the adapter, processor, model card")
+    mode: str = option("lora", "what is trained, and how the base is loaded", "projector", "lora", "qlora")
+    train_projector: str = option("none", "the projector between tower and language model", "none", "full", "lora")
+    lora_r: int = option(32, "rank of the LoRA matrices", least=1, most=2**16)
     lora_alpha: int = option(0, "LoRA scale; the update is multiplied by alpha / r; 0: alpha is twice the rank")
-    lora_dropout: float = option(0.05, "dropout before the LoRA matrices")
+    lora_dropout: float = option(0.05, "dropout before the LoRA matrices", most=0.99)
     lora_targets: str = option(
         "q_proj,k_proj,v_proj,o_proj,gate_proj,up_proj,down_proj", "linear layers of the language model that get LoRA"
     )
     use_rslora: bool = option(False, "scale by alpha / sqrt(r) instead")
     use_dora: bool = option(False, "decompose weights into magnitude and direction")
-    epochs: int = option(3, "passes over the training photos")
-    batch_size: int = option(4, "photos in one forward pass")
-    gradient_accumulation: int = option(8, "forward passes for one optimizer step")
+    epochs: int = option(3, "passes over the training photos", least=1)
+    batch_size: int = option(4, "photos in one forward pass", least=1)
+    gradient_accumulation: int = option(8, "forward passes for one optimizer step", least=1)
     lr: float = option(2e-4, "peak learning rate of LoRA")
     projector_lr: float = option(2e-5, "peak learning rate of a projector trained in full")
-    warmup_ratio: float = option(0.03, "share of the steps in which the learning rate rises")
-    lr_schedule: str = option("cosine", "how the learning rate falls", choices=("cosine", "linear", "constant"))
+    warmup_ratio: float = option(0.03, "share of the steps in which the learning rate rises", most=1)
+    lr_schedule: str = option("cosine", "how the learning rate falls", "cosine", "linear", "constant")
     weight_decay: float = option(0.0, "AdamW weight decay")
     max_grad_norm: float = option(1.0, "gradients are clipped to this norm")
-    dtype: str = option("auto", "weights of the frozen base", choices=("auto", "bfloat16", "float32"))
-    device: str = option("auto", "auto: the GPU where there is one", choices=("auto", "cpu", "cuda", "mps"))
-    gradient_checkpointing: bool = option(False, "recompute activations: less memory, about a third slower")
+    dtype: str = option("auto", "weights of the frozen base", "auto", "bfloat16", "float32")
+    gradient_checkpointing: str = option(
+        "false",
+        "recompute activations: less memory, about a third slower; auto: only where the GPU's free memory needs it, the photos "
+        "in one forward pass then as many as fit and divide batch_size x gradient_accumulation",
+        *("auto", "true", "false"),
+    )
+    attn_implementation: str = option(
+        "auto",
+        "how attention is computed; auto: sdpa where the model has it",
+        *("auto", "sdpa", "eager", "flash_attention_2", "flash_attention_3"),
+    )
     cache_features: bool = option(True, "compute the frozen tower's features once and keep them on disk")
     cache_limit_gb: float = option(20.0, "largest size of the feature cache, GB")
     augment: bool = option(False, "light random crops, flips and colour changes; switches the feature cache off")
-    balance: str = option("none", "how often rare breeds are drawn", choices=("none", "sqrt", "uniform"))
-    num_workers: int = option(4, "threads that decode photos while the model works")
-    log_steps: int = option(10, "optimizer steps between two log lines")
+    balance: str = option("none", "how often rare breeds are drawn", "none", "sqrt", "uniform")
+    num_workers: int = option(4, "threads that decode photos while the model works", most=1024)
+    log_steps: int = option(10, "optimizer steps between two log lines", least=1)
     save_steps: int = option(0, "optimizer steps between two checkpoints; 0: one an epoch")
     early_stopping: int = option(0, "stop after so many epochs without a better watched value; 0: never")
-    watch: str = option("val_loss", "what best means", choices=("val_loss", "priority_f1"))
+    watch: str = option("val_loss", "what best means", "val_loss", "priority_f1")
     watch_photos: int = option(64, "validation photos that are classified after each epoch")
-    report_to: str = option(
-        "none", "where curves go besides history.jsonl", choices=("none", "mlflow", "tensorboard", "wandb")
-    )
+    report_to: str = option("none", "where curves go besides history.jsonl", "none", "mlflow", "tensorboard", "wandb")
     resume: bool = option(True, "continue an interrupted run of the same settings")
     overwrite: bool = option(False, "set a checkpoint of other settings aside as NAME~1 where it would be refused")
-    trainer_args: str = option(
-        "", "further options of transformers.TrainingArguments, as a YAML mapping: {optim: adafactor}", mapping=True
+    trainer_args: str = option("", "further transformers.TrainingArguments, as in {optim: adafactor}", mapping=True)
+    train_seed: int = option(
+        -1, "seed of the training alone; -1: as seed, which also draws split and test photos", least=-1
     )
     force: bool = option(False, "train even where the memory estimate says that it cannot fit")
 
+    @property
+    def recomputes(self) -> bool:
+        """Whether activations are recomputed; `auto` that has not been decided counts as no."""
+        return str(self.gradient_checkpointing).lower() == "true"
+
 
 @dataclass(frozen=True)
-class EvaluationSettings(Settings):
+class EvaluationSettings(_OfMetrics, _OfTheTuned):
     """Predictions and metrics of the VLM, untuned and tuned (notebook 03, `catlib predict`, `catlib evaluate`)."""
 
-    base_model: str = option("llava-hf/llava-1.5-7b-hf", "hub name or folder of the base model")
-    checkpoint: str = option("outputs/vlm_checkpoints/llava-cat-breeds", "adapter to evaluate")
-    test_data: str = option("data/vlm/test.jsonl", "test samples")
-    val_data: str = option(
-        "data/vlm/val.jsonl", "validation samples: temperature and prior correction are fitted on them"
+    decoding: str = option("score", "how a breed is read off the model", "score", "constrained", "free")
+    further_decodings: str = option(
+        "constrained,free", "other ways to read the tuned model, each a track of its own; free is the plan's"
     )
-    prompt: str = option("", "the question that is put to the model; empty: the one that it was trained with")
-    decoding: str = option("score", "how a breed is read off the model", choices=("score", "constrained", "free"))
-    score_norm: str = option("sum", "label log-likelihood: summed, or the mean of its tokens", choices=("sum", "mean"))
-    prior_correction: bool = option(
-        False, "subtract the scores of the prompt without a photo; strength fitted on validation"
-    )
+    score_norm: str = option("sum", "label log-likelihood: summed, or the mean of its tokens", "sum", "mean")
+    prior_correction: bool = option(False, "subtract the scores without a photo; strength fitted on validation")
     evaluate_base: bool = option(True, "measure the untuned base model as well")
-    eval_batch_size: int = option(16, "photos in one forward pass")
-    max_test_photos: int = option(0, "at most so many test photos, drawn evenly over breeds; 0: all")
     quantize: bool = option(False, "load the base in 4-bit NF4")
-    dtype: str = option("auto", "weights of the base", choices=("auto", "bfloat16", "float32"))
-    device: str = option("auto", "auto: the GPU where there is one", choices=("auto", "cpu", "cuda", "mps"))
-    bootstrap: int = option(2000, "resamples behind each 95 % interval")
 
 
 @dataclass(frozen=True)
-class ComparisonSettings(Settings):
+class ComparisonSettings(_OfMetrics, _OfClip):
     """CLIP, the linear probes, the paired comparison and the verdict (notebook 04, `catlib compare`)."""
 
-    clip_model: str = option("openai/clip-vit-large-patch14-336", "hub name or folder; empty: no CLIP")
-    clip_prompts: str = option("ensemble", "prompts for zero-shot CLIP", choices=("ensemble", "plain", "traits"))
     probe: bool = option(True, "train linear probes on frozen features of CLIP and of the VLM's own tower")
-    base_model: str = option("llava-hf/llava-1.5-7b-hf", "hub name or folder of the base model")
     train_data: str = option("data/vlm/train.jsonl", "samples that the probes learn from")
-    val_data: str = option("data/vlm/val.jsonl", "validation samples")
-    test_data: str = option("data/vlm/test.jsonl", "test samples")
-    eval_batch_size: int = option(16, "photos in one forward pass")
-    max_test_photos: int = option(0, "at most so many test photos, drawn evenly over breeds; 0: all")
-    dtype: str = option("auto", "weights of the models", choices=("auto", "bfloat16", "float32"))
-    device: str = option("auto", "auto: the GPU where there is one", choices=("auto", "cpu", "cuda", "mps"))
-    bootstrap: int = option(2000, "resamples behind each 95 % interval")
-    target_priority_f1: float = option(0.5, "priority macro-F1 that counts as success")
-    target_gain_points: float = option(3.0, "points of accuracy over zero-shot CLIP that count as success")
-    clip_good_enough: float = option(0.8, "CLIP's accuracy on the priority breeds above which a VLM is not worth it")
-    latency_budget_ms: float = option(150.0, "longest median time for one photo, milliseconds")
-    clip_priority_f1: float = option(0.6, "CLIP's priority macro-F1 below which the plan says to try a VLM")
-    explanations_wanted: bool = option(False, "reasons are wanted with the breed, which only the VLM gives")
+    target_priority_f1: float = option(0.5, "priority macro-F1 that counts as success", most=1)
+    target_gain_points: float = option(3.0, "points of accuracy over zero-shot CLIP that count as success", most=100)
+    clip_good_enough: float = option(0.8, "CLIP's priority accuracy above which a VLM is not worth it", most=1)
+    clip_priority_f1: float = option(0.6, "CLIP's priority macro-F1 below which the plan says to try a VLM", most=1)
+    explanations_wanted: bool = option(
+        False, "reasons are wanted with the breed; counts for a VLM trained to give them"
+    )
     accuracy_first: bool = option(False, "accuracy outranks latency: a missed latency budget does not decide")
+    price_per_hour: float = option(0.0, "price of an hour on this machine, for the cost of 1,000 photos; 0: not told")
+    budget_hours: float = option(
+        0.0, "hours that a training may take, for catlib gate; 0: as many as it needs, on a CPU 24"
+    )
 
 
 @dataclass(frozen=True)
-class ServingSettings(Settings):
+class ServingSettings(_OfClip, _OfTheTuned):
     """The tuned model in use: step by step, and the engines that can run it (notebook 05)."""
 
-    base_model: str = option("llava-hf/llava-1.5-7b-hf", "hub name or folder of the base model")
-    checkpoint: str = option("outputs/vlm_checkpoints/llava-cat-breeds", "adapter to evaluate")
-    test_data: str = option("data/vlm/test.jsonl", "test samples")
-    prompt: str = option("", "the question that is put to the model; empty: the one that it was trained with")
-    clip_model: str = option("openai/clip-vit-large-patch14-336", "hub name or folder; empty: no CLIP")
-    clip_prompts: str = option("ensemble", "prompts for zero-shot CLIP", choices=("ensemble", "plain", "traits"))
-    device: str = option("auto", "auto: the GPU where there is one", choices=("auto", "cpu", "cuda", "mps"))
     serving_photos: int = option(32, "test photos that each engine is asked about, drawn evenly over breeds")
-    serving_precisions: str = option(
-        "bfloat16,4-bit",
-        "precisions measured in this process (float32, bfloat16, 4-bit); the first is the reference",
-    )
+    serving_precisions: str = option("bfloat16,4-bit", "measured here (float32, bfloat16, 4-bit); first: the reference")
     serving_concurrency: str = option("1,4,16", "numbers of requests that are under way at the same time")
     vllm_url: str = option("", "a vLLM server with the tuned model: http://HOST:PORT/v1#MODEL; empty: not measured")
     llamacpp_url: str = option("", "a llama.cpp server with the tuned model: http://HOST:PORT/v1; empty: not measured")
-    latency_budget_ms: float = option(150.0, "longest median time for one photo, milliseconds")
 
 
 NOTEBOOK_SETTINGS: dict[str, type[Settings]] = {
@@ -259,10 +269,6 @@ def all_options() -> dict[str, Any]:
     return {f.name: f for cls in NOTEBOOK_SETTINGS.values() for f in fields(cls)}
 
 
-PROFILE = "profile"  # the one parameter that is no setting: it chooses where the others come from
-SOURCES = ("data_dir", "output_dir")  # settings from which those of other notebooks follow
-
-
 def split_list(text: str) -> list[str]:
     """The entries of a comma separated text, stripped, empty ones left out."""
     return [entry.strip() for entry in text.split(",") if entry.strip()]
@@ -275,8 +281,10 @@ def derive(given: Mapping[str, Any], profile: str = "") -> dict[str, Any]:
     """
     values = dict(given)
     if run := given.get("run") or profile:
-        if run.startswith(".") or any(letter in '/\\"<>|:*?\0' for letter in run):
-            raise InputError(f"run {run!r}: a run's name becomes a folder; use letters, digits, '-', '_', '=' and '.'")
+        if run.startswith(".") or len(run.encode()) > 100 or any(c in '/\\"<>|:*?' or not c.isprintable() for c in run):
+            raise InputError(
+                f"run {run!r:.120}: a run's name becomes a folder; use up to 100 letters, digits, '-', '_', '=' and '.'"
+            )
         values["run"] = run
         values.setdefault("run_dir", f"outputs/runs/{run}")
         values.setdefault("output_dir", f"outputs/vlm_checkpoints/{run}")
@@ -300,15 +308,15 @@ def run_parameters(profile: str, given: Mapping[str, Any], where: str = "paramet
 def find_profile(name: str) -> Path:
     """The file of a profile given by name or by path. Raises InputError that lists the profiles."""
     folder = notebooks_folder() / "profiles"
-    if name.endswith((".yaml", ".yml")) or "/" in name:
-        for path in (Path(name).expanduser(), resolve(name)):
-            if path.is_file():
-                return path
-    elif (path := folder / f"{name}.yaml").is_file():
-        return path
+    is_path = name.endswith((".yaml", ".yml")) or "/" in name
+    for path in (Path(name).expanduser(), resolve(name)) if is_path else (folder / f"{name}.yaml",):
+        if os.path.isfile(path):  # unlike Path.is_file, no error for a name that is too long
+            return path
     names = sorted(path.stem for path in folder.glob("*.yaml"))
     known = ", ".join(names) or "none"
-    raise InputError(f"no profile {name!r}{did_you_mean(name, names)}; there are {known} in {folder}, or give a path")
+    raise InputError(
+        f"no profile {name!r:.200}{did_you_mean(name, names)}; there are {known} in {folder}, or give a path"
+    )
 
 
 def read_profile(path: Path) -> dict[str, Any]:
@@ -327,44 +335,44 @@ def parse_assignment(text: str) -> tuple[str, Any]:
     return key.strip(), parse_value(_known(key.strip(), all_options(), "-p"), value.strip(), "-p")
 
 
-def parse_value(option_field: Any, text: str, where: str) -> Any:
+def parse_value(option: Any, text: str, where: str) -> Any:
     """A parameter's value from text, typed as the parameter is."""
-    if option_field.type is str:
-        return check_value(option_field, text, where)
-    try:
-        value = parse_yaml(text, where)
-    except InputError:
-        value = text
-    return check_value(option_field, value, where)
+    value: Any = text
+    if option.type is not str:
+        with contextlib.suppress(InputError):
+            value = parse_yaml(text, where)
+    return check_value(option, value, where)
 
 
-def check_value(option_field: Any, value: Any, where: str) -> Any:
-    """`value` as the parameter's type, among its choices; else an InputError.
+def check_value(option: Any, value: Any, where: str) -> Any:
+    """`value` as the parameter's type, among its choices or in its range; else an InputError.
 
     What YAML and papermill read differently than it was meant is converted: 2e-4 from text to a number, a whole number
     to a float, and one that stands for a text (`serving_concurrency: 4`) to that.
     """
-    kind, choices = option_field.type, option_field.metadata.get("choices", ())
-    if option_field.metadata.get("mapping") and isinstance(value, dict):
-        value = json.dumps(value)
+    kind, about = option.type, option.metadata
+    number, choices = kind in (int, float), about["choices"]
+    if about["mapping"] and isinstance(value, dict):
+        value = json.dumps(value, default=str)
+    if type(value) is bool and "true" in choices:
+        value = str(value).lower()
     with contextlib.suppress(ValueError, OverflowError):
         if (kind is float and type(value) in (int, str)) or (kind is str and type(value) is int):
             value = kind(value)
-    if type(value) is not kind or (kind is float and not math.isfinite(value)):
-        name = {str: "a text", int: "a whole number", float: "a number", bool: "true or false"}[kind]
-        raise InputError(
-            f"{where}: {option_field.name} must be {name}, found {value!r} ({option_field.metadata['help']})"
-        )
-    if kind is str and value and (option_field.name.endswith("_url") or "://" in value):
-        public_url(value, f"{where}: {option_field.name}", option_field.name.endswith("_url"))
-    if choices and value not in choices:
-        raise InputError(f"{where}: {option_field.name} must be one of {', '.join(choices)}; found {value!r}")
+    fits = type(value) is kind and (not number or about["least"] <= value <= about["most"])
+    if not fits or (choices and value not in choices):
+        wanted = {str: "a text", int: "a whole number", float: "a number", bool: "true or false"}[kind]
+        wanted += f" from {about['least']} to {about['most']}" if number else ""
+        wanted = f"one of {', '.join(choices)}" if choices else wanted
+        raise InputError(f"{where}: {option.name} must be {wanted}, found {value!r:.200} ({about['help']})")
+    if kind is str and value and (option.name.endswith("_url") or "://" in value):
+        public_url(value, f"{where}: {option.name}", option.name.endswith("_url"))
     return value
 
 
 def did_you_mean(name: str, names: Iterable[str]) -> str:
     """ " (did you mean NAME?)" with the nearest of `names`; empty where none is near."""
-    close = difflib.get_close_matches(name, names, n=1)
+    close = difflib.get_close_matches(name[:100], names, n=1)
     return f" (did you mean {close[0]}?)" if close else ""
 
 
@@ -376,4 +384,4 @@ def _known(key: str, known: Mapping[str, Any], where: str) -> Any:
     if key in known:
         return known[key]
     near = did_you_mean(key, known) or f"; the valid ones are {', '.join(sorted(known))}"
-    raise InputError(f"{where}: unknown parameter {key!r}{near}")
+    raise InputError(f"{where}: unknown parameter {key!r:.200}{near}")

@@ -2,6 +2,7 @@
 
 import ast
 import errno
+import hashlib
 import json
 import os
 import resource
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from evaluation_cases import make_set, truth, write_set
 from photo_makers import encoded, jpeg, picture
 from safetensors.torch import load_file
@@ -24,7 +26,7 @@ from catlib.classifiers.predict import predict
 from catlib.cli import main
 from catlib.data.findings import Finding, read_audit, write_audit
 from catlib.data.images import inside, open_image, size_of
-from catlib.data.records import meta_path, read_predictions
+from catlib.data.records import Sample, meta_path, read_predictions
 from catlib.errors import CatlibError, InputError
 from catlib.files import (
     appending,
@@ -46,8 +48,10 @@ from catlib.serving.engines import Command
 from catlib.serving.export import is_export
 from catlib.settings import EvaluationSettings, ServingSettings, TrainSettings, parse_assignment, read_profile
 from catlib.training.arguments import further_options
+from catlib.training.run import _with_digests
 from catlib.vlm.adapters import check_weights, load_adapter
 from catlib.vlm.checkpoint import find_checkpoint, open_vlm
+from catlib.vlm.features import FrozenFeatures
 from catlib.vlm.processors import from_files
 
 pytestmark = pytest.mark.slow  # hundreds of cases, half a minute in all
@@ -249,6 +253,52 @@ def test_nobody_is_asked_whether_code_may_run(place, tmp_path, capfd, monkeypatc
         monkeypatch.setattr(sys, "stdin", stream)
         assert main(["predict", *model, "--breeds", ",".join(BREEDS), str(place / "photos")]) == 2
     assert "auto_map" in capfd.readouterr().err and not pwned.exists()
+
+
+# 3: claimed digests and cached features
+
+
+@pytest.mark.parametrize("claim", ["a" * 64, "A" * 64, "", None, "no digest", 5, [1]])
+def test_a_claimed_digest_is_compared_with_the_photo(place, claim):
+    about = {"breed": "Manx"} if claim is None else {"breed": "Manx", "sha256": claim}
+    sample = Sample("a", "000.jpg", (), about)
+    if isinstance(claim, str) and len(claim) == 64:
+        with pytest.raises(InputError, match="000.jpg.*metadata.sha256"):
+            _with_digests([sample], place / "photos")
+    else:
+        (found,) = _with_digests([sample], place / "photos")
+        assert found.metadata["sha256"] == hashlib.sha256((place / "photos" / "000.jpg").read_bytes()).hexdigest()
+
+
+def test_features_are_kept_by_the_bytes_decoded_and_a_damaged_entry_is_computed_again(place, tmp_path):
+    cache = FrozenFeatures(open_vlm(find_checkpoint(place / "llava"), precision="float32"), tmp_path / "cache", 1.0)
+    photos = sorted((place / "photos").glob("*.jpg"))
+    digests = [hashlib.sha256(path.read_bytes()).hexdigest() for path in photos]
+    cache.fill([(path, f"claim {i}") for i, path in enumerate(photos)])
+    assert cache.get("claim 0") is None
+    kept = [cache.get(digest) for digest in digests]
+    assert None not in kept and not torch.equal(kept[0].vectors, kept[1].vectors)
+    entry = cache.folder / f"{digests[0]}.safetensors"
+    data = entry.read_bytes()
+    rng = np.random.default_rng(0)
+    for at in (len(data) - 1, *rng.integers(len(data), size=25)):
+        changed = bytearray(data)
+        changed[at] ^= 1 << int(rng.integers(8))
+        entry.write_bytes(changed)
+        found = cache.get(digests[0])  # a bit of the header may mean nothing
+        assert found is None or torch.equal(found.vectors, kept[0].vectors)
+    for other in (b"", data[:-1], data + b"x", (cache.folder / f"{digests[1]}.safetensors").read_bytes()):
+        entry.write_bytes(other)
+        assert cache.get(digests[0]) is None
+        cache.fill([(photos[0], digests[0])])
+        assert torch.equal(cache.get(digests[0]).vectors, kept[0].vectors)
+    leftover = cache.folder / f".{entry.name}.writing-1234.safetensors"
+    leftover.write_bytes(b"x")
+    FrozenFeatures(cache.vlm, tmp_path / "cache", 1.0)
+    assert leftover.exists()  # another training may be writing it
+    os.utime(leftover, (0, 0))
+    FrozenFeatures(cache.vlm, tmp_path / "cache", 1.0)
+    assert not leftover.exists()
 
 
 # 4: adapters
@@ -607,10 +657,10 @@ def test_an_export_that_finds_no_room_leaves_the_former(tmp_path):
         ('{"b": NaN, "c": {"d": 1}}', "key 'b': NaN"),
         ("NaN", "NaN"),
         ("[1, Infinity]", "Infinity"),
-        ('{"a": 1e999}', "key 'a': 1e999"),
+        ('{"a": 1e999}', "key 'a': Infinity"),
         ('{"a": -1E+400}', "key 'a'"),
         (f'{{"a": {"9" * 400}.0}}', "key 'a'"),
-        (f'{{"a": {"9" * 5000}}}', "digits"),
+        (f'{{"a": {"9" * 5000}}}', "key 'a'"),
         ('{"a": 1, "a": 2}', "'a' stands twice"),
         ('{"x": [{"a": 1, "b": 0, "a": 1}]}', "'a' stands twice"),
         ("[" * 100_000, "nested too deeply"),
@@ -653,7 +703,7 @@ def test_large_numbers_that_are_numbers_are_read():
         ("lr: nan", "lr"),
         ("lr: inf", "lr"),
         ("lr: 1e999", "lr"),
-        ("trainer_args: [.nan]", ".nan"),
+        ("trainer_args: [.nan]", "key 'trainer_args'"),
         ("a: &a [x]\nb: *a\n", "alias"),
         ("a: &a {k: &b [x, x]}\nc: [*b, *b]\n", "alias"),
         ("lr: !!python/object/apply:os.system ['touch pwned']", "python/object"),

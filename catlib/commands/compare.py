@@ -1,4 +1,4 @@
-"""`catlib compare`: two models on the same photos, the gain with its interval and where it comes from."""
+"""`catlib compare`: the gain of model A over model B, photo by photo, with its interval and where it comes from."""
 
 import argparse
 from collections.abc import Iterator, Mapping
@@ -9,33 +9,25 @@ from catlib.commands.options import add_settings_options, settings_from_args, sh
 from catlib.settings import EvaluationSettings
 
 
-def add_parser(subparsers: Any, common: argparse.ArgumentParser) -> None:
-    """Add the subcommand."""
-    parser = subparsers.add_parser(
-        "compare",
-        parents=[common],
-        help="the paired gain of one model over another",
-        description="Compare two prediction files photo by photo. Every gain is that of A over B.",
-    )
-    parser.add_argument("a", metavar="A.jsonl", help="predictions of the model whose gain is wanted")
-    parser.add_argument("b", metavar="B.jsonl", help="predictions of the model that it is measured against")
-    parser.add_argument(
-        "--val", nargs=2, metavar=("A_VAL", "B_VAL"), help="validation predictions: the gain of combining both"
-    )
-    add_settings_options(parser, EvaluationSettings, only=SHARED, also={"priority_breeds": "--priority"})
-    parser.set_defaults(run=run)
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """The options of `catlib compare`."""
+    add = parser.add_argument
+    add("a", metavar="A.jsonl", help="predictions of the model whose gain is wanted")
+    add("b", metavar="B.jsonl", help="predictions of the model that it is measured against")
+    add("--val", nargs=2, metavar=("A_VAL", "B_VAL"), help="validation predictions: the gain of combining both")
+    add_settings_options(parser, EvaluationSettings, only=SHARED)
 
 
 def run(args: argparse.Namespace) -> int:
     """Compare and print."""
     from catlib.data.records import read_predictions
-    from catlib.evaluation import inputs
+    from catlib.evaluation import metrics_file
     from catlib.evaluation.compare import compare
 
     settings = settings_from_args(EvaluationSettings, args)
-    inputs.check_bootstrap(settings.bootstrap)
-    a, b, *val = (read_predictions(inputs.given_file(path)) for path in (args.a, args.b, *(args.val or ())))
-    priority = inputs.choose_priority(settings.priority_breeds, [a, b])
+    metrics_file.check_bootstrap(settings.bootstrap)
+    a, b, *val = (read_predictions(metrics_file.given_file(path)) for path in (args.a, args.b, *(args.val or ())))
+    priority = metrics_file.choose_priority(settings.priority_breeds, [a, b])
     both = dict(zip(("val_a", "val_b"), val, strict=False))
     found = compare(a, b, priority, **both, bootstrap=settings.bootstrap, seed=settings.seed)
     show(args, found, "\n".join(lines(found)))

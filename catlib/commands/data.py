@@ -1,8 +1,7 @@
-"""`catlib data`: make a split from photos, check one, or fetch a public data set."""
+"""`catlib data`: make a split from photos that can be trusted, check one, or fetch a public data set."""
 
 import argparse
 from pathlib import Path
-from typing import Any
 
 from catlib.commands.options import add_settings_options, settings_from_args, show
 from catlib.errors import InputError
@@ -19,29 +18,15 @@ or the download failed, 2 wrong input."""
 DEFAULT_OUT = "data/vlm"
 
 
-def add_parser(subparsers: Any, common: argparse.ArgumentParser) -> None:
+def add_options(parser: argparse.ArgumentParser) -> None:
     """The options of `catlib data`; those of the split come from DataSettings."""
-    parser = subparsers.add_parser(
-        "data",
-        parents=[common],
-        usage=USAGE,
-        help="photos to a split that can be trusted",
-        description=__doc__,
-        epilog=EPILOG,
-    )
-    parser.add_argument("what", nargs="*", metavar="PHOTOS", help="folder, archive or JSONL; or one of the words above")
-    parser.add_argument(
-        "--out", default=DEFAULT_OUT, metavar="DIR", help=f"folder of the samples (default: {DEFAULT_OUT})"
-    )
-    parser.add_argument(
-        "--to", metavar="DIR", default="", help="fetch, export: folder (default: data/oxford-pets, data/export)"
-    )
-    parser.add_argument(
-        "--run-dir", "--run_dir", default="", metavar="DIR", help="folder of audit.csv (default: --out)"
-    )
-    parser.add_argument("--force", action="store_true", help="export: replace the folder")
+    add = parser.add_argument
+    add("what", nargs="*", metavar="PHOTOS", help="folder, archive or JSONL; or one of the words above")
+    add("--out", default=DEFAULT_OUT, metavar="DIR", help=f"folder of the samples (default: {DEFAULT_OUT})")
+    add("--to", metavar="DIR", default="", help="fetch, export: folder (default: data/oxford-pets, data/export)")
+    add("--run-dir", "--run_dir", default="", metavar="DIR", help="folder of audit.csv (default: --out)")
+    add("--force", action="store_true", help="export: replace the folder")
     add_settings_options(parser, DataSettings, skip=("photos", "data_dir", "run", "run_dir"))
-    parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -2,57 +2,60 @@
 
 import argparse
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from dataclasses import fields
 from typing import Any, TypeVar
 
 from catlib.settings import Settings, parse_value
 
 S = TypeVar("S", bound=Settings)
+ALSO = {"priority_breeds": ("--priority",)}  # further names of an option
 PREFIX = "setting:"  # keeps the namespace entries apart from a command's own options of the same name
 
 
 def add_settings_options(
-    parser: argparse.ArgumentParser,
-    settings_class: type[Settings],
-    only: Collection[str] = (),
-    skip: Collection[str] = (),
-    also: Mapping[str, str] | None = None,
+    parser: argparse.ArgumentParser, kind: type[Settings], only: Collection[str] = (), skip: Collection[str] = ()
 ) -> None:
     """An option for every field (those in `only`, or those not in `skip`): `--batch_size 4` and `--batch-size 4`; bools as `--flag`
-    and `--no-flag`. `also`: a further name of an option. What is not given is left to the settings class.
+    and `--no-flag`. What is not given is left to the settings class.
     """
     group = parser.add_argument_group("settings", "underscores or dashes, as you like")
-    for option in fields(settings_class):
+    for option in fields(kind):
         if option.name in skip or (only and option.name not in only):
             continue
-        names = [
-            f"--{option.name.replace('_', '-')}",
-            f"--{option.name}",
-            *filter(None, [(also or {}).get(option.name)]),
-        ]
-        text = option.metadata["help"].replace("%", "%%")
-        default = repr(option.default) if option.default == "" else option.default
-        more: dict[str, Any] = {"help": f"{text} (default: {default})"}
+        names = (f"--{option.name.replace('_', '-')}", f"--{option.name}", *ALSO.get(option.name, ()))
+        text, choices = option.metadata["help"].replace("%", "%%"), option.metadata["choices"]
         if option.type is bool:
-            more = {"help": f"{text} (default: {'yes' if default else 'no'})", "action": argparse.BooleanOptionalAction}
-        elif choices := option.metadata.get("choices"):
-            more["metavar"] = "{" + ",".join(choices) + "}"
+            default = "yes" if option.default else "no"
+            more: dict[str, Any] = {"action": argparse.BooleanOptionalAction}
         else:
-            more["metavar"] = {"str": "TEXT", "int": "N", "float": "X"}[getattr(option.type, "__name__", "str")]
-        group.add_argument(*dict.fromkeys(names), dest=PREFIX + option.name, default=argparse.SUPPRESS, **more)
+            default = option.default if option.default != "" else "''"
+            letter = {str: "TEXT", int: "N", float: "X"}[option.type]
+            more = {"metavar": f"{{{','.join(choices)}}}" if choices else letter}
+            if "true" in choices:  # a flag too: --name, --no-name
+                more |= {"nargs": "?", "const": "true"}
+                off = dict.fromkeys(f"--no-{name[2:]}" for name in names)
+                plain = {
+                    "action": "store_const",
+                    "const": "false",
+                    "default": argparse.SUPPRESS,
+                    "help": argparse.SUPPRESS,
+                }
+                group.add_argument(*off, dest=PREFIX + option.name, **plain)
+        more |= {"help": f"{text} (default: {default})", "default": argparse.SUPPRESS}
+        group.add_argument(*dict.fromkeys(names), dest=PREFIX + option.name, **more)
 
 
-def settings_given(settings_class: type[Settings], args: argparse.Namespace) -> dict[str, Any]:
+def settings_given(kind: type[Settings], args: argparse.Namespace) -> dict[str, Any]:
     """The settings that stand on the command line. Raises InputError naming one that is ill-typed or none of its choices."""
-    texts = {option: getattr(args, PREFIX + option.name, None) for option in fields(settings_class)}
-    given = {option: text for option, text in texts.items() if text is not None}
-    return {o.name: v if isinstance(v, bool) else parse_value(o, v, "command line") for o, v in given.items()}
+    found = ((option, getattr(args, PREFIX + option.name, None)) for option in fields(kind))
+    given = {o: v if isinstance(v, bool) else parse_value(o, v, "command line") for o, v in found if v is not None}
+    return {option.name: value for option, value in given.items()}
 
 
-def settings_from_args(settings_class: type[S], args: argparse.Namespace, **values: Any) -> S:
+def settings_from_args(kind: type[S], args: argparse.Namespace, **values: Any) -> S:
     """The settings as given on the command line; `values` come from the command's own arguments."""
-    return settings_class.build(values | settings_given(settings_class, args), "command line")
+    return kind.build(values | settings_given(kind, args), "command line")
 
 
 def show(args: argparse.Namespace, facts: Any, text: str) -> None:

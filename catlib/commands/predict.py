@@ -20,32 +20,25 @@ if TYPE_CHECKING:
     from catlib.data.records import Sample
     from catlib.vlm.models import Checkpoint
 
-SHARED = (
-    "prompt",
-    "decoding",
-    "score_norm",
-    "quantize",
-    "dtype",
-    "device",
-)  # they mean what they mean in an evaluation
+EPILOG = "exit codes: 0 all photos predicted, 1 some could not be read (listed), 2 wrong input"
+SHARED = ("prompt", "decoding", "score_norm", "quantize", "dtype", "device")  # as in an evaluation
 KINDS = """tuned (default), base (the checkpoint without its adapter), clip:REF, probe:FILE (a linear probe that a run has left in
 its folder), or endpoint:URL[#MODEL], a served model (with --checkpoint, breeds, question and cropping are that one's)"""
 log = logging.getLogger(__name__)
 
 
-def add_parser(subparsers: Any, common: argparse.ArgumentParser) -> None:
+def add_options(parser: argparse.ArgumentParser) -> None:
     """The options of `catlib predict`."""
-    parser = subparsers.add_parser(
-        "predict",
-        parents=[common],
-        help="name the breed in photos",
-        description=__doc__,
-        epilog="exit codes: 0 all photos predicted, 1 some could not be read (listed), 2 wrong input",
-    )
     add = parser.add_argument
     add("photos", nargs="+", type=Path, metavar="PHOTO_OR_FOLDER", help="folders are searched for photos")
     add("--checkpoint", metavar="DIR", help="fine-tuned checkpoint: adapter, or merged model")
-    add("--model", default="tuned", metavar="KIND", help=KINDS)
+    add(
+        "--run",
+        dest="of_run",
+        metavar="RUN",
+        help="a run: what its verdict says to use, as measured; another of its models by --model NAME",
+    )
+    add("--model", default="", metavar="KIND", help=KINDS)
     add("--base-model", default="", metavar="REF", help="base model; default: as the checkpoint says")
     add("--breeds", metavar="LIST", help="candidates, comma separated, or a text file with one a line")
     add("--batch-size", type=int, metavar="N", help="photos in one forward pass (default: 8)")
@@ -54,14 +47,13 @@ def add_parser(subparsers: Any, common: argparse.ArgumentParser) -> None:
     add("--timeout", type=float, default=120.0, metavar="S", help="endpoint: seconds for an answer (default: 120)")
     add("--out", type=Path, metavar="FILE.jsonl", help="predictions file with sidecar; default: standard output")
     add_settings_options(parser, EvaluationSettings, only=SHARED)
-    parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
     """Predict; 1 when a photo could not be read."""
-    if args.batch_size is None:
+    if args.batch_size is None and not args.of_run:
         args.batch_size = 4 * max(1, args.concurrency) if args.model.startswith("endpoint:") else 8
-    if args.batch_size < 1:
+    if args.batch_size is not None and args.batch_size < 1:
         raise InputError(f"--batch-size must be at least 1, found {args.batch_size}")
     from catlib.classifiers.predict import iterate, predict, refuse_foreign
 
@@ -130,6 +122,16 @@ def find_photos(arguments: Sequence[Path]) -> tuple[Path, list["Sample"]]:
 def load_classifier(args: argparse.Namespace) -> "Classifier":
     """The classifier that the options name. Raises InputError when they do not add up."""
     settings = settings_from_args(EvaluationSettings, args)
+    if args.of_run:
+        from catlib.serving.winner import open_winner
+
+        given = ("checkpoint", "base_model", "breeds", *(f"{PREFIX}{name}" for name in SHARED if name != "device"))
+        if more := [name.removeprefix(PREFIX) for name in given if getattr(args, name, None)]:
+            raise InputError(f"--run {args.of_run} says by itself how to predict: leave out {', '.join(more)}")
+        winner = open_winner(args.of_run, args.model, settings.device)
+        args.batch_size = args.batch_size or winner.batch_size
+        return winner.classifier
+    args.model = args.model or "tuned"
     kind, _, ref = args.model.partition(":")
     if args.model not in ("tuned", "base") and not (kind in ("clip", "probe", "endpoint") and ref):
         raise InputError(f"--model must be tuned, base, clip:REF, probe:FILE or endpoint:URL; found {args.model!r}")
@@ -141,7 +143,7 @@ def load_classifier(args: argparse.Namespace) -> "Classifier":
         )
     if kind == "probe":
         from catlib.classifiers.probe import LinearProbe
-        from catlib.evaluation.inputs import given_file
+        from catlib.evaluation.metrics_file import given_file
 
         if args.breeds:
             raise InputError("--breeds: a probe knows the breeds that it was trained on and no others")

@@ -3,32 +3,19 @@
 import argparse
 import os
 from dataclasses import replace
-from typing import Any
 
 from catlib.commands.options import PREFIX, add_settings_options, settings_given, show
 from catlib.errors import InputError
 from catlib.settings import TrainSettings
 
-
-def add_parser(subparsers: Any, common: argparse.ArgumentParser) -> None:
-    """The options of `catlib train`."""
-    parser = subparsers.add_parser(
-        "train",
-        parents=[common],
-        help="fine-tune a model",
-        description=__doc__,
-        epilog="on several GPUs: accelerate launch --config_file configs/accelerate/ddp.yaml --num_processes N -m catlib.cli train … ",
-    )
-    add_training_options(parser)
-    parser.set_defaults(run=run)
+EPILOG = """on several GPUs: accelerate launch --config_file configs/accelerate/ddp.yaml --num_processes N -m catlib.cli train …"""
 
 
-def add_training_options(parser: argparse.ArgumentParser) -> None:
+def add_options(parser: argparse.ArgumentParser) -> None:
     """Every training setting, the profile that they start from, and the plan's --model_name."""
-    parser.add_argument(
-        "--profile", default="", metavar="NAME", help="start from notebooks/profiles/NAME.yaml, or a file"
-    )
-    parser.add_argument("--model_name", "--model-name", metavar="REF", help="the plan's name of --base_model")
+    add = parser.add_argument
+    add("--profile", default="", metavar="NAME", help="start from notebooks/profiles/NAME.yaml, or a file")
+    add("--model_name", "--model-name", metavar="REF", help="the plan's name of --base_model")
     add_settings_options(parser, TrainSettings)
 
 
@@ -44,11 +31,8 @@ def run(args: argparse.Namespace) -> int:
     if os.environ.get("RANK", "0") == "0":  # one process of a distributed group speaks for all
         best = {key: value for key, value in result.best.items() if isinstance(value, int | float)}
         text = ", ".join(f"{key} {value:.4g}" for key, value in best.items())
-        show(
-            args,
-            {"checkpoint": result.checkpoint, "best": best},
-            f"checkpoint: {result.checkpoint}\nbest epoch: {text}",
-        )
+        facts = {"checkpoint": result.checkpoint, "best": best}
+        show(args, facts, f"checkpoint: {result.checkpoint}\nbest epoch: {text}")
     return 0
 
 

@@ -3,20 +3,22 @@
 import hashlib
 import logging
 import tarfile
+import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
-import httpx
+from tqdm import tqdm
 
 from catlib.data.export import read_parquet
 from catlib.errors import CatlibError, InputError
 from catlib.files import locked, saving, whole_folder, write_text
-from catlib.progress import track
+from catlib.transfer import Client, Reply, TransferError
 
 PAGE = "https://www.robots.ox.ac.uk/~vgg/data/pets/"
 BASE = "https://thor.robots.ox.ac.uk/~vgg/data/pets/"
-BLOCK = 1 << 20  # bytes
-TIMEOUT = 30  # seconds without a byte
+LARGEST = 1_000_000_000  # bytes; the photos are 791,918,971
+WITHIN_S = 6 * 3600.0  # for a file, all attempts together
 ORIGIN = ".from"  # names the archives that an unpacked folder comes from
 log = logging.getLogger(__name__)
 
@@ -42,7 +44,7 @@ def fetch_oxford_pets(to: Path, base: str = BASE, archives: Mapping[str, str] = 
                 f"{target}: its checksum is not {md5}, so it is not the published file; delete it and run again"
             )
         if not target.is_file():
-            _download(base + name, part)
+            _fetch(base + name, part)
             if (found := _md5(part)) != md5:
                 part.unlink()
                 raise CatlibError(
@@ -104,28 +106,43 @@ def _unpack(archive: Path, to: Path) -> None:
         raise InputError(f"{archive}: has no folder {top}/ in it; is it the Oxford-IIIT Pet archive?")
 
 
-def _download(url: str, part: Path) -> None:
-    """Append to `part` what it lacks, again as long as each attempt brings something. Without ranges the file begins anew."""
-    had, have = -1, part.stat().st_size if part.is_file() else 0
+def _fetch(url: str, part: Path) -> None:
+    """Append to `part` what it lacks, again as long as each attempt brings something."""
+    end, had, have = time.monotonic() + WITHIN_S, -1, part.stat().st_size if part.is_file() else 0
     while have > had:
-        had, ranges = have, {"Range": f"bytes={have}-"} if have else {}
         try:
-            with httpx.stream("GET", url, headers=ranges, timeout=TIMEOUT, follow_redirects=True) as answer:
-                if answer.status_code == 416:  # nothing beyond what is there; the checksum tells whether it is right
-                    return
-                answer.raise_for_status()
-                blocks = -(-int(answer.headers.get("Content-Length", 0)) // BLOCK) or None
-                with part.open("ab" if answer.status_code == 206 else "wb") as stream:
-                    for block in track(answer.iter_raw(BLOCK), f"downloading {part.stem}", total=blocks, unit="MB"):
-                        stream.write(block)
-            return
-        except httpx.HTTPError as error:
-            reason = str(error) or type(error).__name__
-            have = part.stat().st_size if part.is_file() else 0
+            return _download(url, part, have, end - time.monotonic())
+        except TransferError as error:
+            reason, had, have = error, have, part.stat().st_size if part.is_file() else 0
+            log.info("%s: %s", part.stem, reason)
     raise CatlibError(
         f"cannot download {url} ({reason}). On a machine with network, get {' and '.join(OXFORD_PETS)} from {PAGE} and put both into "
         f"{part.parent}; then run: catlib data {part.parent} --out data/vlm. What has arrived is kept and continued"
     )
+
+
+def _download(url: str, part: Path, have: int, within_s: float) -> None:
+    """Append to `part` what it lacks. A server that does not know ranges sends everything, and the file begins anew."""
+    with ExitStack() as stack:
+        stack.enter_context(saving(part))
+
+        def begin(reply: Reply) -> Callable[[bytes], None]:
+            stream = stack.enter_context(part.open("ab" if reply.status == 206 else "wb"))
+            length = reply.headers.get("content-length", "")
+            total = int(length) if length.isdecimal() and len(length) < 16 else None
+            bar = stack.enter_context(tqdm(total=total, desc=part.stem, unit="B", unit_scale=True, disable=None))
+
+            def add(block: bytes) -> None:
+                stream.write(block)
+                bar.update(len(block))
+
+            return add
+
+        ranges = {"Range": f"bytes={have}-"} if have else {}
+        with Client() as client:
+            reply = client.send("GET", url, within_s=within_s, headers=ranges, most=LARGEST - have, sink=begin)
+    if not reply.ok and reply.status != 416:  # nothing beyond what is there; the checksum tells whether it is right
+        raise TransferError(f"HTTP {reply.status}")
 
 
 def _md5(path: Path) -> str:

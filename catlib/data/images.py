@@ -61,11 +61,7 @@ def opening(file: Path | BinaryIO) -> Iterator[Image.Image]:
         if isinstance(file, Path) and file.exists() and not file.is_file():
             raise ImageError(f"{name}: not a file", "not an image", "not a file")  # a pipe would be waited for
         with Image.open(file, formats=FORMATS) as image:
-            if image.width * image.height > MAX_PIXELS:
-                raise Image.DecompressionBombError(f"{image.width} x {image.height} pixels, limit {MAX_PIXELS:,}")
-            if max(image.size) > MAX_ASPECT * min(image.size):
-                reason = f"{image.width} x {image.height} pixels, one side over {MAX_ASPECT} times the other"
-                raise ImageError(f"{name}: {reason}", "too long", reason)
+            check_size(image, str(name))
             image.seek(0)
             yield image
     except ImageError:
@@ -81,6 +77,17 @@ def opening(file: Path | BinaryIO) -> Iterator[Image.Image]:
         cut = isinstance(error, EOFError) or "truncated" in str(error).lower()
         reason = str(error) or type(error).__name__
         raise ImageError(f"{name}: broken image: {reason}", "truncated" if cut else "broken", reason) from None
+
+
+def check_size(image: Image.Image, name: str) -> None:
+    """Raise ImageError for more than MAX_PIXELS, no pixels at all, or a strip."""
+    size = f"{image.width} x {image.height} pixels"
+    if image.width * image.height > MAX_PIXELS:
+        reason = f"{size}, limit {MAX_PIXELS:,}"
+        raise ImageError(f"{name}: {reason}", "too large", reason)
+    if not min(image.size) or max(image.size) > MAX_ASPECT * min(image.size):
+        reason = f"{size}, one side over {MAX_ASPECT} times the other"
+        raise ImageError(f"{name}: {reason}", "too long", reason)
 
 
 def open_image(file: Path | BinaryIO) -> Image.Image:

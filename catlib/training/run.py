@@ -2,10 +2,12 @@
 
 import hashlib
 import logging
+import re
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from itertools import repeat
 from pathlib import Path
-from typing import Any
 
 from accelerate import PartialState
 
@@ -16,6 +18,7 @@ from catlib.data.records import Sample, image_root_of, read_samples
 from catlib.errors import InputError
 from catlib.parsing import check_names
 from catlib.paths import resolve
+from catlib.progress import track
 from catlib.settings import TrainSettings, split_list
 from catlib.training.augment import Augment
 from catlib.training.kernels import fuse
@@ -62,6 +65,7 @@ class Run:
     collate: Collator
     val_collate: Collator
     augment: Augment | None
+    micro_batch: int  # photos in a forward pass
 
 
 def load_data(settings: TrainSettings) -> TrainingData:
@@ -100,12 +104,17 @@ def set_up(settings: TrainSettings, data: TrainingData, sharded: bool = False) -
     checkpoint = find_checkpoint(settings.base_model)
     if checkpoint.adapter is not None:
         raise InputError(f"base_model {settings.base_model!r} is an adapter; name the model that is to be trained")
-    check_fits(settings, checkpoint.base, [(s, inside(root, s.image)) for root, part in data.parts for s in part])
+    need = check_fits(
+        settings, checkpoint.base, [(s, inside(root, s.image)) for root, part in data.parts for s in part]
+    )
+    recomputes = settings.recomputes if need is None else need.gradient_checkpointing
+    settings = replace(settings, gradient_checkpointing=str(recomputes).lower())
     dtype = str(pick_dtype(settings.dtype, pick_device(settings.device))).removeprefix("torch.")
-    vlm = open_vlm(checkpoint, device=settings.device, precision="4-bit" if settings.mode == "qlora" else dtype)
+    precision = "4-bit" if settings.mode == "qlora" else dtype
+    vlm = open_vlm(checkpoint, device=settings.device, precision=precision, attention=settings.attn_implementation)
     add_lora(vlm, settings)
     log.info("%d layers use gradients written by hand", fuse(vlm.model))
-    if settings.gradient_checkpointing:
+    if recomputes:
         vlm.base.gradient_checkpointing_enable({"use_reentrant": False})
     augment = Augment(settings.seed) if settings.augment else None
     features = _features(settings, vlm, data)
@@ -117,7 +126,8 @@ def set_up(settings: TrainSettings, data: TrainingData, sharded: bool = False) -
         )
     collate = Collator(vlm, data.image_root, None if augment else features, augment, settings.num_workers)
     val_collate = Collator(vlm, data.val_root, features)
-    return Run(settings, data, vlm, collate, val_collate, augment)
+    micro = settings.batch_size if need is None else need.batch_size
+    return Run(settings, data, vlm, collate, val_collate, augment, micro)
 
 
 def _features(settings: TrainSettings, vlm: VLM, data: TrainingData) -> FrozenFeatures | None:
@@ -138,11 +148,19 @@ def _features(settings: TrainSettings, vlm: VLM, data: TrainingData) -> FrozenFe
 
 
 def _with_digests(samples: Sequence[Sample], root: Path) -> list[Sample]:
-    """Samples whose metadata has the photo's sha256; JSONL from elsewhere may lack it."""
-    return [s if s.metadata.get("sha256") else _digested(s, root) for s in samples]
+    """Samples with the SHA-256 of their photos' bytes. Raises InputError where the metadata claims another one."""
+    with ThreadPoolExecutor(4) as pool:
+        return list(track(pool.map(_digested, samples, repeat(root)), "digests of the photos", total=len(samples)))
 
 
 def _digested(sample: Sample, root: Path) -> Sample:
-    digest = hashlib.sha256(inside(root, sample.image).read_bytes()).hexdigest()
-    metadata: dict[str, Any] = {**sample.metadata, "sha256": digest}
-    return replace(sample, metadata=metadata)
+    path = inside(root, sample.image)
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    claimed = str(sample.metadata.get("sha256") or "").lower()
+    if claimed != digest and re.fullmatch("[0-9a-f]{64}", claimed):  # some write another name of the photo there
+        raise InputError(
+            f"{path}: its bytes are not those of sample {sample.id!r} (SHA-256 {digest[:12]}, metadata.sha256 {claimed[:12]}): "
+            "was the photo changed after the split? `catlib data check` lists all, `catlib data` makes the split anew"
+        )
+    return replace(sample, metadata={**sample.metadata, "sha256": digest})

@@ -12,12 +12,13 @@ from typing import Any
 import torch
 from PIL.Image import Image
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, save_file
 
 from catlib.data.images import open_image
 from catlib.errors import CatlibError
-from catlib.files import replacing
+from catlib.files import remove_leftovers, replacing
 from catlib.progress import track
+from catlib.vlm.families import image_token_of
 from catlib.vlm.models import VLM
 
 log = logging.getLogger(__name__)
@@ -32,6 +33,14 @@ class PhotoFeatures:
     vectors: torch.Tensor
     block: torch.Tensor  # int64 (length,)
 
+    def digest(self, sha: str) -> torch.Tensor:
+        """SHA-256 over the photo's and the tensors, by which damage on disk is told."""
+        tensors = [t.detach().cpu().contiguous() for t in (self.vectors, self.block)]
+        digest = hashlib.sha256(f"{sha} {[(t.dtype, t.shape) for t in tensors]}".encode())
+        for tensor in tensors:
+            digest.update(tensor.view(torch.uint8).numpy())
+        return torch.tensor(list(digest.digest()), dtype=torch.uint8)
+
 
 class _Caught(Exception):
     """Ends the forward pass at the projector's door."""
@@ -41,7 +50,8 @@ class FrozenFeatures:
     """Features by photo, from disk where they were computed before.
 
     The key covers the tower's weights, the layer and tokens that are read, the preprocessing and the photo's bytes: anything that
-    could change the features changes the key. Files are safetensors, never pickles, and are written by renaming.
+    could change the features changes the key. Files are safetensors, never pickles, and are written by renaming; each holds a
+    digest of its own, and one that does not fit it is computed again.
     """
 
     def __init__(self, vlm: VLM, folder: Path, limit_gb: float) -> None:
@@ -51,11 +61,15 @@ class FrozenFeatures:
         self.folder = folder / model_key(vlm)
         self.folder.mkdir(parents=True, exist_ok=True)
         self.limit = limit_gb * 1e9
+        remove_leftovers(folder, older_s=24 * 3600)  # other trainings may be writing
         self.size = sum(f.stat().st_size for f in folder.rglob("*.safetensors"))
 
     def fill(self, photos: Sequence[tuple[Path, str]], workers: int = 4) -> int:
         """Compute what is missing of (path, sha256) pairs; returns how many photos had to be left out for lack of room."""
-        missing = list({sha: path for path, sha in photos if not self._file(sha).is_file()}.items())
+        wanted = {sha: path for path, sha in photos}
+        with ThreadPoolExecutor(max(1, workers)) as pool:
+            whole = pool.map(lambda sha: self.get(sha) is not None, wanted)
+            missing = [entry for entry, there in zip(wanted.items(), whole, strict=True) if not there]
         size = self.vlm.family.photos_at_once(self.vlm.base.config)
         chunks = [missing[i : i + size] for i in range(0, len(missing), size)]
         left_out = 0
@@ -63,7 +77,8 @@ class FrozenFeatures:
             if self.size >= self.limit:
                 left_out += len(chunk)
                 continue
-            for (sha, _), features in zip(chunk, compute_features(self.vlm, images), strict=True):
+            shas, decoded = zip(*images, strict=True)
+            for sha, features in zip(shas, compute_features(self.vlm, decoded), strict=True):
                 try:
                     self._write(sha, features)
                 except CatlibError as error:
@@ -79,19 +94,21 @@ class FrozenFeatures:
         return left_out
 
     def get(self, sha: str) -> PhotoFeatures | None:
-        """Features of a photo by its sha256, or None when they are not on disk or the file is broken."""
+        """Features of a photo by the SHA-256 of its bytes, or None when they are not on disk or the file is damaged."""
         try:
-            tensors = load_file(self._file(sha))
-        except (OSError, SafetensorError):
+            tensors = load(self._file(sha).read_bytes())  # a mapped file that somebody cuts would end this process
+            found = PhotoFeatures(tensors["vectors"], tensors["block"])
+            return found if torch.equal(tensors["sha256"], found.digest(sha)) else None
+        except (OSError, SafetensorError, KeyError):
             return None
-        return PhotoFeatures(tensors["vectors"], tensors["block"])
 
     def _file(self, sha: str) -> Path:
         return self.folder / f"{sha}.safetensors"
 
     def _write(self, sha: str, features: PhotoFeatures) -> None:
         with replacing(self._file(sha)) as path:
-            save_file({"vectors": features.vectors.cpu().contiguous(), "block": features.block.cpu()}, path)
+            tensors = {"vectors": features.vectors.cpu().contiguous(), "block": features.block.cpu()}
+            save_file({**tensors, "sha256": features.digest(sha)}, path)
             self.size += path.stat().st_size
 
 
@@ -135,6 +152,18 @@ def compute_features(vlm: VLM, images: Sequence[Image]) -> list[PhotoFeatures]:
     return [PhotoFeatures(v.clone(), b.clone()) for v, b in zip(vectors, blocks, strict=True)]
 
 
+def embedded(vlm: VLM, ids: torch.Tensor, vectors: torch.Tensor, at: torch.Tensor | None = None) -> torch.Tensor:
+    """The embeddings of `ids` (rows, length) with the projected `vectors` in place of their image tokens.
+
+    `at`: positions of the image tokens in the flattened `ids`; where they are known, a GPU is not waited for.
+    """
+    texts = vlm.base.get_input_embeddings()(ids)
+    if at is None:
+        at = (ids == image_token_of(vlm.base.config)).flatten().nonzero()[:, 0]
+    projected = vlm.projector(vectors.to(texts.device, next(vlm.projector.parameters()).dtype)).to(texts.dtype)
+    return texts.flatten(0, 1).index_copy(0, at, projected).view_as(texts)
+
+
 def _trailing(row: torch.Tensor, special: set[int]) -> int:
     n = 0
     while n < len(row) and int(row[-1 - n]) in special:
@@ -161,11 +190,19 @@ def model_key(vlm: VLM) -> str:
 
 def _decoded(
     chunks: list[list[tuple[str, Path]]], workers: int
-) -> Iterator[tuple[list[tuple[str, Path]], list[Image]]]:
-    """Chunks with their photos; the next chunk is decoded while the tower works on this one."""
+) -> Iterator[tuple[list[tuple[str, Path]], list[tuple[str, Image]]]]:
+    """Chunks with the digests and pixels of their photos; the next chunk is decoded while the tower works on this one."""
     with ThreadPoolExecutor(max(1, workers)) as pool:
-        coming = (pool.map(open_image, [path for _, path in chunk]) for chunk in chunks)
+        coming = (pool.map(_hashed, [path for _, path in chunk]) for chunk in chunks)
         ahead = next(coming, iter(()))
         for chunk in chunks:
             now, ahead = ahead, next(coming, iter(()))
             yield chunk, list(now)
+
+
+def _hashed(path: Path) -> tuple[str, Image]:
+    """The SHA-256 of the bytes that are decoded, and the photo: whatever the metadata claims and whenever the file was changed."""
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+        file.seek(0)
+        return digest, open_image(file)
