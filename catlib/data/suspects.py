@@ -99,7 +99,7 @@ def out_of_fold(
         for penalty in PENALTIES:
             probe = make_pipeline(StandardScaler(), LogisticRegression(C=penalty, max_iter=300, tol=1e-3))
             found = cross_val_predict(probe, features, labels, groups=groups, cv=folds, method="predict_proba")
-            found = np.clip(found, 1e-6, None)
+            found = np.clip(found.astype(np.float64), 1e-6, None)
             tried.append(found / found.sum(1, keepdims=True))
     return min(tried, key=lambda found: log_loss(labels, found, labels=np.unique(labels)))
 
