@@ -136,7 +136,7 @@ def pairs(findings: Sequence[Finding], image_root: Path, bits: int, most: int = 
         breeds, places = dict.fromkeys((a.breed, b.breed)), dict.fromkeys(f.part or "left out" for f in (a, b))
         hue = GREY if a.group != b.group else RED if a.breed != b.breed else INK
         where = "not joined" if hue == GREY else " / ".join(places)
-        text = f"{' / '.join(breeds)}, {where}, {gap} bit{'' if gap == 1 else 's'}\n{_short(a.image)}  |  {_short(b.image)}"
+        text = f"{' / '.join(breeds)}\n{where}, {gap} bit{'' if gap == 1 else 's'}\n{_short(a.image)}  |  {_short(b.image)}"
         panels.append(([inside(image_root, finding.image) for finding in (a, b)], text, hue))
     groups = [n for n in Counter(finding.group for finding in findings if finding.group).values() if n > 1]
     if not groups:
