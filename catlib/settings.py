@@ -110,7 +110,7 @@ class DataSettings(Settings):
     )
     min_side: int = option(32, "smallest side of a usable photo, pixels")
     quality: str = option(
-        "brightness<45,brightness>215,contrast<20,sharpness<3,entropy<5,aspect>2.5,border>0.15",
+        "brightness<30,brightness>215,contrast<20,sharpness<1.6,entropy<4,aspect>2.5,border>0.2",
         "a photo beyond one of these limits gets a remark (brightness, contrast in grey levels; entropy in bits)",
     )
     photos_per_breed: int = option(0, "at most so many training photos of each breed; 0: all")
@@ -166,6 +166,9 @@ class TrainSettings(_OfAModel):
     use_rslora: bool = option(False, "scale by alpha / sqrt(r) instead")
     use_dora: bool = option(False, "decompose weights into magnitude and direction")
     epochs: int = option(3, "passes over the training photos", least=1)
+    max_pixels: int = option(
+        0, "most pixels of a photo that the model sees, in tiles where it cuts; 0: as the model comes"
+    )
     batch_size: int = option(4, "photos in one forward pass", least=1)
     gradient_accumulation: int = option(8, "forward passes for one optimizer step", least=1)
     lr: float = option(2e-4, "peak learning rate of LoRA")
@@ -210,6 +213,11 @@ class TrainSettings(_OfAModel):
     force: bool = option(False, "train even where the memory estimate says that it cannot fit")
 
     @property
+    def training_seed(self) -> int:
+        """The seed of the training: its own where it has one."""
+        return self.seed if self.train_seed < 0 else self.train_seed
+
+    @property
     def recomputes(self) -> bool:
         """Whether activations are recomputed; `auto` that has not been decided counts as no."""
         return str(self.gradient_checkpointing).lower() == "true"
@@ -233,7 +241,9 @@ class EvaluationSettings(_OfMetrics, _OfTheTuned):
 class ComparisonSettings(_OfMetrics, _OfClip):
     """CLIP, the linear probes, the paired comparison and the verdict (notebook 04, `catlib compare`)."""
 
-    probe: bool = option(True, "train linear probes on frozen features of CLIP and of the VLM's own tower")
+    probe: bool = option(True, "train classifiers on frozen features of CLIP and of the VLM's own tower")
+    opponents: str = option("linear,knn,tip-adapter,projection", "which of them: linear, knn, tip-adapter, projection")
+    balance: str = option("none", "how often rare breeds are drawn", "none", "sqrt", "uniform")
     train_data: str = option("data/vlm/train.jsonl", "samples that the probes learn from")
     target_priority_f1: float = option(0.5, "priority macro-F1 that counts as success", most=1)
     target_gain_points: float = option(3.0, "points of accuracy over zero-shot CLIP that count as success", most=100)

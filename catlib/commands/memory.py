@@ -63,7 +63,7 @@ def gather(
     )
 
     config = model_config(settings.base_model)
-    shape = usual_shape(config, image_tokens or 0)
+    shape = usual_shape(config, image_tokens or 0, settings.base_model, settings.max_pixels)
     limit = vram * GB if vram else None
     of = cache(lambda variant: Footprint.of(variant, config, shape))
 

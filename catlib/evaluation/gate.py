@@ -1,6 +1,5 @@
 """Before a training: is it worth its hours? The verdict's rules over what can be known without a tuned model."""
 
-import math
 import time
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -85,18 +84,14 @@ def training_need(settings: TrainSettings, budget_hours: float = 0.0) -> dict[st
     except InputError as error:
         return facts | {"text": f"What training needs on {where} is not known: {error}."}
 
-    @cache
-    def of(way: TrainSettings) -> Footprint:
-        return Footprint.of(way, config, shape, dtype, cpu=cpu)
-
+    of = cache(lambda way: Footprint.of(way, config, shape, dtype, cpu=cpu))
     free = device_memory(device)
-    need = choose(settings, of, math.inf if free is None else free, any_batch=device.type == "cuda")
-    peak = need.peak
-    operations = (6 if need.gradient_checkpointing else 4) * need.parameters
+    way = of(settings).at(settings.batch_size) if free is None else choose(settings, of, free, device.type == "cuda")
+    peak, operations = way.peak, (6 if way.gradient_checkpointing else 4) * way.parameters
     tokens = (shape.image_tokens + shape.text_tokens) * len(samples) * settings.epochs
     hours = operations * tokens / (UTILISATION * matmul_rate(device, dtype)) / 3600
     facts |= {"peak_gb": peak / GB, "free_gb": None if free is None else free / GB, "hours": hours}
-    took = f"{hours:.1f} hours" if hours >= 0.1 else f"{max(1, round(60 * hours))} minutes"
+    took = f"{hours:.1f} hours" if hours >= 0.1 else "less than 0.1 hours"
     text = f"Training on {len(samples)} photos takes about {peak / GB:.1f} GB and {took} on {where}"
     most = budget_hours or (CPU_HOURS if cpu else 0.0)
     if free is not None and peak > free and not settings.force:

@@ -35,13 +35,14 @@ def training_arguments(settings: TrainSettings, dtype: torch.dtype, device: torc
     """
     schedule = "constant_with_warmup" if settings.lr_schedule == "constant" else settings.lr_schedule
     values: dict[str, Any] = {
-        **{name: getattr(settings, name) for name in ("weight_decay", "max_grad_norm", "seed")},
+        **{name: getattr(settings, name) for name in ("weight_decay", "max_grad_norm")},
         **dict.fromkeys(("per_device_train_batch_size", "per_device_eval_batch_size"), settings.batch_size),
         "output_dir": str(resolve(settings.output_dir)),
         "num_train_epochs": settings.epochs,
         "learning_rate": settings.lr,
         "lr_scheduler_type": schedule,
         "warmup_steps": settings.warmup_ratio,  # below 1: a share of all steps
+        "seed": settings.training_seed,
         "bf16": dtype is torch.bfloat16,  # bf16 arithmetic over a bf16 base; what is trained stays float32
         "fp16": dtype is torch.float16,  # with loss scaling: cards without bf16
         "use_cpu": device.type == "cpu",

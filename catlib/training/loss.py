@@ -52,6 +52,5 @@ class AnswerLoss(torch.nn.Module):
         hidden = base.model(**inputs, attention_mask=mask, use_cache=False).last_hidden_state.flatten(0, 1)
         at = answer_positions(batch.labels) if batch.answer_at is None else batch.answer_at
         targets = batch.labels.flatten()[at]
-        head = base.get_output_embeddings()
-        logits = head(hidden)[at - 1] if self.full_logits else head(hidden[at - 1])
-        return cross_entropy(logits.float(), targets, reduction="sum"), len(at)
+        logits = vlm.logits(hidden)[at - 1] if self.full_logits else vlm.logits(hidden[at - 1])
+        return cross_entropy(logits, targets, reduction="sum"), len(at)

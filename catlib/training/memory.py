@@ -4,28 +4,33 @@ Nothing is looked up in a table. The model is built without weights from its con
 on tensors without data (`catlib.training.memory_trace`).
 """
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Collection
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from transformers import AutoConfig
 
-from catlib.errors import InputError
+from catlib.errors import CatlibError, InputError
 from catlib.files import read_json
 from catlib.paths import resolve
 from catlib.settings import TrainSettings
 from catlib.training.lora import count_parameters, lora_config, peft_model
 from catlib.training.memory_trace import Shape, StepTrace, quantizable, trace_step, trace_tower
-from catlib.vlm.families import Family, family_of, find_family
+from catlib.vlm.families import Family, family_of, find_family, image_token_of
 from catlib.vlm.features import worth_caching
 from catlib.vlm.models import empty_model, load_config
+from catlib.vlm.processors import load_processor
+from catlib.vlm.prompting import model_inputs, prompt_text
 from catlib.vlm.scoring import LOGITS_LIMIT
 
 CONFIGS = Path(__file__).parents[1] / "assets" / "configs"  # of a few hub models, so that no hub is asked
 NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)  # 4 bits, 8-bit scales of 64 weights, floats of 256 scales (arXiv 2305.14314)
 TEXT_TOKENS, ANSWER_TOKENS = 40, 8  # question with answer, and the answer; the breeds' names have 2 to 13 tokens
+USUAL_PHOTOS = ((1024, 1024), (1600, 800), (800, 1600))  # width and height
 BREEDS, NODES = 67, 5  # names that validation scores, and tokens of each that no other name shares
 RESERVE = 0.05  # of the free memory that `auto` leaves
 SLACK = 1.05  # the allocator's rounding and fragments
@@ -120,7 +125,7 @@ class Footprint:
         dtype = dtype or (torch.float32 if settings.dtype == "float32" else torch.bfloat16)
         if settings.mode == "qlora":
             dtype = torch.bfloat16
-        shape = shape or usual_shape(config)
+        shape = shape or usual_shape(config, 0, settings.base_model, settings.max_pixels)
         model = empty_model(config)
         family = family_of(model)
         weights = _weight_bytes(model, family, dtype, settings.mode == "qlora")
@@ -204,16 +209,33 @@ def estimate(
     return Footprint.of(settings, config, shape, dtype).at(settings.batch_size)
 
 
-def usual_shape(config: Any, image_tokens: int = 0) -> Shape:
-    """A photo of this model with question and answer of the usual length. Raises InputError where the photo's tokens are not known."""
+def usual_shape(config: Any, image_tokens: int = 0, ref: str = "", max_pixels: int = 0) -> Shape:
+    """A photo of this model with question and answer of the usual length; `ref`: where its processor is, which is asked where the
+    configuration does not tell. Raises InputError where neither does.
+    """
     family = find_family(config)
     if not image_tokens and family is not None and family.image_tokens is not None:
-        image_tokens = family.image_tokens(config)
+        image_tokens = family.image_tokens(config, max_pixels)
     if not image_tokens:
-        raise InputError(
-            f"how many tokens a photo has cannot be told from the configuration of a {config.model_type}; say it with --image_tokens"
-        )
+        try:
+            image_tokens = photo_tokens(load_processor(ref or config.name_or_path, max_pixels), config, USUAL_PHOTOS)
+        except CatlibError as error:
+            raise InputError(
+                f"how many tokens a photo of a {config.model_type} has cannot be told; say it with --image_tokens ({error})"
+            ) from None
     return Shape(image_tokens, TEXT_TOKENS, ANSWER_TOKENS)
+
+
+def photo_tokens(processor: Any, config: Any, sizes: Collection[tuple[int, int]]) -> int:
+    """The most image tokens that the processor makes of photos of these (width, height): it is asked about the extreme ones."""
+    areas, shapes = sorted(sizes, key=math.prod), sorted(sizes, key=lambda size: size[0] / size[1])
+    square = min(sizes, key=lambda size: max(size) / min(size))
+    token, text = image_token_of(config), prompt_text(processor, "?")
+    counts = [
+        int((model_inputs(processor, [Image.new("RGB", size)], [text])["input_ids"] == token).sum())
+        for size in {areas[0], areas[-1], shapes[0], shapes[-1], square}
+    ]
+    return max(counts)
 
 
 def largest_batch(footprint: Footprint, vram: float) -> int:

@@ -20,7 +20,7 @@ from torch.utils._pytree import tree_map_only
 from torch.utils.weak import WeakIdKeyDictionary
 from transformers import AutoConfig
 
-from catlib.settings import TrainSettings
+from catlib.settings import TrainSettings, split_list
 from catlib.training.kernels import constant_factors, fuse
 from catlib.training.lora import lora_config, peft_model
 from catlib.vlm.families import family_of, find_family
@@ -92,7 +92,8 @@ def trace_tower(config: Any, dtype: torch.dtype, photos: int, image_tokens: int)
     vision = config.vision_config
     family = find_family(config)
     if family is None or not family.traces_tower:
-        return int(photos * image_tokens * (8 * vision.hidden_size + 2 * vision.intermediate_size) * dtype.itemsize)
+        inner = getattr(vision, "intermediate_size", 4 * vision.hidden_size)
+        return int(photos * image_tokens * (8 * vision.hidden_size + 2 * inner) * dtype.itemsize)
     model = empty_model(_config_with(config, layers=1, vision_layers=1)).to(dtype).eval().requires_grad_(False)
     with FakeTensorMode(), torch.no_grad():
         _make_fake(model, set())
@@ -148,9 +149,14 @@ def _trace(
     model = empty_model(_config_with(config, layers, vision_layers=1)).to(dtype)
     family = family_of(model)
     quantized = settings.mode == "qlora" and not settings.use_dora
-    four_bit = {m.weight for m in quantizable(model, family.language_model).values()} if quantized else set()
-    # Dropout draws numbers, which data-free tensors cannot; what it keeps for a moment is added by the caller.
-    wrapped = peft_model(model, lora_config(model, replace(settings, lora_dropout=0.0), family), empty=True)
+    linear = quantizable(model, family.language_model)
+    four_bit = {m.weight for m in linear.values()} if quantized else set()
+    # A slice need not have all kinds of layers. Dropout draws numbers, which data-free tensors cannot; what it keeps for a moment
+    # is added by the caller.
+    kinds = {name.rsplit(".", 1)[-1] for name in linear}
+    targets = ",".join(name for name in split_list(settings.lora_targets) if name in kinds) or settings.lora_targets
+    sliced = replace(settings, lora_dropout=0.0, lora_targets=targets)
+    wrapped = peft_model(model, lora_config(model, sliced, family), empty=True)
     fuse(wrapped)
     if settings.recomputes:
         with warnings.catch_warnings(action="ignore", category=FutureWarning):

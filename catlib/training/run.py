@@ -121,6 +121,7 @@ def set_up(settings: TrainSettings, data: TrainingData, sharded: bool = False) -
     checkpoint = find_checkpoint(settings.base_model)
     if checkpoint.adapter is not None:
         raise InputError(f"base_model {settings.base_model!r} is an adapter; name the model that is to be trained")
+    checkpoint = replace(checkpoint, max_pixels=settings.max_pixels)
     photos = [(sample, inside(root, sample.image)) for root, part in data.parts for sample in part]
     need = check_fits(settings, checkpoint.base, photos)
     recomputes = settings.recomputes if need is None else need.gradient_checkpointing
@@ -135,7 +136,7 @@ def set_up(settings: TrainSettings, data: TrainingData, sharded: bool = False) -
     features = _features(settings, vlm, data)
     if sharded:
         shard(vlm, PartialState().num_processes)
-    augment = Augment(settings.seed) if settings.augment else None
+    augment = Augment(settings.training_seed) if settings.augment else None
     if augment is not None:
         log.info("augmentation is on: every photo goes through the tower each time, the feature cache is not used")
     collate = Collator(vlm, data.image_root, None if augment else features, augment, settings.num_workers)

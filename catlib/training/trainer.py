@@ -69,7 +69,7 @@ class Trainer(SavingTrainer):
         self.processes = PartialState(cpu=settings.device == "cpu")
         data = load_data(settings)
         prepare_folder(self.folder, settings, data.digests)
-        torch.manual_seed(settings.seed)  # before LoRA's matrices are drawn
+        torch.manual_seed(settings.training_seed)  # before LoRA's matrices are drawn
         self.run: Run = set_up(settings, data, sharded and self.processes.num_processes > 1)
         self.settings = settings = self.run.settings  # with what `auto` came to
         self.drawn = torch.get_rng_state()
@@ -160,7 +160,7 @@ class Trainer(SavingTrainer):
                 self.run.collate.prefetch(part)
 
         size = s.batch_size * s.gradient_accumulation  # whatever the number of processes: they share it
-        steps = Steps(samples, size, s.seed, s.balance, lambda: self.state.global_step, begin, soon)
+        steps = Steps(samples, size, s.training_seed, s.balance, lambda: self.state.global_step, begin, soon)
         return DataLoader(samples, batch_sampler=steps, collate_fn=list, generator=torch.Generator())  # type: ignore[arg-type]
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:

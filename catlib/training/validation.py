@@ -68,9 +68,10 @@ class Watch:
         vlm, collate = self.run.vlm, self.run.val_collate
         cached = [collate.features.get(s.metadata["sha256"]) for s in samples] if collate.features else []
         found = [one for one in cached if one is not None]
-        if len(found) < len(samples):
-            return self.scorer.score([open_image(inside(collate.image_root, s.image)) for s in samples])
         prompts = [torch.tensor(collate.prompt_ids(self.scorer.question, one)) for one in found]
+        length = max(map(len, prompts), default=0)
+        if len(found) < len(samples) or not self.scorer.room(length):
+            return self.scorer.score([open_image(inside(collate.image_root, s.image)) for s in samples])
         ids = pad_sequence(prompts, True, collate.pad, "left").to(vlm.device)
         mask = pad_sequence([torch.ones_like(prompt) for prompt in prompts], True, 0, "left").to(vlm.device)
         embeds = embedded(vlm, ids, torch.cat([one.vectors for one in found]))
