@@ -23,8 +23,8 @@ from transformers import AutoConfig
 from catlib.settings import TrainSettings, split_list
 from catlib.training.kernels import constant_factors, fuse
 from catlib.training.lora import lora_config, peft_model
-from catlib.vlm.families import family_of, find_family
-from catlib.vlm.features import embedded, tower_vectors
+from catlib.vlm.families import family_of
+from catlib.vlm.features import embedded
 from catlib.vlm.models import VLM, Checkpoint, empty_model
 
 RELEVANT = ("mode", "train_projector", "lora_r", "lora_targets", "use_rslora", "use_dora", "gradient_checkpointing")
@@ -85,24 +85,6 @@ def _step(config_json: str, settings: TrainSettings, dtype: torch.dtype, shape: 
         )
         at_batch.append((kept_one + (layers - 1) * (kept_two - kept_one), logits, transient))
     return StepTrace(*(Line(2 * one - two, two - one) for one, two in zip(*at_batch, strict=True)))
-
-
-def trace_tower(config: Any, dtype: torch.dtype, photos: int, image_tokens: int) -> int:
-    """Bytes that the frozen tower needs for a moment to look at so many photos, their pixels included."""
-    vision = config.vision_config
-    family = find_family(config)
-    if family is None or not family.traces_tower:
-        inner = getattr(vision, "intermediate_size", 4 * vision.hidden_size)
-        return int(photos * image_tokens * (8 * vision.hidden_size + 2 * inner) * dtype.itemsize)
-    model = empty_model(_config_with(config, layers=1, vision_layers=1)).to(dtype).eval().requires_grad_(False)
-    with FakeTensorMode(), torch.no_grad():
-        _make_fake(model, set())
-        tracker = LiveBytes()
-        tracker.ignore([*model.parameters(), *model.buffers()])
-        with tracker:
-            pixels = torch.empty(photos, 3, vision.image_size, vision.image_size)
-            tower_vectors(VLM(model, None, Checkpoint("", ""), family), {"pixel_values": pixels})
-    return tracker.peak
 
 
 class LiveBytes(TorchDispatchMode):
