@@ -128,7 +128,7 @@ def _trace(
     config: Any, settings: TrainSettings, dtype: torch.dtype, shape: Shape, layers: int, batch: int
 ) -> tuple[int, int, int]:
     """(kept by the layers, by the output layer, transient) of a slice of the model."""
-    model = empty_model(_config_with(config, layers, vision_layers=1)).to(dtype)
+    model = empty_model(_config_with(config, layers)).to(dtype)
     family = family_of(model)
     quantized = settings.mode == "qlora" and not settings.use_dora
     linear = quantizable(model, family.language_model)
@@ -183,15 +183,14 @@ def _embeddings(vlm: VLM, dtype: torch.dtype, shape: Shape, batch: int) -> torch
     return photos[0] + torch.empty(batch, length, width, dtype=dtype)
 
 
-def _config_with(config: Any, layers: int, vision_layers: int | None) -> Any:
-    """A copy of a configuration with fewer layers."""
+def _config_with(config: Any, layers: int) -> Any:
+    """A copy of a configuration with fewer layers, of the tower those up to the one that is read."""
     small = AutoConfig.for_model(config.model_type, **{k: v for k, v in config.to_dict().items() if k != "model_type"})
     text = small.get_text_config()
     text.num_hidden_layers = layers
     if getattr(text, "layer_types", None):
         text.layer_types = text.layer_types[:layers]
-    if vision_layers is not None:
-        small.vision_config.num_hidden_layers = max(vision_layers, abs(getattr(small, "vision_feature_layer", 1) or 1))
+    small.vision_config.num_hidden_layers = abs(getattr(small, "vision_feature_layer", 1) or 1)
     return small
 
 
