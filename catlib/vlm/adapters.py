@@ -18,9 +18,10 @@ from safetensors.torch import load_file, save
 from catlib.errors import InputError
 from catlib.files import read_json, read_text, saving, write_bytes, write_json, write_text
 from catlib.vlm.models import VLM
-from catlib.vlm.processors import from_files
+from catlib.vlm.processors import TRIAL_S, ends_in_time, from_files, is_doubtful
 
 WEIGHTS, CONFIG, TRAINING = "adapter_model.safetensors", "adapter_config.json", "training.json"
+MOST_RANK = 2**16
 DIGEST = f"{WEIGHTS}.sha256"  # SHA-256 of the weights, and of those that they replaced
 
 
@@ -111,6 +112,7 @@ def load_adapter(vlm: VLM, adapter: Path, trainable: bool = False) -> None:
             f"{adapter} was trained on {facts.get('base_model')!r} (fingerprint {expected}), not on {vlm.name!r} ({found})"
         )
     check_weights(adapter)
+    _check_patterns(vlm, adapter)
     try:
         saved = load_file(adapter / WEIGHTS)
     except (SafetensorError, OSError) as error:
@@ -142,6 +144,20 @@ def load_adapter(vlm: VLM, adapter: Path, trainable: bool = False) -> None:
                 parameter.data = parameter.data.to(dtype)
         model.requires_grad_(False).eval()
     vlm.model, vlm.checkpoint = model, replace(vlm.checkpoint, adapter=adapter)
+
+
+def _check_patterns(vlm: VLM, adapter: Path) -> None:
+    """Raise InputError for a regular expression in the configuration that does not end on the model's names, and a rank of no adapter."""
+    facts = read_json(adapter / CONFIG)
+    texts = [facts.get(key) for key in ("target_modules", "exclude_modules", "layers_pattern")]
+    texts += [key for name in ("rank_pattern", "alpha_pattern") for key in (facts.get(name) or {})]
+    doubtful = [text for text in texts if isinstance(text, str) and is_doubtful(text)]
+    names = [name for name, _ in vlm.base.named_modules()]
+    if doubtful and not ends_in_time(json.dumps({"patterns": doubtful, "names": names})):
+        raise InputError(f"{adapter / CONFIG}: the pattern {doubtful[0]!r:.200} does not end within {TRIAL_S} s")
+    ranks = [facts.get("r"), *(facts.get("rank_pattern") or {}).values()]
+    if any(isinstance(rank, int) and rank > MOST_RANK for rank in ranks):
+        raise InputError(f"{adapter / CONFIG}: a rank above {MOST_RANK}")
 
 
 def read_training(folder: Path) -> dict[str, Any]:
