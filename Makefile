@@ -25,9 +25,10 @@ help:
 report: $(INSTALLED)
 	@$(BIN)/catlib report $(PROFILE) $(ARGS)
 
-# Another -m among the ARGS takes the place of this one.
+# The files of tests are shared out among processes, one a core, four at most. Another -m among the ARGS takes the place of this one.
+TESTS := -m pytest -n logical --maxprocesses 4 --dist loadfile
 test: $(INSTALLED)
-	@$(BIN)/python -m pytest -m "not long" $(ARGS)
+	@$(BIN)/python $(TESTS) -m "not long" $(ARGS)
 
 lint: $(INSTALLED)
 	@$(BIN)/ruff format --check --quiet . || { echo "not formatted: $(BIN)/ruff format" >&2; exit 1; }
@@ -35,7 +36,7 @@ lint: $(INSTALLED)
 	@$(BIN)/mypy --no-error-summary
 
 check: lint
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python $(TESTS) $(ARGS)
 
 lab: $(INSTALLED)
 	@JUPYTER_PREFER_ENV_PATH=1 $(BIN)/jupyter lab --ServerApp.root_dir="$(CURDIR)" --LabApp.default_url=/lab/tree/notebooks $(ARGS)

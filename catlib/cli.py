@@ -9,7 +9,23 @@ from importlib import import_module
 from catlib import __version__
 from catlib.errors import CatlibError
 
-COMMANDS = ("report", "data", "train", "predict", "evaluate", "compare", "memory", "export", "serve")
+COMMANDS = (
+    *(
+        "report",
+        "runs",
+        "params",
+        "render",
+        "data",
+        "train",
+        "predict",
+        "evaluate",
+        "compare",
+        "verdict",
+        "gate",
+        "memory",
+    ),
+    *("export", "serve"),
+)
 log = logging.getLogger("catlib")
 
 

@@ -2,6 +2,8 @@
 
 import base64
 import io
+import re
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import wraps
@@ -9,12 +11,19 @@ from html import escape
 from typing import Any
 
 import matplotlib.pyplot as plt
+import numpy as np
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.font_manager import fontManager
+from matplotlib.image import AxesImage
 from matplotlib.text import Text
 
-WIDTH = 10.5  # inches; a report page shows them at about 100 pixels an inch
+WIDTH = 10.5  # inches; a report page shows them at about 100 pixels an inch, and never at less than 90
+SMALLEST = 7.5  # points: 9 pixels there
+LONGEST = 30  # letters of a breed's name on an axis
+# For letters that matplotlib's own font lacks, those of these that are installed.
+FONTS = {"Noto Sans CJK JP", "Noto Sans", "Noto Sans Arabic", "Arial Unicode MS", "Microsoft YaHei", "Hiragino Sans"}
 
 # Okabe and Ito, "Color universal design" (2008): distinguishable with every common colour blindness.
 BLUE, SKY, ORANGE, RED, GREEN, PINK = "#0072B2", "#56B4E9", "#E69F00", "#D55E00", "#009E73", "#CC79A7"
@@ -22,6 +31,8 @@ INK, GREY, PALE = "#22303C", "#8A949E", "#E4E8EC"
 PRIORITY = "#A3356F"
 RC: Any = {  # matplotlib types its keys as literals, which no dict of strings fits
     "figure.dpi": 130,
+    "font.family": ["DejaVu Sans", *({font.name for font in fontManager.ttflist} & FONTS)],
+    "svg.fonttype": "none",
     "figure.facecolor": "white",
     "figure.constrained_layout.use": True,
     "font.size": 10,
@@ -59,18 +70,41 @@ class Shown:
     alt: str
 
     def _repr_html_(self) -> str:
-        image = base64.b64encode(self.png()).decode()
+        picture, missing = self._saved(format="png")
+        kind = "png"
+        if max(missing, default=0) >= ord(" ") and not self._has_photos():  # the reader's own fonts write the names
+            kind, picture = "svg+xml", self.svg()
+        source = f"data:image/{kind};base64,{base64.b64encode(picture).decode()}"
+        drawing = "" if self._has_photos() else ' class="drawing"'  # a page turns its colours on dark screens
         return (
-            f'<figure><img alt="{escape(self.alt)}" src="data:image/png;base64,{image}" style="max-width:100%">'
+            f'<figure><img alt="{escape(self.alt)}" src="{source}" style="max-width:100%"{drawing}>'
             f"<figcaption>{escape(self.caption)}</figcaption></figure>"
         )
 
+    def _repr_mimebundle_(self, **_: Any) -> dict[str, str]:
+        drawn = {} if self._has_photos() else {"image/svg+xml": self.svg().decode()}  # a report offers it as a file
+        return {"text/html": self._repr_html_(), **drawn}
+
+    def _has_photos(self) -> bool:
+        return any(np.ndim(image.get_array()) == 3 for image in self.figure.findobj(AxesImage))
+
     def png(self) -> bytes:
         """The picture as a PNG file."""
+        return self._saved(format="png")[0]
+
+    def svg(self) -> bytes:
+        """The picture as an SVG file, its letters as text; the margin is for names that are wider than matplotlib thinks."""
+        drawn, _ = self._saved(format="svg", metadata={"Date": None}, bbox_inches="tight", pad_inches=0.3)
+        return re.sub(rb"[\x00-\x08\x0b-\x1f]", b"", drawn)  # which XML cannot hold
+
+    def _saved(self, **how: Any) -> tuple[bytes, set[int]]:
+        """The picture in a format, and the letters that no font at hand has."""
         stream = io.BytesIO()
-        with plt.rc_context(RC):  # some labels are made only when the figure is drawn
-            self.figure.savefig(stream, format="png")
-        return stream.getvalue()
+        with plt.rc_context(RC), warnings.catch_warnings(record=True) as found:  # some labels are made only now
+            warnings.simplefilter("always")
+            self.figure.savefig(stream, **how)
+        missing = (re.match(r"Glyph (\d+)", str(warning.message)) for warning in found)
+        return stream.getvalue(), {int(match[1]) for match in missing if match}
 
 
 def figure(draw: Callable[..., tuple[Figure, str]]) -> Callable[..., Shown]:
@@ -85,14 +119,18 @@ def figure(draw: Callable[..., tuple[Figure, str]]) -> Callable[..., Shown]:
         with sns.axes_style("whitegrid"), plt.rc_context(RC):
             drawn, caption = draw(*args, **kwargs)
             plt.close(drawn)
+            for text in drawn.findobj(Text):
+                text.set_fontsize(max(text.get_fontsize(), SMALLEST))
             return Shown(drawn, caption, f"{what}. {caption}")
 
     return wrapper
 
 
 def breed_label(breed: str, priority: bool) -> str:
-    """A breed's name on an axis: the part before " - ", a star on priority breeds."""
-    return ("★ " if priority else "") + breed.split(" - ")[0]
+    """A breed's name on an axis: the part before " - ", the middle of a long one left out, a star on priority breeds."""
+    name = breed.split(" - ")[0]
+    short = name if len(name) <= LONGEST else f"{name[: LONGEST * 2 // 3]}…{name[-(LONGEST // 3) :]}"
+    return ("★ " if priority else "") + short
 
 
 def mark_priority(labels: list[Text], flags: list[bool]) -> None:

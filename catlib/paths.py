@@ -64,11 +64,17 @@ def public_url(url: str, where: str, server: bool = True) -> str:
         fits = bool(parts.scheme in ("http", "https") and parts.hostname and parts.port != 0)  # `port` raises
     except ValueError:
         fits = False
-    if not fits:
-        raise InputError(
-            f"{where}: expected http://HOST:PORT/v1, with #MODEL behind it if it serves several; found {url!r}"
-        )
+    if not fits:  # not shown: what stands where a port belongs may be a password
+        raise InputError(f"{where}: expected http://HOST:PORT/v1, with #MODEL behind it if it serves several")
     return url
+
+
+def server_key() -> str:
+    """The key in the environment, empty without one. Raises InputError, without showing it, for what no header can carry."""
+    key = os.environ.get(KEY, "").strip()
+    if not all("!" <= letter <= "~" for letter in key):
+        raise InputError(f"{KEY}: a key is of ASCII letters, digits and signs, without spaces; this one is not")
+    return key
 
 
 def without_secrets(text: str) -> str:

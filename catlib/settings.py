@@ -99,7 +99,20 @@ class DataSettings(Settings):
     draw_test: bool = option(False, "photos divided into train and val only: draw the test part from train, by group")
     keep_split: bool = option(True, "photos keep the part that an earlier split in the same folder gave them")
     near_duplicate_bits: int = option(6, "photos whose 64-bit hashes differ in at most so many bits are one group")
+    group_by: str = option(
+        "auto",
+        "what else makes photos one group, joined by commas: id (in the name), numbers (near ones at the end of names), exif "
+        "(camera and time), folder (below the breed's), none; auto: id, numbers after a text, exif",
+    )
+    join_similar: float = option(0.0, "join the pairs of similar.csv from this cosine similarity on; 0: none", most=1)
+    encoder: str = option(
+        "", "CLIP or VLM (folder or hub name) whose frozen features show wrong labels and near test photos; empty: none"
+    )
     min_side: int = option(32, "smallest side of a usable photo, pixels")
+    quality: str = option(
+        "brightness<45,brightness>215,contrast<20,sharpness<3,entropy<5,aspect>2.5,border>0.15",
+        "a photo beyond one of these limits gets a remark (brightness, contrast in grey levels; entropy in bits)",
+    )
     photos_per_breed: int = option(0, "at most so many training photos of each breed; 0: all")
     answer_style: str = option("label", "what the model learns to answer", "label", "label+traits")
 
@@ -122,7 +135,7 @@ class _OfClip(_OfAModel):
     clip_model: str = option("openai/clip-vit-large-patch14-336", "hub name or folder; empty: no CLIP")
     clip_prompts: str = option("ensemble", "prompts for zero-shot CLIP", "ensemble", "plain", "traits")
     test_data: str = option("data/vlm/test.jsonl", "test samples")
-    latency_budget_ms: float = option(150.0, "longest median time for one photo, milliseconds")
+    latency_budget_ms: float = option(0.0, "longest median time for one photo, milliseconds; 0: no budget")
 
 
 @dataclass(frozen=True)
@@ -161,7 +174,17 @@ class TrainSettings(_OfAModel):
     weight_decay: float = option(0.0, "AdamW weight decay")
     max_grad_norm: float = option(1.0, "gradients are clipped to this norm")
     dtype: str = option("auto", "weights of the frozen base", "auto", "bfloat16", "float32")
-    gradient_checkpointing: bool = option(False, "recompute activations: less memory, about a third slower")
+    gradient_checkpointing: str = option(
+        "false",
+        "recompute activations: less memory, about a third slower; auto: only where the GPU's free memory needs it, the photos "
+        "in one forward pass then as many as fit and divide batch_size x gradient_accumulation",
+        *("auto", "true", "false"),
+    )
+    attn_implementation: str = option(
+        "auto",
+        "how attention is computed; auto: sdpa where the model has it",
+        *("auto", "sdpa", "eager", "flash_attention_2", "flash_attention_3"),
+    )
     cache_features: bool = option(True, "compute the frozen tower's features once and keep them on disk")
     cache_limit_gb: float = option(20.0, "largest size of the feature cache, GB")
     augment: bool = option(False, "light random crops, flips and colour changes; switches the feature cache off")
@@ -176,7 +199,15 @@ class TrainSettings(_OfAModel):
     resume: bool = option(True, "continue an interrupted run of the same settings")
     overwrite: bool = option(False, "set a checkpoint of other settings aside as NAME~1 where it would be refused")
     trainer_args: str = option("", "further transformers.TrainingArguments, as in {optim: adafactor}", mapping=True)
+    train_seed: int = option(
+        -1, "seed of the training alone; -1: as seed, which also draws split and test photos", least=-1
+    )
     force: bool = option(False, "train even where the memory estimate says that it cannot fit")
+
+    @property
+    def recomputes(self) -> bool:
+        """Whether activations are recomputed; `auto` that has not been decided counts as no."""
+        return str(self.gradient_checkpointing).lower() == "true"
 
 
 @dataclass(frozen=True)
@@ -184,6 +215,9 @@ class EvaluationSettings(_OfMetrics, _OfTheTuned):
     """Predictions and metrics of the VLM, untuned and tuned (notebook 03, `catlib predict`, `catlib evaluate`)."""
 
     decoding: str = option("score", "how a breed is read off the model", "score", "constrained", "free")
+    further_decodings: str = option(
+        "constrained,free", "other ways to read the tuned model, each a track of its own; free is the plan's"
+    )
     score_norm: str = option("sum", "label log-likelihood: summed, or the mean of its tokens", "sum", "mean")
     prior_correction: bool = option(False, "subtract the scores without a photo; strength fitted on validation")
     evaluate_base: bool = option(True, "measure the untuned base model as well")
@@ -200,8 +234,14 @@ class ComparisonSettings(_OfMetrics, _OfClip):
     target_gain_points: float = option(3.0, "points of accuracy over zero-shot CLIP that count as success", most=100)
     clip_good_enough: float = option(0.8, "CLIP's priority accuracy above which a VLM is not worth it", most=1)
     clip_priority_f1: float = option(0.6, "CLIP's priority macro-F1 below which the plan says to try a VLM", most=1)
-    explanations_wanted: bool = option(False, "reasons are wanted with the breed, which only the VLM gives")
+    explanations_wanted: bool = option(
+        False, "reasons are wanted with the breed; counts for a VLM trained to give them"
+    )
     accuracy_first: bool = option(False, "accuracy outranks latency: a missed latency budget does not decide")
+    price_per_hour: float = option(0.0, "price of an hour on this machine, for the cost of 1,000 photos; 0: not told")
+    budget_hours: float = option(
+        0.0, "hours that a training may take, for catlib gate; 0: as many as it needs, on a CPU 24"
+    )
 
 
 @dataclass(frozen=True)
@@ -314,6 +354,8 @@ def check_value(option: Any, value: Any, where: str) -> Any:
     number, choices = kind in (int, float), about["choices"]
     if about["mapping"] and isinstance(value, dict):
         value = json.dumps(value, default=str)
+    if type(value) is bool and "true" in choices:
+        value = str(value).lower()
     with contextlib.suppress(ValueError, OverflowError):
         if (kind is float and type(value) in (int, str)) or (kind is str and type(value) is int):
             value = kind(value)

@@ -1,37 +1,28 @@
-"""A tuned model in a web application: a photo comes in as the body of a request, its breed goes out.
+"""A tuned model in a web application: a photo comes in as the body of a request; breed, probabilities and words go out.
 
-CHECKPOINT=outputs/vlm_checkpoints/llava-cat-breeds uvicorn examples.app:app
-curl --data-binary @cat.jpg localhost:8000/breed        {"answer":"Maine Coon","breed":"Maine Coon"}
+CHECKPOINT=outputs/vlm_checkpoints/llava-cat-breeds uvicorn examples.app:app     or RUN=NAME: what the verdict of a run says
+curl --data-binary @cat.jpg localhost:8000/breed       {"answer":"Maine Coon","breed":"Maine Coon","sure":true,"probabilities":…}
+
+http://localhost:8000/ is a page to drop photos on. The routes are those of `catlib.serving.application`, which an application
+of your own may mount, or leave aside: `service` is all that it needs.
 """
 
-import gc
+import asyncio
 import os
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 
-from fastapi import FastAPI, HTTPException, Request
+from catlib.serving.application import application
+from catlib.serving.service import VLMService
 
-from catlib.errors import InputError
-from catlib.serving.service import BreedAnswer, VLMService
-
+RUN = os.environ.get("RUN", "")
 CHECKPOINT = os.environ.get("CHECKPOINT", "outputs/vlm_checkpoints/llava-cat-breeds")
-service = VLMService()
+service = VLMService(decoding="score", reasons=True)
 
 
-@asynccontextmanager
-async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-    await service.load_finetuned_model(checkpoint_path=CHECKPOINT)
-    gc.freeze()  # or Python's cycle collector walks over all of torch and stops the loop meanwhile
-    yield
-    service.close()
+async def load() -> None:
+    if RUN:
+        await asyncio.to_thread(service.load_run, RUN)
+    else:
+        await service.load_finetuned_model(checkpoint_path=CHECKPOINT)
 
 
-app = FastAPI(lifespan=lifespan)
-
-
-@app.post("/breed")
-async def breed(request: Request) -> BreedAnswer:
-    try:
-        return await service.predict_finetuned_async(await request.body())
-    except InputError as error:
-        raise HTTPException(422, str(error)) from None
+app = application(service, load)

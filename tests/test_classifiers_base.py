@@ -132,7 +132,7 @@ def test_latency_is_that_of_single_photos_without_caches(tmp_path, samples):
     classifier = Colours()
     times = measure_latency(classifier, samples, tmp_path / "photos", n=5, warm_up=2)
     assert classifier.calls == [1] * 7 and classifier.seen_ids == [None] * 7
-    assert times["n"] == 5 and 0 < times["p50"] <= times["p95"]
+    assert len(times) == 5 and min(times) > 0
 
 
 def test_a_rate_can_be_that_of_the_whole_work(tmp_path, samples):

@@ -7,6 +7,7 @@ import pytest
 from tiny_encoders import clip, save_llava, tuned, write_photos
 
 from catlib.breeds import BREEDS as ALL
+from catlib.classifiers.base import Batch, Classifier
 from catlib.classifiers.encoder import ClipEncoder, TowerEncoder
 from catlib.classifiers.probe import LinearProbe
 from catlib.cli import main
@@ -173,3 +174,32 @@ def test_a_link_that_the_user_put_into_the_folder_is_followed_and_said(models, p
     rows = [json.loads(line) for line in captured.out.splitlines()]
     assert len(rows) == 6 and "1 of 6 photos are links" in captured.err
     assert [row["image"] for row in rows if row["id"] == "link.jpg"] == [f"secret/{secret.image}"]
+
+
+@pytest.mark.parametrize("scored", [True, False])
+def test_a_device_that_is_full_gets_fewer_photos_at_a_time(scored, caplog):
+    class Narrow(Classifier):
+        name, breeds, asked = "narrow", ("Manx", "Persian"), []
+
+        def classify(self, images, ids=None):
+            self.asked.append(len(images))
+            if len(images) > 3:
+                raise RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`")
+            scores = np.log([[image, 1 - image] for image in images]) if scored else None
+            return Batch([ids[i] for i in range(len(images))], scores, [str(image) for image in images])
+
+        def describe(self):
+            return {}
+
+    images = [i / 10 for i in range(1, 9)]
+    classifier = Narrow()
+    Narrow.asked.clear()
+    found = classifier.classify_in_memory(images, list("abcdefgh"))
+    assert list(found.predicted) == list("abcdefgh") and found.answers == [str(image) for image in images]
+    assert found.log_probs is None if not scored else np.allclose(np.exp(found.log_probs[:, 0]), images)
+    assert Narrow.asked == [8, 4, 2, 2, 2, 2] and caplog.text.count("out of memory") == 2
+    classifier.classify_in_memory(images[:4], list("abcd"))
+    assert Narrow.asked[6:] == [2, 2], "it is not tried again"
+    classifier.classify = lambda images, ids=None: 1 / 0
+    with pytest.raises(ZeroDivisionError):
+        classifier.classify_in_memory(images)

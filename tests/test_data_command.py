@@ -17,7 +17,7 @@ from demo_files import LLAVA
 from photo_makers import fill, jpeg
 
 from catlib.cli import main
-from catlib.data import archives, tables
+from catlib.data import tables
 from catlib.data.archives import fetch_oxford_pets, unpacked
 from catlib.data.check import check
 from catlib.data.conversations import PARAPHRASES, answer_for, balance_weights
@@ -26,7 +26,7 @@ from catlib.data.findings import read_audit
 from catlib.data.prepare import prepare
 from catlib.data.records import Prediction, PredictionSet, make_sample, read_samples, write_samples
 from catlib.errors import CatlibError, InputError
-from catlib.evaluation.inputs import choose_priority
+from catlib.evaluation.metrics_file import choose_priority
 from catlib.settings import DataSettings
 
 NAMES = ("train.jsonl", "val.jsonl", "test.jsonl", "dataset.json", "groups.csv")
@@ -357,7 +357,6 @@ def test_fetch_resumes_checks_and_says_what_to_do_without_network(tmp_path, monk
     with pytest.raises(CatlibError, match="put both into"):
         fetch_oxford_pets(to, "http://127.0.0.1:9/", published)
     (to / "images.tar.gz.part").write_bytes((site / "images.tar.gz").read_bytes()[:1000])
-    monkeypatch.setattr(archives, "BLOCK", 500)  # bytes; what is less is lost where the connection breaks off
     monkeypatch.setattr(Ranges, "asked", [])
     server = ThreadingHTTPServer(("127.0.0.1", 0), Ranges)
     server.folder = site

@@ -10,7 +10,8 @@ from catlib.data import plots, tables
 from catlib.data.check import check
 from catlib.data.conversations import QUESTION
 from catlib.data.duplicates import ALIKE, close_pairs
-from catlib.data.findings import Finding, read_audit
+from catlib.data.findings import read_audit
+from catlib.data.nearness import nearness
 from catlib.data.prepare import prepare
 from catlib.settings import DataSettings
 
@@ -76,12 +77,12 @@ def test_tables_name_what_is_in_the_data(case):
     assert "1 of" in tables.about(replace(dataset, val=(other, *dataset.val[1:])), findings)[""]["question"]
 
 
-def test_worst_files_are_the_small_and_the_long_ones(case):
+def test_worst_files_are_those_at_the_ends_of_each_measure(case):
     _, findings, _ = case
-    small = Finding("tiny.jpg", "Siamese", width=40, height=40)
-    shown = [(f.image, reason) for f, reason in plots.worst_files([*findings, small])]
-    assert shown == [("tiny.jpg", "40 × 40 pixels"), ("Burmilla/000.jpg", "sides 4.0 : 1")]
-    assert plots.worst_files([small, small]) == []
+    small = replace(findings[0], image="tiny.jpg", width=40, height=40)
+    shown = {f.image: reason for f, reason in plots.worst_files([*findings, small])}
+    assert shown["tiny.jpg"] == "shorter side 40" and shown["Burmilla/000.jpg"] == "longer side : shorter side 4"
+    assert len(shown) <= 2 * 8 and plots.worst_files([small, small]) == []
 
 
 def test_near_duplicates_are_shown_and_the_conclusion_counts(case):
@@ -132,16 +133,18 @@ def test_figures_are_drawn_with_their_photos_marks_and_captions(case):
     assert "Photos of each breed" in counts.alt and counts._repr_html_().startswith("<figure><img alt=")
     samples = plots.samples(dataset, seed=3)
     assert len(samples.figure.axes) == 2 and "2 of 2 breeds" in samples.caption
-    sizes = plots.sizes(findings)
-    assert len(sizes.figure.axes) == 2 and "72 pixels" in sizes.caption and "100 %" in sizes.caption
-    widths = plots.widths(dataset)
-    assert len(widths.figure.axes[0].collections) >= 2 and "2 of 2 breeds" in widths.caption
+    quality = plots.quality(findings)
+    assert len(quality.figure.axes) == 8 and "72 pixels" in quality.caption and "1 extreme aspect" in quality.caption
+    near = nearness(findings)
+    distances = plots.distances(near)
+    assert len(distances.figure.axes) == 1 and distances.caption.startswith("No part")
+    assert tables.nearness(near).loc["test", "nearer by perceptual hash"].endswith("%")
     pairs = plots.pairs(findings, dataset.image_root, 6).figure
     assert any("Siamese" in text.get_text() for axes in pairs.axes for text in axes.texts)
     none = plots.pairs([], dataset.image_root, 6)
     assert none.figure.axes[0].texts[0].get_text() == "nothing to show" and none.caption.startswith("No two photos")
     worst = plots.worst(findings, dataset.image_root)
-    assert len(worst.figure.axes) == 4 and worst.caption.startswith("1 of the kept photos")
+    assert len(worst.figure.axes) >= 5 and worst.caption.startswith("1 of the kept photos")
 
 
 def test_of_many_breeds_all_priority_breeds_are_shown():

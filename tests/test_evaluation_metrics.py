@@ -196,7 +196,14 @@ def test_latency_prefers_photos_measured_one_at_a_time():
     listed = evaluate(make_set("m", true, true, latency_single_ms=[10, 20, 30, 40, 100]), bootstrap=100)["latency_ms"]
     assert listed["p50"] == 30 and listed["p95"] == pytest.approx(np.percentile([10, 20, 30, 40, 100], 95))
     given = evaluate(make_set("m", true, true, latency_single_ms={"p50": 12.5, "p95": 19.0, "n": 30}), bootstrap=100)
-    assert given["latency_ms"] == {"p50": 12.5, "p95": 19.0, "kind": "one photo at a time"}
+    low, high = given["latency_ms"].pop("p50_ci95")
+    assert (
+        given["latency_ms"] == {"p50": 12.5, "p95": 19.0, "kind": "one photo at a time"}
+        and 11 < low < 12.5 < high < 14.1
+    )
+    assert listed["p50_ci95"] is None
+    times = evaluate(make_set("m", true, true, latency_single_ms=list(range(1, 33))), bootstrap=100)["latency_ms"]
+    assert times["p50_ci95"] == [10, 23]  # the sorted times that hold 98.0 %; one further in is 94.99
 
 
 def test_temperature_undoes_a_known_distortion():

@@ -59,7 +59,6 @@ def test_every_figure_draws(breeds, tmp_path):
         draw(plots.precision_by_coverage([c]))
     draw(plots.overview(models))
     draw(plots.gains(versus))
-    draw(plots.times(models, 150.0))
     draw(plots_photos.mistakes(o, tmp_path, rare))
     draw(plots_photos.disagreements(versus, tmp_path, rare))
     draw(plots.learning_curve([(x, {"models": models}) for x in (5, 10, 20)], "photos_per_breed"))
@@ -78,7 +77,6 @@ def test_captions_say_what_was_planted():
     models = {"vlm-tuned": evaluate(make_set("vlm-tuned", true, said, latency_ms=200.0), ["Manx"], bootstrap=100)}
     caption = plots_model.f1_by_breed(models, "vlm-tuned").caption
     assert "from 0% (Manx, 5 photos) to 100% (Bengal, 10 photos)" in caption
-    assert "150 ms" in plots.times(models, 150.0).caption
     assert "without scores" in plots_model.confidence(calibrate(None, o)).caption
 
 

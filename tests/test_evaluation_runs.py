@@ -13,7 +13,7 @@ from catlib.data.records import make_sample, write_samples
 from catlib.data.sampling import evenly
 from catlib.errors import InputError
 from catlib.evaluation import runs
-from catlib.evaluation.inputs import read_folder
+from catlib.evaluation.metrics_file import read_folder
 from catlib.evaluation.results import Results
 from catlib.files import read_json
 from catlib.settings import ComparisonSettings, EvaluationSettings

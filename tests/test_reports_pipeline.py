@@ -1,5 +1,6 @@
 """The runner on small notebooks: what is executed, what is skipped, and what a run that ends badly leaves behind."""
 
+import io
 import json
 import os
 import re
@@ -15,6 +16,7 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 from catlib import cli
 from catlib.errors import InputError
+from catlib.progress import CLEAR, Console
 from catlib.reports import stages
 from catlib.reports.index import read_state
 
@@ -291,6 +293,50 @@ def test_profile_with_wrong_key_or_type(project, capsys):
     profile.write_text("epochs: three\n")
     assert cli.main(["report", str(profile)]) == 2
     assert "epochs must be a whole number" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_sweep_goes_over_texts_and_combinations_and_keeps_what_is_finished(project, capsys):
+    (project / "notebooks/03_third.ipynb").unlink()
+    parameters = PARAMETERS + 'epochs = 1  # passes\nmode = "lora"  # mode\n'
+    code = 'assert (mode, epochs) != ("qlora", 2), "no room"\nprint(mode, epochs)'
+    write_notebook(project / "notebooks/02_second.ipynb", "Second", code, parameters)
+    command = ["report", "small", "--quiet", "--json", "--sweep", "mode=lora,qlora", "--sweep", "epochs=1,2"]
+    assert cli.main(command) == 1
+    captured = capsys.readouterr()
+    found = json.loads(captured.out)
+    assert [run["run"] for run in found["runs"]] == [
+        "small-mode=lora-epochs=1",
+        "small-mode=lora-epochs=2",
+        "small-mode=qlora-epochs=1",
+    ]
+    assert list(found["failed"]) == ["small-mode=qlora-epochs=2"] and "1 of 4 runs failed" in captured.err
+    assert "qlora 1" in page(project, "02_second", "small-mode=qlora-epochs=1")
+    assert executions(project, "small-mode=lora-epochs=2") == [1, 1, 0]
+    assert cli.main(["report", "small", "--quiet", "--sweep", "mode=lora,qlora", "--notebooks", "01"]) == 0
+
+
+def test_the_progress_of_a_notebook_is_one_line():
+    """A moving one on a terminal, one a minute elsewhere; the log has everything, and other lines are shown as they are."""
+    lines = [
+        "step 40 of 159, 3 min left: epoch 0.25, loss 0.2104, lr 0.0002",
+        "predicting: 12 of 480 photos, 3.1/s, 150 s to go",
+    ]
+    for terminal in (True, False):
+        log, out = io.StringIO(), io.StringIO()
+        out.isatty = lambda terminal=terminal: terminal
+        console = Console("02_training", log, out)
+        for text in ("loading\n" + lines[0][:20], lines[0][20:] + "\n" + lines[1] + "\n", "done\n"):
+            console.write(text)
+        console.close()
+        assert log.getvalue() == "\n".join(["loading", *lines, "done", ""])
+        shown = out.getvalue()
+        assert "loading\n" in shown and "02_training 40/159 · loss 0.2104 · 3 min left" in shown
+        assert ("02_training 12/480 · 150 s left" in shown) is terminal  # elsewhere the minute is not over
+        assert shown.count("\n") == (2 if terminal else 3) and shown.endswith(CLEAR if terminal else "done\n")
+    console = Console("02_training", log, None)
+    console.write(lines[0] + "\n")
+    assert log.getvalue().endswith(lines[0] + "\n")
 
 
 @pytest.mark.long

@@ -255,7 +255,7 @@ def test_print_only_prints(llama_server, capsys, notes):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_serving_ends_cleanly_when_it_is_told_to(llama_server, capsys, notes, number):
     port, before = free_port(), signal.getsignal(signal.SIGTERM)
 
@@ -365,3 +365,35 @@ def test_vllms_cpu_build_is_helped_over_a_torchvision_for_gpus(tmp_path):
         text=True,
     )
     assert "torchvision::nms does not exist" in plain.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stubborn", [False, True])
+def test_an_engine_ends_when_catlib_is_killed(llama_server, notes, stubborn):
+    line = [sys.executable, "-m", "catlib.cli", "serve", "--engine", "llama.cpp", "--model", str(llama_server)]
+    line += ["--port", str(free_port()), "--", *(["--stubborn"] if stubborn else [])]
+    with subprocess.Popen(line, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[1]) as process:
+        while "answers after" not in process.stdout.readline():
+            assert process.poll() is None
+        process.kill()
+    facts = json.loads(notes.read_text())
+    assert gone(facts["own"], 10) and gone(facts["child"], 10)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("--api-key", "sk-1"),
+        ("--api_key=sk-1",),
+        ("--hf-token", "sk-1"),
+        ("-hft", "sk-1"),
+        ("--HF_TOKEN=sk-1",),
+        ("--some-password", "sk-1"),
+        ("--proxy", "http://me:sk-1@proxy"),
+    ],
+)
+def test_secrets_in_the_command_are_not_shown(options):
+    line = str(Command("vllm", ("vllm", *options, "--seed", "1"), "cats", "127.0.0.1", 1))
+    assert "sk-1" not in line and "***" in line and line.endswith("--seed 1")
+    kept = Command("vllm", ("vllm", "--max-num-batched-tokens", "512", "--tokenizer", "x"), "cats", "127.0.0.1", 1)
+    assert "--max-num-batched-tokens 512 --tokenizer x" in str(kept)

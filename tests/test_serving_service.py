@@ -3,20 +3,26 @@
 import asyncio
 import io
 import json
+import os
 import shutil
 import threading
 import time
-from concurrent.futures import wait
+from concurrent.futures import CancelledError, wait
+from dataclasses import asdict
 
+import numpy as np
 import pytest
 import torch
 from demo_files import LLAVA
 from PIL import Image
+from scipy.special import log_softmax
 from serving_cases import BROKEN, QUESTION, jpeg, one_thread, save_tuned  # noqa: F401
 from tiny_encoders import photo
 from tiny_models import BREEDS
 
+from catlib.classifiers.vlm import VLMClassifier
 from catlib.errors import CatlibError, InputError
+from catlib.evaluation.calibration import Calibration, store_calibration, stored_calibration
 from catlib.parsing import BreedParser
 from catlib.serving.service import BreedAnswer, VLMService
 from catlib.serving.worker import Busy, Worker
@@ -214,3 +220,206 @@ def test_worker_cancelled_failed_and_refused_calls():
     worker.close()
     with pytest.raises(CatlibError, match="closed"):
         worker.submit("q", lambda: "d")
+
+
+class Panic(BaseException):
+    """As a Rust library's: no Exception."""
+
+
+@pytest.mark.parametrize(
+    "raised", [Panic("tokenizer"), SystemExit(1), KeyboardInterrupt(), StopIteration(), CancelledError(), MemoryError()]
+)
+def test_whatever_the_model_raises_every_call_ends_and_the_next_is_answered(raised):
+    def answer(question, photos):
+        if "bad" in photos:
+            raise raised
+        return list(photos)
+
+    worker = Worker(answer, max_batch=4)
+    gate = threading.Event()
+    worker.run(gate.wait)
+
+    async def crowd():
+        calls = [asyncio.wrap_future(worker.submit("q", lambda p=p: p)) for p in ("a", "bad", "b", "bad", "c")]
+        gate.set()
+        return await asyncio.wait_for(asyncio.gather(*calls, return_exceptions=True), 5)
+
+    found = asyncio.run(crowd())
+    assert [found[i] for i in (0, 2, 4)] == ["a", "b", "c"]
+    assert all(isinstance(found[i], Exception) for i in (1, 3)) and type(raised).__name__ in repr(found[1])
+    assert worker.submit("q", lambda: "d").result(5) == "d"
+
+    def task():
+        raise raised
+
+    error = worker.run(task).exception(5)
+    assert isinstance(error, Exception) and type(raised).__name__ in repr(error)
+    worker.close()
+    worker.close()
+
+
+@pytest.mark.parametrize("answers", [[], ["one"], ["one", "two", "three"], None, 7])
+def test_too_few_answers_or_too_many_are_an_error_of_each_call(answers):
+    worker = Worker(lambda question, photos: answers, max_batch=2)
+    gate = threading.Event()
+    worker.run(gate.wait)
+    calls = [worker.submit("q", lambda: "p") for _ in range(2)]
+    gate.set()
+    done, _ = wait(calls, 5)
+    assert len(done) == 2
+    if answers == ["one"]:  # asked one by one, it is right
+        assert [call.result() for call in calls] == ["one", "one"]
+    else:
+        assert all(isinstance(call.exception(), Exception) for call in calls)
+    worker.close()
+
+
+def test_a_photo_that_is_never_read_fails_alone(monkeypatch):
+    monkeypatch.setattr("catlib.serving.worker.READ_S", 0.2)
+    never = threading.Event()
+    worker = Worker(lambda question, photos: list(photos), max_batch=4)
+    calls = [worker.submit("q", lambda: "a"), worker.submit("q", never.wait), worker.submit("q", lambda: "b")]
+
+    def panic():
+        raise Panic("decoder")
+
+    calls.append(worker.submit("q", panic))
+    done, _ = wait(calls, 5)
+    assert len(done) == 4 and calls[0].result() == "a" and calls[2].result() == "b"
+    assert isinstance(calls[1].exception(), InputError) and "Panic" in str(calls[3].exception())
+    never.set()
+    worker.close()
+
+
+@pytest.mark.slow
+def test_hostile_photos_are_refused_and_the_service_goes_on(service, tmp_path):
+    os.mkfifo(tmp_path / "pipe.jpg")
+    (tmp_path / "link.jpg").symlink_to(tmp_path / "pipe.jpg")
+    (tmp_path / "cut.jpg").write_bytes(jpeg(0)[:-100])
+    half = Image.open(tmp_path / "cut.jpg")  # not decoded yet
+    hostile = [
+        tmp_path / "pipe.jpg",
+        tmp_path / "link.jpg",
+        tmp_path,
+        "/dev/zero",
+        "a\0b",
+        "~nobody-here/x.jpg",
+        "",
+        half,
+    ]
+    hostile += [
+        Image.new("RGB", (0, 5)),
+        Image.new("L", (9000, 2)),
+        None,
+        3.5,
+        bytearray(b"%!PS-Adobe-3.0 EPSF-3.0\n{} loop"),
+    ]
+    found = service.predict_batch([jpeg(1), *hostile, jpeg(2)])
+    assert isinstance(found[0], BreedAnswer) and isinstance(found[-1], BreedAnswer)
+    assert all(isinstance(error, InputError) for error in found[1:-1])
+    (tmp_path / "whole.jpg").write_bytes(jpeg(1))
+    assert (
+        service.predict_finetuned(memoryview(jpeg(1))) == found[0] == service.predict_finetuned(tmp_path / "whole.jpg")
+    )
+
+
+@pytest.mark.slow
+def test_a_load_that_fails_late_keeps_the_model(checkpoint, service, monkeypatch, tmp_path):
+    before = service.predict_finetuned(jpeg(0))
+    other = shutil.copytree(checkpoint, tmp_path / "other")
+    weights = bytearray((other / "adapter_model.safetensors").read_bytes())
+    weights[-5] ^= 1  # a flipped bit: found when the model is opened
+    (other / "adapter_model.safetensors").write_bytes(weights)
+    for gpu in (False, True):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda gpu=gpu: gpu)
+        monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+        monkeypatch.setattr("catlib.vlm.models.pick_device", lambda name: torch.device("cpu"))
+        with pytest.raises(InputError):
+            asyncio.run(service.load_finetuned_model(other, device="cpu", precision="float32"))
+        assert service.predict_finetuned(jpeg(0)) == before
+    monkeypatch.undo()
+
+    def panic(*_, **__):
+        raise Panic("tokenizer")
+
+    monkeypatch.setattr("catlib.serving.service.open_vlm", panic)
+    with pytest.raises(CatlibError, match="Panic"):
+        asyncio.run(service.load_finetuned_model(checkpoint))
+    assert service.predict_finetuned(jpeg(0)) == before
+    monkeypatch.undo()
+    service.load(checkpoint, "cpu", "float32")
+    assert service.predict_finetuned(jpeg(0)) == before
+
+
+@pytest.mark.slow
+def test_busy_loses_no_answer_of_a_batch(checkpoint):
+    service = VLMService(max_batch=2, max_waiting=4)
+    service.load(checkpoint, "cpu", "float32")
+    gate = threading.Event()
+    held = service.with_model(lambda classifier: gate.wait())
+    waiting = [service._worker.submit("", lambda: None) for _ in range(2)]  # others' calls fill half of the queue
+    time.sleep(0.1)
+    threading.Timer(0.3, gate.set).start()
+    found = service.predict_batch([jpeg(n) for n in range(4)])
+    assert [type(f) for f in found] == [BreedAnswer, BreedAnswer, Busy, Busy] and held.result(5)
+    assert asyncio.run(service.predict_batch_async([jpeg(n) for n in range(2)])) == found[:2]
+    assert all(call.exception(5) for call in waiting)  # None is no photo
+    with service:
+        pass
+    service.close()
+
+
+@pytest.mark.slow
+def test_three_ways_to_read_a_model(checkpoint, tmp_path):
+    vlm = open_vlm(find_checkpoint(checkpoint), precision="float32")
+    for decoding in ("score", "constrained", "free"):
+        with VLMService(decoding=decoding, reasons=True) as service:
+            service.load(checkpoint, precision="float32")
+            found = [service.predict_finetuned(jpeg(n)) for n in range(6)]
+            other = service.predict_finetuned(jpeg(0), "Another question?")
+        images = [Image.open(io.BytesIO(jpeg(n))).convert("RGB") for n in range(6)]
+        expected = VLMClassifier(vlm, decoding=decoding).classify(images)
+        assert [f.breed for f in found] == list(expected.predicted) and isinstance(other, BreedAnswer)
+        assert [f.answer for f in found] == [generate_free(vlm, [image], QUESTION)[0] for image in images]
+        if decoding == "score":
+            for answer, row in zip(found, expected.log_probs, strict=True):
+                assert next(iter(answer.probabilities)) == answer.breed and set(answer.probabilities) == set(BREEDS)
+                assert answer.probabilities[answer.breed] == pytest.approx(np.exp(row.max()), rel=1e-4)
+                assert answer.sure is None  # nothing was fitted
+            json.dumps([asdict(answer) for answer in found])
+        else:
+            assert all(f.probabilities is None and f.sure is None for f in found)
+    with pytest.raises(InputError, match="decoding"):
+        VLMService(decoding="loud")
+
+
+@pytest.mark.slow
+def test_probabilities_are_calibrated_by_what_lies_beside_the_weights(checkpoint, tmp_path):
+    folder = shutil.copytree(checkpoint, tmp_path / "tuned")
+    way = {"breeds": list(BREEDS), "question": QUESTION, "score_norm": "mean", "prior_strength": 0.5}
+    store_calibration(folder, Calibration(2.0, 0.4, 0.95, 30, way))
+    vlm = open_vlm(find_checkpoint(folder), precision="float32")
+    image = Image.open(io.BytesIO(jpeg(1))).convert("RGB")
+    scores = VLMClassifier(vlm, None, "score", "mean", 0.5).classify([image]).log_probs
+
+    def asked(**options):
+        with VLMService(decoding="score", **options) as service:
+            service.load(folder, precision="float32")
+            return service.predict_finetuned(jpeg(1))
+
+    answer, expected = asked(), np.exp(log_softmax(scores / 2, axis=1)).max()
+    assert answer.probabilities[answer.breed] == pytest.approx(expected, rel=1e-4)
+    assert answer.sure == (expected >= 0.4) and sum(answer.probabilities.values()) == pytest.approx(1)
+    store_calibration(folder, Calibration(2.0, None, 0.95, 30, way))
+    assert asked().sure is False  # no confidence was enough on the validation photos
+    store_calibration(folder, Calibration(2.0, 0.4, 0.95, 30, {**way, "question": "Another?"}))
+    assert asked().sure is None
+    store_calibration(folder, Calibration(2.0, 0.4, 0.95, 30, way))
+    (folder / "adapter_model.safetensors.sha256").write_text("0" * 64 + "\n")  # trained anew since
+    assert stored_calibration(folder) is None
+    for wrong in ({"temperature": 0}, {"temperature": "2"}, {"threshold": -1}, {"way": []}, {"photos": None}):
+        record = json.loads((folder / "calibration.json").read_text()) | {"weights": "0" * 64} | wrong
+        (folder / "calibration.json").write_text(json.dumps(record))
+        with pytest.raises(InputError, match="calibration.json"):
+            stored_calibration(folder)
+        store_calibration(folder, Calibration(2.0, 0.4, 0.95, 30, way))

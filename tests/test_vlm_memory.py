@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from tiny_models import save_llava, save_wide_llava, settings, write_dataset
 from catlib.cli import main
 from catlib.settings import TrainSettings
 from catlib.training import memory_trace
-from catlib.training.memory import Footprint, estimate, largest_batch, model_config
+from catlib.training.memory import RESERVE, Footprint, choose, estimate, largest_batch, model_config
 from catlib.training.memory_trace import LiveBytes, Shape, trace_step
 from catlib.vlm.families import find_family
 
@@ -158,3 +159,62 @@ def pairs(data):
 
     root = image_root_of(data / "train.jsonl")
     return [(sample, root / sample.image) for sample in read_samples(data / "train.jsonl", root)]
+
+
+@pytest.mark.slow
+def test_auto_takes_the_largest_batch_that_fits_and_recomputes_only_where_it_must(tiny):
+    more = {"lora_r": 4, "watch_photos": 0, "batch_size": 4, "gradient_accumulation": 6}
+    chosen = TrainSettings(**more, gradient_checkpointing="auto")
+
+    @cache
+    def of(way):
+        return Footprint.of(way, tiny, SHAPE, torch.float32)
+
+    plain, less = (of(replace(chosen, gradient_checkpointing=way)) for way in ("false", "true"))
+    room = 1 / (1 - RESERVE)
+    for footprint, free, batch in (
+        (plain, 1e12, 24),
+        (plain, room * plain.at(12).peak + 9, 12),
+        (plain, room * plain.at(4).peak + 9, 4),
+        (
+            less,
+            room * plain.at(4).peak - 9,
+            max(n for n in (1, 2, 3, 4, 6, 8, 12) if less.at(n).peak < plain.at(4).peak),
+        ),
+        (less, less.at(1).peak, 1),  # without a reserve, rather than not at all
+    ):
+        found = choose(chosen, of, free)
+        assert (found.batch_size, found.gradient_checkpointing) == (batch, footprint is less)
+        assert found.peak <= free
+    assert choose(chosen, of, 1).peak > 1
+    given = replace(chosen, gradient_checkpointing="false")
+    assert choose(given, of, 1e12).batch_size == 4 == choose(chosen, of, 1e12, any_batch=False).batch_size
+
+
+@pytest.mark.slow
+@pytest.mark.long
+@pytest.mark.parametrize(("vram", "batch", "recomputes"), [(80, 16, False), (42, 8, False), (24, 8, True)])
+def test_auto_of_the_7b_profile_on_the_plans_cards(vram, batch, recomputes, capsys):
+    assert main(["memory", "--profile", "llava-7b-lora", "--vram", str(vram), "--json"]) == 0
+    auto = json.loads(capsys.readouterr().out)["auto"]
+    assert (auto["batch_size"], auto["gradient_checkpointing"]) == (batch, recomputes) and auto["peak"] < vram * 1e9
+
+
+@pytest.mark.slow
+def test_a_run_says_and_records_what_auto_came_to(tmp_path, monkeypatch, caplog):
+    from catlib.training import memory_check
+    from catlib.training.report import setup_table
+    from catlib.training.trainer import Trainer
+
+    model, data = save_llava(tmp_path / "model"), write_dataset(tmp_path / "data")
+    monkeypatch.setenv("CATLIB_ROOT", str(tmp_path))
+    more = {"epochs": 1, "watch_photos": 0, "batch_size": 4, "gradient_checkpointing": "auto"}
+    chosen = settings(model, data, tmp_path / "out", **more)
+    less = memory_check.check_fits(replace(chosen, gradient_checkpointing="true"), str(model), pairs(data))
+    assert not memory_check.check_fits(chosen, str(model), pairs(data)).gradient_checkpointing
+    monkeypatch.setattr(memory_check, "device_memory", lambda device: float(less.peak))
+    trainer = Trainer(chosen)
+    assert trainer.vlm.base.is_gradient_checkpointing
+    assert setup_table(trainer).loc["a forward pass", "value"] == "4 photos, with gradient checkpointing"
+    outcome = trainer.fit().outcome
+    assert outcome["gradient_checkpointing"] is True and outcome["micro_batch"] == 4

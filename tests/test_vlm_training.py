@@ -261,10 +261,16 @@ def test_an_interrupted_run_goes_on_to_the_same_weights(place, tmp_path, monkeyp
             signal.raise_signal(number)
         return step(self, *given)
 
-    with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "training_step", interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            train(options(place, tmp_path / "cut", **more))
+    handler = signal.getsignal(number)
+    if handler is signal.SIG_IGN:  # the tests run under nohup: the training rightly goes on there
+        signal.signal(number, signal.SIG_DFL)
+    try:
+        with monkeypatch.context() as patch:
+            patch.setattr(Trainer, "training_step", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                train(options(place, tmp_path / "cut", **more))
+    finally:
+        signal.signal(number, handler)
     assert len(calls) == after, "the step that is under way is the last"
     assert load_file(tmp_path / "cut" / "last" / "adapter_model.safetensors")
     assert not outcome(tmp_path / "cut")["finished"]

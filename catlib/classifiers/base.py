@@ -13,6 +13,7 @@ import torch
 from PIL.Image import Image
 
 from catlib.errors import CatlibError
+from catlib.vlm.models import out_of_memory
 
 log = logging.getLogger(__name__)
 SAMPLED = 1024  # values of each tensor that are hashed: training changes all of them
@@ -45,6 +46,7 @@ class Classifier(ABC):
 
     name: str
     breeds: tuple[str, ...]
+    at_once = 2**20  # the most photos that the device's memory is known to take
     row_by_row = False  # True: no photo's result depends on its batch, so that none is ever computed again
 
     @abstractmethod
@@ -54,6 +56,31 @@ class Classifier(ABC):
     @abstractmethod
     def describe(self) -> dict[str, Any]:
         """What goes into the sidecar, as far as it applies: base_model, adapter, weights, question, decoding, device, dtype."""
+
+    def classify_in_memory(self, images: Sequence[Image], ids: Sequence[str] | None = None) -> Batch:
+        """`classify`, of half as many photos at a time from when the device has run out of memory."""
+        parts: list[Batch] = []
+        while (start := sum(len(part.predicted) for part in parts)) < len(images):
+            some = slice(start, start + self.at_once)
+            try:
+                parts.append(self.classify(images[some], None if ids is None else ids[some]))
+                continue
+            except (MemoryError, RuntimeError) as error:
+                if not out_of_memory(error):
+                    raise
+                if (size := len(images[some])) == 1:
+                    raise CatlibError(f"{self.name}: out of memory with a single photo ({error})") from error
+            self.at_once = size // 2
+            torch.cuda.empty_cache()
+            log.warning("out of memory with %d photos in a batch: %d at a time from here", size, self.at_once)
+        if len(parts) == 1:
+            return parts[0]
+        scores, answers = [part.log_probs for part in parts], [part.answers for part in parts]
+        return Batch(
+            [breed for part in parts for breed in part.predicted],
+            None if any(one is None for one in scores) else np.concatenate(scores),  # type: ignore[arg-type]
+            None if any(one is None for one in answers) else [text for one in answers for text in one or ()],
+        )
 
     def store(self, folder: Path) -> Path | None:
         """Write what was fitted to photos into `folder`; the file, or None for a classifier that fits nothing."""

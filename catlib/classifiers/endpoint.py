@@ -2,13 +2,14 @@
 
 import json
 import logging
-import os
 import random
 import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any
+from contextlib import suppress
+from typing import Any
 
+import httpx
 from PIL.Image import Image
 
 from catlib.classifiers.base import Batch, BrokenOff, Classifier
@@ -16,14 +17,11 @@ from catlib.classifiers.photo_urls import cropped, data_url
 from catlib.errors import CatlibError, InputError
 from catlib.files import parse_json
 from catlib.parsing import BreedParser
-from catlib.paths import KEY, public_url
-
-if TYPE_CHECKING:
-    import httpx
+from catlib.paths import public_url, server_key
+from catlib.transfer import LONGEST_PAUSE_S, Client, Reply, TransferError
 
 MAX_NEW_TOKENS = 50  # the plan's, as in catlib.vlm.decoding
 TRANSIENT = frozenset({408, 409, 425, 429, 500, 502, 503, 504})  # worth another try
-LONGEST_PAUSE_S = 30.0
 log = logging.getLogger(__name__)
 
 
@@ -58,8 +56,6 @@ class EndpointClassifier(Classifier):
         tries: int = 6,
         pause_s: float = 0.5,
     ) -> None:
-        import httpx
-
         if concurrency < 1 or tries < 1:
             raise InputError(f"concurrency and tries must be at least 1; found {concurrency} and {tries}")
         self.url, _, wanted = public_url(url, "endpoint").partition("#")
@@ -67,13 +63,14 @@ class EndpointClassifier(Classifier):
         self.name, self.breeds, self.prompt = name, tuple(breeds), prompt
         self.concurrency, self.crop, self.tries, self.pause_s = concurrency, crop, tries, pause_s
         self.parser = BreedParser(self.breeds)
-        headers = {"Authorization": f"Bearer {os.environ[KEY]}"} if os.environ.get(KEY) else {}
-        limits = httpx.Limits(max_connections=None, max_keepalive_connections=64)
-        self._client = httpx.Client(
-            timeout=httpx.Timeout(timeout_s, connect=10.0), limits=limits, headers=headers, trust_env=False
-        )
-        self.model, self.engine = self._choose(wanted)
-        self._special = self._special_tokens() if self.engine == "vllm" else {}
+        self.timeout_s, self._key = timeout_s, server_key()
+        self._client = Client({"Authorization": f"Bearer {self._key}"} if self._key else {})
+        try:
+            self.model, self.engine = self._choose(wanted)
+            self._special = self._special_tokens() if self.engine == "vllm" else {}
+        except BaseException:
+            self.close()
+            raise
 
     def classify(self, images: Sequence[Image], ids: Sequence[str] | None = None) -> Batch:
         stop = threading.Event()
@@ -123,17 +120,24 @@ class EndpointClassifier(Classifier):
     def _ask(self, body: dict[str, Any], stop: threading.Event) -> str:
         reply = self._send("POST", "/chat/completions", body, stop)
         try:
-            text = reply["choices"][0]["message"]["content"]
-        except (KeyError, IndexError, TypeError):
+            text = reply["choices"][0]["message"]["content"] or ""
+            answered = str(reply.get("model") or self.model)
+            if not isinstance(text, str):
+                raise TypeError
+        except (KeyError, IndexError, TypeError, AttributeError):
             raise EndpointError(f"{self.url}: no chat completion in its reply: {json.dumps(reply)[:200]}") from None
-        return (text or "").strip()
+        if not answered.startswith(self.model):  # behind the name may stand a version
+            raise EndpointError(
+                f"{self.url} was asked for {self.model!r} and answers for another model, {answered[:100]!r}"
+            )
+        return text.strip()
 
     def _choose(self, wanted: str) -> tuple[str, str]:
         """The model to ask and the engine behind the URL, from what the server says it serves."""
         listed = self._send("GET", "/models", None, threading.Event())
         try:
-            served = {entry["id"]: str(entry.get("owned_by", "")) for entry in listed["data"]}
-        except (KeyError, TypeError):
+            served = {str(entry["id"]): str(entry.get("owned_by", "")) for entry in listed["data"]}
+        except (KeyError, TypeError, AttributeError):
             raise EndpointError(f"{self.url}/models lists no models: no OpenAI-compatible server?") from None
         if not wanted and len(served) == 1:
             wanted = next(iter(served))
@@ -152,7 +156,7 @@ class EndpointClassifier(Classifier):
             reply = self._send(
                 "POST", "/tokenize", {"model": self.model, "messages": [turn], **option}, threading.Event()
             )
-            first, second = reply["tokens"][:2]
+            first, second, *_ = reply["tokens"]
         except (CatlibError, KeyError, TypeError, ValueError) as error:
             log.info("%s does not say how it tokenizes a chat (%s): <s> is asked for", self.url, error)
             return option
@@ -160,25 +164,22 @@ class EndpointClassifier(Classifier):
 
     def _send(self, method: str, path: str, body: dict[str, Any] | None, stop: threading.Event) -> Any:
         """A request's JSON reply; tried again, with longer and longer pauses, while the server seems to be away."""
-        import httpx
-
+        root = self.url.removesuffix("/v1") if path == "/tokenize" else self.url  # no part of OpenAI's interface
         for attempt in range(1, self.tries + 1):
             if stop.is_set():
                 raise EndpointError("not asked: another photo of the batch had failed")
             try:
-                root = (
-                    self.url.removesuffix("/v1") if path == "/tokenize" else self.url
-                )  # no part of OpenAI's interface
-                response = self._client.request(method, root + path, json=body)
-            except httpx.TransportError as error:
-                problem, wait = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__, 0.0
+                reply = self._client.send(method, root + path, within_s=self.timeout_s, body=body)
+            except TransferError as error:
+                problem, wait = str(error), 0.0
             except httpx.InvalidURL as error:
                 raise InputError(f"endpoint {self.url!r}: {error}") from None
             else:
-                if response.is_success:
-                    return self._json(response)
-                problem, wait = _refusal(response), _retry_after(response)
-                if response.status_code not in TRANSIENT:
+                text = self._without_key(reply.text)
+                if reply.ok:
+                    return self._json(text, root + path)
+                problem, wait = _refusal(reply, text), reply.retry_after
+                if reply.status not in TRANSIENT:
                     raise InputError(f"endpoint {self.url}{path} refuses: {problem}")
             if attempt < self.tries:
                 pause = min(LONGEST_PAUSE_S, max(wait, self.pause_s * 2 ** (attempt - 1) * random.uniform(0.8, 1.2)))
@@ -189,33 +190,21 @@ class EndpointClassifier(Classifier):
             "start it again and run the same command"
         )
 
-    def _json(self, response: "httpx.Response") -> Any:
+    def _json(self, text: str, url: str) -> Any:
         try:
-            return parse_json(_text(response), str(response.url), object)
+            return parse_json(text, url, object)
         except InputError as error:
-            raise EndpointError(f"{error}; it begins {_text(response)[:100]!r}") from None
+            raise EndpointError(f"{error}; it begins {text[:100]!r}") from None
+
+    def _without_key(self, text: str) -> str:
+        """A reply without the key, should the server repeat it: replies are logged and written down."""
+        return text.replace(self._key, "***") if self._key else text
 
 
-def _text(response: "httpx.Response") -> str:
-    """The reply's text, without the key, should the server repeat it: replies are logged and written down."""
-    key = os.environ.get(KEY, "")
-    return response.text.replace(key, "***") if key else response.text
-
-
-def _refusal(response: "httpx.Response") -> str:
+def _refusal(reply: Reply, text: str) -> str:
     """Status and what the server says about it, in one line."""
-    try:
-        error = parse_json(_text(response), "reply")
+    with suppress(InputError):  # no JSON: the text as it is
+        error = parse_json(text, "reply")
         error = error.get("error", error.get("message", error))
-        text = error.get("message", error) if isinstance(error, dict) else error
-    except InputError:
-        text = _text(response)
-    return f"HTTP {response.status_code}: {' '.join(str(text).split())[:300]}"
-
-
-def _retry_after(response: "httpx.Response") -> float:
-    """Seconds that the server asks to wait; 0 where it says nothing or gives a date."""
-    try:
-        return float(response.headers.get("Retry-After", 0))
-    except ValueError:
-        return 0.0
+        text = str(error.get("message", error) if isinstance(error, dict) else error)
+    return f"HTTP {reply.status}: {' '.join(text.split())[:300]}"

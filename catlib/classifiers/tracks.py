@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from catlib.data.records import Sample
+from catlib.errors import InputError
 from catlib.figures import BLUE, GREEN, GREY, ORANGE, RED, SKY
-from catlib.settings import ComparisonSettings, EvaluationSettings
+from catlib.settings import ComparisonSettings, EvaluationSettings, split_list
 
 if TYPE_CHECKING:
     from catlib.classifiers.base import Classifier
@@ -68,7 +69,8 @@ class Track:
     """A model that is compared. `short`: in legends and tables; `title`: in a sentence.
 
     `role`: candidate (the VLM, tuned or not), baseline (it learns nothing from the photos) or opponent (it learns from the
-    same training photos). `make` gives the classifier, or None where the settings leave it out.
+    same training photos). `make` gives the classifier, or None where the settings leave it out. `of`: the track whose model this
+    one reads in another way: no rival of it, but a choice of how to run it.
     """
 
     name: str
@@ -78,6 +80,7 @@ class Track:
     marker: str = "X"
     role: Role = "opponent"
     make: Callable[[Bench, Any], "Classifier | None"] | None = None
+    of: str = ""
 
     @property
     def first(self) -> str:
@@ -101,6 +104,19 @@ def load_vlm(bench: Bench, settings: EvaluationSettings, tuned: bool = True) -> 
     return bench.model(
         ("vlm", found.base, found.adapter), lambda: open_vlm(found, device=settings.device, precision=precision)
     )
+
+
+def make_reading(decoding: str, bench: Bench, settings: EvaluationSettings) -> "Classifier | None":
+    """The tuned VLM, read in another way than the settings' own `decoding`."""
+    from catlib.classifiers.vlm import DECODINGS, VLMClassifier
+
+    wanted = split_list(settings.further_decodings)
+    if unknown := set(wanted) - set(DECODINGS):
+        raise InputError(f"further_decodings: {', '.join(sorted(unknown))}: expected some of {', '.join(DECODINGS)}")
+    if decoding == settings.decoding or decoding not in wanted:
+        return None
+    vlm = load_vlm(bench, settings)
+    return VLMClassifier(vlm, bench.breeds, decoding, name=f"{TUNED}-{decoding}")
 
 
 def make_vlm(tuned: bool, bench: Bench, settings: EvaluationSettings) -> "Classifier | None":
@@ -153,6 +169,22 @@ def _tower(bench: Bench, settings: ComparisonSettings) -> "TowerEncoder":
 
 TRACKS = (
     Track(TUNED, "VLM, tuned", "the tuned VLM", BLUE, "o", "candidate", partial(make_vlm, True)),
+    *(
+        Track(
+            name=f"{TUNED}-{decoding}",
+            short=f"VLM, tuned, {short}",
+            title=f"the tuned VLM {title}",
+            color=BLUE,
+            marker=marker,
+            role="candidate",
+            make=partial(make_reading, decoding),
+            of=TUNED,
+        )
+        for decoding, short, title, marker in (
+            ("constrained", "held to the list", "held to the list of breeds", "P"),
+            ("free", "in its own words", "in its own words", "X"),
+        )
+    ),
     Track(UNTUNED, "VLM, untuned", "the untuned VLM", SKY, "v", "candidate", partial(make_vlm, False)),
     Track(ZERO_SHOT, "CLIP, zero-shot", "zero-shot CLIP", ORANGE, "s", "baseline", make_zero_shot),
     Track(
@@ -189,5 +221,5 @@ def ordered(names: Iterable[str]) -> list[str]:
 
 
 def names_of(*roles: Role) -> tuple[str, ...]:
-    """The names of the listed models that have one of these roles."""
-    return tuple(entry.name for entry in TRACKS if entry.role in roles)
+    """The names of the listed models that have one of these roles, further readings left out."""
+    return tuple(entry.name for entry in TRACKS if entry.role in roles and not entry.of)

@@ -44,12 +44,13 @@ class VLMClassifier(Classifier):
         score_norm: str = "sum",
         prior_strength: float = 0.0,
         name: str | None = None,
+        question: str = "",
     ) -> None:
         if decoding not in DECODINGS or score_norm not in ("sum", "mean"):
             raise InputError(
                 f"decoding {decoding!r} with score_norm {score_norm!r}: no such way to read a breed off a model"
             )
-        self.vlm, self.prompt = vlm, vlm.question
+        self.vlm, self.prompt = vlm, question or vlm.question
         self.breeds = vlm.breeds if breeds is None else tuple(breeds)
         self.spelled = {breed: vlm.spelled[breed] for breed in self.breeds if breed in vlm.spelled}
         self.decoding, self.score_norm, self.prior_strength = decoding, score_norm, prior_strength
@@ -68,6 +69,11 @@ class VLMClassifier(Classifier):
             return Batch(answers, None, answers)
         answers = generate_free(self.vlm, images, self.prompt)
         return Batch([self.parser.parse(answer) for answer in answers], None, answers)
+
+    def asking(self, question: str) -> "VLMClassifier":
+        """The same model, read in the same way, with another question."""
+        ways = (self.decoding, self.score_norm, self.prior_strength, self.name, question)
+        return VLMClassifier(self.vlm, self.breeds, *ways)
 
     @property
     def label_scorer(self) -> LabelScorer:
@@ -97,6 +103,8 @@ class VLMClassifier(Classifier):
     def describe(self) -> dict[str, Any]:
         description = about_model(self.vlm.model, self.vlm.name, self.vlm.adapter)
         description |= {"question": self.prompt, "decoding": self.decoding}
+        if self.vlm.checkpoint.training.get("reasons"):
+            description["reasons"] = True  # it was trained to give them
         # Quantized weights are stored as bytes; the embeddings never are.
         description["dtype"] = str(self.vlm.dtype).removeprefix("torch.")
         if self.decoding == "score":

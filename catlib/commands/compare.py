@@ -21,13 +21,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Compare and print."""
     from catlib.data.records import read_predictions
-    from catlib.evaluation import inputs
+    from catlib.evaluation import metrics_file
     from catlib.evaluation.compare import compare
 
     settings = settings_from_args(EvaluationSettings, args)
-    inputs.check_bootstrap(settings.bootstrap)
-    a, b, *val = (read_predictions(inputs.given_file(path)) for path in (args.a, args.b, *(args.val or ())))
-    priority = inputs.choose_priority(settings.priority_breeds, [a, b])
+    metrics_file.check_bootstrap(settings.bootstrap)
+    a, b, *val = (read_predictions(metrics_file.given_file(path)) for path in (args.a, args.b, *(args.val or ())))
+    priority = metrics_file.choose_priority(settings.priority_breeds, [a, b])
     both = dict(zip(("val_a", "val_b"), val, strict=False))
     found = compare(a, b, priority, **both, bootstrap=settings.bootstrap, seed=settings.seed)
     show(args, found, "\n".join(lines(found)))

@@ -10,8 +10,10 @@ from catlib.settings import DataSettings
 
 USAGE = """catlib data PHOTOS --out DIR [option …]   split a folder of labelled photos
        catlib data check DIR                    prove that no near-duplicate group crosses the parts of a split
+       catlib data suspects DIR --encoder MODEL  rank labels that are probably wrong, for a person to decide
+       catlib data export hf DIR --to FOLDER    parquet files with the images and a card, for Hugging Face datasets
        catlib data fetch oxford-pets --to DIR   download the Oxford-IIIT Pet photos"""
-EPILOG = """A folder that is itself called check or fetch is given as ./check or ./fetch. Exit codes: 0 done, 1 the check found problems
+EPILOG = """A folder that is itself called check, suspects, export or fetch is given as ./check and so on. Exit codes: 0 done, 1 the check found problems
 or the download failed, 2 wrong input."""
 DEFAULT_OUT = "data/vlm"
 
@@ -19,10 +21,11 @@ DEFAULT_OUT = "data/vlm"
 def add_options(parser: argparse.ArgumentParser) -> None:
     """The options of `catlib data`; those of the split come from DataSettings."""
     add = parser.add_argument
-    add("what", nargs="*", metavar="PHOTOS", help="folder, archive or JSONL; or: check DIR; or: fetch NAME")
+    add("what", nargs="*", metavar="PHOTOS", help="folder, archive or JSONL; or one of the words above")
     add("--out", default=DEFAULT_OUT, metavar="DIR", help=f"folder of the samples (default: {DEFAULT_OUT})")
-    add("--to", metavar="DIR", default="data/oxford-pets", help="fetch: folder (default: data/oxford-pets)")
+    add("--to", metavar="DIR", default="", help="fetch, export: folder (default: data/oxford-pets, data/export)")
     add("--run-dir", "--run_dir", default="", metavar="DIR", help="folder of audit.csv (default: --out)")
+    add("--force", action="store_true", help="export: replace the folder")
     add_settings_options(parser, DataSettings, skip=("photos", "data_dir", "run", "run_dir"))
 
 
@@ -31,6 +34,10 @@ def run(args: argparse.Namespace) -> int:
     match args.what:
         case ["check", *words]:
             return _check(args, words)
+        case ["suspects", *words]:
+            return _suspects(args, words)
+        case ["export", *words]:
+            return _export(args, words)
         case ["fetch", *words]:
             return _fetch(args, words)
         case [] | [_]:
@@ -60,10 +67,7 @@ def _split(args: argparse.Namespace, photos: str = "") -> int:
 def _check(args: argparse.Namespace, words: list[str]) -> int:
     from catlib.data.check import check
 
-    if len(words) != 1:
-        raise InputError("catlib data check needs one folder, the one with train.jsonl: catlib data check data/vlm")
-    here = Path(words[0]).expanduser()
-    result = check(here if here.exists() else resolve(here))
+    result = check(_split_folder("check", words))
     counts = ", ".join(f"{part} {n}" for part, n in result.counts.items())
     verdict = f"{len(result.problems)} problems" if result.problems else "no group is in two parts"
     said = f"{result.photos} photos hashed anew ({counts}), {result.groups} groups at {result.bits} bits: {verdict}"
@@ -71,11 +75,56 @@ def _check(args: argparse.Namespace, words: list[str]) -> int:
     return 1 if result.problems else 0
 
 
+def _split_folder(command: str, words: list[str]) -> Path:
+    if len(words) != 1:
+        raise InputError(
+            f"catlib data {command} needs one folder, the one with train.jsonl: catlib data {command} data/vlm"
+        )
+    here = Path(words[0]).expanduser()
+    return here if here.exists() else resolve(here)
+
+
+def _suspects(args: argparse.Namespace, words: list[str]) -> int:
+    from catlib.classifiers.photo_features import photo_features
+    from catlib.data.corrections import write_suspects
+    from catlib.data.dataset import load_dataset
+    from catlib.data.records import PARTS
+    from catlib.data.suspects import find_suspects, similar_pairs
+
+    folder, settings = _split_folder("suspects", words), settings_from_args(DataSettings, args)
+    if not settings.encoder:
+        raise InputError("catlib data suspects needs --encoder: a CLIP model or a VLM, as a folder or hub name")
+    dataset = load_dataset(folder)
+    samples = [sample for part in PARTS for sample in dataset.part(part)]
+    features = photo_features(settings.encoder, samples, dataset.image_root)
+    found = find_suspects(samples, features, settings.seed)
+    similar = similar_pairs(samples, features)
+    path = write_suspects(folder, found.table, similar)
+    noise = {breed: round(float(value), 4) for breed, value in found.by_breed["estimated noise"].items()}
+    facts = {"suspects": str(path), "judged": found.judged, "found": len(found.table), "noise": round(found.noise, 4)}
+    facts |= {"noise_by_breed": noise, "accuracy": round(found.accuracy, 4), "similar_pairs": len(similar)}
+    confusion = found.confusion.head(10).to_dict("records")
+    text = f"{found.table.head(20).drop(columns=['sha256', 'group']).to_string()}\n{found.caption}\n{path}: "
+    text += "fill in the column action (keep, relabel, drop) and run catlib data again"
+    show(args, facts | {"confusion": confusion}, text)
+    return 0
+
+
+def _export(args: argparse.Namespace, words: list[str]) -> int:
+    from catlib.data.export import export_hf
+
+    if words[:1] != ["hf"]:
+        raise InputError("catlib data export knows one format: catlib data export hf data/vlm --to FOLDER")
+    to = export_hf(_split_folder("export hf", words[1:]), resolve(args.to or "data/export"), args.force)
+    show(args, {"folder": str(to)}, f"{to}: ready; read it with datasets.load_dataset({str(to)!r})")
+    return 0
+
+
 def _fetch(args: argparse.Namespace, words: list[str]) -> int:
     from catlib.data.archives import fetch_oxford_pets
 
     if words != ["oxford-pets"]:
         raise InputError("catlib data fetch knows one data set: catlib data fetch oxford-pets --to DIR")
-    folder = fetch_oxford_pets(resolve(args.to))
+    folder = fetch_oxford_pets(resolve(args.to or "data/oxford-pets"))
     show(args, {"photos": str(folder)}, f"{folder}: ready, now run: catlib data {folder} --out {DEFAULT_OUT}")
     return 0

@@ -11,29 +11,32 @@ SHARED = ("priority_breeds", "bootstrap", "seed")
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """The options of `catlib evaluate`."""
-    add = parser.add_argument
-    add("--predictions", nargs="+", required=True, metavar="FILE", help="MODEL.jsonl with its sidecar")
-    add("--out", required=True, metavar="FILE", help="metrics file; other models' entries are kept")
-    add(
-        "--val", nargs="*", default=[], metavar="FILE", help="validation predictions: the temperature is fitted on them"
-    )
+    add_files(parser)
+    parser.add_argument("--out", required=True, metavar="FILE", help="metrics file; other models' entries are kept")
     add_settings_options(parser, EvaluationSettings, only=SHARED)
+
+
+def add_files(parser: argparse.ArgumentParser) -> None:
+    """The options that name prediction files."""
+    parser.add_argument("--predictions", nargs="+", required=True, metavar="FILE", help="MODEL.jsonl with its sidecar")
+    parser.add_argument(
+        "--val", nargs="*", default=[], metavar="FILE", help="validation predictions, to fit and choose on"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
     """Evaluate, write, print."""
-    from catlib.evaluation import inputs
-    from catlib.evaluation.metrics_file import existing, merge_into
+    from catlib.evaluation import metrics_file
     from catlib.evaluation.results import Results
     from catlib.evaluation.tables import breed_table, model_table, text_table
 
     settings = settings_from_args(EvaluationSettings, args)
-    inputs.check_bootstrap(settings.bootstrap)
-    existing(Path(args.out).expanduser())  # refused before anything is computed
-    sets, validation = inputs.read_all(args.predictions), inputs.read_all(args.val)
-    priority = inputs.choose_priority(settings.priority_breeds, list(sets.values()))
+    metrics_file.check_bootstrap(settings.bootstrap)
+    metrics_file.existing(Path(args.out).expanduser())  # refused before anything is computed
+    sets, validation = metrics_file.read_all(args.predictions), metrics_file.read_all(args.val)
+    priority = metrics_file.choose_priority(settings.priority_breeds, list(sets.values()))
     models = Results(sets, validation, priority, settings.bootstrap, settings.seed).models
-    out = merge_into(Path(args.out).expanduser(), models=models, priority_breeds=list(priority))
+    out = metrics_file.write_metrics(Path(args.out).expanduser(), models=models, priority_breeds=list(priority))
     text = ["per cent [95 % interval]", text_table(model_table(models))]
     for name, metrics in models.items():
         text += [f"\n{name}: by breed, lowest F1 first (*: priority)", text_table(breed_table(metrics))]

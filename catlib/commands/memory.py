@@ -38,9 +38,10 @@ def run(args: argparse.Namespace) -> int:
 
 def gather(settings: TrainSettings, vram: float | None, image_tokens: int | None) -> dict[str, Any]:
     """All figures, in bytes: the estimate of the settings, `modes` (LoRA and QLoRA, with and without gradient checkpointing) and
-    `plan` (the plan's hardware table beside ours). `largest_batch` and `fits` are null without `vram`.
+    `plan` (the plan's hardware table beside ours). `largest_batch`, `fits` and `auto` (what `gradient_checkpointing: auto`
+    comes to) are null without `vram`.
     """
-    from catlib.training.memory import GB, Footprint, largest_batch, model_config, usual_shape
+    from catlib.training.memory import GB, Footprint, choose, largest_batch, model_config, usual_shape
 
     config = model_config(settings.base_model)
     shape = usual_shape(config, image_tokens or 0)
@@ -52,16 +53,23 @@ def gather(settings: TrainSettings, vram: float | None, image_tokens: int | None
         most = None if limit is None else largest_batch(footprint, limit)
         return {"peak": footprint.at(settings.batch_size).peak, "largest_batch": most}
 
-    saving = {"": {"gradient_checkpointing": False}, ", gradient checkpointing": {"gradient_checkpointing": True}}
+    auto = choose(settings, of, limit) if limit and settings.gradient_checkpointing == "auto" else None
+    settings = replace(
+        settings, gradient_checkpointing=str(bool(auto and auto.gradient_checkpointing) or settings.recomputes).lower()
+    )
+    saving = {"": {"gradient_checkpointing": "false"}, ", gradient checkpointing": {"gradient_checkpointing": "true"}}
     modes = {mode + way: row(limit, mode=mode, **on) for mode in ("lora", "qlora") for way, on in saving.items()}
     plan = []
     for what, mode, rank, gb in PLAN:
         plain, less = (row(gb * GB, mode=mode, lora_r=rank, **on) for on in saving.values())
         plan.append({"what": what, "plan": gb * GB, "ours": plain, "ours_gradient_checkpointing": less})
-    need, chosen = of(settings).at(settings.batch_size), row(limit)
+    need, largest = of(settings).at(settings.batch_size), row(limit)["largest_batch"]
     fits = None if limit is None else need.peak <= limit
-    more = {"vram": limit, "fits": fits, "largest_batch": chosen["largest_batch"], "modes": modes, "plan": plan}
-    return {**need.as_dict(), **more}
+    more = {"vram": limit, "fits": fits, "largest_batch": largest, "modes": modes, "plan": plan}
+    chosen = (
+        None if auto is None else {key: auto.as_dict()[key] for key in ("batch_size", "gradient_checkpointing", "peak")}
+    )
+    return {**need.as_dict(), **more, "auto": chosen}
 
 
 def lines(settings: TrainSettings, facts: dict[str, Any]) -> Iterator[str]:
@@ -74,7 +82,7 @@ def lines(settings: TrainSettings, facts: dict[str, Any]) -> Iterator[str]:
     def most(row: dict[str, Any]) -> str:
         return "none" if row["largest_batch"] == 0 else str(row["largest_batch"])
 
-    checkpointing = "on" if settings.gradient_checkpointing else "off"
+    checkpointing = "on" if facts["gradient_checkpointing"] else "off"
     yield f"{settings.base_model}, mode {settings.mode}, r {settings.lora_r}, batch {batch}, gradient checkpointing {checkpointing}"
     yield f"{facts['image_tokens']} image tokens a photo; {facts['trainable_parameters']:,} of {facts['parameters']:,} parameters trained"
     yield from (gb(part, facts[part]) for part in PARTS)
@@ -82,6 +90,9 @@ def lines(settings: TrainSettings, facts: dict[str, Any]) -> Iterator[str]:
     yield gb("peak", facts["peak"])
     if limit:
         yield f"\n{limit / 1e9:g} GB: {'fits' if facts['fits'] else 'does not fit'}; largest batch that does: {most(facts)}"
+    if auto := facts["auto"]:
+        way = "with" if auto["gradient_checkpointing"] else "without"
+        yield f"auto: {auto['batch_size']} photos in a pass, {way} gradient checkpointing: {auto['peak'] / 1e9:.2f} GB"
     yield f"\nat batch {batch}" + (f", and the largest batch in {limit / 1e9:g} GB" if limit else "")
     yield from (gb(way, row["peak"]) + (f"   {most(row)}" if limit else "") for way, row in facts["modes"].items())
     yield f"\n{'the plan says':<32} {f'ours, batch {batch}':>18}   with checkpointing   largest batch in the plan's memory"

@@ -32,6 +32,16 @@ def add_settings_options(
             default = option.default if option.default != "" else "''"
             letter = {str: "TEXT", int: "N", float: "X"}[option.type]
             more = {"metavar": f"{{{','.join(choices)}}}" if choices else letter}
+            if "true" in choices:  # a flag too: --name, --no-name
+                more |= {"nargs": "?", "const": "true"}
+                off = dict.fromkeys(f"--no-{name[2:]}" for name in names)
+                plain = {
+                    "action": "store_const",
+                    "const": "false",
+                    "default": argparse.SUPPRESS,
+                    "help": argparse.SUPPRESS,
+                }
+                group.add_argument(*off, dest=PREFIX + option.name, **plain)
         more |= {"help": f"{text} (default: {default})", "default": argparse.SUPPRESS}
         group.add_argument(*dict.fromkeys(names), dest=PREFIX + option.name, **more)
 

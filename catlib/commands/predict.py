@@ -32,7 +32,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("photos", nargs="+", type=Path, metavar="PHOTO_OR_FOLDER", help="folders are searched for photos")
     add("--checkpoint", metavar="DIR", help="fine-tuned checkpoint: adapter, or merged model")
-    add("--model", default="tuned", metavar="KIND", help=KINDS)
+    add(
+        "--run",
+        dest="of_run",
+        metavar="RUN",
+        help="a run: what its verdict says to use, as measured; another of its models by --model NAME",
+    )
+    add("--model", default="", metavar="KIND", help=KINDS)
     add("--base-model", default="", metavar="REF", help="base model; default: as the checkpoint says")
     add("--breeds", metavar="LIST", help="candidates, comma separated, or a text file with one a line")
     add("--batch-size", type=int, metavar="N", help="photos in one forward pass (default: 8)")
@@ -45,9 +51,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Predict; 1 when a photo could not be read."""
-    if args.batch_size is None:
+    if args.batch_size is None and not args.of_run:
         args.batch_size = 4 * max(1, args.concurrency) if args.model.startswith("endpoint:") else 8
-    if args.batch_size < 1:
+    if args.batch_size is not None and args.batch_size < 1:
         raise InputError(f"--batch-size must be at least 1, found {args.batch_size}")
     from catlib.classifiers.predict import iterate, predict, refuse_foreign
 
@@ -116,6 +122,16 @@ def find_photos(arguments: Sequence[Path]) -> tuple[Path, list["Sample"]]:
 def load_classifier(args: argparse.Namespace) -> "Classifier":
     """The classifier that the options name. Raises InputError when they do not add up."""
     settings = settings_from_args(EvaluationSettings, args)
+    if args.of_run:
+        from catlib.serving.winner import open_winner
+
+        given = ("checkpoint", "base_model", "breeds", *(f"{PREFIX}{name}" for name in SHARED if name != "device"))
+        if more := [name.removeprefix(PREFIX) for name in given if getattr(args, name, None)]:
+            raise InputError(f"--run {args.of_run} says by itself how to predict: leave out {', '.join(more)}")
+        winner = open_winner(args.of_run, args.model, settings.device)
+        args.batch_size = args.batch_size or winner.batch_size
+        return winner.classifier
+    args.model = args.model or "tuned"
     kind, _, ref = args.model.partition(":")
     if args.model not in ("tuned", "base") and not (kind in ("clip", "probe", "endpoint") and ref):
         raise InputError(f"--model must be tuned, base, clip:REF, probe:FILE or endpoint:URL; found {args.model!r}")
@@ -127,7 +143,7 @@ def load_classifier(args: argparse.Namespace) -> "Classifier":
         )
     if kind == "probe":
         from catlib.classifiers.probe import LinearProbe
-        from catlib.evaluation.inputs import given_file
+        from catlib.evaluation.metrics_file import given_file
 
         if args.breeds:
             raise InputError("--breeds: a probe knows the breeds that it was trained on and no others")

@@ -18,7 +18,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--run", dest="run_name", metavar="NAME", help="name of the run (default: the profile's)")
     add("--force", action="store_true", help="run every notebook, even where nothing has changed")
     add("--notebooks", default="", metavar="01,02", help="run only these")
-    add("--sweep", metavar="KEY=V1,V2,…", help="a run for each value, and a page with the learning curve")
+    sweep = "a run for each value, and a page that compares them; repeatable: a run for each combination"
+    add("--sweep", action="append", default=[], metavar="KEY=V1,V2,…", help=sweep)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -71,15 +72,28 @@ def _summary(outcome: dict[str, Any]) -> str:
 
 
 def _sweep(args: argparse.Namespace, profile: Path, overrides: dict[str, Any], name: str) -> int:
-    """A run for each value of the swept parameter, then the page with the curve."""
-    from catlib.reports import sweep
+    """A run for each combination of the swept values, then the page that compares them. One that fails stops no other."""
+    from catlib.reports import stages, sweep
 
-    key, values = sweep.parse_sweep(args.sweep)
-    outcomes = []
-    for value in values:
-        member, parameters = sweep.member(name, profile, overrides, key, value)
-        print(f"{key} = {value:g}", file=sys.stderr if args.json else sys.stdout, flush=True)
-        outcomes.append(_run_one(args, profile, parameters, member))
-    page = sweep.curve_page(name, key, list(zip(values, (outcome["run"] for outcome in outcomes), strict=True)))
-    show(args, {"page": str(page), "runs": outcomes}, f"\nSweep: {page}")
+    sweeps = [sweep.parse_sweep(text) for text in args.sweep]
+    members = sweep.members(name, profile, overrides, sweeps)
+    for _, member, parameters in members:  # wrong input stops before anything is run
+        stages.plan(profile, parameters | {"run": member})
+    outcomes: list[dict[str, Any]] = []
+    failed: dict[str, CatlibError] = {}
+    for number, (_, member, parameters) in enumerate(members, start=1):
+        print(f"{member} ({number} of {len(members)})", file=sys.stderr if args.json else sys.stdout, flush=True)
+        try:
+            outcomes.append(_run_one(args, profile, parameters, member))
+        except CatlibError as error:
+            failed[member] = error
+            print(f"catlib: {member}: {error}", file=sys.stderr)
+    single = len(sweeps) == 1
+    runs = [(values[0] if single else values, member) for values, member, _ in members]
+    page = sweep.curve_page(name, ",".join(key for key, _ in sweeps), runs)
+    errors = {member: str(error) for member, error in failed.items()}
+    show(args, {"page": str(page), "runs": outcomes, "failed": errors}, f"\nSweep: {page}")
+    if failed:
+        kind = InputError if all(isinstance(error, InputError) for error in failed.values()) else CatlibError
+        raise kind(f"{len(failed)} of {len(members)} runs failed: {', '.join(failed)}; the others are finished")
     return 0

@@ -1,4 +1,4 @@
-"""`catlib serve`: a tuned model behind an OpenAI-compatible URL, by vLLM's or llama.cpp's own server."""
+"""`catlib serve`: what the verdict of a run says behind HTTP, or a tuned model behind an OpenAI-compatible URL by an engine."""
 
 import argparse
 import logging
@@ -7,26 +7,36 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from catlib.errors import InputError
+from catlib.errors import InputError, MissingExtra
 from catlib.files import read_json
 from catlib.paths import resolve
 
 if TYPE_CHECKING:
     from catlib.serving.engines import Command
 
+DECODINGS = ("score", "constrained", "free")
 log = logging.getLogger(__name__)
-EPILOG = """The command that is run is printed first; what follows -- is added to it. The served model is asked by catlib predict
---model endpoint:URL#NAME. Exit codes: 0 stopped by Ctrl-C or SIGTERM, 1 the engine failed, 2 wrong input."""
+EPILOG = """Engines: service answers by catlib's own service in this process (a page at /, photos to /breed); vllm and llama.cpp are
+programs: the command that is run is printed first, what follows -- is added to it, and the served model is asked by catlib
+predict --model endpoint:URL#NAME. Exit codes: 0 stopped by Ctrl-C, SIGTERM or SIGHUP, 1 the engine failed, 2 wrong input."""
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """The options of `catlib serve`."""
     add = parser.add_argument
-    add("--engine", required=True, choices=["vllm", "llama.cpp"])
-    add("--checkpoint", metavar="DIR", help="vllm: adapter, served unmerged on its base")
+    add("--engine", choices=["service", "vllm", "llama.cpp"], help="default with --run: service")
+    add(
+        "--run",
+        dest="of_run",
+        metavar="RUN",
+        help="what the verdict of this run says; --model NAME: another of its models",
+    )
+    add("--checkpoint", metavar="DIR", help="service, vllm: adapter, served unmerged on its base")
     add("--model", metavar="DIR", help="vllm: plain or merged model; llama.cpp: folder of catlib export gguf")
     add("--base-model", default="", metavar="REF", help="base of the adapter; default: as the checkpoint says")
-    add("--name", default="cats", help="name to ask for the model by (default: cats)")
+    add("--decoding", default="score", choices=DECODINGS, help="service: of a checkpoint (default: score)")
+    add("--device", default="auto", choices=["auto", "cpu", "cuda", "mps"], help="service: where it computes")
+    add("--name", default="cats", help="engines: name to ask for the model by (default: cats)")
     add("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1, this machine alone)")
     add("--port", type=int, default=8000, help="port (default: 8000; 0: any that is free)")
     add("--dtype", default="auto", help="vllm: weights (default: the model's own)")
@@ -39,9 +49,21 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the command and run it until it is interrupted."""
-    from catlib.serving.engine_process import running, termination_as_interrupt
+    """Serve until it is interrupted."""
+    from catlib.serving.engine_process import free_port, running, termination_as_interrupt
 
+    args.engine = args.engine or ("service" if args.of_run else None)
+    if args.engine is None:
+        raise InputError("serve what, and by which engine? give --run RUN, or --engine with --checkpoint or --model")
+    if not 0 <= args.port < 65536 or args.context < 0:
+        raise InputError(f"--port {args.port} or --context {args.context} is out of range")
+    if not args.host:
+        raise InputError("--host: which address? 127.0.0.1 is this machine alone, 0.0.0.0 every address that it has")
+    args.port = args.port or free_port()
+    if args.engine == "service":
+        return _serve_here(args)
+    if args.of_run:
+        _name_the_checkpoint(args)
     command = build(args)
     print(command, flush=True)
     if args.print_only:
@@ -60,21 +82,63 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
+def _serve_here(args: argparse.Namespace) -> int:
+    """The service in this process, behind HTTP."""
+    from catlib.serving.application import application
+    from catlib.serving.engine_process import refuse_taken_port, termination_as_interrupt
+    from catlib.serving.engines import Command
+    from catlib.serving.service import VLMService
+    from catlib.vlm.checkpoint import find_checkpoint
+
+    try:
+        import uvicorn
+    except ImportError:
+        raise MissingExtra("uvicorn", "serve", "serving by catlib's own service") from None
+    if args.extra or args.print_only or bool(args.of_run) == bool(args.checkpoint) or (args.model and not args.of_run):
+        raise InputError(
+            "--engine service takes either --run RUN (with --model NAME) or --checkpoint DIR, and no options after --"
+        )
+    where = Command("service", (), args.name, args.host, args.port)
+    refuse_taken_port(where)
+    with termination_as_interrupt(), VLMService(decoding=args.decoding) as service:
+        try:
+            if args.of_run:
+                service.load_run(args.of_run, args.model or "", args.device)
+            else:
+                service.load(find_checkpoint(resolve(args.checkpoint), base_model=args.base_model), args.device)
+            loaded = service.classifier
+            print(f"answers at {where.url}/ with {loaded.name if loaded else ''}; Ctrl-C stops it", flush=True)
+            uvicorn.run(application(service), host=args.host, port=args.port, log_level="warning")
+        except KeyboardInterrupt:
+            print("catlib: the service is stopped", file=sys.stderr)
+    return 0
+
+
+def _name_the_checkpoint(args: argparse.Namespace) -> None:
+    """Put the folder of the VLM that a run says to use where an engine finds it."""
+    from catlib.serving.winner import choose, sidecar_of
+
+    if args.checkpoint:
+        raise InputError("which model? give either --run RUN or --checkpoint DIR")
+    folder, use = choose(args.of_run, args.model or "")
+    about = {} if "+" in use else sidecar_of(folder, use)
+    if about.get("decoding") not in DECODINGS:
+        raise InputError(
+            f"{folder.name}: {use} is no single VLM, and {args.engine} serves nothing else: --engine service serves it"
+        )
+    args.checkpoint, args.model = about.get("adapter") or about["base_model"], None
+
+
 def build(args: argparse.Namespace) -> "Command":
     """The engine's command for the options. Raises InputError when they do not add up."""
-    from catlib.serving.engine_process import free_port
     from catlib.serving.engines import Where, vllm_command
     from catlib.vlm.checkpoint import find_checkpoint
 
     if bool(args.checkpoint) == bool(args.model):
         raise InputError("which model? give either --checkpoint DIR or --model DIR")
-    if not 0 <= args.port < 65536 or args.context < 0:
-        raise InputError(f"--port {args.port} or --context {args.context} is out of range")
-    if not args.host:
-        raise InputError("--host: which address? 127.0.0.1 is this machine alone, 0.0.0.0 every address that it has")
     if own := [text for text in args.extra if text.partition("=")[0] in ("--host", "--port")]:
         raise InputError(f"{own[0].partition('=')[0]} after --: give it before, where catlib reads it as well")
-    where = Where(args.host, args.port or free_port(), args.name, tuple(args.extra))
+    where = Where(args.host, args.port, args.name, tuple(args.extra))
     if args.engine == "llama.cpp":
         from catlib.gguf.llama import llama_command
 

@@ -3,19 +3,21 @@
 import hashlib
 import logging
 import tarfile
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 
-import httpx
+from tqdm import tqdm
 
 from catlib.errors import CatlibError, InputError
-from catlib.files import locked, whole_folder, write_text
-from catlib.progress import track
+from catlib.files import locked, saving, whole_folder, write_text
+from catlib.transfer import Client, Reply, TransferError
 
 PAGE = "https://www.robots.ox.ac.uk/~vgg/data/pets/"
 BASE = "https://thor.robots.ox.ac.uk/~vgg/data/pets/"
-BLOCK = 1 << 20  # bytes
-TIMEOUT = 30  # seconds without a byte
+LARGEST = 1_000_000_000  # bytes; the photos are 791,918,971
+WITHIN_S = 6 * 3600.0  # for a file, all attempts together
 ORIGIN = ".from"  # names the archives that an unpacked folder comes from
 log = logging.getLogger(__name__)
 
@@ -91,16 +93,14 @@ def _fetch(url: str, target: Path, md5: str) -> None:
         raise CatlibError(
             f"{target}: its checksum is not {md5}, so it is not the published file; delete it and run again"
         )
-    part = target.with_name(f"{target.name}.part")
+    part, end = target.with_name(f"{target.name}.part"), time.monotonic() + WITHIN_S
     have, reason = -1, ""
-    while have < (
-        have := part.stat().st_size if part.is_file() else 0
-    ):  # again as long as each attempt brings something
+    while have < (have := _size(part)):  # again as long as each attempt brings something
         try:
-            _download(url, part, have)
+            _download(url, part, have, end - time.monotonic())
             break
-        except httpx.HTTPError as error:
-            reason = str(error) or type(error).__name__
+        except TransferError as error:
+            reason = str(error)
             log.info("%s: %s", target.name, reason)
     else:
         raise CatlibError(
@@ -113,17 +113,32 @@ def _fetch(url: str, target: Path, md5: str) -> None:
     part.replace(target)
 
 
-def _download(url: str, part: Path, have: int) -> None:
+def _download(url: str, part: Path, have: int, within_s: float) -> None:
     """Append to `part` what it lacks. A server that does not know ranges sends everything, and the file begins anew."""
-    ranges = {"Range": f"bytes={have}-"} if have else {}
-    with httpx.stream("GET", url, headers=ranges, timeout=TIMEOUT, follow_redirects=True) as answer:
-        if answer.status_code == 416:  # nothing beyond what is there; the checksum tells whether it is right
-            return
-        answer.raise_for_status()
-        blocks = -(-int(answer.headers.get("Content-Length", 0)) // BLOCK) or None
-        with part.open("ab" if answer.status_code == 206 else "wb") as stream:
-            for block in track(answer.iter_raw(BLOCK), f"downloading {part.stem}", total=blocks, unit="MB"):
+    with ExitStack() as stack:
+        stack.enter_context(saving(part))
+
+        def begin(reply: Reply) -> Callable[[bytes], None]:
+            stream = stack.enter_context(part.open("ab" if reply.status == 206 else "wb"))
+            length = reply.headers.get("content-length", "")
+            total = int(length) if length.isdecimal() and len(length) < 16 else None
+            bar = stack.enter_context(tqdm(total=total, desc=part.stem, unit="B", unit_scale=True, disable=None))
+
+            def add(block: bytes) -> None:
                 stream.write(block)
+                bar.update(len(block))
+
+            return add
+
+        ranges = {"Range": f"bytes={have}-"} if have else {}
+        with Client() as client:
+            reply = client.send("GET", url, within_s=within_s, headers=ranges, most=LARGEST - have, sink=begin)
+    if not reply.ok and reply.status != 416:  # nothing beyond what is there; the checksum tells whether it is right
+        raise TransferError(f"HTTP {reply.status}")
+
+
+def _size(part: Path) -> int:
+    return part.stat().st_size if part.is_file() else 0
 
 
 def _md5(path: Path) -> str:

@@ -2,47 +2,95 @@
 
 import hashlib
 import io
+import json
+import operator
 import os
+import re
 import stat
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from dataclasses import replace
+from datetime import datetime
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 from PIL import Image, ImageOps
 
 from catlib.data.findings import Finding
 from catlib.data.hashing import perceptual_hashes
 from catlib.data.images import ImageError, has_alpha, opening, to_8_bits, to_rgb
+from catlib.errors import InputError
+from catlib.files import appending
 from catlib.progress import track
+from catlib.settings import split_list
 
 CHUNK = 64  # photos that a worker takes at a time
 WORKERS = 8  # more threads than this wait for one another's Python
-DRAFT = 64  # pixels: JPEG decodes straight to a small size not below this, which is all that the hash needs
+DRAFT = 64  # pixels: JPEG decodes straight to a small size not below this, which is all that hash and quality need
 MAX_BYTES = 300_000_000  # of one file, which is read whole: more is a video or a mistake
-ORIENTATION = 274  # EXIF tag
+ORIENTATION, MAKE, MODEL, EXIF, TAKEN = 274, 271, 272, 0x8769, 36867  # EXIF tags
+FLAT_LINE = 2.0  # grey levels: a row or column at an edge with less contrast is part of a border
+QUALITY = {
+    "brightness<": "dark",
+    "brightness>": "light",
+    "contrast<": "low contrast",
+    "sharpness<": "blurred",
+    "entropy<": "little information",
+    "aspect>": "extreme aspect",
+    "border>": "border",
+}
+FOUND = ("verdict", "detail", "remarks", "width", "height", "bytes", "format", "mode", "sha256", "phash", "mirrored")
+FOUND += ("quality", "taken", "brightness", "contrast", "sharpness", "entropy", "border")  # what the audit fills in
+Limits = Sequence[tuple[str, Callable[[float, float], bool], float, str]]  # measure, comparison, limit, remark
 
 
-def audit(root: Path, findings: Sequence[Finding], min_side: int) -> list[Finding]:
+def audit(
+    root: Path, findings: Sequence[Finding], min_side: int, quality: str = "", unfinished: Path | None = None
+) -> list[Finding]:
     """Open every file once, in parallel, and fill in what it is; verdicts that concern one file alone.
 
     Threads rather than processes: reading, SHA-256, decoding and scaling all release Python's lock, and threads work from a
-    notebook, a pipe or a script without a main guard alike.
+    notebook, a pipe or a script without a main guard alike. `quality`: limits as in the setting of that name. `unfinished`: the
+    file that holds the verdicts until all are there; an audit that was interrupted goes on from it.
     """
+    top, limits = root.resolve(), quality_limits(quality)
     chunks = [findings[i : i + CHUNK] for i in range(0, len(findings), CHUNK)]
-    top = root.resolve()
-    done: list[Finding] = []
-    with warnings.catch_warnings(), ThreadPoolExecutor(min(os.cpu_count() or 1, WORKERS)) as pool:
-        # once, here: filters are the process's, and threads that set them would undo one another's
-        warnings.simplefilter("ignore")
-        results = pool.map(lambda chunk: [inspect(top, finding, min_side) for finding in chunk], chunks)
-        for finding in track((f for result in results for f in result), "audit", total=len(findings)):
-            done.append(finding)
+    with _kept(unfinished, [str(top), min_side, quality, *FOUND]) as (known, keep):
+
+        def judge(chunk: Sequence[Finding]) -> list[tuple[str, Finding]]:
+            states = [_state(top, finding) for finding in chunk]
+            return [
+                (s, replace(f, **known[s]) if s in known else inspect(top, f, min_side, limits))
+                for s, f in zip(states, chunk, strict=True)
+            ]
+
+        done: list[Finding] = []
+        with warnings.catch_warnings(), ThreadPoolExecutor(min(os.cpu_count() or 1, WORKERS)) as pool:
+            # once, here: filters are the process's, and threads that set them would undo one another's
+            warnings.simplefilter("ignore")
+            for judged in track(pool.map(judge, chunks), "audit", total=len(chunks), unit=f"times {CHUNK} photos"):
+                keep([(state, finding) for state, finding in judged if state not in known])
+                done += [finding for _, finding in judged]
     return done
 
 
-def inspect(root: Path, finding: Finding, min_side: int) -> Finding:
+def quality_limits(quality: str) -> Limits:
+    """The limits of the setting. Raises InputError on what is none."""
+    limits = []
+    for text in split_list(quality):
+        found = re.fullmatch(r"(\w+\s*[<>])\s*(\d+(?:\.\d+)?)", text)
+        name = "".join(found.group(1).split()) if found else ""
+        if not found or name not in QUALITY:
+            raise InputError(f"quality: {text!r} is no limit; give MEASURE and NUMBER with one of {', '.join(QUALITY)}")
+        compare = operator.lt if name.endswith("<") else operator.gt
+        limits.append((name[:-1], compare, float(found.group(2)), QUALITY[name]))
+    return limits
+
+
+def inspect(root: Path, finding: Finding, min_side: int, limits: Limits = ()) -> Finding:
     """The finding of one file, `root` being resolved already. Never raises on account of the file's content."""
     path = root / finding.image
     if not finding.kept:
@@ -65,7 +113,7 @@ def inspect(root: Path, finding: Finding, min_side: int) -> Finding:
     finding = replace(finding, bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
     if not data:
         return replace(finding, verdict="empty", detail="the file has no bytes")
-    return _decode(data, finding, min_side)
+    return _decode(data, finding, min_side, limits)
 
 
 def _linked(root: Path, path: Path) -> bool:
@@ -73,11 +121,11 @@ def _linked(root: Path, path: Path) -> bool:
     return any(folder.is_symlink() for folder in path.parents if folder != root and folder.is_relative_to(root))
 
 
-def _decode(data: bytes, finding: Finding, min_side: int) -> Finding:
+def _decode(data: bytes, finding: Finding, min_side: int, limits: Limits) -> Finding:
     try:
         with opening(io.BytesIO(data)) as image:
-            width, height = image.size
-            turn = image.getexif().get(ORIENTATION, 1)
+            (width, height), exif = image.size, image.getexif()
+            turn = exif.get(ORIENTATION, 1)
             remarks = _remarks(image, turn)
             if turn in (5, 6, 7, 8):
                 width, height = height, width
@@ -85,36 +133,101 @@ def _decode(data: bytes, finding: Finding, min_side: int) -> Finding:
             if min(width, height) < min_side:
                 detail = f"{width} x {height}, smallest side wanted {min_side}"
                 return replace(finding, verdict="too small", detail=detail)
+            finding = replace(finding, taken=_taken(exif))
             image.draft("L", (DRAFT, DRAFT))
             image.load()
-            hashes = perceptual_hashes(_grey(image))
+            grey = _grey(image)
+            hashes = perceptual_hashes(grey)
     except ImageError as error:
         begins = f"begins with {data[:8]!r}, " if error.verdict == "not an image" else ""
         return replace(finding, verdict=error.verdict, detail=begins + error.detail)
+    finding = replace(finding, **_measured(grey))
+    beyond = [remark for name, compare, limit, remark in limits if compare(getattr(finding, name), limit)]
+    finding = replace(finding, quality=", ".join(beyond))
     if hashes is None:
         return replace(finding, remarks=", ".join([*remarks, "flat"]))
     return replace(finding, remarks=", ".join(remarks), phash=f"{hashes[0]:016x}", mirrored=f"{hashes[1]:016x}")
 
 
+def _measured(grey: Image.Image) -> dict[str, float]:
+    """What the photo is like, at DRAFT pixels on the shorter side."""
+    factor = DRAFT / min(grey.size)
+    if factor < 1:
+        grey = grey.resize(
+            (max(DRAFT, round(grey.width * factor)), max(DRAFT, round(grey.height * factor))), reducing_gap=2
+        )
+    levels = np.asarray(grey, dtype=np.float32)
+    shares = np.array(grey.histogram()[:256]) / levels.size
+    edges = 0.0
+    for flat in ((levels.std(1) < FLAT_LINE), (levels.std(0) < FLAT_LINE)):
+        textured = np.flatnonzero(~flat)
+        edges = max(edges, 1 - (textured[-1] - textured[0] + 1) / len(flat) if len(textured) else 1.0)
+    return {
+        "brightness": round(float(levels.mean()), 1),
+        "contrast": round(float(levels.std()), 1),
+        "sharpness": round(
+            float(np.abs(np.diff(levels, axis=0)).mean() + np.abs(np.diff(levels, axis=1)).mean()) / 2, 2
+        ),
+        "entropy": round(float(-(shares[shares > 0] * np.log2(shares[shares > 0])).sum()), 2) + 0.0,
+        "border": round(float(edges), 3),
+    }
+
+
+def _taken(exif: Image.Exif) -> str:
+    """Camera and time; empty where one is missing or the time is none, as in 0000:00:00 00:00:00."""
+    camera = " ".join(str(exif.get(tag) or "").strip(" \0") for tag in (MAKE, MODEL)).strip()
+    try:
+        time = datetime.strptime(str(exif.get_ifd(EXIF).get(TAKEN) or "").strip(" \0"), "%Y:%m:%d %H:%M:%S")
+    except ValueError:
+        return ""
+    return f"{camera}|{time.isoformat()}" if camera else ""
+
+
 def _remarks(image: Image.Image, turn: object) -> list[str]:
     """What training code without care would trip over; `images.open_image` handles all of it."""
-    remarks = []
-    if getattr(image, "is_animated", False):
-        remarks.append("animated")
-    if has_alpha(image):
-        remarks.append("alpha")
-    if image.mode == "P":
-        remarks.append("palette")
-    if image.mode == "CMYK":
-        remarks.append("CMYK")
-    if image.mode in ("L", "LA", "1", "I", "I;16", "F"):
-        remarks.append("greyscale")
-    if isinstance(turn, int) and 2 <= turn <= 8:
-        remarks.append("EXIF rotation")
-    return remarks
+    seen = {
+        "animated": getattr(image, "is_animated", False),
+        "alpha": has_alpha(image),
+        "palette": image.mode == "P",
+        "CMYK": image.mode == "CMYK",
+        "greyscale": image.mode in ("L", "LA", "1", "I", "I;16", "F"),
+        "EXIF rotation": isinstance(turn, int) and 2 <= turn <= 8,
+    }
+    return [remark for remark, holds in seen.items() if holds]
 
 
 def _grey(image: Image.Image) -> Image.Image:
     """Upright greyscale: the same picture that `images.open_image` gives."""
     image = to_8_bits(ImageOps.exif_transpose(image))
     return image if image.mode == "L" and not has_alpha(image) else to_rgb(image).convert("L")
+
+
+def _state(root: Path, finding: Finding) -> str:
+    """The file as its system describes it; another state means that it has to be opened anew."""
+    try:
+        status = (root / finding.image).stat()
+        return f"{finding.image} {finding.verdict} {status.st_size} {status.st_mtime_ns} {status.st_ino}"
+    except (OSError, ValueError, RuntimeError):
+        return f"{finding.image} {finding.verdict} missing"
+
+
+@contextmanager
+def _kept(path: Path | None, about: list[Any]) -> Iterator[tuple[Mapping[str, Any], Callable[[Any], None]]]:
+    """The verdicts of an audit that was cut short, and a function that adds to them; the file goes when the block ends well."""
+    if path is None:
+        yield {}, lambda judged: None
+        return
+    lines = path.read_text(encoding="utf-8", errors="replace").split("\n") if path.is_file() else []
+    known: dict[str, Any] = {}
+    if lines and lines[0] == json.dumps(about):
+        for line in lines[1:]:
+            with suppress(ValueError):  # the last line may be cut off
+                known |= json.loads(line)
+    elif lines:
+        path.unlink()
+    with appending(path) as add:
+        if not known:
+            path.write_bytes(b"")
+            add(json.dumps(about) + "\n")
+        yield known, lambda judged: add(json.dumps({s: {n: getattr(f, n) for n in FOUND} for s, f in judged}) + "\n")
+    path.unlink(missing_ok=True)

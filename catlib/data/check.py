@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from catlib.data.audit import audit
-from catlib.data.cats import ids_in_names
+from catlib.data.cats import ids_in_names, rules_of
 from catlib.data.dataset import Dataset, load_dataset, read_groups
 from catlib.data.duplicates import labels_of
 from catlib.data.findings import Finding
+from catlib.data.nearness import nearness, warnings_of
 from catlib.data.records import PARTS
 from catlib.errors import InputError
 from catlib.settings import DataSettings
@@ -35,34 +36,34 @@ def check(vlm_dir: Path) -> Check:
     """Validate the JSONL files, hash every photo anew and look for groups that cross parts.
 
     Nothing that the split wrote down is trusted: SHA-256, perceptual hashes, ids and groups come from the photos and their names as
-    they are now, and are then compared with groups.csv. What the split says of the table of cats is repeated as `remarks`. Photos that the split left out of training by `photos_per_breed` count as well. Raises
-    InputError when the folder holds no valid split.
+    they are now, and are then compared with groups.csv. Photos that `photos_per_breed` left out of training count as well.
+    `remarks`: what the split says of the table of cats, and that a part is nearer to training than it should be. Raises InputError
+    when the folder holds no valid split.
     """
     dataset = load_dataset(vlm_dir)
-    bits = dataset.card.get("settings", {}).get("near_duplicate_bits", DataSettings().near_duplicate_bits)
+    made, cats = dataset.card.get("settings", {}), dataset.card.get("cats", {})
+    bits = made.get("near_duplicate_bits", DataSettings().near_duplicate_bits)
     entries = _entries(dataset, vlm_dir)
     found = audit(dataset.image_root, [finding for finding, _ in entries], min_side=1)
     problems = [f"{f.image}: {f.verdict} ({f.detail})" for f in found if not f.kept]
-    parts = [finding.part for finding, _ in entries]
     problems += [
         f"{f.image}: its bytes are not those of the split (SHA-256 {f.sha256[:12]}, recorded {recorded[:12]})"
         for f, (_, recorded) in zip(found, entries, strict=True)
         if f.kept and recorded and recorded != f.sha256
     ]
-    problems += _crossing(zip((f.sha256 for f in found), found, parts, strict=True), "the same bytes")
-    cats = dataset.card.get("cats", {})
-    ids, _, said = ids_in_names(found, cats.get("no_ids", ()))
-    problems += _crossing(zip((f.animal for f in found), found, parts, strict=True), "photos of the same cat")
-    problems += _crossing(zip(ids, found, parts, strict=True), "photos of the same cat by the id in their names")
-    problems += _crossing(zip((f.group for f in found), found, parts, strict=True), "photos of one group")
-    hashed = [(f, part) for f, part in zip(found, parts, strict=True) if f.phash]
-    labels = labels_of([f for f, _ in hashed], bits).tolist()
-    problems += _crossing(
-        ((label, f, part) for label, (f, part) in zip(labels, hashed, strict=True)),
-        f"near-duplicates (at most {bits} bits)",
-    )
+    ids, said = [""] * len(found), ()
+    if "id" in rules_of(made.get("group_by", "auto")):
+        ids, _, said = ids_in_names(found, cats.get("no_ids", ()))
+    hashed = [f for f in found if f.phash]
+    labels = labels_of(hashed, bits).tolist()
+    problems += _crossing(((f.sha256, f) for f in found), "the same bytes")
+    problems += _crossing(((f.animal, f) for f in found), "photos of the same cat")
+    problems += _crossing(zip(ids, found, strict=True), "photos of the same cat by the id in their names")
+    problems += _crossing(((f.group, f) for f in found), "photos of one group")
+    problems += _crossing(zip(labels, hashed, strict=True), f"near-duplicates (at most {bits} bits)")
     groups = len(set(labels)) + len({f.sha256 for f in found if f.kept and not f.phash})
-    return Check(len(found), groups, bits, dict(Counter(parts)), tuple(problems), tuple(cats.get("said", said)))
+    remarks = (*cats.get("said", said), *warnings_of(nearness(found)))
+    return Check(len(found), groups, bits, dict(Counter(f.part for f in found)), tuple(problems), remarks)
 
 
 def _entries(dataset: Dataset, vlm_dir: Path) -> list[tuple[Finding, str]]:
@@ -86,12 +87,12 @@ def _entries(dataset: Dataset, vlm_dir: Path) -> list[tuple[Finding, str]]:
     return entries
 
 
-def _crossing(photos: Iterable[tuple[object, Finding, str]], what: str) -> list[str]:
+def _crossing(photos: Iterable[tuple[object, Finding]], what: str) -> list[str]:
     """A problem for each key whose photos are in more than one part."""
     members: dict[object, dict[str, str]] = defaultdict(dict)
-    for key, finding, part in photos:
+    for key, finding in photos:
         if key != "" and finding.kept:
-            members[key].setdefault(part, finding.image)
+            members[key].setdefault(finding.part, finding.image)
     return [
         f"{what} in {' and '.join(where)}: {', '.join(where.values())}" for where in members.values() if len(where) > 1
     ]

@@ -60,6 +60,12 @@ def spelled_answers(samples: Iterable[Sample]) -> dict[str, str]:
     return {breed: text for breed, text in sorted(ways.items()) if text != breed}
 
 
+def gives_reasons(samples: Iterable[Sample]) -> bool:
+    """Whether most answers go on for three words or more after the sentence that names the breed."""
+    given = [len(s.answer.partition(s.breed)[2].partition(".")[2].split()) > 2 for s in samples]
+    return 2 * sum(given) > len(given)
+
+
 def balance_weights(samples: Sequence[Sample], mode: str) -> np.ndarray:
     """Weights (n,) for drawing training samples, mean 1; no line is copied.
 

@@ -1,7 +1,7 @@
 """Verdicts that concern several photos: copies, one photo under two breeds, near-duplicates, leaks from an official test."""
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -20,9 +20,7 @@ def judge_copies(findings: Sequence[Finding]) -> list[Finding]:
         if finding.kept:
             copies[finding.sha256].append(i)
     judged = list(findings)
-    for same in copies.values():
-        if len(same) == 1:
-            continue
+    for same in (same for same in copies.values() if len(same) > 1):
         breeds = sorted({findings[i].breed for i in same})
         first = min(same, key=lambda i: (STRONGEST.index(findings[i].official), findings[i].image))
         for i in same:
@@ -31,30 +29,38 @@ def judge_copies(findings: Sequence[Finding]) -> list[Finding]:
                 detail = f"the same bytes as {others} ({' / '.join(breeds)})"
                 judged[i] = replace(findings[i], verdict="two breeds", detail=detail)
             elif i != first:
-                detail = f"the same bytes as {findings[first].image}"
-                judged[i] = replace(findings[i], verdict="duplicate", detail=detail)
+                judged[i] = replace(
+                    findings[i], verdict="duplicate", detail=f"the same bytes as {findings[first].image}"
+                )
     return judged
 
 
-def group_photos(findings: Sequence[Finding], bits: int, ids: Sequence[str] = ()) -> list[Finding]:
+def group_photos(
+    findings: Sequence[Finding],
+    bits: int,
+    keys: Sequence[Collection[object]] = (),
+    similar: Iterable[tuple[str, str]] = (),
+) -> list[Finding]:
     """Give every kept photo the name of its group, and leave out what an official part would leak.
 
-    Near-duplicates and photos of the same cat (`animal`, or the id of each photo in `ids`) are one group, and so are chains of
-    them. A group is named after the smallest SHA-256 in it. Where photos of an official test (or validation) part have near-duplicates elsewhere, these are left
-    out: the official part is neither changed nor trained on.
+    One group are near-duplicates, photos of the same cat (`animal`), photos with one of their `keys` in common, the pairs of
+    SHA-256 in `similar`, and chains of all these. It is named after the smallest SHA-256 in it. Where photos of an official test
+    (or validation) part have a relative elsewhere, that one is left out: the official part is neither changed nor trained on.
     """
     kept = [i for i, finding in enumerate(findings) if finding.kept]
     hashed = [i for i in kept if findings[i].phash]
     labels = labels_of([findings[i] for i in hashed], bits).tolist()
     # whatever joins photos is a node too, behind those of the photos, so that chains over several reasons are found
-    joins: dict[object, int] = {}
-    edges = [(i, joins.setdefault(label, len(findings) + len(joins))) for i, label in zip(hashed, labels, strict=True)]
+    why: list[tuple[int, object]] = list(zip(hashed, labels, strict=True))
     for i in kept:
-        for cat in (("animal", findings[i].animal), ("name", ids[i] if ids else "")):
-            if cat[1]:
-                edges.append((i, joins.setdefault(cat, len(findings) + len(joins))))
+        why += [(i, ("animal", findings[i].animal))] * bool(findings[i].animal)
+        why += [(i, key) for key in (keys[i] if keys else ())]
+    place = {findings[i].sha256: i for i in kept}
+    why += [(place[photo], pair) for pair in similar if set(pair) <= place.keys() for photo in pair]
+    nodes: dict[object, int] = {}
+    edges = [(i, nodes.setdefault(key, len(findings) + len(nodes))) for i, key in why]
     members: dict[int, list[int]] = defaultdict(list)
-    group_of = components(len(findings) + len(joins), np.array(edges)).tolist()
+    group_of = components(len(findings) + len(nodes), np.array(edges)).tolist()
     for i in kept:
         members[group_of[i]].append(i)
     judged = list(findings)
@@ -72,10 +78,6 @@ def labels_of(hashed: Sequence[Finding], bits: int) -> np.ndarray:
     plain = _numbers(f.phash for f in hashed)
     near, mirrored = group_labels(plain, bits), group_labels(plain, bits // 2, _numbers(f.mirrored for f in hashed))
     return components(2 * len(hashed), np.stack([near, len(hashed) + mirrored], 1))[near]
-
-
-def _numbers(hashes: Iterable[str]) -> np.ndarray:
-    return np.array([int(value, 16) for value in hashes], dtype=np.uint64)
 
 
 def close_pairs(findings: Iterable[Finding], bits: int) -> list[tuple[Finding, Finding, int]]:
@@ -98,6 +100,10 @@ def close_pairs(findings: Iterable[Finding], bits: int) -> list[tuple[Finding, F
                 closest[a, b] = min(gap, closest.get((a, b), gap))
     found = [(hashed[a], hashed[b], gap) for (a, b), gap in closest.items()]
     return sorted(found, key=lambda pair: (pair[2], pair[0].image, pair[1].image))
+
+
+def _numbers(hashes: Iterable[str]) -> np.ndarray:
+    return np.array([int(value, 16) for value in hashes], dtype=np.uint64)
 
 
 def _judge_group(judged: list[Finding], members: list[int]) -> None:

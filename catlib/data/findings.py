@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
+from typing import Any
 
 from catlib.data.records import Sample
 from catlib.data.walk import is_photo
@@ -23,6 +24,7 @@ class Finding:
     verdict: str = KEPT  # kept, or the reason why it is left out
     detail: str = ""  # the reason in words, naming the other photo where there is one
     remarks: str = ""  # what is unusual of a kept photo, comma separated
+    quality: str = ""  # the limits of the setting `quality` that a kept photo is beyond, comma separated
     group: str = ""  # photos of one group are not independent: near-duplicates, or photos of one cat
     width: int = 0  # pixels, after EXIF rotation
     height: int = 0
@@ -32,17 +34,25 @@ class Finding:
     sha256: str = ""
     phash: str = ""  # 16 hexadecimal digits; empty for a photo without contrast
     mirrored: str = ""  # the same of the photo mirrored left to right
+    taken: str = ""  # camera|time of the EXIF data, where both are there
+    brightness: float = 0.0  # mean of the grey levels, 0 to 255; these five are 0 where the photo was not decoded
+    contrast: float = 0.0  # their standard deviation
+    sharpness: float = 0.0  # mean step between pixels side by side, at DRAFT pixels
+    entropy: float = 0.0  # bits of the distribution of grey levels
+    border: float = 0.0  # share of the rows and columns at the edges that hold one colour
     source_name: str = ""  # the breed as the source names it
     official: str = ""  # the part that the source gives it: test, val, train, or empty
     animal: str = ""  # the cat's id, or the group that the source states: such photos stay in one part
-
-    link: str = (
-        ""  # the file's place in the folder of photos, where links lead out of it and `image` is relative to another
-    )
+    link: str = ""  # the file's place below the folder that the user named, where a link leads out of it
 
     @property
     def kept(self) -> bool:
         return self.verdict == KEPT
+
+    @property
+    def aspect(self) -> float:
+        """Longer side over shorter; 0 where the size is not known."""
+        return max(self.width, self.height) / min(self.width, self.height) if self.width and self.height else 0.0
 
     @property
     def name(self) -> str:
@@ -93,11 +103,15 @@ def table(columns: Sequence[str], findings: Sequence[Finding]) -> str:
 def read_audit(path: Path) -> list[Finding]:
     """Read audit.csv. Raises InputError when it is not one."""
     try:
-        return [_finding(row) for row in read_csv(path)[1]]
+        return [finding_of(row) for row in read_csv(path)[1]]
     except (TypeError, ValueError, KeyError) as error:
         raise InputError(f"{path}: not an audit table of this version ({error}); run catlib data again") from None
 
 
-def _finding(row: dict[str, str]) -> Finding:
-    size = {key: int(row.pop(key)) for key in ("width", "height", "bytes")}
-    return Finding(**row, **size)  # type: ignore[arg-type]  # an unknown column is a TypeError
+def finding_of(row: Mapping[str, Any]) -> Finding:
+    """A finding from the texts of its columns; an unknown column is a TypeError, a missing number a KeyError."""
+    numbers = {name: kind(row[name]) for name, kind in NUMBERS.items()}
+    return Finding(**{**row, **numbers})
+
+
+NUMBERS: dict[str, Any] = {f.name: f.type for f in fields(Finding) if f.type in (int, float)}

@@ -10,6 +10,7 @@ photos of *equal* hash, which misses re-encoded copies.
 import itertools
 
 import numpy as np
+import pandas as pd
 from PIL import Image
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
@@ -43,18 +44,15 @@ def near_pairs(hashes: np.ndarray, bits: int) -> tuple[np.ndarray, np.ndarray]:
     """
     distinct, which = np.unique(np.asarray(hashes, dtype=np.uint64), return_inverse=True)
     close, distance = _close_values(distinct, bits)
-    members = np.split(np.argsort(which, kind="stable"), np.cumsum(np.bincount(which, minlength=len(distinct)))[:-1])
-    blocks = [_within(photos) for photos in members if len(photos) > 1]
-    distances = [np.zeros(len(block), dtype=np.int64) for block in blocks]
-    for (a, b), d in zip(close, distance, strict=True):
-        block = np.stack(np.meshgrid(members[a], members[b], indexing="ij"), -1).reshape(-1, 2)
-        blocks.append(np.sort(block, axis=1))
-        distances.append(np.full(len(block), d))
-    if not blocks:
-        return np.empty((0, 2), dtype=np.int64), np.empty(0, dtype=np.int64)
-    pairs, gaps = np.concatenate(blocks), np.concatenate(distances)
-    order = np.lexsort((pairs[:, 1], pairs[:, 0]))
-    return pairs[order], gaps[order]
+    same = np.repeat(np.arange(len(distinct))[:, None], 2, axis=1)
+    values = pd.DataFrame(np.concatenate([same, close]), columns=["a", "b"])
+    values["gap"] = np.concatenate([np.zeros(len(same), dtype=np.int64), distance])
+    photos = pd.DataFrame({"value": which, "photo": np.arange(len(which))})
+    both = values.merge(photos, left_on="a", right_on="value").merge(photos, left_on="b", right_on="value")
+    pairs = np.sort(both[["photo_x", "photo_y"]].to_numpy(np.int64), axis=1)
+    first = (both["a"] != both["b"]).to_numpy() | (both["photo_x"] < both["photo_y"]).to_numpy()
+    order = np.lexsort((pairs[first][:, 1], pairs[first][:, 0]))
+    return pairs[first][order], both["gap"].to_numpy(np.int64)[first][order]
 
 
 def group_labels(hashes: np.ndarray, bits: int, mirrored: np.ndarray | None = None) -> np.ndarray:
@@ -100,9 +98,3 @@ def _close_values(distinct: np.ndarray, bits: int) -> tuple[np.ndarray, np.ndarr
 
 def _signs(low: np.ndarray) -> int:
     return int.from_bytes(np.packbits(low > np.median(low)).tobytes(), "big")
-
-
-def _within(photos: np.ndarray) -> np.ndarray:
-    """All pairs of a set of photos."""
-    a, b = np.triu_indices(len(photos), 1)
-    return np.sort(np.stack((photos[a], photos[b]), 1), axis=1)

@@ -14,9 +14,7 @@ from catlib.errors import InputError
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "AVIF")
 PHOTO_ENDINGS = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif"})
 MAX_PIXELS = 89_478_485  # where Pillow itself begins to warn: decoded 270 MB; more is a mistake or a decompression bomb
-MAX_ASPECT = (
-    50  # longer side over shorter; a model enlarges the shorter one, so 2,700,000 x 33 pixels would cost minutes
-)
+MAX_ASPECT = 50  # longer side over shorter; a model enlarges the shorter one: 2,700,000 x 33 pixels would cost minutes
 
 
 class ImageError(InputError):
@@ -32,27 +30,23 @@ class ImageError(InputError):
 
 def inside(root: Path, relative: str) -> Path:
     """The path of `relative` below `root`; an InputError when it is absolute or leaves the root by `..` or a link."""
-    root = root.resolve()
+    root, parts = root.resolve(), Path(relative).parts
     try:
         path = (root / relative).resolve()
         path.is_file()
-    except (
-        ValueError,
-        OSError,
-        RuntimeError,
-    ) as error:  # a NUL or more letters than a name may have, links in a circle
+    except (ValueError, OSError, RuntimeError) as error:  # a NUL, more letters than a name may have, links in a circle
         raise InputError(f"image path {relative[:100]!r}: {error}") from None
-    if Path(relative).is_absolute() or not path.is_relative_to(root):
-        steps = [root.joinpath(*Path(relative).parts[: n + 1]) for n in range(len(Path(relative).parts))]
-        link = next((step for step in steps if step.is_symlink() and not step.resolve().is_relative_to(root)), None)
-        if link and not Path(relative).is_absolute():
-            raise InputError(
-                f"image path {relative!r} leaves its image root {root} by the link {link.relative_to(root)}, and links are not "
-                f'followed from a path in a file: write {{"image_root": …}} with the folder that holds the photos '
-                f"({link.resolve()}) into dataset.json beside the file, and the paths relative to it"
-            )
+    if path.is_relative_to(root) and not Path(relative).is_absolute():
+        return path
+    steps = [root.joinpath(*parts[: n + 1]) for n in range(len(parts))] if not Path(relative).is_absolute() else []
+    link = next((step for step in steps if step.is_symlink() and not step.resolve().is_relative_to(root)), None)
+    if link is None:
         raise InputError(f"image path {relative!r} leaves its image root {root}: give a path relative to that folder")
-    return path
+    raise InputError(
+        f"image path {relative!r} leaves its image root {root} by the link {link.relative_to(root)}, and links are not followed from a "
+        f'path in a file: write {{"image_root": …}} with the folder that holds the photos ({link.resolve()}) into dataset.json beside '
+        "the file, and the paths relative to it"
+    )
 
 
 @contextmanager
@@ -67,11 +61,7 @@ def opening(file: Path | BinaryIO) -> Iterator[Image.Image]:
         if isinstance(file, Path) and file.exists() and not file.is_file():
             raise ImageError(f"{name}: not a file", "not an image", "not a file")  # a pipe would be waited for
         with Image.open(file, formats=FORMATS) as image:
-            if image.width * image.height > MAX_PIXELS:
-                raise Image.DecompressionBombError(f"{image.width} x {image.height} pixels, limit {MAX_PIXELS:,}")
-            if max(image.size) > MAX_ASPECT * min(image.size):
-                reason = f"{image.width} x {image.height} pixels, one side over {MAX_ASPECT} times the other"
-                raise ImageError(f"{name}: {reason}", "too long", reason)
+            check_size(image, str(name))
             image.seek(0)
             yield image
     except ImageError:
@@ -87,6 +77,17 @@ def opening(file: Path | BinaryIO) -> Iterator[Image.Image]:
         cut = isinstance(error, EOFError) or "truncated" in str(error).lower()
         reason = str(error) or type(error).__name__
         raise ImageError(f"{name}: broken image: {reason}", "truncated" if cut else "broken", reason) from None
+
+
+def check_size(image: Image.Image, name: str) -> None:
+    """Raise ImageError for more than MAX_PIXELS, no pixels at all, or a strip."""
+    size = f"{image.width} x {image.height} pixels"
+    if image.width * image.height > MAX_PIXELS:
+        reason = f"{size}, limit {MAX_PIXELS:,}"
+        raise ImageError(f"{name}: {reason}", "too large", reason)
+    if not min(image.size) or max(image.size) > MAX_ASPECT * min(image.size):
+        reason = f"{size}, one side over {MAX_ASPECT} times the other"
+        raise ImageError(f"{name}: {reason}", "too long", reason)
 
 
 def open_image(file: Path | BinaryIO) -> Image.Image:

@@ -1,4 +1,4 @@
-"""The figures of notebook 01: counts, sizes, samples, near-duplicates, the worst files, and what the test can tell."""
+"""The figures of notebook 01: counts, what photos are like, samples, near-duplicates, doubted labels, nearness to training."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -7,6 +7,7 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
 from PIL import Image, ImageOps
@@ -15,9 +16,11 @@ from catlib.data.dataset import Dataset
 from catlib.data.duplicates import close_pairs
 from catlib.data.findings import Finding
 from catlib.data.images import inside, open_image
+from catlib.data.nearness import MEASURES, UNRELATED, warnings_of
 from catlib.data.records import PARTS
 from catlib.data.splits import MOST_BITS
-from catlib.data.tables import SUPPOSED_F1, TOO_WIDE, by_breed, f1_width
+from catlib.data.suspects import Suspects
+from catlib.data.tables import by_breed
 from catlib.figures import (
     BLUE,
     GREY,
@@ -34,14 +37,22 @@ from catlib.figures import (
     row_font,
 )
 
-COLORS: dict[Any, Any] = dict(zip(PARTS, (BLUE, SKY, ORANGE), strict=True))
+COLORS: dict[Any, Any] = {**dict(zip(PARTS, (BLUE, SKY, ORANGE), strict=True)), UNRELATED: GREY}
 TOWER = 336  # pixels of the square that LLaVA-1.5's vision tower reads
-UNUSUAL_ASPECT = 1.6  # longer side over shorter; camera formats end at 16 : 9, most photos at 3 : 2
 SIDE = 150  # pixels of a photo in a figure
 PHOTO_DPI = 100  # photos make large PNGs: so a page with hundreds of them stays at a few MB
 LONGEST = 24  # characters of a file's name below its photo
 MOST_BREEDS = 24  # rows of the sample grid
 BEYOND = 4  # bits beyond the limit up to which pairs are looked for that were not joined
+LIKE = {  # measure of a photo → title of its histogram, and whether little or much of it is worth a look
+    "side": ("shorter side, pixels", "least"),
+    "aspect": ("longer side : shorter side", "most"),
+    "brightness": ("brightness, grey levels", "both"),
+    "contrast": ("contrast, grey levels", "least"),
+    "sharpness": ("sharpness, grey levels", "least"),
+    "entropy": ("information, bits", "least"),
+    "border": ("uniform border, share", "most"),
+}
 Pair = tuple[Finding, Finding, int]  # two photos and the number of bits in which their hashes differ
 Panel = tuple[Sequence[Path], str, str]  # photos that stand side by side, the text below them and its colour
 
@@ -70,26 +81,31 @@ def counts(dataset: Dataset) -> tuple[Figure, str]:
 
 
 @figure
-def sizes(findings: Sequence[Finding]) -> tuple[Figure, str]:
-    """Shorter sides and aspect ratios of the kept photos."""
-    kept = [finding for finding in findings if finding.kept and finding.width]
-    short = np.array([min(f.width, f.height) for f in kept])
-    aspect = np.array([f.width / f.height for f in kept])
-    drawn, (left, right) = plt.subplots(1, 2, figsize=(WIDTH, 3.2))
-    sns.histplot(x=short, bins=50, binrange=(0, short.max() * 1.05), color=BLUE, alpha=1, ax=left)
-    left.set(xlabel="shorter side, pixels", ylabel="photos", title="Sizes")
-    if short.min() < TOWER < 2 * short.max():
-        left.axvline(TOWER, color=RED, linestyle="--", linewidth=1.5)
-        top = left.get_xaxis_transform()
-        left.text(TOWER, 0.96, "LLaVA-1.5's tower ", transform=top, rotation=90, ha="right", va="top", color=RED)
-    sns.histplot(x=np.log2(aspect), bins=48, binrange=(-2, 2), color=BLUE, alpha=1, ax=right)
-    right.set_xticks(range(-2, 3), ["1 : 4", "1 : 2", "square", "2 : 1", "4 : 1"])
-    right.set(xlabel="width : height", ylabel="", title="Aspect ratios")
-    wide = np.mean(np.abs(np.log2(aspect)) > 1)
+def quality(findings: Sequence[Finding]) -> tuple[Figure, str]:
+    """What the kept photos are like: sizes, shapes, brightness, contrast, sharpness, information and borders."""
+    like = _like(findings)
+    drawn, grid = plt.subplots(2, 4, figsize=(WIDTH, 4.6))
+    for axes, (name, (title, _)) in zip(grid.flat, LIKE.items(), strict=False):
+        sns.histplot(x=like[name], bins=40, color=BLUE, alpha=1, ax=axes)
+        axes.set(xlabel=title, ylabel="")
+    grid.flat[-1].set_axis_off()
+    side, said = like["side"], Counter(text for f in findings if f.kept for text in f.quality.split(", ") if text)
+    remarked = ", ".join(f"{n:,} {text}" for text, n in said.most_common()) or "none"
     return drawn, (
-        f"Half of the photos have a shorter side of at most {np.median(short):.0f} pixels, {100 * np.mean(short < TOWER):.0f} % are below "
-        f"the {TOWER} that LLaVA-1.5's tower reads and are enlarged, {100 * wide:.1f} % are more than twice as long as wide."
+        f"Half of the photos have a shorter side of at most {side.median():.0f} pixels, {100 * (side < TOWER).mean():.0f} % are below the "
+        f"{TOWER} that LLaVA-1.5's tower reads and are enlarged. Beyond the limits of the setting quality: {remarked}."
     )
+
+
+@figure
+def worst(findings: Sequence[Finding], image_root: Path) -> tuple[Figure, str]:
+    """The kept photos from which a model can learn least, those at the ends of each measure."""
+    panels = [
+        ([inside(image_root, f.image)], f"{f.breed.split(' - ')[0]}\n{why}\n{_short(f.image)}", INK)
+        for f, why in worst_files(findings)
+    ]
+    beyond = sum(bool(f.quality) for f in findings if f.kept)
+    return _panels(panels, 5), f"{beyond:,} of the kept photos are beyond a limit of the setting quality."
 
 
 @figure
@@ -105,9 +121,8 @@ def samples(dataset: Dataset, seed: int = 0, columns: int = 7) -> tuple[Figure, 
         axes.set(xticks=[], yticks=[])
         axes.spines[:].set_visible(False)
         flag = breed in dataset.priority_breeds
-        weight = "bold" if flag else "normal"
-        label = breed_label(breed, flag).replace(" ", "\n")
-        axes.set_ylabel(label, rotation=0, ha="right", va="center", color=PRIORITY if flag else INK, fontweight=weight)
+        look: dict[str, Any] = {"color": PRIORITY, "fontweight": "bold"} if flag else {"color": INK}
+        axes.set_ylabel(breed_label(breed, flag).replace(" ", "\n"), rotation=0, ha="right", va="center", **look)
     return drawn, f"Training photos of {len(breeds)} of {len(dataset.breeds)} breeds, drawn at random with seed {seed}."
 
 
@@ -116,77 +131,67 @@ def pairs(findings: Sequence[Finding], image_root: Path, bits: int, most: int = 
     """Near-duplicates side by side with their files, parts and the number of bits in which their hashes differ; in grey, the closest
     pairs that were not joined."""
     joined, beyond = pairs_to_show(findings, bits, most)
-    shown = [(pair, RED if pair[0].breed != pair[1].breed else INK) for pair in joined] + [
-        (pair, GREY) for pair in beyond
-    ]
     panels = []
-    for (a, b, gap), hue in shown:
+    for a, b, gap in [*joined, *beyond]:
         breeds, places = dict.fromkeys((a.breed, b.breed)), dict.fromkeys(f.part or "left out" for f in (a, b))
+        hue = GREY if a.group != b.group else RED if a.breed != b.breed else INK
         where = "not joined" if hue == GREY else " / ".join(places)
-        text = f"{' / '.join(breeds)}, {where}, {gap} bit{'' if gap == 1 else 's'}\n{_name(a)}  |  {_name(b)}"
+        text = f"{' / '.join(breeds)}, {where}, {gap} bit{'' if gap == 1 else 's'}\n{_short(a.image)}  |  {_short(b.image)}"
         panels.append(([inside(image_root, finding.image) for finding in (a, b)], text, hue))
     groups = [n for n in Counter(finding.group for finding in findings if finding.group).values() if n > 1]
     if not groups:
         return _panels(panels, 3), f"No two photos are near-duplicates (hashes at most {bits} bits apart)."
-    by_id = ", or show one cat by its id" if any(finding.animal for finding in findings) else ""
     across = sum(a.breed != b.breed for a, b, _ in close_pairs(findings, bits))
     doubt = f" {across} of the pairs carry two different breeds (red): look at their labels." if across else ""
     return _panels(panels, 3), (
-        f"{sum(groups):,} photos are alike (hashes at most {bits} bits apart{by_id}): groups of up to {max(groups)}, each kept in one "
-        f"part.{doubt}"
+        f"{sum(groups):,} photos have relatives (hashes at most {bits} bits apart, or one cat, run or session by group_by): groups of up "
+        f"to {max(groups)}, each kept in one part.{doubt}"
     )
 
 
 @figure
-def worst(findings: Sequence[Finding], image_root: Path) -> tuple[Figure, str]:
-    """The kept photos from which a model can learn least: the smallest, and the longest beside their width."""
-    files = worst_files(findings)
+def distances(near: pd.DataFrame) -> tuple[Figure, str]:
+    """How far the photos of each part are from the nearest training photo of their breed, beside unrelated training photos."""
+    measures = [name for name in MEASURES if near[name].notna().any()]
+    drawn, grid = plt.subplots(1, max(1, len(measures)), figsize=(WIDTH, 3.2), squeeze=False)
+    for axes, name in zip(grid[0], measures, strict=False):
+        sns.ecdfplot(data=near, x=name, hue="part", palette=COLORS, ax=axes)
+        axes.set(xlabel=f"nearest training photo by {MEASURES[name]}", ylabel="share of the photos")
+    said = warnings_of(near)
+    return drawn, "; ".join(
+        said
+    ) + "." if said else "No part is nearer to training than unrelated photos are to each other."
+
+
+@figure
+def suspects(found: Suspects, image_root: Path, most: int = 25) -> tuple[Figure, str]:
+    """The photos whose labels are doubted most: label, likely breed and their probabilities."""
     panels = [
-        ([inside(image_root, f.image)], f"{f.breed.split(' - ')[0]}, {reason}\n{_name(f)}", INK) for f, reason in files
+        (
+            [inside(image_root, row.image)],
+            f"{row.breed} ({100 * row.p_breed:.0f} %)\n→ {row.likely} ({100 * row.p_likely:.0f} %)?\n{_short(row.image)}",
+            RED,
+        )
+        for row in found.table.head(most).itertuples()
     ]
-    long = sum(_aspect(f) > UNUSUAL_ASPECT for f in findings if f.kept)
-    return _panels(panels, 4), f"{long:,} of the kept photos have sides of more than {UNUSUAL_ASPECT} : 1."
+    return _panels(panels, 5), found.caption
 
 
-@figure
-def widths(dataset: Dataset) -> tuple[Figure, str]:
-    """How wide the interval of a breed's F1 is at the number of its test photos."""
-    table = by_breed(dataset)
-    top = max(30, table["test"].max())
-    drawn, axes = plt.subplots(figsize=(WIDTH, 3.4))
-    grid = np.unique(np.geomspace(2, top * 1.1, 40).astype(int))
-    axes.plot(grid, [100 * f1_width(int(n)) for n in grid], color=GREY, linewidth=1.5, zorder=1)
-    for flag, hue, marker, size, name in (
-        (False, BLUE, "o", 32, "other breeds"),
-        (True, PRIORITY, "*", 90, "priority breeds"),
-    ):
-        if len(mine := table[table["priority"] == flag]):
-            axes.scatter(
-                mine["test"], 100 * mine["width"], color=hue, marker=marker, s=size, label=name, zorder=2 + flag
-            )
-    axes.axhspan(100 * TOO_WIDE, 105, color=RED, alpha=0.07)
-    text = "too wide to tell a good model from a middling one"
-    axes.text(top * 1.1, 100 * TOO_WIDE + 2, text, color=RED, ha="right", fontsize=9)
-    axes.set(xlabel="test photos of the breed", ylabel="points", ylim=(0, 105), xlim=(0, top * 1.12))
-    axes.set_title(f"Width of the 95 % interval of a breed's F1 (true F1 {100 * SUPPOSED_F1:.0f} %)")
-    axes.legend(loc="lower left")
-    wide = sum(table["width"] > TOO_WIDE)
-    small = f"{wide} of {len(table)} breeds cannot be measured alone" if wide else "Every breed can be measured"
-    return drawn, (
-        f"{small} within ± {50 * TOO_WIDE:.0f} points of F1; the widest interval, {100 * table['width'].max():.0f} points, is that of "
-        f"{table['width'].idxmax()} with {table['test'].min()} test photos."
-    )
-
-
-def worst_files(findings: Sequence[Finding], most: int = 8) -> list[tuple[Finding, str]]:
-    """The photos of `worst`, each with the reason."""
+def worst_files(findings: Sequence[Finding], each: int = 2) -> list[tuple[Finding, str]]:
+    """The photos of `worst`, each with the reason; where all are alike in a measure, none is worth showing."""
     kept = [finding for finding in findings if finding.kept and finding.width]
-    usual = np.median([min(f.width, f.height) for f in kept]) if kept else 0
-    small = [f for f in kept if min(f.width, f.height) < usual]  # where all are of one size, none is worth showing
-    small = sorted(small, key=lambda f: (min(f.width, f.height), f.image))[: most // 2]
-    long = sorted((f for f in kept if _aspect(f) > UNUSUAL_ASPECT), key=lambda f: (-_aspect(f), f.image))
-    chosen = [(f, f"{f.width} × {f.height} pixels") for f in small]
-    return chosen + [(f, f"sides {_aspect(f):.1f} : 1") for f in long if f not in small][: most - len(chosen)]
+    like = _like(kept)
+    chosen: dict[int, str] = {}
+    for name, (title, ends) in LIKE.items():
+        values = like[name]
+        for end in ("least", "most"):
+            if ends in (end, "both"):
+                picked = values.nsmallest(each, keep="first") if end == "least" else values.nlargest(each, keep="first")
+                usual = values.median()
+                for i, value in picked.items():
+                    if value != usual and abs(value - usual) > 0.1 * abs(usual):
+                        chosen.setdefault(i, f"{title.split(',')[0]} {value:.3g}")
+    return [(kept[i], why) for i, why in chosen.items()]
 
 
 def pairs_to_show(findings: Sequence[Finding], bits: int, most: int) -> tuple[list[Pair], list[Pair]]:
@@ -216,13 +221,15 @@ def choose(breeds: list[str], priority: Sequence[str]) -> list[str]:
     return [breed for breed in breeds if breed in kept][:MOST_BREEDS] if len(breeds) > MOST_BREEDS else breeds
 
 
-def _aspect(finding: Finding) -> float:
-    return max(finding.width, finding.height) / max(1, min(finding.width, finding.height))
+def _like(findings: Sequence[Finding]) -> pd.DataFrame:
+    kept = [f for f in findings if f.kept and f.width]
+    rows = [(min(f.width, f.height), *(getattr(f, name) for name in LIKE if name != "side")) for f in kept]
+    return pd.DataFrame(rows, columns=list(LIKE))
 
 
-def _name(finding: Finding) -> str:
+def _short(image: str) -> str:
     """The file's name, its beginning left out where it is long."""
-    name = Path(finding.image).name
+    name = Path(image).name
     return name if len(name) <= LONGEST else f"…{name[1 - LONGEST :]}"
 
 
@@ -242,12 +249,15 @@ def _panels(panels: Sequence[Panel], columns: int) -> Figure:
         axes.set_axis_off()
         axes.text(0.0, 0.5, "nothing to show", va="center", color=GREY)
         return drawn
-    rows = -(-len(panels) // columns)
-    height = rows * (WIDTH / columns / len(panels[0][0]) + 0.55)
+    rows, lines = -(-len(panels) // columns), 1 + max(text.count("\n") for _, text, _ in panels)
+    height = rows * (WIDTH / columns / len(panels[0][0]) + 0.15 + 0.2 * lines)
     drawn, grid = plt.subplots(rows, columns, figsize=(WIDTH, height), dpi=PHOTO_DPI, squeeze=False)
     for axes in grid.flat:
         axes.set_axis_off()
+        axes.set_anchor("N")  # the text has its place below
     for axes, (paths, text, hue) in zip(grid.flat, panels, strict=False):
         axes.imshow(_strip(paths, len(paths)))
-        axes.text(0.5, -0.03, text, color=hue, ha="center", va="top", fontsize=9, transform=axes.transAxes)
+        axes.text(
+            0.5, -0.03, text, color=hue, ha="center", va="top", fontsize=9, transform=axes.transAxes
+        ).set_in_layout(False)
     return drawn

@@ -10,8 +10,9 @@ from typing import Any
 
 from catlib.data.archives import ORIGIN, unpacked
 from catlib.data.audit import audit
-from catlib.data.cats import ids_in_names
+from catlib.data.cats import kin_of
 from catlib.data.conversations import answer_for, question_for
+from catlib.data.corrections import CORRECTIONS, SIMILAR, apply_corrections, corrections_text, read_corrections
 from catlib.data.dataset import Dataset, load_dataset, read_card, read_groups, write_dataset, writing
 from catlib.data.duplicates import group_photos, judge_copies
 from catlib.data.findings import Finding, Source, write_audit
@@ -21,6 +22,7 @@ from catlib.data.sources import read_source
 from catlib.data.splits import NO_TEST, SCHEME, check_shares, split
 from catlib.data.walk import led_away
 from catlib.errors import InputError
+from catlib.files import read_csv, write_text
 from catlib.paths import resolve
 from catlib.settings import DataSettings
 
@@ -31,7 +33,8 @@ SPLIT_SETTINGS = (
     "min_val",
     "min_test",
     "draw_test",
-)  # another value of these: another split
+    "group_by",
+)  # others: another split
 log = logging.getLogger(__name__)
 
 
@@ -45,19 +48,22 @@ def prepare(settings: DataSettings, out: Path | None = None) -> Dataset:
     out = out or resolve(settings.data_dir) / "vlm"
     source = _photos(settings)
     names = understand((f.source_name for f in source.findings if f.kept), settings.unknown_breeds)
-    opened = _judge(source, names, settings)
-    ids, no_ids, said = ids_in_names(opened)
-    judged = group_photos(opened, settings.near_duplicate_bits, ids)
-    doubts = [*source.doubts, *said]
+    table = resolve(settings.run_dir) / "audit.csv"
+    opened = _open(source, names, settings, table)
     with writing(out):  # from reading the earlier split to the last file, so that two runs cannot mix theirs
-        table = resolve(settings.run_dir) / "audit.csv"
+        corrections = read_corrections(out)
+        opened, corrected = apply_corrections(opened, corrections, names.breeds)
+        opened = judge_copies(opened)
+        kin = kin_of(opened, settings.group_by)
+        judged = group_photos(opened, settings.near_duplicate_bits, kin.keys, _similar(out, settings.join_similar))
+        doubts = [*source.doubts, *kin.said]
         try:
             findings, remarks = split(judged, settings, _earlier(out, settings))
         except InputError as error:
             write_audit(table, judged)  # whoever has to mend the photos needs the verdicts most
             raise InputError(f"{error}. The verdict on every file: {table}") from None
         write_audit(table, findings)
-        samples = _samples(findings, ids, source, settings)
+        samples = _samples(findings, kin.ids, source, settings)
         absent = {"test": NO_TEST} if NO_TEST in remarks else {}
         if empty := [part for part in PARTS if not samples[part] and part not in absent]:
             raise InputError(f"the {empty[0]} part would be empty: too few usable photos; see {table}")
@@ -65,13 +71,15 @@ def prepare(settings: DataSettings, out: Path | None = None) -> Dataset:
             "missing": {"count": len(source.missing), "images": list(source.missing)},
             "unknown_breeds": list(names.unknown),
             "names_mapped": list(names.merged),
-            "notes": list(source.notes),
-            "cats": {"said": doubts, "no_ids": no_ids},
+            "notes": [*source.notes, *corrected],
+            "cats": {"said": doubts, "no_ids": kin.no_ids},
             "remarks": remarks,
             "absent": absent,
         }
+        if corrections:
+            write_text(out / CORRECTIONS, corrections_text(corrections))
         write_dataset(out, source.root, samples, findings, _card(settings, source.name, samples, findings, about))
-    for line in (*source.notes, *doubts, *names.notes(), *remarks):
+    for line in (*about["notes"], *doubts, *names.notes(), *remarks):
         log.info("%s", line)
     left_out = Counter(finding.verdict for finding in findings if not finding.kept)
     log.info("%s: %s", out, ", ".join(f"{part} {len(samples[part])}" for part in PARTS))
@@ -115,23 +123,36 @@ def _follow(source: Source) -> Source:
     return replace(source, root=root, findings=ordered, notes=(*source.notes, note))
 
 
-def _judge(source: Source, names: Names, settings: DataSettings) -> list[Finding]:
-    """Every file of the wanted breeds opened, and copies found."""
+def _open(source: Source, names: Names, settings: DataSettings, table: Path) -> list[Finding]:
+    """Every file of the wanted breeds opened; an interrupted run has left what it had beside the `table` of the audit."""
     wanted = restrict(names.breeds, settings)
     if len(wanted) == 1:
         raise InputError(
             f"photos: the only breed in {source.root} is {next(iter(wanted))!r}, and telling breeds apart takes two. Give the folder "
             "that holds one folder for each breed (it may lie a level deeper), or name more in breeds="
         )
-    named = [replace(finding, breed=names.breed_of.get(finding.source_name, "")) for finding in source.findings]
-    return judge_copies(audit(source.root, [f for f in named if f.breed in wanted or not f.breed], settings.min_side))
+    found = [replace(finding, breed=names.breed_of.get(finding.source_name, "")) for finding in source.findings]
+    found = [finding for finding in found if finding.breed in wanted or not finding.breed]
+    return audit(source.root, found, settings.min_side, settings.quality, table.with_name(".audit.unfinished"))
+
+
+def _similar(out: Path, least: float) -> list[tuple[str, str]]:
+    """The pairs of similar.csv that are at least so similar. Raises InputError where it is asked for and missing."""
+    if not least:
+        return []
+    if not (out / SIMILAR).is_file():
+        raise InputError(
+            f"join_similar: {out / SIMILAR} does not exist; make it with: catlib data suspects {out} --encoder MODEL"
+        )
+    rows = read_csv(out / SIMILAR)[1]
+    return [(row["sha256"], row["other_sha256"]) for row in rows if float(row["cosine"]) >= least]
 
 
 def _earlier(out: Path, settings: DataSettings) -> dict[str, str]:
     """SHA-256 -> part of the split that the folder holds, when it is one of the same seed and shares."""
     card = read_card(out) if settings.keep_split else {}
     made_with = {"scheme": SCHEME} | {name: getattr(settings, name) for name in SPLIT_SETTINGS}
-    if not card or {"draw_test": False} | card.get("split", {}) != made_with:
+    if not card or {"draw_test": False, "group_by": ""} | card.get("split", {}) != made_with:
         return {}
     return {row["sha256"]: row["part"] for row in read_groups(out)}
 
@@ -147,7 +168,11 @@ def _samples(
         about = {"breed": f.breed, "source": source.name, "sha256": f.sha256, "split": f.part}
         more: dict[str, Any] = {"group": f.group}
         if given := source.samples.get(f.image):
-            samples[f.part].append(replace(given, metadata={**given.metadata, **about, **more}))
+            human, gpt = given.conversations
+            if "relabelled (was" in f.remarks:
+                gpt = {**gpt, "value": answer_for(f.breed, settings.answer_style)}
+            metadata = {**given.metadata, **about, **more}
+            samples[f.part].append(replace(given, conversations=(human, gpt), metadata=metadata))
             continue
         if cat := ({"id": id} if id else {}) | dict(source.about.get(f.name, {})):
             more["cat"] = cat

@@ -1,45 +1,27 @@
 """The petfinder layout, as the Kaggle "cat breeds" collection has it: `images/<Breed>/<id>_<n>.jpg` and `data/cats.csv`."""
 
-import codecs
-import csv
-import io
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from pathlib import Path
 
-from catlib.data.cats import MOST_PHOTOS
+from catlib.data.cats import MOST_PHOTOS, named
 from catlib.data.findings import Finding, Source, found_file
-from catlib.data.names import SHOWN
+from catlib.data.sheets import read_sheet
 from catlib.data.walk import is_photo, walk
 from catlib.errors import InputError
 
-FIELD = 2**31 - 1  # the csv module's own limit, 131,072 characters, is less than people's tables hold in a field
-# Columns of cats.csv, in lower case, letters and digits only, that may hold the breed,
-BREED = ("breed", "primarybreed", "breedprimary", "breedsprimary", "label", "breedname")
-# … the photo,
-FILE = ("image", "file", "filename", "path", "photo", "imagepath", "filepath", "imagefile", "imagename")
-ID = ("id", "catid", "animalid", "petid", "petfinderid")  # … the cat,
-ABOUT = ("age", "gender", "size", "coat")  # … and what else goes into a sample's metadata
+ABOUT = ("age", "gender", "size", "coat")  # what goes from the table into a sample's metadata, beside the id
+COLUMNS = {  # of the table, each with the headers that mean it, in small letters and digits
+    "breed": ("breed", "primarybreed", "breedprimary", "breedsprimary", "label", "breedname"),
+    "photo": ("image", "file", "filename", "path", "photo", "imagepath", "filepath", "imagefile", "imagename"),
+    "id": ("id", "catid", "animalid", "petid", "petfinderid"),
+    **{name: (name,) for name in ABOUT},
+}
 TABLES = (".csv", ".tsv", ".txt", ".xlsx", ".xls", ".ods", ".json")  # the last four are named as not readable
-DELIMITERS = ",;\t|"
 _THOUSANDS = re.compile(r"\d{1,3}(?:([.,' \u00a0\u202f])\d{3})(?:\1\d{3})*")
 _EXPONENT = re.compile(r"(\d)(?:[.,](\d+))?e\+0*(\d{1,2})", re.IGNORECASE)
-
-
-@dataclass(frozen=True)
-class _Table:
-    """The rows of cats.csv by photo and by the cat's id; their columns are `breed`, `file`, `id` and those of ABOUT."""
-
-    rows: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
-    notes: tuple[str, ...] = ()  # what a reader should know, and what could not be used
-
-    def row(self, image: str) -> Mapping[str, str] | None:
-        """The row of a photo: by its path, its name, its name without the ending, or the id before the underscore."""
-        path = Path(image)
-        names = (image, path.name, path.stem, path.stem.split("_")[0])
-        return next((row for name in names if (row := self.rows.get(_plain(name)))), None)
+Rows = Mapping[str, Mapping[str, str]]  # by photo and by the cat's id
 
 
 def read_petfinder(photos: Path) -> Source:
@@ -49,10 +31,10 @@ def read_petfinder(photos: Path) -> Source:
     """
     if not (photos / "images").is_dir():
         raise InputError(f"{photos / 'images'}: no such folder; the petfinder layout has breed folders in it")
-    path = _found(photos)
-    table = _read(path) if path else _Table()
+    path = _table_file(photos)
+    table, doubts = _read(path) if path else ({}, [])
     walked = [(f"images/{(folder / name).as_posix()}", folder) for folder, name in walk(photos / "images")]
-    rows = {image: row for image, _ in walked if is_photo(image) and (row := table.row(image))}
+    rows = {image: row for image, _ in walked if is_photo(image) and (row := _row(table, image))}
     number = Counter(row["id"] for row in rows.values() if row.get("id"))
     many = {id for id, count in number.items() if count > MOST_PHOTOS}
     found: list[Finding] = []
@@ -68,19 +50,20 @@ def read_petfinder(photos: Path) -> Source:
             }
         if name or is_photo(image):
             found.append(found_file(image, name, animal=about.get(image, {}).get("id", "")))
-    doubts, notes = list(table.notes), []
-    if table.rows:
+    notes = []
+    if table:
+        described = f"describes {len(about):,} of {len(found):,} photos"
         notes.append(
-            f"the table {path} describes {len(about):,} of {len(found):,} photos, {disagree:,} under another breed than their "
-            "folder, which is what counts"
+            f"the table {path} {described}, {disagree:,} under another breed than their folder, which is what counts"
         )
         if not about:
             doubts.append(
                 f"{path}: none of its rows is of one of the {len(found):,} photos, so it says nothing of their cats"
             )
     if many:
-        some = ", ".join(sorted(many)[:SHOWN])
-        doubts.append(f"{path}: the id {some} stands for more than {MOST_PHOTOS} photos each and is taken for no cat's")
+        doubts.append(
+            f"{path}: the id {named(many)} stands for more than {MOST_PHOTOS} photos each and is taken for no cat's"
+        )
     known = [row["id"] for row in about.values() if row.get("id")]
     if len(cats := set(known)) < len(known):
         notes.append(
@@ -89,60 +72,34 @@ def read_petfinder(photos: Path) -> Source:
     return Source("petfinder", photos, tuple(found), tuple(notes), doubts=tuple(doubts), about=about)
 
 
-def _found(photos: Path) -> Path | None:
+def _table_file(photos: Path) -> Path | None:
     """The table of the cats: `data/cats.csv`, or what comes nearest to it."""
     tables = [path for folder in (photos / "data", photos) if folder.is_dir() for path in sorted(folder.iterdir())]
     tables = [path for path in tables if path.stem.casefold() == "cats" and path.suffix.casefold() in TABLES]
     return min(tables, key=lambda path: TABLES.index(path.suffix.casefold()), default=None)
 
 
-def _read(path: Path) -> _Table:
-    """The table, whatever program wrote it: comma, semicolon, tab or bar, UTF-8, UTF-16 or Windows text, headers in any case."""
+def _row(table: Rows, image: str) -> Mapping[str, str] | None:
+    """The row of a photo: by its path, its name, its name without the ending, or the id before the underscore."""
+    path = Path(image)
+    names = (image, path.name, path.stem, path.stem.split("_")[0])
+    return next((row for name in names if (row := table.get(_plain(name)))), None)
+
+
+def _read(path: Path) -> tuple[Rows, list[str]]:
+    """The rows by photo and id, and what could not be used. What stands for cats of several breeds names no cat."""
     if path.suffix.casefold() not in TABLES[:3]:
-        return _Table(notes=(f"{path}: only text tables are read; export it as cats.csv: not used",))
-    former = csv.field_size_limit(FIELD)
+        return {}, [f"{path}: only text tables are read; export it as cats.csv: not used"]
     try:
-        text = _decoded(path.read_bytes())
-        first, _, rest = text.partition("\n")
-        if hint := re.fullmatch(r"sep=(.)\s*", first, re.IGNORECASE):  # a line that Excel writes and reads
-            text = rest
-        delimiters = hint.group(1) if hint else DELIMITERS
-        columns, rows = max((_parsed(text, delimiter) for delimiter in delimiters), key=lambda parsed: len(parsed[0]))
-        if not columns.keys() & {"file", "id"}:
-            header = ", ".join(next(csv.reader(io.StringIO(text)), []))[:200]
-            return _Table(
-                notes=(f"{path}: no column names the photo or the cat's id (its first line: {header}): not used",)
-            )
-        return _indexed(path, columns, rows)
-    except (OSError, csv.Error) as error:
-        return _Table(notes=(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error}): not used",))
-    finally:
-        csv.field_size_limit(former)  # it counts for the whole process
-
-
-def _parsed(text: str, delimiter: str) -> tuple[dict[str, int], Iterator[list[str]]]:
-    """The place of each known column, and the rows below."""
-    rows = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True)
-    header = [re.sub(r"[\W_]", "", name).casefold() for name in next(rows, [])]
-    wanted = {"breed": BREED, "file": FILE, "id": ID} | {name: (name,) for name in ABOUT}
-    return {
-        column: header.index(name)
-        for column, names in wanted.items()
-        if (name := next((name for name in names if name in header), ""))
-    }, rows
-
-
-def _indexed(path: Path, columns: Mapping[str, int], rows: Iterator[list[str]]) -> _Table:
-    """The rows by photo and id. What stands for cats of several breeds names no cat."""
+        rows = read_sheet(path, COLUMNS, ("photo", "id"))
+    except InputError as error:
+        return {}, [f"{error}: not used"]
     found: dict[str, dict[str, str]] = {}
     unclear: set[str] = set()
-    rounded = 0
-    for cells in rows:
-        row = {name: cells[place].strip() if place < len(cells) else "" for name, place in columns.items()}
-        if "id" in row:
-            rounded += _is_rounded(row["id"])
-            row["id"] = _plain(row["id"])
-        if key := _plain(row.get("file", "").replace("\\", "/")) or row.get("id", ""):
+    rounded = sum(_is_rounded(row.get("id", "")) for row in rows)
+    for row in rows:
+        row |= {"id": _plain(row["id"])} if "id" in row else {}
+        if key := _plain(row.get("photo", "").replace("\\", "/")) or row.get("id", ""):
             other = found.setdefault(key, row)
             if (other.get("breed"), other.get("id")) != (row.get("breed"), row.get("id")):
                 unclear.add(key)
@@ -150,18 +107,17 @@ def _indexed(path: Path, columns: Mapping[str, int], rows: Iterator[list[str]]) 
         del found[key]
     names = Counter(Path(key).name for key in found)
     found |= {name: row for key, row in found.items() if names[name := Path(key).name] == 1}
-    notes = []
+    doubts = []
     if rounded:
-        notes.append(
+        doubts.append(
             f"{path}: {rounded:,} ids are rounded, as in 4.6E+07: a spreadsheet has cut their digits, so they name no cat; format the "
             "column as text or whole numbers and export it again"
         )
     if unclear:
-        some = ", ".join(sorted(unclear)[:SHOWN])
-        notes.append(
-            f"{path}: {len(unclear):,} ids or files stand in rows that contradict each other and name no cat: {some}"
+        doubts.append(
+            f"{path}: {len(unclear):,} ids or files stand in rows that contradict each other and name no cat: {named(unclear)}"
         )
-    return _Table(found, tuple(notes))
+    return found, doubts
 
 
 def _plain(value: str) -> str:
@@ -181,12 +137,3 @@ def _is_rounded(value: str) -> bool:
     """Whether a number in exponential form has fewer digits than the whole number that it stands for."""
     found = _EXPONENT.fullmatch(value.strip())
     return found is not None and len(found.group(2) or "") < int(found.group(3))
-
-
-def _decoded(data: bytes) -> str:
-    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        return data.decode("utf-16", errors="replace")
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError:
-        return data.decode("cp1252", errors="replace")

@@ -1,20 +1,20 @@
 """The split: by breed, by group, by content. No photo's part depends on its position or on the order of files.
 
-How: every near-duplicate group gets a number in [0, 1) from the seed and its name, which comes from its photos' bytes. Breed by
-breed, groups with the smallest numbers go to the test until it has its share, then from a second number to validation.
+How: every group gets a number in [0, 1) from the seed and its name, which comes from its photos' bytes. Breed by breed, groups with
+the smallest numbers go to the test until it has its share, then from a second number to validation.
 
-Where the photos come with a test part and are numbered (`Bengal_12.jpg`), validation is not drawn: it is the block of a breed's
-highest numbers outside the test. Photos with near numbers were often uploaded together and show one cat, so that a drawn validation
-part would lie nearer to training than the given test does, and whatever is chosen on it (epochs, temperature, thresholds) with it.
+Where the photos of a breed are numbered (`Bengal_12.jpg`) and `group_by` takes numbers for runs, or the photos come with a test part,
+nothing is drawn: the test is the block of the highest numbers and validation the block below. Photos with near numbers were often
+uploaded together and show one cat, so that a drawn part lies nearer to training than a new cat's photo would.
 
 What is guaranteed:
 1. No group is in two parts, and an official part stays what it is.
-2. Same photos, same settings: the same split, on any machine, in whatever order or under whatever names the files come.
-3. Into a folder that holds a split of the same seed and shares (`keep_split`), photos that this split knows keep their part,
-   whatever is added or removed. The one exception is an added photo that is a near-duplicate of photos in two parts: the group
-   then goes to the part nearest to training, so that no photo which an earlier model has trained on is ever tested.
-4. Without such a folder (a fresh one): the parts come from the numbers alone, so added photos move an old one only where
-   a breed's floor or its limits (TOLERANCE around the wanted share) bind, or where they join its group.
+2. Same photos, same settings: the same split, on any machine, in whatever order or (but for runs) under whatever names the files come.
+3. Into a folder that holds a split of the same seed, shares and `group_by` (`keep_split`), photos that this split knows keep their
+   part, whatever is added or removed. The one exception is an added photo that joins photos of two parts into one group, which then
+   goes to the part nearest to training, so that no photo which an earlier model has trained on is ever tested.
+4. Without such a folder (a fresh one): added photos move an old one only where a breed's floor or its limits (TOLERANCE around the
+   wanted share) bind, where they join its group, or where numbers decide.
 """
 
 import hashlib
@@ -25,10 +25,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 
+from catlib.data.cats import rules_of, run_of
 from catlib.data.findings import Finding
 from catlib.data.records import PARTS
 from catlib.errors import InputError
-from catlib.settings import DataSettings
+from catlib.settings import DataSettings, split_list
 
 SCHEME = "group-hash-2"  # changes when the same photos would get another split
 TOLERANCE = 0.2  # a breed's share may be off by so much of itself before chance is corrected
@@ -37,7 +38,7 @@ NO_TEST = (
     "with draw_test=true it is drawn from train, by group"
 )
 MOST_BITS = 16  # of 64: beyond, hashes of unlike photos meet
-MOST_TEST, MOST_VAL = 0.4, 0.2  # shares of a breed that floors may take; the rest is for training
+MOST = {"test": 0.4, "val": 0.2}  # shares of a breed that floors may take; the rest is for training
 
 
 @dataclass(frozen=True)
@@ -47,22 +48,25 @@ class Group:
     name: str
     breed: str  # of most of its photos
     size: int
-    number: int | None = None  # the highest number at the end of its photos' names; None where one has none
+    number: tuple[str, int] | None = (
+        None  # the highest text and number at the end of its photos' names, where all have one
+    )
+    is_run: bool = False  # whether such numbers are taken for the order of upload
 
 
 def check_shares(settings: DataSettings) -> None:
     """Raises InputError when the shares leave nothing to train on or a number is out of its range."""
-    if not (
-        0 < settings.val_share < 1 and 0 < settings.test_share < 1 and settings.val_share + settings.test_share < 1
-    ):
-        raise InputError(
-            f"val_share {settings.val_share} and test_share {settings.test_share} must each be above 0 and leave a part for training"
-        )
+    val, test = settings.val_share, settings.test_share
+    if not (0 < val < 1 and 0 < test < 1 and val + test < 1):
+        raise InputError(f"val_share {val} and test_share {test} must each be above 0 and leave a part for training")
     for name in ("min_val", "min_test", "photos_per_breed", "min_side"):
         if getattr(settings, name) < 0:
             raise InputError(f"{name} must not be negative, found {getattr(settings, name)}")
     if not 0 <= settings.near_duplicate_bits <= MOST_BITS:
         raise InputError(f"near_duplicate_bits must be from 0 to {MOST_BITS}, found {settings.near_duplicate_bits}")
+    if not 0 <= settings.join_similar <= 1:
+        raise InputError(f"join_similar is a cosine from 0 to 1, found {settings.join_similar}")
+    rules_of(settings.group_by)
 
 
 def split(
@@ -74,27 +78,24 @@ def split(
     with too few photos to be split is in training only (`small_breeds`). Raises InputError naming the breeds that cannot be split.
     """
     if settings.draw_test and lacks_test(findings):
-        findings = [
-            replace(finding, official="" if finding.official == "train" else finding.official) for finding in findings
-        ]
+        findings = [replace(f, official="" if f.official == "train" else f.official) for f in findings]
     members = defaultdict(list)
     for finding in findings:
         if finding.kept:
             members[finding.group].append(finding)
     if not members:
-        named = "; ".join(f"{finding.image} ({finding.verdict})" for finding in findings[:3])
+        shown = "; ".join(f"{finding.image} ({finding.verdict})" for finding in findings[:3])
         more = f" and {len(findings) - 3} more" if len(findings) > 3 else ""
-        raise InputError(f"no usable photo is left: {named}{more}")
+        raise InputError(f"no usable photo is left: {shown}{more}")
     parts: dict[str, str] = {}
     free = defaultdict(list)
     for name, photos in sorted(members.items()):
-        breed = min(Counter(photo.breed for photo in photos).items(), key=lambda item: (-item[1], item[0]))[0]
-        group = Group(name, breed, len(photos), _highest_number(photos))
+        group = _group(name, photos, settings.group_by)
         if official := photos[0].official:
             parts[name] = official
         elif known := {part for photo in photos if (part := (earlier or {}).get(photo.sha256))}:
             parts[name] = min(known, key=PARTS.index)
-        free[breed].append(group)
+        free[group.breed].append(group)
     given = {(finding.breed, finding.official) for finding in findings if finding.kept and finding.official}
     drawn = ("val",) if lacks_test(findings) else ("test", "val")
     remarks, hopeless = [], []
@@ -115,9 +116,7 @@ def split(
     if hopeless and settings.small_breeds != "leave-out":
         advice = "Add photos, restrict with breeds=…, or leave such breeds out with small_breeds=leave-out"
         raise InputError(f"cannot split: {'; '.join(hopeless)}. {advice}")
-    remarks += [f"left out: {remark}" for remark in hopeless]
-    if "test" not in drawn:
-        remarks.append(NO_TEST)
+    remarks += [f"left out: {remark}" for remark in hopeless] + [NO_TEST] * ("test" not in drawn)
     done = [replace(f, part=parts.get(f.group, "")) if f.kept else f for f in findings]
     detail = "too few different photos of this breed to split"
     done = [replace(f, verdict="breed too small", detail=detail) if f.kept and not f.part else f for f in done]
@@ -130,6 +129,15 @@ def lacks_test(findings: Sequence[Finding]) -> bool:
     return "train" in given and "test" not in given
 
 
+def _group(name: str, photos: Sequence[Finding], group_by: str) -> Group:
+    breed = min(Counter(photo.breed for photo in photos).items(), key=lambda item: (-item[1], item[0]))[0]
+    ends = [re.search(r"(.*?)(\d{1,18})$", PurePosixPath(photo.name).stem) for photo in photos]
+    number = max((end.group(1), int(end.group(2))) for end in ends if end) if all(ends) else None
+    any_text = "numbers" in split_list(group_by)
+    is_run = "numbers" in rules_of(group_by) and all(run_of(photo.name, any_text) for photo in photos)
+    return Group(name, breed, len(photos), number, is_run)
+
+
 def _cannot_split(breed: str, groups: list[Group], parts: Mapping[str, str], wanted: Sequence[str]) -> str:
     """Why a breed cannot have a training and a test part; empty when it can. Only validation may be done without."""
     have = {parts[group.name] for group in groups if group.name in parts}
@@ -139,9 +147,8 @@ def _cannot_split(breed: str, groups: list[Group], parts: Mapping[str, str], wan
         return ""
     photos = sum(group.size for group in groups)
     alike = f" ({len(groups)} when near-duplicates count once)" if len(groups) < photos else ""
-    return (
-        f"{breed} has {_count(photos, 'usable photo')}{alike}, no {' and '.join(needed[open_groups:])} part can be made"
-    )
+    missing = " and ".join(needed[open_groups:])
+    return f"{breed} has {_count(photos, 'usable photo')}{alike}, no {missing} part can be made"
 
 
 def _split_breed(
@@ -153,7 +160,7 @@ def _split_breed(
     for part in wanted:
         have = {parts[group.name] for group in groups if group.name in parts}
         spare = ("train" not in have) + (part == "test" and "val" in wanted and "val" not in have)
-        got, least = _take(part, pool, parts, settings, spare, by_number="test" not in wanted)
+        got, least = _take(part, pool, parts, settings, spare, test_given="test" not in wanted)
         if got < least:
             short.append(f"{_count(got, part + ' photo')} instead of {least}")
     for group in pool:
@@ -162,43 +169,34 @@ def _split_breed(
 
 
 def _take(
-    part: str, pool: list[Group], parts: dict[str, str], settings: DataSettings, spare: int, by_number: bool
+    part: str, pool: list[Group], parts: dict[str, str], settings: DataSettings, spare: int, test_given: bool
 ) -> tuple[int, int]:
     """Move groups of `pool` into `part` in the order of their numbers; how many photos it has then, and how many were wanted at least.
 
-    At least `spare` groups are left over. The floor yields where it would take more than the most that a part may have of the
-    breed. `by_number`: a block of the photos' numbers, where all have one.
+    At least `spare` groups are left over. The floor yields where it would take more than the most that a part may have of the breed.
     """
-    share, least, most = {
-        "test": (settings.test_share, settings.min_test, MOST_TEST),
-        "val": (settings.val_share, settings.min_val, MOST_VAL),
-    }[part]
+    share, least = getattr(settings, f"{part}_share"), getattr(settings, f"min_{part}")
     total = sum(group.size for group in pool)
-    low = max(1, min(least, int(most * total)), math.floor((1 - TOLERANCE) * share * total))
+    low = max(1, min(least, int(MOST[part] * total)), math.floor((1 - TOLERANCE) * share * total))
     high = max(low, math.ceil((1 + TOLERANCE) * share * total))
     got = sum(group.size for group in pool if parts.get(group.name) == part)
     tested = sum(group.size for group in pool if parts.get(group.name) == "test")
     # validation is drawn from what the test has left, so its chance is higher by that
     chance = share if part == "test" else min(1.0, share * total / max(1, total - tested))
-    open_groups = [group for group in pool if group.name not in parts]
+    open_groups = sorted((group for group in pool if group.name not in parts), key=lambda group: group.name)
     drawn = {group.name: _number(settings.seed, part, group.name) for group in open_groups}
-    block = by_number and all(group.number is not None for group in open_groups)
-    if block:
+    if block := all(group.number is not None and (test_given or group.is_run) for group in open_groups):
         low = max(low, round(share * total))  # a block has no chance that would bring it there
-    open_groups.sort(key=lambda group: (-(group.number or 0) if block else drawn[group.name], group.name))
+        open_groups.sort(key=lambda group: group.number or ("", 0), reverse=True)
+    else:
+        open_groups.sort(key=lambda group: drawn[group.name])
     for group in open_groups[: max(0, len(open_groups) - spare)]:
         if got < low or (not block and drawn[group.name] < chance and got + group.size <= high):
-            if got and got + group.size > max(high, int(most * total)):
+            if got and got + group.size > max(high, int(MOST[part] * total)):
                 continue  # one big group of near-duplicates must not eat the breed
             parts[group.name] = part
             got += group.size
     return got, least
-
-
-def _highest_number(photos: Sequence[Finding]) -> int | None:
-    """The highest number at the end of the photos' names without the ending; None where a name ends in none."""
-    ends = [re.search(r"(\d{1,18})$", PurePosixPath(photo.name).stem) for photo in photos]
-    return max((int(end.group()) for end in ends if end), default=None) if all(ends) else None
 
 
 def _number(seed: int, part: str, name: str) -> float:
@@ -211,12 +209,9 @@ def _limit_training(findings: list[Finding], settings: DataSettings) -> list[Fin
     """Keep at most `photos_per_breed` training photos of each breed, the same ones when more are added later or allowed."""
     if not settings.photos_per_breed:
         return findings
-    order = sorted(
-        (i for i, finding in enumerate(findings) if finding.part == "train"),
-        key=lambda i: _number(settings.seed, "limit", findings[i].sha256),
-    )
+    trained = [i for i, finding in enumerate(findings) if finding.part == "train"]
     seen: Counter[str] = Counter()
-    for i in order:
+    for i in sorted(trained, key=lambda i: _number(settings.seed, "limit", findings[i].sha256)):
         seen[findings[i].breed] += 1
         if seen[findings[i].breed] > settings.photos_per_breed:
             detail = f"beyond the {settings.photos_per_breed} training photos of a breed that were asked for"

@@ -11,6 +11,7 @@ from catlib.data.check import Check
 from catlib.data.conversations import questions_of
 from catlib.data.dataset import Dataset
 from catlib.data.findings import Finding
+from catlib.data.nearness import by_part, warnings_of
 from catlib.data.records import PARTS
 from catlib.figures import breed_label
 
@@ -102,10 +103,23 @@ def remarks(findings: Sequence[Finding]) -> pd.DataFrame:
     return _tally(seen, "remark", "photos")
 
 
-def conclusion(dataset: Dataset, findings: Sequence[Finding], checked: Check) -> pd.DataFrame:
-    """Can this data be trusted, and what will hurt: a question a row."""
+def nearness(near: pd.DataFrame) -> pd.DataFrame:
+    """How near each part is to training, in words for shares."""
+    shares = {name: "{:.0%}".format for name in by_part(near).columns if name.startswith(("nearer", "number"))}
+    return by_part(near).apply(lambda column: column.map(shares.get(column.name, lambda v: f"{v:.3g}")))
+
+
+def conclusion(
+    dataset: Dataset, findings: Sequence[Finding], checked: Check, near: pd.DataFrame | None = None, noise: str = ""
+) -> pd.DataFrame:
+    """Can this data be trusted, and what will hurt: a question a row. `noise`: what is known of wrong labels."""
     frame = by_breed(dataset)
     rows = [("Can the split be trusted?", *_trust(checked)), ("Are the files clean?", *_clean(dataset, findings))]
+    if near is not None:
+        said = warnings_of(near)
+        rows.append(("Is the test as far from training as a new cat?", "no" if said else "yes", "; ".join(said)))
+    if noise:
+        rows.append(("Are the labels right?", "a person decides", noise))
     most, least = frame["train"].idxmax(), frame["train"].idxmin()
     ratio = frame["train"].max() / max(1, frame["train"].min())
     advice = "; train with balance=sqrt, and judge by macro-F1 rather than by accuracy" if ratio > UNEVEN else ""
@@ -151,7 +165,6 @@ def _clean(dataset: Dataset, findings: Sequence[Finding]) -> tuple[str, str]:
 
 def _tally(seen: Sequence[tuple[str, str]], what: str, unit: str) -> pd.DataFrame:
     """How often each name was seen (index), the most frequent first, with the first example."""
-    number = Counter(name for name, _ in seen)
-    example = dict(reversed(seen))
-    rows = [(name, n, example[name]) for name, n in number.most_common()]
-    return pd.DataFrame(rows, columns=[what, unit, "for example"]).set_index(what)
+    frame = pd.DataFrame(seen, columns=[what, "for example"])
+    tally = frame.groupby(what, sort=False).agg(**{unit: (what, "size"), "for example": ("for example", "first")})
+    return tally.sort_values(unit, ascending=False, kind="stable")

@@ -1,7 +1,11 @@
 """Can the model's probabilities be believed? Temperature, reliability, and how much can be answered at a given
 precision."""
 
-from dataclasses import dataclass, replace
+import logging
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from scipy.optimize import minimize_scalar
@@ -10,8 +14,12 @@ from scipy.special import log_softmax
 from catlib.errors import InputError
 from catlib.evaluation.bootstrap import wilson_grouped
 from catlib.evaluation.metrics import ECE_BINS, equal_mass_bins
-from catlib.evaluation.outcomes import Outcomes
+from catlib.evaluation.outcomes import LOG_FLOOR, Outcomes
+from catlib.files import read_json, read_text, write_json
+from catlib.vlm.adapters import DIGEST
 
+log = logging.getLogger(__name__)
+CALIBRATION = "calibration.json"  # beside a checkpoint's weights
 TEMPERATURES = (0.02, 50.0)  # the fit stays within these: beyond them the scores are constant or a hard argmax
 
 
@@ -93,14 +101,19 @@ class SelectiveResult:
     precision_ci95: tuple[float, float] | None
 
 
+def threshold_for(validation: Outcomes, target: float) -> float | None:
+    """The least confidence above which the answers on validation photos reach the `target` precision; None: there is none."""
+    curve = risk_coverage(validation)
+    reached = np.flatnonzero(curve.precision >= target)
+    return float(curve.threshold[reached[-1]]) if len(reached) else None
+
+
 def answer_at_precision(validation: Outcomes, test: Outcomes, target: float = 0.95) -> SelectiveResult:
     """How much can be answered at `target` precision: the threshold is chosen on validation, the figures are the
     test's."""
-    curve = risk_coverage(validation)
-    reached = np.flatnonzero(curve.precision >= target)
-    if not len(reached):
+    threshold = threshold_for(validation, target)
+    if threshold is None:
         return SelectiveResult(target, None, 0.0, wilson_grouped(np.zeros(len(test)), test.group), None, None)
-    threshold = float(curve.threshold[reached[-1]])
     given = test.confidence >= threshold
     count, right = int(given.sum()), int(test.correct[given].sum())
     return SelectiveResult(
@@ -140,3 +153,71 @@ def _scores(o: Outcomes) -> np.ndarray:
     if o.log_probs is None:
         raise InputError(f"{o.name}: its predictions carry no scores, so there is nothing to calibrate")
     return o.log_probs
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What turns a model's scores into probabilities that can be believed, and says when it is sure: fitted on validation photos.
+
+    `threshold` None: no confidence reached the `target` precision there. `way`: how the scores come about (question, breeds,
+    normalisation, prior correction); with another one the fit does not hold.
+    """
+
+    temperature: float
+    threshold: float | None
+    target: float
+    photos: int
+    way: Mapping[str, Any]
+
+    def scaled(self, log_probs: np.ndarray) -> np.ndarray:
+        """Log-probabilities (n, breeds) at the fitted temperature."""
+        return log_softmax(np.maximum(log_probs, LOG_FLOOR) / self.temperature, axis=1)
+
+    def is_sure(self, probability: float) -> bool:
+        """Whether the likeliest breed's probability reaches the threshold."""
+        return self.threshold is not None and probability >= self.threshold
+
+
+def fit_calibration(validation: Outcomes, target: float = 0.95) -> Calibration:
+    """Temperature and threshold of a model from its validation photos. Raises InputError for predictions without scores."""
+    temperature = fit_temperature(validation)
+    threshold = threshold_for(apply_temperature(validation, temperature), target)
+    return Calibration(temperature, threshold, target, len(validation), way_of(validation.meta))
+
+
+def way_of(meta: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a sidecar the scores depend on beside the weights."""
+    return {key: meta.get(key) for key in ("breeds", "question", "score_norm")} | {
+        "prior_strength": (meta.get("prior_correction") or {}).get("strength", 0.0)
+    }
+
+
+def store_calibration(folder: Path, fitted: Calibration) -> None:
+    """Write calibration.json beside the checkpoint's weights, with their digest."""
+    write_json(folder / CALIBRATION, {"weights": _weights(folder), **asdict(fitted)})
+
+
+def stored_calibration(folder: Path) -> Calibration | None:
+    """What was stored for the weights that lie in `folder` now; None where nothing was, or for others. Raises InputError."""
+    path = folder / CALIBRATION
+    if not path.is_file():
+        return None
+    stored = read_json(path)
+    if stored.pop("weights", None) != _weights(folder):
+        log.warning(
+            "%s belongs to other weights than those beside it and is left out: evaluate the checkpoint anew", path
+        )
+        return None
+    numbers = {key: stored.get(key) for key in ("temperature", "threshold", "target", "photos")}
+    given = {key: value for key, value in numbers.items() if key != "threshold" or value is not None}
+    if (
+        not all(type(value) in (int, float) and value > 0 for value in given.values())
+        or type(stored.get("way")) is not dict
+    ):
+        raise InputError(f"{path}: temperature, threshold, target, photos or way is missing or of the wrong kind")
+    return Calibration(**numbers, way=stored["way"])
+
+
+def _weights(folder: Path) -> str:
+    """The digest that training wrote beside an adapter; empty for weights of other tools."""
+    return (read_text(folder / DIGEST).split() or [""])[0] if (folder / DIGEST).is_file() else ""

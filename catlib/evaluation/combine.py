@@ -1,6 +1,7 @@
 """Would using both models be better than either? Their calibrated log-probabilities averaged, the weight chosen on
 validation."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,12 @@ from catlib.evaluation.calibration import fit_temperature
 from catlib.evaluation.outcomes import Outcomes, outcomes
 
 WEIGHTS = np.linspace(0.0, 1.0, 21)
+
+
+def mix(weight: float, temperatures: Sequence[float], *scores: np.ndarray) -> np.ndarray:
+    """The log-probabilities (n, breeds) of two models, `weight` being the first one's, each at its temperature, averaged."""
+    own, other = (log_softmax(s / t, axis=1) for s, t in zip(scores, temperatures, strict=True))
+    return log_softmax(weight * own + (1 - weight) * other, axis=1)
 
 
 def combine(
@@ -31,14 +38,9 @@ def combine(
     if first is None or second is None or first.log_probs is None or second.log_probs is None:
         return None
     temperatures, rows = [fit_temperature(s) for s in (first, second)], np.arange(len(first))
-
-    def mix(weight: float, *scores: np.ndarray) -> np.ndarray:
-        own, other = (log_softmax(s / t, axis=1) for s, t in zip(scores, temperatures, strict=True))
-        return log_softmax(weight * own + (1 - weight) * other, axis=1)
-
-    loss = [-mix(w, first.log_probs, second.log_probs)[rows, first.true].mean() for w in WEIGHTS]
+    loss = [-mix(w, temperatures, first.log_probs, second.log_probs)[rows, first.true].mean() for w in WEIGHTS]
     weight = round(float(WEIGHTS[int(np.argmin(loss))]), 2)
-    said = mix(weight, a.log_probs, b.log_probs).argmax(axis=1)
+    said = mix(weight, temperatures, a.log_probs, b.log_probs).argmax(axis=1)
     better = a if a.correct.mean() >= b.correct.mean() else b
     cells = make_cells(a.true, np.column_stack([said, better.predicted]), group=a.group)
     counts = resample_cells(cells, bootstrap, seed, PSEUDO_PAIRED)

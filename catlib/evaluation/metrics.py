@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 from scipy import sparse
-from scipy.stats import chi2
+from scipy.stats import binom, chi2
 from sklearn.metrics import accuracy_score, precision_recall_fscore_support
 from threadpoolctl import threadpool_limits
 
@@ -76,6 +76,7 @@ def evaluate_outcomes(
         "latency_ms": latency(o),
         "device": o.meta.get("device"),
         "photos_per_second": o.meta.get("images_per_second"),
+        "reasons": bool(o.meta.get("reasons")) or o.meta.get("answer_style") == "label+traits",
         "per_breed": report,
     }
     if len(chosen):
@@ -155,22 +156,27 @@ def expected_calibration_error(confidence: np.ndarray, correct: np.ndarray, bins
 
 
 def latency(o: Outcomes) -> dict[str, Any]:
-    """p50 and p95 of the milliseconds for one photo, and `kind`: how they were measured.
+    """p50 with its 95 % interval and p95 of the milliseconds for one photo, and `kind`: how they were measured.
 
-    Photos measured one at a time (the sidecar's `latency_single_ms`: a list of times, or p50 and p95) come first; a
-    photo's share of its batch's time says what a queue of photos costs and not how long one person waits.
+    Photos measured one at a time (the sidecar's `latency_single_ms`: a list of times, or p50, p95 and n) come first; a photo's
+    share of its batch's time says what a queue costs and not how long one person waits. The interval is the exact one between
+    two of the sorted times (there is none for fewer than six); without the times they are taken as log-normal, n as 1 if not given.
     """
     single = o.meta.get("latency_single_ms")
     if isinstance(single, dict) and single.get("p50") is not None:
-        p50, p95 = float(single["p50"]), float(single["p95"] if single.get("p95") is not None else single["p50"])
-        return {"p50": p50, "p95": p95, "kind": "one photo at a time"}
+        p50, p95 = float(single["p50"]), float(single["p50"] if single.get("p95") is None else single["p95"])
+        deviation = np.log(max(p95, p50, 1e-9) / max(p50, 1e-9)) / 1.645
+        wide = float(np.exp(1.96 * 1.2533 * deviation / np.sqrt(single.get("n") or 1)))
+        return {"p50": p50, "p95": p95, "p50_ci95": [p50 / wide, p50 * wide], "kind": "one photo at a time"}
     times, kind = o.latency_ms[~np.isnan(o.latency_ms)], "share of a batch"
     if isinstance(single, list | tuple) and single:
         times, kind = np.array(single, dtype=float), "one photo at a time"
     if not len(times):
-        return {"p50": None, "p95": None, "kind": "not measured"}
-    p50, p95 = np.percentile(times, [50, 95])
-    return {"p50": float(p50), "p95": float(p95), "kind": kind}
+        return {"p50": None, "p95": None, "p50_ci95": None, "kind": "not measured"}
+    ordered, cut = np.sort(times), int(binom.ppf(0.025, len(times), 0.5))
+    p50, p95 = map(float, np.percentile(times, [50, 95]))
+    ends = [float(ordered[cut - 1]), float(ordered[len(ordered) - cut])] if cut else None
+    return {"p50": p50, "p95": p95, "p50_ci95": ends, "kind": kind}
 
 
 def _figure(value: float, draws: np.ndarray, widen: float | None) -> dict[str, Any]:

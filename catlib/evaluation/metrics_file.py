@@ -1,45 +1,97 @@
-"""metrics.json of a run: what one notebook or command adds to it never loses what another has written."""
+"""The files of an evaluation: predictions, found and read; metrics.json, to which what one writes never loses another's."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from catlib.breeds import PRIORITY_BREEDS
+from catlib.data.records import PredictionSet, read_predictions
 from catlib.errors import CatlibError, InputError
 from catlib.files import read_json, write_json
+from catlib.paths import resolve
+from catlib.settings import split_list
 
+log = logging.getLogger(__name__)
 METRICS_FILE = "metrics.json"
 read_metrics = read_json  # the content of a metrics file; InputError naming it when it is missing or no JSON object
 
 
+def read_all(paths: Sequence[str | Path]) -> dict[str, PredictionSet]:
+    """Prediction files by model name (the file's); what a reader has to know about them is logged.
+
+    Raises InputError when two files have the same name.
+    """
+    sets: dict[str, PredictionSet] = {}
+    for path in map(given_file, paths):
+        if path.stem in sets:
+            raise InputError(f"{path}: a second file of the model {path.stem!r}; a model is named after its file")
+        sets[path.stem] = read_predictions(path)
+        for remark in sets[path.stem].remarks:
+            log.warning("%s", remark)
+    return sets
+
+
+def given_file(path: str | Path) -> Path:
+    """A file named on the command line: from the working directory, else from the project's root, as everywhere in catlib."""
+    here = Path(path).expanduser()
+    return here if here.is_file() or not resolve(path).is_file() else resolve(path)
+
+
+def read_folder(folder: Path) -> dict[str, PredictionSet]:
+    """All predictions that lie in a folder (`run_dir`/predictions, or its `val`)."""
+    return read_all(sorted(folder.glob("*.jsonl"))) if folder.is_dir() else {}
+
+
+def choose_priority(named: str | None, sets: Sequence[PredictionSet]) -> tuple[str, ...]:
+    """The priority breeds: those `named` (comma separated), else those of the plan's seven that the models know and that have a photo.
+
+    A named breed without a photo is refused when the metrics are computed.
+    """
+    if named is not None and named.strip():
+        return tuple(split_list(named))
+    known = {breed for predictions in sets for breed in predictions.breeds}
+    shown = {prediction.breed for predictions in sets for prediction in predictions.predictions}
+    found = tuple(breed for breed in PRIORITY_BREEDS if breed in known & shown)
+    if unseen := [breed for breed in PRIORITY_BREEDS if breed in known - shown]:
+        log.warning("priority breeds without a test photo, not measurable and in no average: %s", ", ".join(unseen))
+    elif len(found) < len(PRIORITY_BREEDS):
+        said = "of the plan's %d priority breeds these models know %d; name others with --priority"
+        log.warning(said, len(PRIORITY_BREEDS), len(found))
+    return found
+
+
+def check_bootstrap(resamples: int) -> None:
+    """Raises InputError when there are too few resamples for the ends of a 95 % interval."""
+    if resamples < 100:
+        raise InputError(
+            f"--bootstrap {resamples}: a 95 % interval needs at least 100 resamples, 2000 for a stable one"
+        )
+
+
 def write_metrics(
-    run_dir: Path,
+    place: Path,
     *,
     models: Mapping[str, Mapping[str, Any]] | None = None,
     comparisons: Sequence[Mapping[str, Any]] | None = None,
     verdict: Mapping[str, Any] | None = None,
     **further: Any,
 ) -> Path:
-    """Merge figures into `run_dir`/metrics.json and return its path.
+    """Merge figures into metrics.json of the folder `place`, or into the file of that name, and return its path.
 
     `models` replaces the entries of the same names, `comparisons` those of the same pair; `verdict` brings `criteria` and
     `recommendation`; `further` keys are set as they are. Written as a whole, strict JSON. Raises CatlibError when a figure
     is NaN or infinite, which would say that it was not computed.
     """
-    return merge_into(run_dir / METRICS_FILE, models=models, comparisons=comparisons, verdict=verdict, **further)
-
-
-def merge_into(path: Path, **parts: Any) -> Path:
-    """`write_metrics` for a metrics file of any name."""
+    path = place if place.suffix == ".json" else place / METRICS_FILE
     content = existing(path)
-    models, comparisons, verdict = (parts.pop(key, None) for key in ("models", "comparisons", "verdict"))
     if models:
         content["models"] = {**content.get("models", {}), **models}
     if comparisons:
         pairs = {(c["a"], c["b"]) for c in comparisons}
         kept = [c for c in content.get("comparisons", []) if (c["a"], c["b"]) not in pairs]
         content["comparisons"] = [*kept, *comparisons]
-    content.update(verdict or {})
-    content.update({key: value for key, value in parts.items() if value is not None})
+    content |= {**(verdict or {}), **{key: value for key, value in further.items() if value is not None}}
     try:
         write_json(path, content)
     except ValueError as error:

@@ -6,11 +6,10 @@ from typing import Any
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullFormatter
 
 from catlib.classifiers.tracks import TUNED, ordered, track
 from catlib.evaluation.calibration import Calibrated, risk_coverage
-from catlib.evaluation.tables import Entry, in_words, number, signed, within
+from catlib.evaluation.tables import Entry, in_words, signed, within
 from catlib.figures import (
     GREEN,
     GREY,
@@ -185,42 +184,6 @@ def _answered(c: Calibrated, others: Sequence[Calibrated]) -> str:
         if o.chosen is not None
     ]
     return f"{said} Thresholds chosen in the same way answer: {', '.join(shares)}." if shares else said
-
-
-@figure
-def times(models: Mapping[str, Entry], budget_ms: float) -> tuple[Figure, str]:
-    """Median and 95th percentile of the milliseconds for one photo, on a logarithmic axis, and the budget."""
-    found = {name: models[name]["latency_ms"] for name in ordered(models)[::-1]}
-    found = {name: ms for name, ms in found.items() if ms["p50"] is not None}
-    fig, axes = plt.subplots(figsize=(WIDTH, 1.3 + 0.42 * max(len(found), 1)))
-    for row, (name, ms) in enumerate(found.items()):
-        look, said = track(name), f"{number(ms['p50'])} ms, p95 {number(ms['p95'])}"
-        axes.plot([ms["p50"], ms["p95"]], [row, row], color=look.color, alpha=0.45, linewidth=6, solid_capstyle="round")
-        axes.plot(ms["p50"], row, look.marker, color=look.color, markersize=9)
-        axes.text(1.01, row, said, va="center", transform=axes.get_yaxis_transform())
-    axes.axvline(budget_ms, color=RED, linestyle="--", linewidth=1.5)
-    axes.text(budget_ms, len(found) - 0.45, f" budget {budget_ms:g} ms", color=RED, fontsize=9, va="bottom")
-    axes.set_xscale("log")
-    fastest, slowest = (
-        pick([budget_ms, *(ms[key] for ms in found.values())]) for pick, key in ((min, "p50"), (max, "p95"))
-    )
-    axes.set_xlim(fastest / 2, slowest * 2)
-    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
-    axes.xaxis.set_minor_formatter(NullFormatter())
-    axes.set_ylim(-0.6, len(found) - 0.2)
-    axes.set_yticks(range(len(found)), [track(name).short for name in found])
-    axes.set_xlabel("milliseconds for one photo: mark at the median, line to the 95th percentile")
-    if not found:
-        return fig, "No model's time was measured."
-    over = [track(name).title for name, ms in reversed(found.items()) if ms["p50"] > budget_ms]
-    fast, slow = (pick(found, key=lambda name: found[name]["p50"]) for pick in (min, max))
-    kept = f"{' and '.join(over)} exceed{'s' if len(over) == 1 else ''}" if over else "every model keeps"
-    ratio = found[slow]["p50"] / found[fast]["p50"]
-    return fig, (
-        f"Measured as {' and '.join(sorted({ms['kind'] for ms in found.values()}))}: {kept} the budget of {budget_ms:g} ms; "
-        f"{track(slow).title} takes {ratio:.1f} times as long as {track(fast).title}."
-    )
 
 
 @figure

@@ -1,16 +1,22 @@
 """From a dataset and models to prediction files: what notebooks 03 and 04 do before there is anything to measure."""
 
+import hashlib
 import logging
+from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from catlib.classifiers.predict import predict
 from catlib.classifiers.tracks import TRACKS, TUNED, Bench, Role, Track, find_vlm, load_vlm, names_of
+from catlib.data.images import inside
 from catlib.data.prepare import load_dataset
-from catlib.data.records import read_samples
+from catlib.data.records import Sample, read_samples
 from catlib.data.sampling import evenly
-from catlib.errors import InputError
-from catlib.evaluation.inputs import check_bootstrap, read_folder
-from catlib.evaluation.results import Results
+from catlib.errors import CatlibError, InputError
+from catlib.evaluation.calibration import fit_calibration, store_calibration
+from catlib.evaluation.metrics_file import check_bootstrap, read_folder
+from catlib.evaluation.outcomes import outcomes
+from catlib.evaluation.results import Results, keys_of
 from catlib.paths import resolve
 from catlib.settings import ComparisonSettings, EvaluationSettings, split_list
 
@@ -24,10 +30,11 @@ LATENCY_PHOTOS = 32  # photos that are timed one by one
 def open_bench(settings: EvaluationSettings | ComparisonSettings) -> Bench:
     """The photos that the settings name, and the checkpoint, of which nothing is loaded.
 
-    Raises InputError when a file is missing, or a priority breed is not in the data.
+    Raises InputError when a file is missing, a priority breed is not in the data, or test photos were trained on.
     """
     check_bootstrap(settings.bootstrap)
     dataset = load_dataset(resolve(settings.test_data).parent)
+    fits = isinstance(settings, ComparisonSettings)
     priority = tuple(split_list(settings.priority_breeds))
     if not priority:
         tested = {sample.breed for sample in dataset.test}
@@ -39,23 +46,67 @@ def open_bench(settings: EvaluationSettings | ComparisonSettings) -> Bench:
             f"priority_breeds: {', '.join(unknown)} not among the breeds of the data, which are "
             f"{', '.join(dataset.breeds)}"
         )
-    train = settings.train_data if isinstance(settings, ComparisonSettings) else ""
+    train = tuple(read_samples(resolve(settings.train_data), dataset.image_root)) if fits else ()
     test = tuple(read_samples(resolve(settings.test_data), dataset.image_root))
+    val = tuple(read_samples(resolve(settings.val_data), dataset.image_root))
+    checkpoint = None if fits else find_vlm(settings, dataset.breeds)
+    seen = {settings.val_data: val, "train.jsonl": dataset.train}
+    if fits:
+        seen[settings.train_data] = train
+    elif (used := resolve((checkpoint.training.get("settings") or {}).get("train_data") or "data")).is_file():
+        seen[str(used)] = tuple(read_samples(used))  # what the checkpoint was trained on, wherever the test photos lie
+    for name, samples in seen.items():
+        refuse_trained_on(test, samples, name, dataset.image_root)
     return Bench(
         run_dir=resolve(settings.run_dir),
         image_root=dataset.image_root,
         breeds=dataset.breeds,
         priority=priority,
-        train=tuple(read_samples(resolve(train), dataset.image_root)) if train else (),
-        val=tuple(read_samples(resolve(settings.val_data), dataset.image_root)),
+        train=train,
+        val=val,
         test=evenly(test, settings.max_test_photos, settings.seed),
-        checkpoint=find_vlm(settings, dataset.breeds) if isinstance(settings, EvaluationSettings) else None,
+        checkpoint=checkpoint,
     )
 
 
-def predict_candidates(bench: Bench, settings: EvaluationSettings) -> Results:
-    """Predictions of the VLM, tuned and, if wanted, untuned."""
-    return _predict_all(bench, settings, "candidate")
+def refuse_trained_on(test: Sequence[Sample], seen: Sequence[Sample], name: str, root: Path) -> None:
+    """Raise InputError where test photos are among those seen, by digest (of the file where the sample names none) or by id."""
+    known = keys_of(seen)
+    if not all(s.metadata.get("sha256") for s in (*test, *seen)):
+        known |= {_digest(s, root) for s in seen}
+    both = [s for s in test if s.id in known or _digest(s, root) in known]
+    if both:
+        raise InputError(
+            f"{len(both)} of {len(test)} test photos stand in {name} as well (the first: {both[0].id!r}): figures on photos that "
+            "were trained on say nothing; split the photos anew with: catlib data"
+        )
+
+
+def _digest(sample: Sample, root: Path) -> str:
+    if known := sample.metadata.get("sha256"):
+        return str(known)
+    photo = inside(root, sample.image)
+    return hashlib.sha256(photo.read_bytes()).hexdigest() if photo.is_file() else sample.id
+
+
+def predict_candidates(bench: Bench, settings: EvaluationSettings, readings: bool = False) -> Results:
+    """Predictions of the VLM, tuned and, if wanted, untuned. What is fitted on validation photos is stored with the checkpoint.
+
+    `readings`: in place of that, test predictions of the tuned VLM in the `further_decodings`; with them, those of its own decoding.
+    """
+    if readings:
+        made = [entry.name for entry in TRACKS if entry.of and predict_track(entry, bench, settings, ("test",))]
+        bench.free()
+        test = read_folder(bench.run_dir / "predictions")
+        return Results(test, {}, bench.priority, settings.bootstrap, settings.seed).only([TUNED, *made])
+    results = _predict_all(bench, settings, "candidate")
+    scored = results.val.get(TUNED)
+    if bench.checkpoint and bench.checkpoint.folder and scored and scored.meta.get("decoding") == "score":
+        try:
+            store_calibration(bench.checkpoint.folder, fit_calibration(outcomes(scored)))
+        except CatlibError as error:  # a folder that only others may write
+            log.warning("the calibration is not stored with the checkpoint: %s", error)
+    return results
 
 
 def predict_opponents(bench: Bench, settings: ComparisonSettings) -> Results:
@@ -71,30 +122,37 @@ def predict_opponents(bench: Bench, settings: ComparisonSettings) -> Results:
 
 
 def _predict_all(bench: Bench, settings: EvaluationSettings | ComparisonSettings, *roles: Role) -> Results:
-    made = [entry.name for entry in TRACKS if entry.role in roles and _predict(entry, bench, settings)]
+    wanted = (entry for entry in TRACKS if entry.role in roles and not entry.of)
+    made = [entry.name for entry in wanted if predict_track(entry, bench, settings)]
     bench.free()
     folder = bench.run_dir / "predictions"
     found = Results(read_folder(folder), read_folder(folder / "val"), bench.priority, settings.bootstrap, settings.seed)
     return found.only(made if "candidate" in roles else [*made, *names_of("candidate")])
 
 
-def _predict(entry: Track, bench: Bench, settings: EvaluationSettings | ComparisonSettings) -> bool:
+def predict_track(
+    entry: Track,
+    bench: Bench,
+    settings: EvaluationSettings | ComparisonSettings,
+    parts: Sequence[str] = ("val", "test"),
+) -> bool:
     """Predictions of one model: the test photos into predictions/NAME.jsonl, the validation photos into predictions/val.
 
-    What it has fitted goes into probes/. Only the test photos are timed; there nothing that another model has computed is
-    used again. False where the settings leave the model out.
+    What it has fitted goes into probes/. The test photos (of a call without them, the others) are timed; there nothing that another
+    model has computed is used again. False where the settings leave the model out.
     """
     classifier = entry.make(bench, settings) if entry.make else None
     if classifier is None:
         return False
-    for folder, samples, timed in (("predictions/val", bench.val, 0), ("predictions", bench.test, LATENCY_PHOTOS)):
+    for part in parts:
+        timed = part == "test" or "test" not in parts
         predict(
             classifier,
-            samples,
+            bench.test if part == "test" else bench.val,
             bench.image_root,
-            bench.run_dir / folder / f"{entry.name}.jsonl",
+            bench.run_dir / ("predictions" if part == "test" else "predictions/val") / f"{entry.name}.jsonl",
             settings.eval_batch_size,
-            latency_photos=timed,
+            latency_photos=LATENCY_PHOTOS if timed else 0,
             reuse=not timed,
             seed=settings.seed,
         )
@@ -108,7 +166,7 @@ def explain_examples(
     """Why the tuned VLM says so, for some photos: right, wrong and of priority breeds, `each` of a kind."""
     from catlib.classifiers.explain import explain_prediction, pick_examples
     from catlib.classifiers.vlm import VLMClassifier
-    from catlib.data.images import inside, open_image
+    from catlib.data.images import open_image
 
     chosen = pick_examples(results.test[TUNED], bench.priority, each)
     classifier = VLMClassifier(load_vlm(bench, settings), bench.breeds, score_norm=settings.score_norm, name=TUNED)

@@ -1,25 +1,31 @@
-"""Is the tuned VLM worth it against CLIP? The plan's rules as three tables: what decides, what is told, what is measured."""
+"""Which track to run, and before a training whether to train: the plan's rules (assets/rules.yaml) over the facts of all tracks."""
 
 import math
 import operator
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from types import SimpleNamespace
+from functools import cache
+from pathlib import Path
 from typing import Any
 
-from catlib.classifiers.tracks import TUNED, Role, names_of, track
+from catlib.classifiers.tracks import TUNED, UNTUNED, names_of, ordered, track
 from catlib.errors import InputError
-from catlib.evaluation.tables import Entry, in_words, points, signed, test_name
+from catlib.evaluation.tables import Entry, cost, in_words, milliseconds, points, signed, test_name
 from catlib.evaluation.tables import within as bounds
+from catlib.files import parse_yaml, read_text
 from catlib.settings import ComparisonSettings
 
+RULES = Path(__file__).parents[1] / "assets" / "rules.yaml"
 UNDECIDED = "undecided"
 Met = bool | str  # True, False or UNDECIDED
+PLAN_BUDGET_MS = 150.0  # the plan: skip the VLM where a photo may take less
 DECISIONS = {
     "adopt": "Adopt the tuned VLM.",
-    "keep-clip": "Keep the cheaper model.",
+    "keep-clip": "Do without the tuned VLM.",
     "combine": "Use both: neither model alone is the better choice.",
     "inconclusive": "Undecided: these photos cannot tell.",
+    "train": "Train.",
+    "skip": "Do not train.",
 }
 
 
@@ -37,9 +43,9 @@ def more_than(figure: Entry | None, target: float) -> Met:
     return at_least(figure, target, operator.gt)
 
 
-def ends(figure: Entry) -> tuple[float, float]:
+def ends(figure: Entry | None) -> tuple[float, float]:
     """The ends of the interval; without one, a figure may be anything."""
-    return tuple(figure["ci95"] or (-math.inf, math.inf))
+    return tuple((figure or {}).get("ci95") or (-math.inf, math.inf))
 
 
 def surely_worse(versus: Entry) -> bool:
@@ -53,195 +59,10 @@ def accuracy_gain(versus: Entry) -> Entry:
 
 
 @dataclass(frozen=True)
-class Rule:
-    """The first rule that applies decides. `use`: the tracks to run; `because`: a sentence filled with the facts."""
-
-    decision: str
-    use: str
-    when: Callable[[SimpleNamespace], bool]
-    because: str
-
-
-RULES = (
-    Rule(
-        "keep-clip",
-        "reference",
-        lambda f: f.needless is True and not (f.want.explanations_wanted or f.want.accuracy_first),
-        "{reference.first} is already right on more than {want.clip_good_enough:.0%} of the priority photos: the plan says to "
-        "skip the VLM then.",
-    ),
-    Rule(
-        "keep-clip",
-        "reference",
-        lambda f: f.worse and not f.rare_better,
-        "The tuned VLM is worse than {reference.title} on the same photos: the interval of the gain and {test} say so.",
-    ),
-    Rule(
-        "keep-clip",
-        "reference",
-        lambda f: f.in_time is False and not f.want.accuracy_first,
-        "The tuned VLM needs {p50:.0f} ms for a photo on this hardware ({device_text}), over the budget of "
-        "{want.latency_budget_ms:g} ms: whatever its accuracy, it cannot be used within that budget.",
-    ),
-    Rule(
-        "combine",
-        "tuned reference",
-        lambda f: f.worse,
-        "The tuned VLM is worse than {reference.title} overall, but better on the priority breeds: let each do what it is good "
-        "at.",
-    ),
-    Rule(
-        "keep-clip",
-        "probe",
-        lambda f: f.worse_than_probe and not f.rare_over_probe,
-        "{probe.first} is better than the tuned VLM at a fraction of the cost: use that.",
-    ),
-    Rule(
-        "combine",
-        "tuned reference",
-        lambda f: f.gain_met is True and f.rare is not None and ends(f.rare)[1] < 0,
-        "The tuned VLM is better than {reference.title} overall, but worse on the priority breeds: use {reference.title} where "
-        "the answer may be one of them.",
-    ),
-    # The targets over the reference are met: does the language model add anything over a probe?
-    Rule("adopt", "tuned", lambda f: f.success and f.probe is None, "{achieved}."),
-    Rule(
-        "combine",
-        "tuned probe",
-        lambda f: f.success and f.most_over_probe < 0,
-        "Overall {probe.title} is better, on the priority breeds the tuned VLM: let each do what it is good at.",
-    ),
-    Rule("adopt", "tuned", lambda f: f.success and (f.beats_probe or f.rare_over_probe), "{achieved}."),
-    Rule(
-        "adopt",
-        "tuned",
-        lambda f: f.success and f.want.explanations_wanted,
-        "{achieved}. {probe.first} is as good as far as these photos tell, but it cannot give the reasons that are wanted.",
-    ),
-    Rule(
-        "keep-clip",
-        "probe",
-        lambda f: f.success and f.most_over_probe < f.want.target_gain_points,
-        "{achieved}. But {probe.title} does as well within {want.target_gain_points:g} points at a fraction of the cost.",
-    ),
-    Rule(
-        "inconclusive",
-        "probe",
-        lambda f: f.success,
-        "{achieved}. But these photos cannot tell whether it beats {probe.title}, which costs a fraction.",
-    ),
-    # From here on a target is open or missed.
-    Rule(
-        "combine",
-        "tuned reference",
-        lambda f: f.rare_better and f.rare_met is not False and not f.better_elsewhere,
-        "The tuned VLM is better on the priority breeds and not surely on the others: use it where the answer may be a "
-        "priority breed, and {reference.title} elsewhere.",
-    ),
-    Rule(
-        "combine",
-        "tuned reference",
-        lambda f: f.mixed is not None and ends(f.mixed)[0] > 0 and f.gain_met is not True,
-        "Averaging both models gains {mixed[gain_points]:+.1f} points over the better one, and the interval excludes 0; one "
-        "alone does not reach the target.",
-    ),
-    Rule(
-        "keep-clip",
-        "reference",
-        lambda f: f.gain_met is False,
-        "The gain over {reference.title} is below {want.target_gain_points:g} points, and the interval excludes more.",
-    ),
-    Rule(
-        "keep-clip",
-        "reference",
-        lambda f: f.rare_met is False,
-        "The priority macro-F1 is below {want.target_priority_f1:.0%}, and the interval excludes more: the purpose is not "
-        "reached; collect photos of these breeds before paying for a VLM.",
-    ),
-    Rule("inconclusive", "reference", lambda f: True, "{versus[n]} photos cannot decide it: {still_open}"),
-)
-
-# What is told after the deciding sentence, where it applies.
-REASONS: tuple[tuple[Callable[[SimpleNamespace], bool], str], ...] = (
-    (
-        lambda f: not f.zero_shot_run,
-        "Zero-shot CLIP was not run: the reference is {reference.title}, which has seen the training photos as the VLM has.",
-    ),
-    (
-        lambda f: True,
-        "Against {reference.title} the tuned VLM's accuracy is {moved} on {versus[n]} photos ({test}: p {p}).",
-    ),
-    (lambda f: f.rare is None, "No priority breeds were given, so nothing is said about them."),
-    (
-        lambda f: f.rare is not None,
-        "On the priority breeds its macro-F1 is {own_text}, against {their_text} of {reference.title} ({rare_text}).",
-    ),
-    (
-        lambda f: f.probe is None,
-        "No linear probe was run: a gain over zero-shot CLIP then only says that trained beats untrained.",
-    ),
-    (
-        lambda f: f.probe is not None and f.zero_shot_run,
-        "Against {probe.title}, which learns from the same photos without a language model, its accuracy is {moved_probe}.",
-    ),
-    (lambda f: f.p50 is None, "Its time for a photo was not measured, so the latency budget stays open."),
-    (
-        lambda f: f.p50 is not None,
-        "A photo takes the tuned VLM {p50:.0f} ms (median, {timed}){beside}; the budget of "
-        "{want.latency_budget_ms:g} ms is {budget}.",
-    ),
-    (
-        lambda f: f.mixed is not None,
-        "Averaging both models (weight of the VLM {mixed[weight_a]:.2f}, chosen on validation) gives {mixed[accuracy]:.1%} "
-        "accuracy, {mixed_text} over {mixed_over} alone, the better one of the two.",
-    ),
-    (
-        lambda f: f.device == "cpu",
-        "The plan also says to skip the VLM where there is no GPU; it ran on a CPU here, and the time above is a CPU's.",
-    ),
-    (
-        lambda f: f.want.explanations_wanted,
-        "Reasons are wanted with the breed: of these models only the VLM can give them.",
-    ),
-)
-
-# What is shown: key, kind (success: wanted; skip, do: the plan's rules), unit (empty: rests on no figure), name, target.
-CRITERIA = (
-    ("priority", "success", "share", "Priority macro-F1 of the tuned VLM", "at least {want.target_priority_f1:.0%}"),
-    (
-        "gain",
-        "success",
-        "points",
-        "Accuracy gain over {reference.title}",
-        "at least {want.target_gain_points:g} points",
-    ),
-    ("probe", "success", "points", "Accuracy gain over {probe.title}", "more than 0 points"),
-    ("latency", "success", "ms", "Median time of the tuned VLM for one photo", "at most {want.latency_budget_ms:g} ms"),
-    (
-        "skip",
-        "skip",
-        "share",
-        "Skip it: {reference.title} is good on the priority breeds",
-        "over {want.clip_good_enough:.0%} right",
-    ),
-    (
-        "do",
-        "do",
-        "share",
-        "Do it: priority macro-F1 of {reference.title} stays low",
-        "below {want.clip_priority_f1:.0%}",
-    ),
-    ("no-gpu", "skip", "", "Skip it: there is no GPU", "no GPU"),
-    ("explanations", "do", "", "Do it: reasons are wanted with the breed", "asked for"),
-    ("accuracy-first", "do", "", "Do it: accuracy outranks latency", "asked for"),
-)
-
-
-@dataclass(frozen=True)
 class Verdict:
-    """`decision`: a key of DECISIONS. `use`: the tracks to run, joined by "+". `reasons`: sentences, the deciding one first.
+    """`decision`: a key of DECISIONS. `use`: the tracks to run, joined by "+"; of a gate, the best one that is there.
 
-    `criteria`: entries of metrics.json. `reference`: the model that the tuned VLM was measured against.
+    `reasons`: sentences, the deciding one first. `criteria`: entries of metrics.json. `reference`: what the targets are over.
     """
 
     decision: str
@@ -258,157 +79,304 @@ class Verdict:
     @property
     def text(self) -> str:
         """Decision, tracks to run and reasons, in Markdown."""
-        use = " and ".join(track(name).title for name in self.use.split("+"))
+        run = f" To run: {' and '.join(track(name).title for name in self.use.split('+'))}." if self.use else ""
         reasons = "\n".join(f"- {reason}" for reason in self.reasons)
-        return f"**Recommendation: {self.decision}. {DECISIONS[self.decision]}** To run: {use}.\n\n{reasons}"
+        return f"**Recommendation: {self.decision}. {DECISIONS[self.decision]}**{run}\n\n{reasons}"
 
 
 def judge(
-    models: Mapping[str, Entry], comparisons: Sequence[Entry], want: ComparisonSettings, candidate: str = TUNED
+    models: Mapping[str, Entry],
+    comparisons: Sequence[Entry],
+    want: ComparisonSettings,
+    candidate: str | None = TUNED,
+    *,
+    record: Mapping[str, Any] | None = None,
+    need: Mapping[str, Any] | None = None,
+    remarks: Sequence[str] = (),
 ) -> Verdict:
-    """The verdict on `candidate` from entries of metrics.json; `want` holds the targets and what the user wishes.
+    """The verdict on `candidate` from entries of metrics.json, `comparisons` being its gains over every other model.
 
-    The reference is zero-shot CLIP; where it was not run, the best linear probe. The best probe is shown beside in any
-    case. Raises InputError when the candidate, a reference or the paired comparison of the two is missing.
+    With `candidate` None nothing is trained yet, and the decision is train or skip; `need` then holds what a training takes:
+    {"obstacle": text, "text", "device", "reasons": whether its answers give reasons}. `record`: the training's own (training.json).
+    `remarks`: what a reader has to know about the photos. Raises InputError when figures or a comparison are missing, or when
+    models were measured on different photos.
     """
-    if candidate not in models:
+    if candidate is not None and candidate not in models:
         raise InputError(f"no figures of {candidate}: evaluate it first (found: {', '.join(models) or 'none'})")
-    reference, probe = reference_of(models), _best(models, "opponent")
-    facts = gather(models, comparisons, want, candidate, reference, probe)
-    rule = next(rule for rule in RULES if rule.when(facts))
-    names = {"tuned": candidate, "reference": reference, "probe": probe or ""}
-    told = [rule.because, *(sentence for when, sentence in REASONS if when(facts))]
+    if len(counts := {m["n"] for m in models.values()}) > 1:
+        raise InputError(
+            f"the models were measured on different photos ({', '.join(map(str, sorted(counts)))} of them)"
+        )
+    facts = _facts_of_others(models, want, candidate) | {
+        "obstacle": "",
+        **(need or {}),
+        "need": (need or {}).get("text", ""),
+    }
+    outcome = (record or {}).get("outcome") or {}
+    gives = bool((need or record or {}).get("reasons") or (candidate and models[candidate].get("reasons")))
+    facts |= {
+        "wanted_reasons": want.explanations_wanted and gives,
+        "reasons_not_given": want.explanations_wanted > gives,
+    }
+    facts["lifted"] = want.accuracy_first or facts["wanted_reasons"]
+    if candidate is not None:
+        facts |= _facts_of_candidate(models, comparisons, want, candidate, facts)
+    shown = _measured(facts, want, outcome, outcome.get("device") or facts.get("device"), gives)
+    rows = _rows(shown, facts, bool(candidate))
+    if facts.get("success"):
+        facts["achieved"] = _achieved(facts, rows)
+    rule = next(rule for rule in _tables()["decide"] if _holds(rule["when"], facts))
+    said = [rule["because"].format(**facts), *facts.get("against", ())]
+    said += [entry["text"].format(**facts) for entry in _tables()["tell"] if _holds(entry["when"], facts)]
     return Verdict(
-        decision=rule.decision,
-        use="+".join(names[role] for role in rule.use.split()),
-        reasons=tuple(sentence.format(**vars(facts)) for sentence in told),
-        criteria=tuple(list_criteria(facts)),
-        reference=reference,
+        "skip" if candidate is None and rule["decision"] != "train" else rule["decision"],
+        "+".join(filter(None, (facts[role] for role in rule["use"].split()))),
+        tuple(text[:1].upper() + text[1:] for text in (*said, *remarks)),
+        tuple(rows),
+        facts["reference"],
     )
 
 
+@cache
+def _tables() -> dict[str, list[dict[str, str]]]:
+    return parse_yaml(read_text(RULES), str(RULES))
+
+
+def _holds(condition: str, facts: Mapping[str, Any]) -> bool:
+    """Whether all the named facts hold; one that this answer does not have does not."""
+    return all(bool(facts.get(n.removeprefix("not "))) != n.startswith("not ") for n in condition.split(", "))
+
+
 def reference_of(models: Mapping[str, Entry]) -> str:
-    """What the tuned VLM is measured against: zero-shot CLIP, else the best linear probe. Raises InputError without either."""
-    reference = _best(models, "baseline") or _best(models, "opponent")
-    if reference is None:
-        known = " or ".join(names_of("baseline", "opponent"))
-        raise InputError(f"nothing to compare the VLM with: neither {known} was run")
-    return reference
+    """What the plan's targets are measured against: zero-shot CLIP, else the best track that learned from the same photos.
+
+    Raises InputError without either.
+    """
+    rest = [n for n in models if track(n).role != "candidate"]
+    found = _best(models, [n for n in rest if n in names_of("baseline")]) or _best(models, rest)
+    if found is None:
+        raise InputError(
+            f"nothing to compare the VLM with: neither {' or '.join(names_of('baseline', 'opponent'))} was run"
+        )
+    return found
 
 
-def gather(
+def _best(models: Mapping[str, Entry], names: Iterable[str], key: str = "accuracy") -> str | None:
+    """The best of the tracks, on validation where all others have such figures, so that none is chosen by its test photos; of
+    equals the faster one."""
+
+    def merit(name: str) -> tuple[float, float]:
+        m = models[name]
+        value = m["validation"].get(key) if _on_validation(models) else (m[key] or {}).get("value")
+        return value or 0.0, -(m["latency_ms"]["p50"] or math.inf)
+
+    return max(names, key=merit, default=None)
+
+
+def _on_validation(models: Mapping[str, Entry]) -> bool:
+    return all(m.get("validation") for m in models.values())
+
+
+def in_time(models: Mapping[str, Entry], name: str | None, budget: float) -> Met:
+    """Whether a photo takes at most `budget` ms (0: any), by the interval of the median. A VLM (None: one that is not trained yet)
+    whose time is not measured is held to the plan's 150 ms."""
+    ms = models[name]["latency_ms"] if name else {}
+    if not budget:
+        return True
+    if ms.get("p50") is None:
+        return False if (not name or track(name).role == "candidate") and budget < PLAN_BUDGET_MS else UNDECIDED
+    return at_least({"value": ms["p50"], "ci95": ms.get("p50_ci95")}, budget, operator.le)
+
+
+def _facts_of_others(models: Mapping[str, Entry], want: ComparisonSettings, candidate: str | None) -> dict[str, Any]:
+    """What is known without a candidate: the other tracks, which of them may be run, and the plan's rules about CLIP and time."""
+    budget = want.latency_budget_ms
+    kept = {n: in_time(models, n, budget) for n in ordered(models)}
+    rest = [n for n in kept if n != candidate]
+    others = [n for n in rest if want.accuracy_first or kept[n] is not False]
+    learned = any(track(n).role != "candidate" for n in rest)
+    apart = {n: models[n] for n in rest}
+    reference = reference_of(apart) if candidate or learned else ""
+    rival = _best(apart, others) or reference
+    zero_shot = models.get(reference) if reference in names_of("baseline") else None
+    slow = in_time(models, candidate, budget) is False
+    if slow and candidate and models[candidate]["latency_ms"]["p50"] is not None:
+        needed = f"{milliseconds(models[candidate])} for a photo on this hardware ({models[candidate].get('device') or 'not known'})"
+        why = (
+            f"{track(candidate).title} needs {needed}, over the budget of {budget:g} ms: it cannot be used within that."
+        )
+    else:
+        why = f"the budget of {budget:g} ms is under the plan's {PLAN_BUDGET_MS:g} ms: it says to skip the VLM then."
+    said = {True: "keeps it", False: "exceeds it", UNDECIDED: "may keep it or not"}
+    return {
+        "want": want,
+        "candidate": candidate,
+        "untrained": candidate is None,
+        "rest": rest,
+        "others": others,
+        "several_others": len(others) > 1,
+        "on_validation": _on_validation(apart),
+        "opponent": any(track(n).role == "opponent" for n in rest),
+        "reference": reference,
+        "reference_title": track(reference).title if reference else "zero-shot CLIP",
+        "Reference": track(reference).first,
+        "rival": rival,
+        "rival_title": track(rival).title,
+        "Rival": track(rival).first,
+        "zero_shot": zero_shot,
+        "needless": more_than(zero_shot and zero_shot["priority_accuracy"], want.clip_good_enough) is True,
+        "too_slow": why if slow else "",
+        "budget": budget,
+        "budget_kept": "; ".join(f"{track(n).title} {said[kept[n]]}" for n in kept),
+        "outranked": "; accuracy or reasons outrank it here" if slow else "",
+        "times": "; ".join(
+            f"{track(n).title} {milliseconds(models[n])}, {cost(models[n], want.price_per_hour)}" for n in kept
+        ),
+    }
+
+
+def _facts_of_candidate(
     models: Mapping[str, Entry],
     comparisons: Sequence[Entry],
     want: ComparisonSettings,
     candidate: str,
-    reference: str,
-    probe: str | None,
-) -> SimpleNamespace:
-    """The facts by the names that the three tables use: figures, what is met, and pieces of sentences."""
-    tuned, against = models[candidate], models[reference]
-    versus = _find(comparisons, candidate, reference)
-    over_probe = _find(comparisons, candidate, probe) if probe else None
-    gain, probe_gain = accuracy_gain(versus), accuracy_gain(over_probe) if over_probe else None
-    rare, own, device = versus["priority_f1_gain_points"], tuned["priority_macro_f1"], tuned.get("device")
-    p50, their_p50 = tuned["latency_ms"]["p50"], against["latency_ms"]["p50"]
-    own_met, gain_met = at_least(own, want.target_priority_f1), at_least(gain, want.target_gain_points)
-    rare_met = True if rare is None else own_met  # without priority breeds nothing is asked about them
-    rare_better = more_than(rare, 0) is True
-    in_time = UNDECIDED if p50 is None else p50 <= want.latency_budget_ms
-    overrides = " (accuracy outranks latency here)" if want.accuracy_first else ""
-    mixed = versus.get("combination")
-    return SimpleNamespace(
-        want=want,
-        reference=track(reference),
-        zero_shot_run=track(reference).role == "baseline",
-        probe=track(probe) if probe else None,
-        versus=versus,
-        gain=gain,
-        gain_met=gain_met,
-        worse=surely_worse(versus),
-        better_elsewhere=more_than(versus["accuracy_gain_elsewhere_points"], 0) is True,
-        own=own,
-        own_met=own_met,
-        rare=rare,
-        rare_met=rare_met,
-        rare_better=rare_better,
+    facts: Mapping[str, Any],
+) -> dict[str, Any]:
+    """What the candidate is worth against every other track."""
+    reference, rival, others, tuned = facts["reference"], facts["rival"], facts["others"], models[candidate]
+    over = {name: _find(comparisons, candidate, name) for name in facts["rest"]}
+    rare_over = {name: c["priority_f1_gain_points"] for name, c in over.items()}
+    better = {name for name, c in over.items() if more_than(accuracy_gain(c), 0) is True}
+    rare_better = {name for name, gain in rare_over.items() if more_than(gain, 0) is True}
+    apart = {n: models[n] for n in over}
+    beater = _best(apart, [n for n in others if surely_worse(over[n])])
+    rare_beater = _best(apart, [n for n in others if ends(rare_over[n])[1] < 0], "priority_macro_f1")
+    versus, own = over[reference], tuned["priority_macro_f1"]
+    gain, mixed = accuracy_gain(versus), over[rival].get("combination")
+    gain_met = at_least(gain, want.target_gain_points)
+    rare_met = (
+        True if own is None else more_than(own, want.target_priority_f1)
+    )  # without them nothing is asked about them
+    times = [models[n]["latency_ms"].get("p50_ci95") for n in (candidate, rival)]
+    return {
+        "Candidate": track(candidate).first,
+        "candidate_title": track(candidate).title,
+        "photos": versus["n"],
+        "gain": gain,
+        "gain_met": gain_met,
+        "gain_reached": gain_met is True,
+        "gain_missed": gain_met is False,
+        "own": own,
+        "rare": rare_over[reference],
+        "rare_missed": rare_met is False,
+        "own_time": {"value": tuned["latency_ms"]["p50"], "ci95": tuned["latency_ms"].get("p50_ci95")},
+        "time_met": in_time(models, candidate, want.latency_budget_ms),
         # On the priority breeds the target may be open where the gain is sure.
-        success=gain_met is True and (rare_met is True or (rare_met == UNDECIDED and rare_better)),
-        theirs=against["priority_macro_f1"],
-        low=at_least(against["priority_macro_f1"], want.clip_priority_f1),
-        their_accuracy=against["priority_accuracy"],
-        needless=more_than(against["priority_accuracy"], want.clip_good_enough),
-        probe_gain=probe_gain,
-        beats_probe=more_than(probe_gain, 0) is True,
-        worse_than_probe=over_probe is not None and surely_worse(over_probe),
-        most_over_probe=ends(over_probe)[1] if over_probe else float("inf"),
-        rare_over_probe=over_probe is not None and more_than(over_probe["priority_f1_gain_points"], 0) is True,
-        mixed=mixed,
-        p50=p50,
-        in_time=in_time,
-        timed=tuned["latency_ms"].get("kind", "as measured"),
-        device=device,
-        device_text=device or "not known",
-        moved=_moved(versus),
-        moved_probe=_moved(over_probe) if over_probe else "",
-        p="< 0.001" if versus["p"] < 0.001 else f"= {versus['p']:.3f}",
-        test=test_name(versus),
-        own_text=in_words(own),
-        their_text=in_words(against["priority_macro_f1"]),
-        rare_text=points(rare, " points"),
-        beside="" if their_p50 is None else f", {track(reference).title} {their_p50:.0f} ms",
-        budget=f"exceeded{overrides}" if in_time is False else "kept",
-        mixed_text=points({"value": mixed["gain_points"], "ci95": mixed["ci95"]}, " points") if mixed else "",
-        mixed_over=track(mixed["over"]).title if mixed else "",
-        achieved=_achieved(gain, own, track(reference).title, want),
-        still_open=_still_open(tuned, versus, gain_met == UNDECIDED, rare_met == UNDECIDED, want),
-    )
-
-
-def list_criteria(f: SimpleNamespace) -> list[dict[str, Any]]:
-    """The entries of `criteria` in metrics.json, from the table and the facts."""
-    wished = {True: "asked for", False: "not asked for"}
-    want, time = f.want, None if f.p50 is None else {"value": f.p50, "ci95": None}
-    measured: dict[str, tuple[Entry | None, Met, str]] = {
-        "priority": (f.own, f.own_met, ""),
-        "gain": (f.gain, f.gain_met, ""),
-        "probe": (f.probe_gain, more_than(f.probe_gain, 0.0), "the fair opponent: it is trained, too"),
-        "latency": (time, f.in_time, f.timed),
-        "skip": (f.their_accuracy, f.needless, ""),
-        "do": (f.theirs, f.low if f.low == UNDECIDED else not f.low, ""),
-        "no-gpu": (None, UNDECIDED if f.device is None else f.device == "cpu", f"ran on: {f.device_text}"),
-        "explanations": (None, want.explanations_wanted, wished[want.explanations_wanted]),
-        "accuracy-first": (None, want.accuracy_first, wished[want.accuracy_first]),
+        "success": gain_met is True and (rare_met is True or (rare_met == UNDECIDED and reference in rare_better)),
+        "beats_all": all(n in better or (n in rare_better and ends(over[n])[1] > 0) for n in others),
+        "best_on_rare": rare_better >= {*others, reference},
+        "better_elsewhere": more_than(over[rival]["accuracy_gain_elsewhere_points"], 0) is True,
+        "rival_as_good": ends(over[rival])[1] < want.target_gain_points,
+        "faster": all(times) and times[0][1] < times[1][0],
+        "beater": beater,
+        "beater_title": track(beater or "").title,
+        "beater_test": test_name(over[beater]) if beater else "",
+        "better_than_beater_on_rare": beater in rare_better,
+        "harmed": "Tuning has harmed. " * (beater == UNTUNED),
+        "rare_beater": rare_beater,
+        "rare_beater_title": track(rare_beater or "").title,
+        "better_than_rare_beater": rare_beater in better,
+        "harmed_rare": "Tuning has harmed there. " * (rare_beater == UNTUNED),
+        "mixed": mixed,
+        "mixing_gains": mixed is not None and rival in others and ends(mixed)[0] > 0,
+        "mixed_gain": points({"value": mixed["gain_points"], "ci95": mixed["ci95"]}, " points") if mixed else "",
+        "mixed_over": track(mixed["over"]).title if mixed else "",
+        "still_open": _still_open(tuned, versus, gain_met == UNDECIDED, rare_met == UNDECIDED, want.target_gain_points),
+        "against": [_against(models, over[n], n in others) for n in facts["rest"]],
     }
+
+
+def _measured(
+    f: Mapping[str, Any], want: ComparisonSettings, outcome: Mapping[str, Any], device: str | None, gives: bool
+) -> dict[str, tuple[Entry | None, Met, str]]:
+    """For each criterion its figure, whether it is met, and a note."""
+    clip = f["zero_shot"] or {"priority_accuracy": None, "priority_macro_f1": None}
+    halved, fell = outcome.get("out_of_memory") or 0, outcome.get("val_loss_fell")
+    finished = bool(outcome.get("finished")) and not halved if outcome else UNDECIDED
+    losses = " → ".join(f"{loss:.3f}" for loss in outcome.get("val_losses") or ())
+    asked = {True: "asked for", False: "not asked for"}
+    low = at_least(clip["priority_macro_f1"], want.clip_priority_f1, operator.lt)
+    needless, tight = (
+        more_than(clip["priority_accuracy"], want.clip_good_enough),
+        0 < want.latency_budget_ms < PLAN_BUDGET_MS,
+    )
+    reasons = f"{asked[want.explanations_wanted]}, {'' if gives else 'not '}given"
+    shown = {
+        "finished": (None, finished, f"out of memory {halved} times" if outcome else "no record of the training"),
+        "loss": (None, UNDECIDED if fell is None else bool(fell), losses or "no record of the training"),
+        "skip": (clip["priority_accuracy"], needless, ""),
+        "budget": (None, tight, f"{want.latency_budget_ms:g} ms" if want.latency_budget_ms else "no budget given"),
+        "no-gpu": (None, UNDECIDED if device is None else device == "cpu", f"to train on: {device or 'not known'}"),
+        "do": (clip["priority_macro_f1"], low, ""),
+        "explanations": (None, want.explanations_wanted and gives, reasons),
+        "accuracy-first": (None, want.accuracy_first, asked[want.accuracy_first]),
+    }
+    if f["candidate"]:
+        shown |= {
+            "priority": (f["own"], more_than(f["own"], want.target_priority_f1), ""),
+            "gain": (f["gain"], f["gain_met"], ""),
+            "priority-gain": (f["rare"], at_least(f["rare"], want.target_gain_points), ""),
+            "latency": (f["own_time"], f["time_met"], ""),
+        }
+    return shown
+
+
+def _rows(
+    shown: Mapping[str, tuple[Entry | None, Met, str]], facts: Mapping[str, Any], trained: bool
+) -> list[dict[str, Any]]:
+    """The entries of `criteria` in metrics.json: those of success for a trained model, a latency where there is a budget."""
     rows = []
-    for key, kind, unit, name, target in CRITERIA:
-        if key == "probe" and f.probe in (None, f.reference):
+    for entry in _tables()["show"]:
+        if (entry["kind"] == "success" and not trained) or (entry["key"] == "latency" and not facts["budget"]):
             continue
-        figure, met, note = measured[key]
-        value, ci95 = (None, None) if figure is None else (figure["value"], figure["ci95"])
-        about = {"key": key, "name": name.format(**vars(f)), "kind": kind, "target": target.format(**vars(f))}
-        note = note or ("not measured" if figure is None else "")
-        rows.append({**about, "value": value, "ci95": ci95, "unit": unit, "met": met, "note": note})
+        figure, met, note = shown[entry["key"]]
+        about = {"unit": "", **entry, "name": entry["name"].format(**facts), "target": entry["target"].format(**facts)}
+        value, ci95 = (figure["value"], figure["ci95"]) if figure else (None, None)
+        rows.append({**about, "value": value, "ci95": ci95, "met": met, "note": note})
     return rows
 
 
-def _achieved(gain: Entry, own: Entry | None, other: str, want: ComparisonSettings) -> str:
-    """What is reached when the targets over the reference are."""
-    gained = f"{points(gain, ' points')} over {other}"
-    if own is None:
-        return f"The target is met: {gained}"
-    if ends(own)[0] >= want.target_priority_f1:
-        return f"Every target is met: {gained}, and a macro-F1 of {in_words(own)} on the priority breeds"
-    return (
-        f"The gain is certain, {gained}, and so is one on the priority breeds; only whether their macro-F1 of {in_words(own)} "
-        f"reaches {want.target_priority_f1:.0%} is not settled"
-    )
+def _against(models: Mapping[str, Entry], c: Entry, counts: bool) -> str:
+    """What the candidate gains over one other track, overall and on the priority breeds, and whether that one may be run."""
+    gain, rare = c["accuracy_gain_points"], c["priority_f1_gain_points"]
+    p = "< 0.001" if c["p"] < 0.001 else f"= {c['p']:.3f}"
+    said = f"against {track(c['b']).title} its accuracy is {abs(gain):.1f} points {'higher' if gain >= 0 else 'lower'}"
+    said += f"{bounds(c['ci95'], signed)} on {c['n']} photos ({test_name(c)}: p {p})"
+    if rare is not None:
+        own, their = (in_words(models[c[side]]["priority_macro_f1"]) for side in ("a", "b"))
+        said += f", its priority macro-F1 {own} against {their} ({points(rare, ' points')})"
+    if c["b"] == UNTUNED and (surely_worse(c) or (rare is not None and ends(rare)[1] < 0)):
+        said += "; tuning has harmed"
+    return said + ("." if counts else "; that one exceeds the budget and is not counted.")
 
 
-def _still_open(tuned: Entry, versus: Entry, gain_open: bool, rare_open: bool, want: ComparisonSettings) -> str:
+def _achieved(f: Mapping[str, Any], rows: Sequence[Entry]) -> str:
+    """What is reached when the targets over the reference are, and which criteria are open or missed all the same."""
+    open_rows = [row for row in rows if row["kind"] == "success" and row["met"] is not True]
+    open_rows = [row for row in open_rows if f["own"] is not None or not row["key"].startswith("priority")]
+    gained = f"{points(f['gain'], ' points')} over {f['reference_title']}"
+    if f["own"] is not None:
+        gained += f", and a macro-F1 of {in_words(f['own'])} on the priority breeds"
+    if not open_rows:
+        return f"Every target is met: {gained}"
+    left = "; ".join(f"{row['name']}: {UNDECIDED if row['met'] == UNDECIDED else 'not met'}" for row in open_rows)
+    return f"The gain is certain: {gained} (not settled or not met: {left})"
+
+
+def _still_open(tuned: Entry, versus: Entry, gain_open: bool, rare_open: bool, target: float) -> str:
     """Which targets lie inside their intervals, and roughly how many test photos would decide the gain, were it as measured."""
     spans, (low, high), own = [], ends(versus), tuned["priority_macro_f1"]
-    if few := [name for name, f in (("the gain", versus), ("the priority macro-F1", own)) if f and f["ci95"] is None]:
+    if few := [name for name, e in (("the gain", versus), ("the priority macro-F1", own)) if e and e["ci95"] is None]:
         groups = versus.get("groups", versus["n"])
         return (
             f"they are {groups} independent groups, too few in too many breeds for an interval of {' and '.join(few)}."
@@ -416,29 +384,16 @@ def _still_open(tuned: Entry, versus: Entry, gain_open: bool, rare_open: bool, w
     if gain_open:
         spans.append(f"the gain may be anything from {low:+.1f} to {high:+.1f} points")
     if rare_open and own is not None:
-        photos = sum(row["support"] for row in tuned["per_breed"].values() if row["priority"])
-        spans.append(
-            f"the priority macro-F1 anything from {own['ci95'][0]:.0%} to {own['ci95'][1]:.0%} ({photos} photos)"
-        )
+        spans.append(f"the priority macro-F1 anything from {own['ci95'][0]:.0%} to {own['ci95'][1]:.0%}")
     said = " and ".join(spans) or "the intervals span the targets"
-    distance = abs(versus["accuracy_gain_points"] - want.target_gain_points)
-    if not low < want.target_gain_points <= high or distance == 0:
+    distance = abs(versus["accuracy_gain_points"] - target)
+    if not low < target <= high or distance == 0:
         return f"{said}."
     needed = versus["n"] * ((high - low) / 2 / distance) ** 2
     if needed > 1e5:
         return f"{said}. The gain lies so near the target that no realistic number of photos would decide it."
     step = 10 if needed < 300 else 100 if needed < 5000 else 1000
     return f"{said}. Were the gain as measured, about {int(-(-needed // step) * step)} test photos would decide it."
-
-
-def _best(models: Mapping[str, Entry], role: Role) -> str | None:
-    run = [name for name in names_of(role) if name in models]
-    return max(run, key=lambda name: models[name]["accuracy"]["value"], default=None)
-
-
-def _moved(versus: Entry) -> str:
-    gain = versus["accuracy_gain_points"]
-    return f"{abs(gain):.1f} points {'higher' if gain >= 0 else 'lower'}{bounds(versus['ci95'], signed)}"
 
 
 def _find(comparisons: Sequence[Entry], a: str, b: str) -> Entry:

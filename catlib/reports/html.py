@@ -1,23 +1,26 @@
-"""An executed notebook as one HTML page that needs nothing else: figures inline, code folded, no script, no network."""
+"""Pages that need nothing else: from templates that escape all they are given, and from executed notebooks, code folded."""
 
 import logging
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import cache
-from html import escape
 from os.path import exists
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
+import jinja2
 import nbformat
 import pandas as pd
+from markupsafe import Markup
 from nbconvert import HTMLExporter
 from papermill.execute import remove_error_markers
 from pygments.formatters import HtmlFormatter
 
+from catlib.errors import InputError
+from catlib.files import write_bytes
 from catlib.paths import project_root
-from catlib.reports.markup import arrange, clean, clean_output, code_label, markdown_output, tidy
+from catlib.reports.markup import arrange, clean, clean_output, code_label, downloads, markdown_output, tidy
 
 TEMPLATE = Path(__file__).with_name("template")
 SHOWN = ("text/html", "text/markdown", "image/png", "image/jpeg", "text/plain")  # of an output; nothing else can get in
@@ -29,50 +32,70 @@ FILTERS = {
 }
 # No page may fetch, execute, send or move anything: it opens offline, and a name in the data cannot smuggle in a script.
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; form-action 'none'; base-uri 'none'"
-CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
-HEADING = re.compile(r'<h2 id="([^"]+)">(.*?)</h2>', re.DOTALL)
+# Of terminals, and what turns the direction of the text around it.
+CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f\u202a-\u202e\u2066-\u2069]")
 NOT_BEFORE_PATH = r"(?<![\w/+=.~-])"  # what base64 is made of, too: a picture must not be changed
 PATH = re.compile(rf"{NOT_BEFORE_PATH}/(?:[^\s<>\"'/,:;&()]+/)+[^\s<>\"'/,:;&()]*[^\s<>\"'/,:;&().]")
-TAG = re.compile(r"<[^>]*>")
+HEADING = re.compile(r'<h2 id="([^"]+)">(.*?)</h2>', re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Body:
+    """The cells of a notebook as HTML, its sections as (anchor, text), and its figures and tables as files by name."""
+
+    html: Markup
+    sections: list[tuple[str, str]]
+    files: Mapping[str, bytes] = field(default_factory=dict)
 
 
 @cache
-def _style() -> str:
-    """The style of all pages, with the colours of code for light and for dark screens."""
+def _templates() -> jinja2.Environment:
+    """The pages' templates, and the style of all of them, with the colours of code for light and for dark screens."""
+    made = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATE), autoescape=True, trim_blocks=True, lstrip_blocks=True
+    )
     light, dark = (HtmlFormatter(style=name).get_style_defs(".highlight") for name in ("default", "github-dark"))
     own = (TEMPLATE / "style.css").read_text(encoding="utf-8")
-    return f"{own}{light}\n@media screen and (prefers-color-scheme: dark) {{\n{dark}\n}}"
+    style = f"{own}{light}\n@media screen and (prefers-color-scheme: dark) {{\n{dark}\n}}"
+    made.globals |= {"policy": POLICY, "style": Markup(style), "table": table}
+    made.filters["took"] = took
+    return made
 
 
-def page(title: str, nav: str, body: str, footer: str = "") -> str:
-    """A whole HTML document around `nav`, `body` and `footer`, which are HTML; `title` is text.
+def part(template: str, values: Mapping[str, Any]) -> Markup:
+    """A part of a page; see `render`."""
+    return Markup(_templates().get_template(template).render(values))
+
+
+def render(template: str, **values: Any) -> str:
+    """A whole page. All `values` are text and are escaped; Markup is HTML.
 
     What would betray the author's machine, or hides in a terminal's control characters, does not get into it.
     """
-    text = (
-        f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>\n'
-        f'<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f'<meta name="color-scheme" content="light dark"><meta name="referrer" content="no-referrer">\n'
-        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">\n<style>{_style()}</style></head>\n'
-        f'<body><nav aria-label="Pages">{nav}</nav>\n<main>{body}</main>\n<footer>{footer}</footer></body></html>\n'
-    )
+    text = _templates().get_template(template).render(values)
     for folder, instead in ((project_root(), ""), (Path.home(), "~/")):  # these two may have spaces in their names
         if len(folder.parts) > 1:
-            text = re.sub(rf"{NOT_BEFORE_PATH}{re.escape(escape(str(folder)))}(/|(?![\w.-]))", instead, text)
+            text = re.sub(rf"{NOT_BEFORE_PATH}{re.escape(str(Markup.escape(folder)))}(/|(?![\w.-]))", instead, text)
     return PATH.sub(lambda found: f"…/{Path(found[0]).name}" if exists(found[0]) else found[0], CONTROL.sub("", text))
 
 
 @cache
-def notebook_body(path: Path, changed: int) -> str:
-    """The cells of an executed notebook as HTML; `changed`, its time of change, tells versions apart in the cache."""
-    notebook = remove_error_markers(nbformat.read(path, as_version=4))
+def notebook_body(path: Path, changed: int) -> Body:
+    """An executed notebook; `changed`, its time of change, tells versions apart in the cache. Raises InputError."""
+    try:
+        notebook = remove_error_markers(nbformat.read(path, as_version=4))
+    except (ValueError, AttributeError, KeyError, OSError, nbformat.ValidationError) as error:
+        raise InputError(f"{path}: not a notebook ({str(error).splitlines()[0][:200]})") from None
     notebook.metadata.pop("widgets", None)
-    below = path.stem
+    below, files = path.stem, {}
     for cell in notebook.cells:
         if cell.cell_type == "markdown" and (title := re.search(r"^#+ (.+)", cell.source, re.MULTILINE)):
             below = title[1]
         for output in cell.get("outputs", []):
             if "data" in output:
+                slug = re.sub(r"\W+", "-", below.lower()).strip("-")[:40]
+                for ending, content in downloads(output.data):
+                    files[f"{path.stem}-{len(files) + 1:02d}-{slug}.{ending}"] = content
                 output.data = {kind: output.data[kind] for kind in SHOWN if kind in output.data}
                 output.metadata = {kind: {"alt": f"Picture below the heading {below}"} for kind in output.data}
         if "outputs" in cell:
@@ -81,52 +104,29 @@ def notebook_body(path: Path, changed: int) -> str:
         template_name=TEMPLATE.name, extra_template_basedirs=[str(TEMPLATE.parent)], filters=FILTERS, sanitize_html=True
     )
     exporter.log.setLevel(logging.ERROR)  # it warns of every figure that has no alternative text
-    return arrange(exporter.from_notebook_node(notebook)[0], path.stem)
+    html = arrange(exporter.from_notebook_node(notebook)[0], path.stem)
+    return Body(Markup(html), [(at, Markup(text).striptags()) for at, text in HEADING.findall(html)], files)
 
 
-def sections(body: str) -> str:
-    """The sections of `body` as a list of links."""
-    found = [(at, TAG.sub("", text)) for at, text in HEADING.findall(body)]
-    return "".join(["<ul>", *(f'<li><a href="#{at}">{text}</a></li>' for at, text in found), "</ul>"])
+def save_files(folder: Path, files: Mapping[str, bytes]) -> None:
+    """Bring a folder of downloads up to date: what is not among `files` goes."""
+    for path in folder.glob("*"):
+        if path.name not in files:
+            path.unlink()
+    for name, content in files.items():
+        if not (path := folder / name).is_file() or path.read_bytes() != content:
+            write_bytes(path, content)
 
 
-def contents(body: str, least: int = 3) -> str:
-    """The list of the sections of a page; none where there are fewer than `least`."""
-    if len(HEADING.findall(body)) < least:
-        return ""
-    return f'<nav class="contents" aria-label="Contents">{sections(body)}</nav>'
-
-
-def navigation(run: str, stages: Mapping[str, Mapping[str, Any]], pages: Collection[str], here: str) -> str:
-    """The line of links between the pages of a run; the page `here` and stages that are not among `pages` are not links."""
-    entries = [("../index.html", "all runs", True), ("index.html", run, True)]
-    entries += [(f"{name}.html", stage["title"], name in pages) for name, stage in stages.items()]
-    return " ".join(
-        f"<b>{escape(text)}</b>"
-        if target == here
-        else f'<a href="{quote(target)}">{escape(text)}</a>'
-        if exists
-        else f"<span>{escape(text)} (not run)</span>"
-        for target, text, exists in entries
-    )
-
-
-def facts(rows: Iterable[tuple[str, Any]]) -> str:
-    """Names and values as a small table."""
-    cells = "".join(
-        f'<tr><th scope="row">{escape(str(name))}</th><td>{escape(str(value))}</td></tr>' for name, value in rows
-    )
-    return f"<table>{cells}</table>"
-
-
-def table(rows: pd.DataFrame) -> str:
+def table(rows: pd.DataFrame) -> Markup:
     """A DataFrame as a table with a header, its index as the first column where that has a name; the cells are text."""
     plain = rows.reset_index() if rows.index.name else rows
-    return "" if plain.empty else tidy(plain.to_html(index=False, border=0))
+    return Markup("") if plain.empty else Markup(tidy(plain.to_html(index=False, border=0)))
 
 
-def html_table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
-    """A table of cells that are HTML, below the names of its columns, which are text."""
-    names = "".join(f"<th>{escape(name)}</th>" for name in head)
-    lines = "".join("<tr>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>" for row in rows)
-    return tidy(f"<table><thead><tr>{names}</tr></thead><tbody>{lines}</tbody></table>")
+def took(seconds: float | None) -> str:
+    """A duration: "95 s", "12 min", "2 h 13 min", "-" where there is none."""
+    if seconds is None or seconds < 120:
+        return "-" if seconds is None else f"{seconds:.0f} s"
+    hours, minutes = divmod(round(seconds) // 60, 60)
+    return f"{hours} h {minutes} min" if hours >= 2 else f"{60 * hours + minutes} min"

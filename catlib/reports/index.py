@@ -1,55 +1,82 @@
-"""The pages of a run and the page over all runs, written from state.json and metrics.json alone."""
+"""The pages of a run and the page over all runs, written from state.json, metrics.json and the predictions."""
 
+import logging
 import os
-from collections.abc import Collection, Mapping
-from html import escape
+import shutil
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 import pandas as pd
+from markupsafe import Markup
 
-from catlib.classifiers.tracks import TUNED, ZERO_SHOT
+from catlib.classifiers.tracks import ordered, track
 from catlib.errors import InputError
 from catlib.evaluation.metrics_file import METRICS_FILE, read_metrics
 from catlib.evaluation.tables import criteria_table, model_table, share
 from catlib.files import read_json, write_text
 from catlib.paths import relative, resolve
-from catlib.reports import html
+from catlib.reports import html, photos
 
-STATE_FIELDS = {"run", "profile", "status", "pid", "started", "commit", "versions", "stages"}
-FIELDS = {"title", "status"}  # of each stage
+STATE_FIELDS = {"run": str, "profile": str, "status": str, "pid": int, "started": str, "versions": dict, "stages": dict}
+FIELDS = {"title": str, "status": str}  # of each stage
+METRICS = {"models": dict, "recommendation": dict, "criteria": list}  # what the pages show of metrics.json
+GO_THERE = Markup('{} ended with an error. <a href="#error">Go there.</a>')
+NAMES = ("run", "run_dir", "output_dir", "checkpoint", "hint", "data_dir", "train_data", "val_data", "test_data")
+MARKS = (
+    'name="generator" content="catlib"',
+    "· catlib report</title>",
+)  # in the pages of this version, and of earlier ones
+log = logging.getLogger(__name__)
 
 
 def read_state(run_dir: Path) -> dict[str, Any] | None:
     """The state of a run; None where there is none or it cannot be read. One whose process is gone was interrupted."""
     try:
         state = read_json(run_dir / "state.json")
-        entries = state["stages"].values()
-        if not (state.keys() >= STATE_FIELDS and all(entry.keys() >= FIELDS for entry in entries)):
-            return None
-    except (InputError, KeyError, AttributeError):
+    except InputError:
         return None
+    entries = [state, *(state["stages"].values() if isinstance(state.get("stages"), dict) else ())]
+    for entry, expected in zip(entries, [STATE_FIELDS, *[FIELDS] * len(entries)], strict=False):
+        if not isinstance(entry, dict) or not all(isinstance(entry.get(key), kind) for key, kind in expected.items()):
+            return None
     state["run"] = run_dir.name  # as the training may have set the run aside under another name
     if state["status"] == "running" and not _alive(state["pid"]):
-        state["status"] = "interrupted"
         for entry in entries:
             entry["status"] = "interrupted" if entry["status"] == "running" else entry["status"]
     return state
 
 
 def settle(state: Mapping[str, Any], run_dir: Path) -> None:
-    """Bring a run's state in line with its folder: results whose executed notebook is gone count as not run."""
+    """Bring a run's state in line with its folder: results whose executed notebook is gone or damaged count as not run."""
     for name, entry in state["stages"].items():
-        if entry["status"] in ("done", "outdated") and not (run_dir / f"{name}.ipynb").is_file():
+        if entry["status"] in ("done", "outdated") and _body(run_dir / f"{name}.ipynb") is None:
             entry["status"] = "not run"
 
 
+def _body(path: Path) -> html.Body | None:
+    try:
+        return html.notebook_body(path, path.stat().st_mtime_ns) if path.is_file() else None
+    except InputError as error:
+        log.warning("%s", error)
+        return None
+
+
 def results(run_dir: Path) -> dict[str, Any]:
-    """The run's metrics, empty where there are none yet."""
+    """The run's metrics, empty where there are none yet; a damaged file counts as none, and is warned of."""
     path = run_dir / METRICS_FILE
-    return read_metrics(path) if path.is_file() else {}
+    try:
+        metrics = read_metrics(path) if path.is_file() else {}
+        for key, kind in METRICS.items():
+            if not isinstance(metrics.get(key, kind()), kind):
+                raise InputError(f"{key} is no {kind.__name__}")
+        headline(metrics)
+        return metrics
+    except (InputError, KeyError, TypeError, AttributeError) as error:
+        log.warning("%s: cannot be read (%s)", path, error)
+        return {}
 
 
 def headline(metrics: Mapping[str, Any]) -> pd.DataFrame:
@@ -70,153 +97,154 @@ def render(state: Mapping[str, Any], run_dir: Path) -> None:
 
 def render_run(state: Mapping[str, Any], run_dir: Path) -> None:
     """Write the pages of a run, and all of them as one file to mail; those without an executed notebook are removed."""
-    folder = report_path(state["run"]).parent
-    pages = {name for name in state["stages"] if (run_dir / f"{name}.ipynb").is_file()}
-    parts = {}
-    for name, entry in state["stages"].items():
-        page, source = folder / f"{name}.html", run_dir / f"{name}.ipynb"
-        if name not in pages:
-            page.unlink(missing_ok=True)
-            continue
-        body = _problem(entry, f'{escape(entry["title"])} ended with an error. <a href="#error">Go there.</a>')
-        body += html.notebook_body(source, source.stat().st_mtime_ns)
-        nav = html.navigation(state["run"], state["stages"], pages, page.name)
-        footer = html.facts([("notebook", f"{name} ({entry['status']})"), *_origin(state, entry)])
-        footer += f"<details><summary>parameters</summary>{html.facts(entry.get('parameters', {}).items())}</details>"
-        parts[name] = body, footer
-        title = f"{entry['title']} · {state['run']}"
-        write_text(page, html.page(title, nav, html.contents(body) + body, footer))
-    title, metrics = f"{state['run']} · catlib report", results(run_dir)
-    origin = html.facts(_origin(state, state))
-    body = _overview(state, metrics, pages, "#{}") + _all_contents(state, parts)
-    for name, (part, footer) in parts.items():
-        body += f'<section class="page" id="{escape(name)}">{part}<footer>{footer}</footer></section>'
-    nav = " ".join(_link(f"#{name}", state["stages"][name]["title"]) for name in parts)
-    mail = folder / f"catlib-{state['run']}.html"
-    write_text(mail, html.page(title, nav, body, origin))
-    size = f"{mail.stat().st_size / 1e6:.1f} MB"
-    body = _overview(state, metrics, pages, "{}.html")
-    body += f"<p>All pages in one file, to mail: {_link(mail.name, mail.name)} ({size}).</p>"
-    nav = html.navigation(state["run"], state["stages"], pages, "index.html")
-    write_text(folder / "index.html", html.page(title, nav, body, origin))
-
-
-def _all_contents(state: Mapping[str, Any], parts: Mapping[str, tuple[str, str]]) -> str:
-    entries = "".join(
-        f"<li>{_link(f'#{name}', state['stages'][name]['title'])}{html.sections(body)}</li>"
-        for name, (body, _) in parts.items()
+    folder, stages, complete = report_path(state["run"]).parent, state["stages"], state["status"] == "done"
+    bodies = {name: body for name in stages if (body := _body(run_dir / f"{name}.ipynb"))}
+    mail, metrics = f"catlib-{state['run']}.html", results(run_dir)
+    left = min(photos.ROOM_TO_MAIL, photos.MAIL - sum(len(body.html) for body in bodies.values()))
+    every, chosen = (
+        photos.album(run_dir, parameters_of(state), metrics, room, most_right)
+        for room, most_right in ((photos.ROOM, 1 << 30), (left, photos.RIGHT_TO_MAIL))
     )
-    return f'<h2>Contents</h2><nav class="contents" aria-label="Contents"><ul>{entries}</ul></nav>' if entries else ""
+    links = [("index.html", state["run"], True)]
+    links += [(f"{name}.html", entry["title"], name in bodies) for name, entry in stages.items()]
+    links += [("photos.html", "Photos", True)] if every else []
+    common = {"state": state, "bodies": bodies, "pages": links, "mail": mail, "go_there": ""}
+    common |= {
+        "figures": headline(metrics),
+        "advice": metrics.get("recommendation") if complete else None,
+        "criteria": criteria_table(metrics.get("criteria", [])) if complete else "",
+        "has_metrics": bool(metrics),
+        "title": f"{state['run']} · catlib report",
+    }
+
+    def write(file: str, there: bool, template: str, **values: Any) -> None:
+        if there:
+            write_text(folder / file, html.render(template, **{**common, **values}))
+        else:
+            (folder / file).unlink(missing_ok=True)
+
+    for name, entry in stages.items():
+        said = {"title": f"{entry['title']} · {state['run']}", "go_there": GO_THERE.format(entry["title"])}
+        write(f"{name}.html", name in bodies, "notebook.html.j2", name=name, **said)
+    write("photos.html", bool(every), "photos.html.j2", album=every)
+    write(mail, True, "mail.html.j2", album=chosen, go_there=GO_THERE.format("A notebook"))
+    write("index.html", True, "run.html.j2", size=f"{(folder / mail).stat().st_size / 1e6:.1f}")
+    files = {name: content for body in bodies.values() for name, content in body.files.items()}
+    html.save_files(
+        folder / "files", files | ({METRICS_FILE: (run_dir / METRICS_FILE).read_bytes()} if metrics else {})
+    )
 
 
-def _overview(state: Mapping[str, Any], metrics: Mapping[str, Any], pages: Collection[str], target: str) -> str:
-    """Verdict, notebooks, figures and criteria of a run; `target`: how a link to the page of a notebook is written."""
-    body = f"<h1>{escape(state['run'])}</h1><p>Profile {escape(state['profile'])}, {_status(state['status'])}.</p>"
-    for name, entry in state["stages"].items():
-        body += _problem(entry, f"<b>{escape(name)}</b>")
-    complete = state["status"] == "done"
-    if complete and (advice := metrics.get("recommendation")):
-        reasons = "".join(f"<li>{escape(reason)}</li>" for reason in advice["reasons"])
-        body += f'<div class="box good">Recommendation: <b>{escape(advice["decision"])}</b><ul>{reasons}</ul></div>'
+def parameters_of(state: Mapping[str, Any]) -> dict[str, Any]:
+    """All settings of a run by name."""
+    return {key: value for entry in state["stages"].values() for key, value in entry.get("parameters", {}).items()}
+
+
+def all_runs() -> tuple[list[tuple[dict[str, Any], dict[str, Any]]], list[str]]:
+    """State and metrics of each run, the latest first, and the folders of runs that cannot be read."""
+    folders = sorted(path.parent for path in resolve("outputs/runs").glob("*/state.json"))
+    states = {folder: read_state(folder) for folder in folders}
+    found = [(state, results(folder)) for folder, state in states.items() if state]
+    unreadable = [relative(folder) for folder, state in states.items() if state is None]
+    return sorted(found, key=lambda run: run[0]["started"], reverse=True), unreadable
+
+
+def differences(states: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """For each run the parameters in which it differs from what most of the runs have; names and folders are left out."""
+    settings = [parameters_of(state) for state in states]
+    found: list[dict[str, Any]] = [{} for _ in settings]
+    for key in dict.fromkeys(key for values in settings for key in values if key not in NAMES):
+        counts = Counter(str(values.get(key)) for values in settings).most_common(2)
+        usual = counts[0][0] if len(counts) == 1 or counts[0][1] > counts[1][1] else None
+        for values, own in zip(settings, found, strict=True):
+            if key in values and str(values[key]) != usual:
+                own[key] = values[key]
+    return found
+
+
+def listed(runs: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]]) -> list[dict[str, str]]:
+    """A row for each run: what it is, on which data, what differs, and its verdict."""
+    rows = []
+    for (state, metrics), own in zip(runs, differences([state for state, _ in runs]), strict=True):
+        parts = {part: digest for entry in state["stages"].values() for part, digest in entry.get("data", {}).items()}
+        advice = metrics.get("recommendation", {}) if state["status"] == "done" else {}
+        rows.append(
+            {
+                "run": state["run"],
+                "started": state["started"][:16].replace("T", " "),
+                "status": state["status"],
+                "data": ", ".join(f"{part} {digest}" for part, digest in parts.items()) or "-",
+                "base model": str(parameters_of(state).get("base_model", "-")),
+                "what differs": ", ".join(f"{key}={value}" for key, value in own.items()) or "-",
+                "verdict": advice.get("decision", "-"),
+            }
+        )
+    return rows
+
+
+def leaderboard(runs: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]]) -> dict[str, list[dict[str, str]]]:
+    """Each run's models with accuracy and priority F1, in the order of each column."""
     rows = [
-        [
-            _link(target.format(name), entry["title"]) if name in pages else escape(entry["title"]),
-            _status(entry["status"]),
-            _duration(entry),
-        ]
-        for name, entry in state["stages"].items()
+        (metrics["models"][name], {"run": state["run"], "model": track(name).short})
+        for state, metrics in runs
+        for name in ordered(metrics.get("models", {}))
     ]
-    body += f"<h2>Notebooks</h2>{html.html_table(('page', 'status', 'took'), rows)}"
-    if len(figures := headline(metrics)):
-        note = "" if complete else " They are of an earlier state of this run: some notebooks have not been run since."
-        body += f"<h2>Figures on the test photos</h2>{html.table(figures)}"
-        body += f"<p>Per cent, with 95 % intervals in brackets.{note}</p>"
-    if complete and metrics.get("criteria"):
-        body += f"<h2>Criteria</h2>{html.table(criteria_table(metrics['criteria']))}"
-    return body
+    figures = {"accuracy": "accuracy", "priority F1": "priority_macro_f1"}
+    table = [row | {title: share(model.get(key)) for title, key in figures.items()} for model, row in rows]
+    values = {
+        title: [(model.get(key) or {}).get("value") or 0.0 for model, _ in rows] for title, key in figures.items()
+    }
+    orders = {t: [table[i] for i in sorted(range(len(rows)), key=lambda i: -v[i])] for t, v in values.items()}
+    return orders | {title: sorted(table, key=itemgetter(title)) for title in ("model", "run")}
 
 
 def render_all_runs() -> Path:
-    """Write reports/index.html: every run with its headline figures, the latest first, then the learning curves."""
-    states, unreadable = [], []
-    for path in sorted(resolve("outputs/runs").glob("*/state.json")):
-        state = read_state(path.parent)
-        try:
-            if state is None:
-                raise InputError("not the state of a run")
-            states.append((state["started"], state, results(path.parent)))
-            if not report_path(state["run"]).is_file():
-                settle(state, path.parent)
-                render_run(state, path.parent)
-        except InputError:
-            unreadable.append(path.parent)
-    rows = []
-    for _, state, metrics in sorted(states, key=itemgetter(0), reverse=True):
-        models = metrics.get("models", {})
-        figures = [
-            share(models.get(m, {}).get(k)) for m in (TUNED, ZERO_SHOT) for k in ("accuracy", "priority_macro_f1")
-        ]
-        verdict = metrics.get("recommendation", {}).get("decision", "-") if state["status"] == "done" else "-"
-        cells = [_link(f"{state['run']}/index.html", state["run"]), escape(state["started"][:16].replace("T", " "))]
-        rows.append([*cells, _status(state["status"]), *map(escape, figures), escape(verdict)])
-    head = ["run", "started", "status"]
-    head += [f"{model}: {figure}" for model in ("tuned", "CLIP") for figure in ("accuracy", "priority F1")]
-    body = f"<h1>All runs</h1>{html.html_table([*head, 'verdict'], rows)}"
-    body += "<p>Per cent, with 95 % intervals in brackets. CLIP: zero-shot.</p>"
-    if unreadable:
-        body += f"<p>Cannot be read: {escape(', '.join(relative(folder) for folder in unreadable))}.</p>"
-    if curves := sorted(resolve("reports").glob("sweep-*.html")):
-        body += "<h2>Learning curves</h2><ul>" + "".join(f"<li>{_link(p.name, p.stem)}</li>" for p in curves) + "</ul>"
+    """Write reports/index.html: every run, the latest first, their figures sorted in several ways, and further pages."""
+    runs, unreadable = all_runs()
+    for state, _ in runs:
+        run_dir = resolve("outputs/runs") / state["run"]
+        if not report_path(state["run"]).is_file():
+            try:
+                settle(state, run_dir)
+                render_run(state, run_dir)
+            except Exception as error:  # whatever a damaged folder holds, it stops no other run
+                log.warning("%s: no report could be made of it (%s)", run_dir, error)
+                unreadable.append(relative(run_dir))
+    further = sorted(path.name for kind in ("sweep", "compare") for path in resolve("reports").glob(f"{kind}-*.html"))
+    values = {"runs": listed(runs), "orders": leaderboard(runs), "unreadable": unreadable, "further": further}
     path = resolve("reports") / "index.html"
-    write_text(path, html.page("catlib reports", "<b>all runs</b>", body))
+    write_text(path, html.render("runs.html.j2", title="catlib reports", **values))
     return path
 
 
-def _origin(state: Mapping[str, Any], part: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """What produced a page: run, time, duration, commit, versions."""
-    versions = ", ".join(f"{name} {version}" for name, version in state["versions"].items())
-    times = [("started", part.get("started") or state["started"])]
-    if "duration_s" in part:
-        times.append(("took", _duration(part)))
-    return [
-        ("run", state["run"]),
-        ("profile", state["profile"]),
-        *times,
-        ("commit", state["commit"] or "-"),
-        ("versions", versions),
-    ]
+def remove_runs(names: Sequence[str]) -> list[str]:
+    """Remove the folders and reports of runs; what was removed. Checkpoints stay.
+
+    Raises InputError, before anything is removed, for a run that is not there, is in progress or does not carry catlib's mark.
+    """
+    folders: list[Path] = []
+    for name in names:
+        run_dir, report = resolve("outputs/runs") / name, report_path(name).parent
+        state = read_state(run_dir) if Path(name).name == name and not run_dir.is_symlink() else None
+        if state is None:
+            raise InputError(
+                f"{run_dir}: not a run that catlib has written (no readable state.json), so it is not removed"
+            )
+        if state["status"] == "running":
+            raise InputError(f"run {name!r} is in progress (process {state['pid']})")
+        folders.append(run_dir)
+        if report.is_dir():
+            if report.is_symlink() or not any(mark in _head(report / "index.html") for mark in MARKS):
+                raise InputError(f"{report}: not a report that catlib has written, so nothing is removed")
+            folders.append(report)
+    for folder in folders:
+        shutil.rmtree(folder)
+    render_all_runs()
+    return [relative(folder) for folder in folders]
 
 
-def _problem(entry: Mapping[str, Any], before: str) -> str:
-    """What a reader must know before the results: that they ended with an error, or that they are outdated."""
-    if "error" in entry:
-        return f'<div class="box">{before}<p>{escape(entry["error"])}</p></div>'
-    if entry["status"] == "outdated":
-        changed = escape(", ".join(entry.get("changed", [])))
-        return f'<div class="box">{escape(entry["title"])} is outdated. Changed since: {changed}.</div>'
-    return ""
-
-
-def _link(target: str, text: str) -> str:
-    return f'<a href="{quote(target, safe="/#")}">{escape(text)}</a>'
-
-
-def _status(status: str) -> str:
-    return f'<span class="{escape(status.replace(" ", "-"))}">{escape(status)}</span>'
-
-
-def _duration(entry: Mapping[str, Any]) -> str:
-    seconds = entry.get("duration_s")
-    if seconds is None:
-        return "-"
-    minutes = round(seconds) // 60
-    return (
-        f"{seconds:.0f} s"
-        if seconds < 120
-        else f"{minutes} min"
-        if minutes < 120
-        else f"{minutes // 60} h {minutes % 60} min"
-    )
+def _head(page: Path) -> str:
+    return page.read_text(encoding="utf-8", errors="replace")[:1000] if page.is_file() else ""
 
 
 def _alive(pid: int) -> bool:
@@ -224,6 +252,6 @@ def _alive(pid: int) -> bool:
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
-    except PermissionError:
+    except (PermissionError, OverflowError):
         return True  # it belongs to someone else, but it is there
     return True

@@ -4,15 +4,18 @@ import ast
 import base64
 import io
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from functools import cache, lru_cache
 from typing import Any
 
 from bleach.css_sanitizer import CSSSanitizer
 from bleach.sanitizer import Cleaner
-from bs4 import BeautifulSoup, Tag
+from bs4 import BeautifulSoup
 from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
 from PIL import Image
+
+from catlib.files import csv_text
 
 TAGS = (
     "a b blockquote br caption code dd del details div dl dt em figcaption figure h1 h2 h3 h4 h5 h6 hr i img kbd li ol p pre s "
@@ -20,10 +23,13 @@ TAGS = (
 )
 PLAIN = ("class", "id", "title", "alt", "style", "colspan", "rowspan", "scope")
 STYLES = ["color", "background", "background-color", "font-weight", "margin"]  # none that can move or cover anything
-IMAGE = re.compile(r"data:image/(png|jpeg|webp|gif);base64,[A-Za-z0-9+/=\s]*", re.ASCII)
+IMAGE = re.compile(r"data:image/(png|jpeg|webp|gif|svg\+xml);base64,[A-Za-z0-9+/=\s]*", re.ASCII)
 QUALITY = 78  # of WebP, where a picture is lossy: photos lose nothing that a reader sees at this size
 PICTURES = ("PNG", "JPEG", "WEBP", "GIF")  # what a notebook puts out; nothing else is decoded
 WIDEST = 1400  # pixels
+ACTIVE = re.compile(
+    r"<script|<foreignObject|\bon\w+\s*=|javascript:|href=[\"'](?!#|data:image/)", re.IGNORECASE
+)  # in SVG
 WIDE = 4  # tables with more columns become a block a row on narrow screens
 
 
@@ -85,59 +91,68 @@ def arrange(body: str, prefix: str) -> str:
             element["id"] = f"{prefix}-{element['id']}"
     for link in soup.select('a[href^="#"]'):
         link["href"] = f"#{prefix}-{str(link['href'])[1:]}"
-    for anchor in soup.select("a.anchor-link"):
-        anchor.decompose()
-    for table in soup.select("table"):
-        _arrange_table(soup, table)
-    for image in soup.select("img:not([src])"):
-        image.decompose()
+    for element in soup.select("a.anchor-link, img:not([src])"):
+        element.decompose()
     for image in soup.select("img"):
         image["src"], (width, height) = compact(str(image["src"]))
-        image["width"], image["height"] = str(width), str(height)
-    return str(soup)
+        if width:
+            image["width"], image["height"] = str(width), str(height)
+    return tidy(soup)
 
 
-def tidy(text: str) -> str:
-    """HTML with the tables that pandas wrote, for a page: see `arrange`."""
-    soup = BeautifulSoup(text, "html.parser")
-    for element in soup.select("style"):
+def tidy(page: str | BeautifulSoup) -> str:
+    """HTML with the tables that pandas wrote, for a page: one header row, `scope` on every header, a figure and its interval
+    on one line, the column's name at the cells of wide tables.
+    """
+    soup = BeautifulSoup(page, "html.parser") if isinstance(page, str) else page
+    for element in soup.select("table style, div > style"):
         element.decompose()
     for table in soup.select("table"):
-        _arrange_table(soup, table)
+        del table["border"]
+        for row in table.select("[style]"):
+            del row["style"]
+        heads = table.select("thead tr")
+        if len(heads) == 2:  # pandas writes an index's name in a header row of its own
+            first, second = (row.find_all("th") for row in heads)
+            if not first[0].get_text() and not any(cell.get_text() for cell in second[1:]):
+                first[0].string = second[0].get_text()
+                heads.pop().decompose()
+        names = [cell.get_text(strip=True) for cell in heads[-1].find_all("th")] if heads else []
+        for cell in table.select("th"):
+            cell["scope"] = "row" if cell.find_parent("tbody") else "col"
+        for cell in table.select("td"):
+            if re.fullmatch(r"[^\[]*\[[^\]]*\]", cell.get_text()) and not cell.find(True):
+                cell["class"] = "figure"
+        if len(names) > WIDE:
+            table["class"] = "dataframe wide"
+            for row in table.select("tbody tr"):
+                for cell, name in zip(row.find_all(["th", "td"], recursive=False), names, strict=False):
+                    cell["data-label"] = name
+        if table.parent is None or "scroll" not in (table.parent.get("class") or []):
+            table.wrap(soup.new_tag("div", attrs={"class": "scroll"}))
     return str(soup)
 
 
-def _arrange_table(soup: BeautifulSoup, table: Tag) -> None:
-    """One header row, `scope` on every header, a figure and its interval on one line, the column's name at cells of wide tables."""
-    del table["border"]
-    for row in table.select("[style]"):
-        del row["style"]
-    heads = table.select("thead tr")
-    if len(heads) == 2:  # pandas writes an index's name in a header row of its own
-        first, second = (row.find_all("th") for row in heads)
-        if not first[0].get_text() and not any(cell.get_text() for cell in second[1:]):
-            first[0].string = second[0].get_text()
-            heads.pop().decompose()
-    names = [cell.get_text(strip=True) for cell in heads[-1].find_all("th")] if heads else []
-    for cell in table.select("thead th"):
-        cell["scope"] = "col"
-    for cell in table.select("tbody th"):
-        cell["scope"] = "row"
-    for cell in table.select("td"):
-        if re.fullmatch(r"[^\[]*\[[^\]]*\]", cell.get_text()) and not cell.find(True):
-            cell["class"] = "figure"
-    if len(names) > WIDE:
-        table["class"] = "dataframe wide"
-        for row in table.select("tbody tr"):
-            for cell, name in zip(row.find_all(["th", "td"], recursive=False), names, strict=False):
-                cell["data-label"] = name
-    if table.parent is None or "scroll" not in (table.parent.get("class") or []):
-        table.wrap(soup.new_tag("div", attrs={"class": "scroll"}))
+def downloads(data: Mapping[str, Any]) -> Iterator[tuple[str, bytes]]:
+    """Ending and content of what an output can be downloaded as: figures as PNG and SVG, tables as CSV."""
+    soup = BeautifulSoup(tidy(str(data.get("text/html", ""))), "html.parser")
+    pictures = [str(image["src"]) for image in soup.select('img[src^="data:image/png;base64,"]')]
+    for picture in [*pictures, *filter(None, [data.get("image/png")])]:
+        with suppress(ValueError):  # what is no base64 is no picture
+            content = base64.b64decode(picture.rpartition(",")[2])
+            if content.startswith(b"\x89PNG"):
+                yield "png", content
+    if (drawn := str(data.get("image/svg+xml", ""))) and not ACTIVE.search(drawn):
+        yield "svg", drawn.encode()
+    for table in soup.select("table"):
+        rows = [[cell.get_text(" ", strip=True) for cell in row.select("th, td")] for row in table.select("tr")]
+        if rows:
+            yield "csv", csv_text(rows[0], rows[1:]).encode()
 
 
 @lru_cache(512)
 def compact(source: str) -> tuple[str, tuple[Any, Any]]:
-    """A data URI of a picture at most WIDEST pixels wide as WebP, where that is smaller, and its size."""
+    """A data URI of a picture at most WIDEST pixels wide as WebP where that is smaller, and its size."""
     try:
         with Image.open(io.BytesIO(base64.b64decode(source.partition(",")[2])), formats=PICTURES) as opened:
             image = opened.convert("RGBA" if "A" in opened.getbands() else "RGB")
@@ -145,10 +160,14 @@ def compact(source: str) -> tuple[str, tuple[Any, Any]]:
         return source, ("", "")
     if image.width > WIDEST:
         image = image.resize((WIDEST, round(image.height * WIDEST / image.width)), Image.Resampling.LANCZOS)
-    found = [source]
     drawing = len(source) < 0.4 * image.width * image.height  # letters and lines stay sharp; photos would be large
-    for lossless in (False, True) if drawing else (False,):
-        stream = io.BytesIO()
-        image.save(stream, "WEBP", lossless=lossless, quality=QUALITY, method=4)
-        found.append("data:image/webp;base64," + base64.b64encode(stream.getvalue()).decode())
-    return min(found if len(found[-1]) > 1.5 * len(found[1]) else [source, found[-1]], key=len), image.size
+    lossy, *lossless = (webp(image, lossless=exact) for exact in ((False, True) if drawing else (False,)))
+    best = lossless[0] if lossless and len(lossless[0]) <= 1.5 * len(lossy) else lossy
+    return min(source, best, key=len), image.size
+
+
+def webp(image: Image.Image, quality: int = QUALITY, lossless: bool = False) -> str:
+    """A picture as a data URI."""
+    stream = io.BytesIO()
+    image.save(stream, "WEBP", lossless=lossless, quality=quality, method=4)
+    return "data:image/webp;base64," + base64.b64encode(stream.getvalue()).decode()

@@ -24,18 +24,19 @@ from catlib.errors import CatlibError, InputError
 from catlib.evaluation.metrics_file import METRICS_FILE
 from catlib.files import locked, write_json, write_text
 from catlib.paths import project_root, relative, resolve
+from catlib.progress import Console
 from catlib.provenance import git_commit, package_versions
 from catlib.reports import index
-from catlib.reports.stages import Stage, changes, fingerprint, output_files, plan, select, signatures
+from catlib.reports.stages import Stage, changes, digest, fingerprint, output_files, plan, select, signatures
 
-# The kernel of this interpreter, and no progress bars in log files: catlib.progress logs lines there.
+# No progress bars in log files: catlib.progress logs lines there.
 KERNEL_ENVIRONMENT = {
-    "JUPYTER_PREFER_ENV_PATH": "1",
     "TQDM_DISABLE": "1",
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     "TOKENIZERS_PARALLELISM": "false",
     "PYTHONWARNINGS": "ignore:IProgress not found",  # tqdm would like widgets, which a static page cannot show
 }
+DATA = ("train_data", "val_data", "test_data")
 log = logging.getLogger(__name__)
 
 
@@ -61,7 +62,8 @@ def run_profile(
     earlier = index.read_state(run_dir)
     holder = earlier["pid"] if earlier else "unknown"
     busy = f"run {run!r} is in progress (process {holder}); wait for it or choose another --run"
-    with locked(run_dir / ".lock", busy), _terminable(), _environment():
+    os.environ.setdefault("JUPYTER_PREFER_ENV_PATH", "1")  # the kernel of this interpreter
+    with locked(run_dir / ".lock", busy), _terminable():
         with (run_dir / "log.txt").open("a", encoding="utf-8") as log_file:
             values = {key: value for stage in stages for key, value in stage.parameters.items()}
             write_text(run_dir / "parameters.yaml", yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
@@ -161,7 +163,9 @@ class _Runner:
             return
         files = output_files(stage)
         written = [path for path in files if path.stat().st_mtime >= start - 1 or relative(path) in recorded]
-        entry |= {"status": "done", "fingerprint": dict(now), "outputs": signatures(written)}
+        samples = {key.removesuffix("_data"): resolve(str(stage.parameters.get(key, ""))) for key in DATA}
+        digests = {part: digest(path.read_bytes())[:8] for part, path in samples.items() if path.is_file()}
+        entry |= {"status": "done", "fingerprint": dict(now), "outputs": signatures(written), "data": digests}
         for other in self.state["stages"]:  # what an earlier stage has begun, this one may have added to
             if other == stage.name:
                 break
@@ -183,9 +187,7 @@ class _Runner:
             now = self.state["stages"].get(name, {})
             if name != training and now.get("fingerprint") != entry.get("fingerprint"):
                 (folder / f"{name}.ipynb").unlink(missing_ok=True)  # run again since, for other data
-        values = {
-            key: value for entry in state["stages"].values() for key, value in entry.get("parameters", {}).items()
-        }
+        values = index.parameters_of(state)
         write_text(folder / "parameters.yaml", yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
         index.settle(state, folder)
         write_json(folder / "state.json", state)
@@ -207,7 +209,7 @@ def _execute(stage: Stage, run_dir: Path, force: bool, log_file: TextIO) -> Catl
     if force and "resume" in stage.parameters:
         parameters["resume"] = False
     unfinished, done = run_dir / f".{stage.name}.ipynb", run_dir / f"{stage.name}.ipynb"
-    stream = _Tee(log_file, sys.stderr if log.isEnabledFor(logging.INFO) else None)
+    console = Console(stage.name, log_file, sys.stderr if log.isEnabledFor(logging.INFO) else None)
     try:
         papermill.execute_notebook(
             stage.source,
@@ -217,13 +219,14 @@ def _execute(stage: Stage, run_dir: Path, force: bool, log_file: TextIO) -> Catl
             cwd=stage.source.parent,
             progress_bar=False,
             stdout_file=log_file,
-            stderr_file=stream,
+            stderr_file=console,
             start_timeout=120,
+            iopub_timeout=600,  # the client's own 4 s end a run where the machine is busy
             kernel_manager_class=_logged_kernel(log_file),
         )
     except PapermillExecutionError as error:
         log_file.write("\n".join(error.traceback) + "\n")
-        kind = _own_errors().get(error.ename)
+        kind = _kinds().get(error.ename)
         if not kind:
             where = f"the traceback is in its page and in {relative(run_dir / 'log.txt')}"
             return CatlibError(f"{stage.name}: {error.ename}: {error.evalue} ({where})")
@@ -231,6 +234,7 @@ def _execute(stage: Stage, run_dir: Path, force: bool, log_file: TextIO) -> Catl
     except DeadKernelError:
         return CatlibError(f"{stage.name}: its kernel died, most likely for lack of memory; smaller batches need less")
     finally:
+        console.close()
         if unfinished.is_file():
             unfinished.replace(done)
     return None
@@ -241,39 +245,20 @@ def _logged_kernel(log_file: TextIO) -> type[AsyncKernelManager]:
 
     class LoggedKernel(AsyncKernelManager):
         async def _async_launch_kernel(self, kernel_cmd: list[str], **options: Any) -> None:
-            await super()._async_launch_kernel(kernel_cmd, **(options | {"stdout": log_file, "stderr": log_file}))
+            options |= {"stdout": log_file, "stderr": log_file}
+            options["env"] = {**options["env"], **KERNEL_ENVIRONMENT, "CATLIB_ROOT": str(project_root())}
+            await super()._async_launch_kernel(kernel_cmd, **options)
 
     return LoggedKernel
 
 
-def _own_errors() -> dict[str, type[CatlibError]]:
+def _kinds(kind: type[CatlibError] = CatlibError) -> dict[str, type[CatlibError]]:
     """catlib's error classes by name."""
-    found: dict[str, type[CatlibError]] = {}
-    queue: list[type[CatlibError]] = [CatlibError]
-    while queue:
-        kind = queue.pop()
-        found[kind.__name__] = kind
-        queue += kind.__subclasses__()
-    return found
+    return {kind.__name__: kind} | {name: sub for own in kind.__subclasses__() for name, sub in _kinds(own).items()}
 
 
 def _now() -> str:
     return datetime.now().astimezone().isoformat(timespec="seconds")
-
-
-class _Tee:
-    """A text stream that writes to the log and, unless quiet, to the terminal."""
-
-    def __init__(self, *streams: TextIO | None) -> None:
-        self.streams = [stream for stream in streams if stream]
-
-    def write(self, text: str) -> None:
-        for stream in self.streams:
-            stream.write(text)
-
-    def flush(self) -> None:
-        for stream in self.streams:
-            stream.flush()
 
 
 @contextmanager
@@ -284,18 +269,3 @@ def _terminable() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, previous)
-
-
-@contextmanager
-def _environment() -> Iterator[None]:
-    """Environment variables that the kernels inherit."""
-    wanted = KERNEL_ENVIRONMENT | {"CATLIB_ROOT": str(project_root())}
-    before = {key: os.environ.get(key) for key in wanted}
-    os.environ.update(wanted)
-    try:
-        yield
-    finally:
-        for key, value in before.items():
-            os.environ.pop(key, None)
-            if value is not None:
-                os.environ[key] = value

@@ -102,7 +102,12 @@ def fingerprint(stage: Stage, before: Mapping[str, str]) -> dict[str, str]:
         "input files": [_listing(stage.parameters[key]) for key in INPUTS if stage.parameters.get(key)],
         "an earlier notebook": before,
     }
-    return {name: hashlib.sha256(json.dumps(part, sort_keys=True).encode()).hexdigest() for name, part in parts.items()}
+    return {name: digest(json.dumps(part, sort_keys=True).encode()) for name, part in parts.items()}
+
+
+def digest(content: bytes) -> str:
+    """SHA-256 in hexadecimal digits."""
+    return hashlib.sha256(content).hexdigest()
 
 
 def changes(entry: Mapping[str, Any], stage: Stage, now: Mapping[str, str]) -> list[str]:
@@ -122,11 +127,7 @@ def library() -> str:
     """A hash of catlib itself: its source and its assets."""
     package = Path(__file__).resolve().parents[1]
     files = sorted(path for path in package.rglob("*") if path.suffix == ".py" or "assets" in path.parts)
-    digest = hashlib.sha256()
-    for path in files:
-        if path.is_file():
-            digest.update(f"{path.relative_to(package)}\0".encode() + path.read_bytes())
-    return digest.hexdigest()
+    return digest(b"".join(f"{p.relative_to(package)}\0".encode() + p.read_bytes() for p in files if p.is_file()))
 
 
 def output_files(stage: Stage) -> list[Path]:
@@ -145,7 +146,7 @@ def signatures(paths: Iterable[str | Path]) -> dict[str, str]:
         if path.is_file():
             facts = path.stat()
             small = facts.st_size <= WHOLE_FILE
-            mark = hashlib.sha256(path.read_bytes()).hexdigest()[:16] if small else str(facts.st_mtime_ns)
+            mark = digest(path.read_bytes())[:16] if small else str(facts.st_mtime_ns)
             found[relative(path)] = f"{facts.st_size}:{mark}"
     return found
 

@@ -1,13 +1,13 @@
-"""The same run with several values of one parameter, and one page with the learning curve."""
+"""The same run with several values of parameters, and one page that compares them."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
-from html import escape
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 import pandas as pd
+from markupsafe import Markup
 
 from catlib.classifiers.tracks import TUNED, names_of, track
 from catlib.errors import InputError
@@ -19,18 +19,19 @@ from catlib.reports import html
 from catlib.reports.index import render_all_runs, results
 from catlib.settings import DataSettings, all_options, parse_assignment, parse_value, read_profile
 
+FIGURES = {"accuracy": "accuracy", "priority_macro_f1": "priority F1"}
+
 
 def parse_sweep(text: str) -> tuple[str, list[Any]]:
-    """`key=v1,v2,…`, the values typed as the parameter is. Raises InputError unless two or more numbers differ."""
+    """`key=v1,v2,…` (`;` between texts with commas), the values typed as the parameter is. Raises InputError unless they differ."""
     key, _, values = text.partition("=")
     key = key.strip()
-    parse_assignment(f"{key}={values.split(',')[0]}")  # names an unknown key
-    found = [parse_value(all_options()[key], value.strip(), "--sweep") for value in values.split(",")]
-    if len(set(found)) < 2 or any(isinstance(value, (bool, str)) or value <= 0 for value in found):
-        raise InputError(
-            f"--sweep {text}: expected two or more different positive numbers, as photos_per_breed=5,10,20"
-        )
-    return key, sorted(set(found))
+    texts = [value.strip() for value in values.split(";" if ";" in values else ",")]
+    parse_assignment(f"{key}={texts[0]}")  # names an unknown key
+    found = [parse_value(all_options()[key], text, "--sweep") for text in texts]
+    if len(set(found)) < len(found) or len(found) < 2:
+        raise InputError(f"--sweep {text}: expected two or more different values, as photos_per_breed=5,10,20")
+    return key, found if isinstance(found[0], str) else sorted(found)
 
 
 def member(run: str, profile: Path, overrides: Mapping[str, Any], key: str, value: Any) -> tuple[str, dict[str, Any]]:
@@ -39,7 +40,7 @@ def member(run: str, profile: Path, overrides: Mapping[str, Any], key: str, valu
     A parameter of the data gives each run a data folder of its own. Every run has its own checkpoint.
     """
     given = read_profile(profile) | dict(overrides)
-    suffix = f"-{key}={value:g}"
+    suffix = f"-{key}={written(value)}"
     own = {key: value}
     if key in {field.name for field in fields(DataSettings)}:
         own["data_dir"] = given.get("data_dir", all_options()["data_dir"].default) + suffix
@@ -48,37 +49,53 @@ def member(run: str, profile: Path, overrides: Mapping[str, Any], key: str, valu
     return run + suffix, dict(overrides) | own
 
 
-def curve_page(run: str, key: str, runs: Sequence[tuple[float, str]]) -> Path:
-    """Write reports/sweep-RUN-KEY.html from the metrics of `runs`, pairs of value and run name."""
-    measured = [(value, results(resolve("outputs/runs") / name)) for value, name in runs]
-    measured = [(value, metrics) for value, metrics in measured if metrics.get("models")]
+def written(value: Any) -> str:
+    """A value as it stands in names and tables; what no file name may hold becomes an underscore."""
+    return f"{value:g}" if isinstance(value, float) else re.sub(r'[/\\"<>|:*?\0]', "_", str(value))
+
+
+def members(
+    run: str, profile: Path, overrides: Mapping[str, Any], sweeps: Sequence[tuple[str, Sequence[Any]]]
+) -> list[tuple[tuple[Any, ...], str, dict[str, Any]]]:
+    """Values, name and parameters of each run: one for every combination of the swept parameters' values."""
+    found: list[tuple[tuple[Any, ...], str, dict[str, Any]]] = [((), run, dict(overrides))]
+    for key, values in sweeps:
+        found = [
+            (before + (v,), *member(name, profile, given, key, v)) for before, name, given in found for v in values
+        ]
+    return found
+
+
+def curve_page(run: str, key: str, runs: Sequence[tuple[Any, str]]) -> Path:
+    """Write reports/sweep-RUN-KEY.html from the metrics of `runs`, pairs of value and run name.
+
+    Several parameters: `key` names them with commas between, and the values are tuples. Numbers of one parameter get a curve.
+    """
+    keys = key.split(",")
+    swept = [(value if isinstance(value, tuple) else (value,), name) for value, name in runs]
+    found = [(values, name, results(resolve("outputs/runs") / name)) for values, name in swept]
+    measured = [(values[0], metrics) for values, _, metrics in found if metrics.get("models")]
     if not measured:  # the notebooks that were asked for have no figures
         return render_all_runs()
-    curve = learning_curve(measured, key)
+    numbers = len(keys) == 1 and not any(isinstance(value, (bool, str)) or value <= 0 for value, _ in measured)
+    models = [name for name in (TUNED, *names_of("opponent")) if any(name in m["models"] for _, m in measured)]
     rows = [
-        {
-            key: f"{value:g}",
-            "model": track(name).short,
-            "accuracy": share(m["accuracy"]),
-            "priority F1": share(m["priority_macro_f1"]),
-        }
-        for value, metrics in measured
-        for name, m in metrics["models"].items()
+        dict(zip(keys, map(written, values), strict=True))
+        | {"model": track(name).short if name else "no figures"}
+        | {what: share(metrics["models"][name][k]) if name else "-" for k, what in FIGURES.items()}
+        for values, _, metrics in found
+        for name in metrics.get("models", [""])
     ]
-    title = f"{run}: what {key.replace('_', ' ')} changes"
-    said = [
-        slope(measured, key, name, figure)
-        for name in (TUNED, *names_of("opponent"))
-        for figure in ("priority_macro_f1", "accuracy")
-        if any(metrics["models"].get(name, {}).get(figure) for _, metrics in measured)
-    ]
-    body = f"<h1>{escape(title)}</h1><ul>{''.join(f'<li>{escape(sentence)}</li>' for sentence in said)}</ul>"
-    body += f"{curve._repr_html_()}{html.table(pd.DataFrame(rows))}"
-    body += (
-        f"<p>Meaning of {key}: {escape(all_options()[key].metadata['help'])}. Per cent, 95 % intervals in brackets.</p>"
-    )
-    links = " ".join(f'<a href="{quote(name)}/index.html">{escape(name)}</a>' for _, name in runs)
-    path = resolve("reports") / f"sweep-{run}-{key}.html"
-    write_text(path, html.page(title, f'<a href="index.html">all runs</a> {links}', body))
+    title = f"{run}: what {' and '.join(keys).replace('_', ' ')} change{'s' if len(keys) == 1 else ''}"
+    path = resolve("reports") / f"sweep-{run}-{'-'.join(keys)}.html"
+    values = {
+        "title": title,
+        "said": [slope(measured, key, name, figure) for name in models for figure in FIGURES] if numbers else [],
+        "curve": Markup(learning_curve(measured, key)._repr_html_()) if numbers else "",
+        "rows": pd.DataFrame(rows),
+        "meaning": {key: all_options()[key].metadata["help"] for key in keys},
+        "members": [name for _, name in runs],
+    }
+    write_text(path, html.render("sweep.html.j2", **values))
     render_all_runs()
     return path

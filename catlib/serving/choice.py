@@ -25,7 +25,7 @@ def engines_table(engines: Sequence[Engine], budget_ms: float) -> pd.DataFrame:
         rows[engine.name] = {
             "p50, ms": number(alone.p50 if alone else None),
             "p95, ms": number(alone.p95 if alone else None),
-            f"within {budget_ms:g} ms": ("yes" if alone.p50 <= budget_ms else "no") if alone else "-",
+            **_kept(alone.p50 if alone else None, budget_ms),
             **{f"photos/s, {n} at a time": number(rates.get(n)) for n in _loads(engines)},
             "memory, MB": "-" if engine.memory_mb is None else f"{engine.memory_mb:,.0f}",
             "same answer": _share(engine.same_answer),
@@ -33,6 +33,12 @@ def engines_table(engines: Sequence[Engine], budget_ms: float) -> pd.DataFrame:
             "same under load": _share(engine.under_load),
         }
     return pd.DataFrame.from_dict(rows, orient="index")
+
+
+def _kept(p50: float | None, budget_ms: float) -> dict[str, str]:
+    """The table's column on the budget; none without a budget."""
+    said = "-" if p50 is None else "yes" if p50 <= budget_ms else "no"
+    return {f"within {budget_ms:g} ms": said} if budget_ms else {}
 
 
 @figure
@@ -48,13 +54,14 @@ def engines_figure(engines: Sequence[Engine], budget_ms: float) -> tuple[Figure,
         left.plot(engine.alone.p50, row, "o", color=hue, markersize=8)
         rates = [load.photos_per_s for load in engine.loads]
         right.plot([load.concurrency for load in engine.loads], rates, "o-", color=hue, markersize=6)
-    left.axvline(budget_ms, color=RED, linestyle="--", linewidth=1.5)
-    left.text(budget_ms, -0.55, f" budget {budget_ms:g} ms", color=RED, fontsize=9, va="top")
+    if budget_ms:
+        left.axvline(budget_ms, color=RED, linestyle="--", linewidth=1.5)
+        left.text(budget_ms, -0.55, f" budget {budget_ms:g} ms", color=RED, fontsize=9, va="top")
     left.set_yticks(range(len(shown)), names)
     for label, hue in zip(left.get_yticklabels(), hues, strict=True):
         label.set_color(hue)  # the lines on the right have no other legend
     left.set_ylim(len(shown) - 0.4, -0.9)  # the first engine on top
-    times = [ms for engine in shown for ms in (engine.alone.p50, engine.alone.p95)] + [budget_ms]
+    times = [ms for engine in shown for ms in (engine.alone.p50, engine.alone.p95)] + [budget_ms] * (budget_ms > 0)
     left.set(xscale="log", xlim=(min(times) / 2, max(times) * 2), xlabel="milliseconds for a photo alone")
     right.set_xscale("log", base=2)
     right.set(yscale="log", xlabel="requests under way", ylabel="photos a second")
@@ -76,14 +83,14 @@ def choice(engines: Sequence[Engine], budget_ms: float) -> str:
     """The conclusion in Markdown: which engine to run the tuned model with, and whether the budget leaves it a place."""
     measured = [e for e in engines if e.kind in ("process", "server") and e.loads]
     agreeing = [e for e in measured if (e.same_breed or 0) >= AGREE]
-    quick = [e for e in agreeing if e.alone.p50 <= budget_ms]
+    quick = [e for e in agreeing if not budget_ms or e.alone.p50 <= budget_ms]
     if quick:
         best = max(quick, key=lambda e: e.fastest.photos_per_s)
         which = f"the most of {len(quick)} engines that keep" if len(quick) > 1 else "the only engine that keeps"
+        which += f" the budget of {budget_ms:g} ms" if budget_ms else " to its breeds"
         lines = [
             f"**Run it with {best.name}**: {number(best.alone.p50)} ms for a photo alone, and "
-            f"{number(best.fastest.photos_per_s)} photos/s with {best.fastest.concurrency} under way, {which} the budget of "
-            f"{budget_ms:g} ms."
+            f"{number(best.fastest.photos_per_s)} photos/s with {best.fastest.concurrency} under way, {which}."
         ]
     else:
         best = min(agreeing, key=lambda e: e.alone.p50)

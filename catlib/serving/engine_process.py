@@ -6,6 +6,7 @@ import os
 import signal
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
@@ -21,6 +22,14 @@ log = logging.getLogger(__name__)
 POLL_S = 0.1
 PATIENCE_S = 20.0  # for a clean end, before it is killed
 SHOWN_LINES = 15
+ENDINGS = (signal.SIGTERM, signal.SIGHUP)  # they end catlib as Ctrl-C does
+# A process that outlives this one: its standard input ends when this one does, however that comes about (kill -9, no memory).
+WATCH = (
+    "import os, sys, time\n"
+    "sys.stdin.read()\n"
+    "for number in (15, 9):\n"
+    "    os.killpg(int(sys.argv[1]), number); time.sleep(5)\n"
+)
 
 
 @dataclass
@@ -44,20 +53,20 @@ def running(command: Command, timeout_s: float = 600.0, output: Path | None = No
     CatlibError when it ends or does not answer within `timeout_s` seconds.
     """
     refuse_taken_port(command)
-    start = time.perf_counter()
+    start, environment = time.perf_counter(), {**os.environ, **command.environment}
+    # A group of its own: Ctrl-C reaches this process alone, which then ends the group.
+    options = {"env": environment, "stdin": subprocess.DEVNULL, "start_new_session": True}
     with output.open("wb") if output else nullcontext() as stream:
         try:
             process = subprocess.Popen(
-                command.arguments,
-                env={**os.environ, **command.environment},
-                stdout=stream,
-                stderr=subprocess.STDOUT if stream else None,
-                stdin=subprocess.DEVNULL,
-                start_new_session=True,  # a group of its own: Ctrl-C reaches this process alone, which then ends the group
+                command.arguments, stdout=stream, stderr=subprocess.STDOUT if stream else None, **options
             )
         except OSError as error:
             raise InputError(f"{command.arguments[0]} cannot be started: {error}") from None
+    watch = None
     try:
+        arguments = [sys.executable, "-c", WATCH, str(process.pid)]
+        watch = subprocess.Popen(arguments, stdin=subprocess.PIPE, stderr=subprocess.DEVNULL, start_new_session=True)
         while not _healthy(command.url):
             if (code := process.poll()) is not None:
                 raise CatlibError(f"{command.engine} ended before it answered, {_how(code)}{_last_lines(output)}")
@@ -68,6 +77,9 @@ def running(command: Command, timeout_s: float = 600.0, output: Path | None = No
         yield Running(process, time.perf_counter() - start)
     finally:
         stop(process)
+        if watch:
+            watch.kill()
+            watch.communicate()
 
 
 def stop(process: subprocess.Popen, patience_s: float = PATIENCE_S) -> None:
@@ -84,35 +96,32 @@ def stop(process: subprocess.Popen, patience_s: float = PATIENCE_S) -> None:
 
 def refuse_taken_port(command: Command) -> None:
     """Raise InputError when another process holds the port (its answers would be taken for the engine's), or none can be had."""
-    host = command.url.split("//")[1].rsplit(":", 1)[0].strip("[]")
-    taken = f"port {command.port} on {host} is taken; stop what listens there, or choose another with --port"
-    with suppress(OSError), socket.create_connection((host, command.port), timeout=1):
+    host, port = command.host, command.port
+    taken = f"port {port} on {command.reached} is taken; stop what listens there, or choose another with --port"
+    with suppress(OSError), socket.create_connection((command.reached, port), timeout=1):
         raise InputError(taken)
     try:
-        family, kind, _, _, address = socket.getaddrinfo(
-            command.host or "0.0.0.0", command.port, type=socket.SOCK_STREAM
-        )[0]
+        family, kind, _, _, address = socket.getaddrinfo(host or "0.0.0.0", port, type=socket.SOCK_STREAM)[0]
         with socket.socket(family, kind) as probe:
             probe.setsockopt(
                 socket.SOL_SOCKET, socket.SO_REUSEADDR, 1
             )  # a port that was let go of a moment ago is free
             probe.bind(address)
     except OSError as error:
-        if (
-            error.errno == errno.EADDRINUSE
-        ):  # held, if only on another of this machine's addresses, or not answering yet
+        if error.errno == errno.EADDRINUSE:  # held on another of this machine's addresses, or not answering yet
             raise InputError(taken) from None
-        raise InputError(f"cannot listen on port {command.port} of {command.host}: {error.strerror or error}") from None
+        raise InputError(f"cannot listen on port {port} of {host}: {error.strerror or error}") from None
 
 
 @contextmanager
 def termination_as_interrupt() -> Iterator[None]:
-    """While open, SIGTERM raises KeyboardInterrupt as Ctrl-C does, so that what has been started is stopped."""
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    """While open, SIGTERM and SIGHUP raise KeyboardInterrupt as Ctrl-C does, so that what has been started is stopped."""
+    before = {number: signal.signal(number, signal.default_int_handler) for number in ENDINGS}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def free_port() -> int:
@@ -123,10 +132,10 @@ def free_port() -> int:
 
 
 def _healthy(url: str) -> bool:
-    """Whether /health, which both engines have, says 200."""
-    try:
-        # never by way of a proxy, and without loading certificates each time
-        return httpx.get(f"{url}/health", timeout=5, trust_env=False, verify=False).status_code == 200
+    """Whether /health, which all engines have, says 200."""
+    try:  # never by way of a proxy, without loading certificates each time, and without reading what it says
+        with httpx.stream("GET", f"{url}/health", timeout=5, trust_env=False, verify=False) as answer:
+            return answer.status_code == 200
     except httpx.HTTPError:
         return False
 

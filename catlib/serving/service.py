@@ -1,50 +1,120 @@
-"""The tuned model inside an application's own process: loaded and asked without blocking its event loop."""
+"""The tuned model, or whatever won, inside an application's own process: loaded and asked without blocking its event loop."""
 
 import asyncio
 import io
-from collections.abc import Sequence
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from PIL import Image
 
-from catlib.data.images import open_image, to_rgb
+from catlib.classifiers.base import Classifier
+from catlib.classifiers.vlm import DECODINGS, VLMClassifier
+from catlib.data.images import check_size, open_image, to_rgb
 from catlib.errors import CatlibError, InputError
-from catlib.parsing import BreedParser
-from catlib.serving.worker import Worker
-from catlib.vlm.checkpoint import VLM, Checkpoint, find_checkpoint, open_vlm
+from catlib.evaluation.calibration import Calibration, stored_calibration
+from catlib.serving.winner import open_winner
+from catlib.serving.worker import Busy, Worker
+from catlib.vlm.checkpoint import Checkpoint, find_checkpoint, open_vlm
 from catlib.vlm.decoding import generate_free
 
 Source = str | Path | Checkpoint
 Photo = str | Path | bytes | Image.Image  # a file, a file's content, or a picture already decoded
+T = TypeVar("T")
+log = logging.getLogger(__name__)
+DEFAULT = Path("outputs/vlm_checkpoints/llava-cat-breeds")  # the plan's
+QUESTIONS = 8  # whose labels are kept prepared
+__all__ = ["BreedAnswer", "Busy", "Photo", "VLMService", "read_photo"]
 
 
 @dataclass(frozen=True)
 class BreedAnswer:
-    """What the model said about a photo, and the breed in it: None when it names none of the list, or several."""
+    """What the model says about a photo, and the breed in it: None when its words name none of the list, or several.
+
+    `probabilities`: with scores, that of each breed, the likeliest first, at the temperature fitted on validation photos.
+    `sure`: whether the likeliest reaches the threshold fitted there; None where nothing was fitted.
+    """
 
     answer: str
     breed: str | None
+    probabilities: Mapping[str, float] | None = field(default=None, hash=False)
+    sure: bool | None = None
 
 
 Outcome = BreedAnswer | BaseException
 
 
-class VLMService:
-    """A tuned model that one thread owns. Every method may be called from any thread and any number of tasks.
+@dataclass(frozen=True)
+class _Loaded:
+    """A classifier in memory, with the variants of it that other questions need. `reopen` loads it once more."""
 
-    Calls wait in a queue; those with the same question are answered together, at most `max_batch` at once. Answers are
-    greedy, at most 50 new tokens, and the breed is read from the answer alone. Which calls share a batch does not change
-    an answer in float32; in bfloat16 and 4-bit, rounding differs with the batch, so that near ties may go the other way
-    (`max_batch=1` rules that out).
+    classifier: Classifier
+    calibration: Calibration | None
+    reopen: Callable[[], "_Loaded"]
+    variants: dict[str, Classifier] = field(default_factory=dict)
+
+    def asked(self, question: str) -> Classifier:
+        own = self.classifier
+        if not question or (isinstance(own, VLMClassifier) and question == own.prompt):
+            return own
+        if not isinstance(own, VLMClassifier):
+            raise InputError(f"{own.name} answers no questions: leave the prompt out")
+        if question not in self.variants:
+            while len(self.variants) >= QUESTIONS:
+                self.variants.pop(next(iter(self.variants)))
+            self.variants[question] = own.asking(question)
+        return self.variants[question]
+
+
+class VLMService:
+    """A model that one thread owns. Every method may be called from any thread and any number of tasks.
+
+    Calls wait in a queue; those with the same question are answered together, at most `max_batch` at once. Which calls share a
+    batch does not change an answer in float32; in bfloat16 and 4-bit, rounding differs with the batch, so that near ties may go
+    the other way (`max_batch=1` rules that out).
+
+    `decoding`: free, as the plan has it: greedy words, the breed read from them alone; constrained: words held to the breeds'
+    names; score: the likelihood of every name, with probabilities. `reasons`: with the last two, the model's own words are
+    written as well (the time of `free` on top). What `from_run` loads decodes as the run has measured it.
     """
 
-    def __init__(self, max_batch: int = 8, max_waiting: int = 1000) -> None:
+    def __init__(
+        self, max_batch: int = 8, max_waiting: int = 1000, *, decoding: str = "free", reasons: bool = False
+    ) -> None:
+        if decoding not in DECODINGS:
+            raise InputError(f"decoding must be one of {', '.join(DECODINGS)}; found {decoding!r}")
+        self.decoding, self.reasons = decoding, reasons
         self._worker = Worker(self._answer, max_batch, max_waiting)
         self._chunk = min(4 * max_batch, max_waiting)  # photos of a batch call that wait at the same time
-        self._loaded: tuple[VLM, BreedParser] | None = None
+        self._loaded: _Loaded | None = None
+
+    @classmethod
+    def from_run(cls, run: str | Path, use: str = "", device: str = "auto", **options: Any) -> "VLMService":
+        """A service that answers as the verdict of a run says (`use`: another of its models, which is warned of).
+
+        `run`: its name or folder. `options`: those of the constructor. Raises InputError as `open_winner` does.
+        """
+        service = cls(**options)
+        try:
+            service.load_run(run, use, device)
+        except BaseException:
+            service.close()
+            raise
+        return service
+
+    def load_run(self, run: str | Path, use: str = "", device: str = "auto") -> None:
+        """Load what the verdict of a run says, or `use`, as the run has measured it."""
+
+        def open_it() -> _Loaded:
+            winner = open_winner(run, use, device)
+            return _Loaded(winner.classifier, winner.calibration, open_it)
+
+        self._swap(open_it).result()
 
     @property
     def is_loaded(self) -> bool:
@@ -52,23 +122,28 @@ class VLMService:
         return self._loaded is not None
 
     @property
+    def classifier(self) -> Classifier | None:
+        """What is loaded, to be looked at, not run: it belongs to the service's thread."""
+        return self._loaded.classifier if self._loaded else None
+
+    @property
     def model(self) -> torch.nn.Module | None:
-        """The loaded model, to be looked at, not run: it belongs to the service's thread."""
-        return None if self._loaded is None else self._loaded[0].model
+        """The VLM that is loaded, to be looked at, not run; None where nothing is, or another kind of model."""
+        return self.classifier.vlm.model if isinstance(self.classifier, VLMClassifier) else None
 
     async def load_finetuned_model(
-        self, checkpoint_path: Source, device: str = "auto", precision: str = "auto"
+        self, checkpoint_path: Source = DEFAULT, device: str = "auto", precision: str = "auto"
     ) -> None:
         """Load an adapter with the base that it names, or a merged model; the event loop goes on meanwhile.
 
-        `checkpoint_path`: the folder, or what `find_checkpoint` gives for it (with another base or question, say). A model that
-        was loaded before is given up first, after the calls that wait for it. `precision`: auto, bfloat16, float32 or 4-bit.
-        Raises InputError when the checkpoint cannot be used; what was loaded then stays when the folder itself is wrong.
+        `checkpoint_path`: the folder, or what `find_checkpoint` gives for it (with another base or question, say). `precision`:
+        auto, bfloat16, float32 or 4-bit. Calls that come meanwhile are answered by the model before. Raises InputError when the
+        checkpoint cannot be used; the model before stays then.
         """
         checkpoint = await asyncio.to_thread(_found, checkpoint_path)
         await asyncio.wrap_future(self._load(checkpoint, device, precision))
 
-    def load(self, checkpoint_path: Source, device: str = "auto", precision: str = "auto") -> None:
+    def load(self, checkpoint_path: Source = DEFAULT, device: str = "auto", precision: str = "auto") -> None:
         """`load_finetuned_model` for code without an event loop."""
         self._load(_found(checkpoint_path), device, precision).result()
 
@@ -85,51 +160,109 @@ class VLMService:
         return await asyncio.wrap_future(self._submit(image, prompt))
 
     def predict_batch(self, images: Sequence[Photo], prompt: str | None = None) -> list[Outcome]:
-        """Answers about several photos in their order; an error in the place of an answer that failed."""
+        """Answers about several photos in their order; an error (Busy among them) in the place of an answer that failed."""
         answers: list[Outcome] = []
-        for first in range(0, len(images), self._chunk):
-            calls = [self._submit(image, prompt) for image in images[first : first + self._chunk]]
+        for calls in self._chunks(images, prompt):
             answers += [call.exception() or call.result() for call in calls]
         return answers
 
     async def predict_batch_async(self, images: Sequence[Photo], prompt: str | None = None) -> list[Outcome]:
         """`predict_batch` for an event loop."""
         answers: list[Outcome] = []
-        for first in range(0, len(images), self._chunk):
-            part = images[first : first + self._chunk]
-            calls = [asyncio.wrap_future(self._submit(image, prompt)) for image in part]
-            answers += await asyncio.gather(*calls, return_exceptions=True)
+        for calls in self._chunks(images, prompt):
+            answers += await asyncio.gather(*map(asyncio.wrap_future, calls), return_exceptions=True)
         return answers
+
+    def with_model(self, task: Callable[[Classifier], T]) -> "Future[T]":
+        """Run `task` on the classifier in the thread that owns it. Raises CatlibError when no model is loaded."""
+        self._require()
+        return self._worker.run(lambda: task(self._require().classifier))
 
     async def unload(self) -> None:
         """Give up the model and its memory, after the calls that wait for it. Another may be loaded then."""
-        await asyncio.wrap_future(self._worker.run(self._unload))
+        await asyncio.wrap_future(self._worker.run(self._release))
 
     def close(self) -> None:
         """Answer what waits, give up the model and end the threads. The service cannot be used afterwards."""
-        self._worker.run(self._unload)
         self._worker.close()
+        self._release()
 
-    def _submit(self, image: Photo, prompt: str | None) -> "Future[BreedAnswer]":
+    def __enter__(self) -> "VLMService":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _require(self) -> _Loaded:
         if self._loaded is None:
             raise CatlibError("no model is loaded: await load_finetuned_model(checkpoint_path=…) first")
+        return self._loaded
+
+    def _submit(self, image: Photo, prompt: str | None) -> "Future[BreedAnswer]":
+        self._require()
         return self._worker.submit(prompt or "", lambda: read_photo(image))
 
-    def _answer(self, question: str, photos: Sequence[Image.Image]) -> list[BreedAnswer]:
-        if self._loaded is None:
-            raise CatlibError("the model was unloaded before this call's turn came")
-        vlm, parser = self._loaded
-        return [BreedAnswer(text, parser.parse(text)) for text in generate_free(vlm, photos, question or vlm.question)]
+    def _chunks(self, images: Sequence[Photo], prompt: str | None) -> "Iterator[list[Future[BreedAnswer]]]":
+        """The calls of a batch, a part of it at a time; one that is refused is a call that has failed."""
+        self._require()
+        for first in range(0, len(images), self._chunk):
+            calls = []
+            for image in images[first : first + self._chunk]:
+                try:
+                    calls.append(self._submit(image, prompt))
+                except CatlibError as error:
+                    calls.append(Future())
+                    calls[-1].set_exception(error)
+            yield calls
 
-    def _load(self, checkpoint: Checkpoint, device: str, precision: str) -> Future:
-        def load() -> None:
-            self._unload()
+    def _answer(self, question: str, photos: Sequence[Image.Image]) -> list[BreedAnswer]:
+        loaded = self._require()
+        classifier = loaded.asked(question)
+        batch = classifier.classify(photos)
+        words: Sequence[str] = batch.answers or [breed or "" for breed in batch.predicted]
+        if self.reasons and isinstance(classifier, VLMClassifier) and classifier.decoding != "free":
+            words = generate_free(classifier.vlm, photos, classifier.prompt)
+        if batch.log_probs is None:
+            return [BreedAnswer(text, breed) for text, breed in zip(words, batch.predicted, strict=True)]
+        fitted = loaded.calibration if classifier is loaded.classifier else None
+        chances = np.exp(fitted.scaled(batch.log_probs) if fitted else batch.log_probs)
+        answers = []
+        for text, breed, row in zip(words, batch.predicted, chances, strict=True):
+            ranked = {classifier.breeds[i]: float(row[i]) for i in np.argsort(-row, kind="stable")}
+            answers.append(BreedAnswer(text, breed, ranked, fitted.is_sure(row.max()) if fitted else None))
+        return answers
+
+    def _load(self, checkpoint: Checkpoint, device: str, precision: str) -> "Future[None]":
+        def open_it() -> _Loaded:
             vlm = open_vlm(checkpoint, device=device, precision=precision)
-            self._loaded = vlm, BreedParser(vlm.breeds)
+            fitted = stored_calibration(checkpoint.folder) if checkpoint.folder and self.decoding == "score" else None
+            way = fitted.way if fitted else {}
+            if fitted and (list(vlm.breeds), vlm.question) != (way.get("breeds"), way.get("question")):
+                log.warning("%s was calibrated with other breeds or another question: not used", checkpoint.name)
+                fitted, way = None, {}
+            more = (way.get("score_norm") or "sum", way.get("prior_strength") or 0.0)
+            return _Loaded(VLMClassifier(vlm, None, self.decoding, *more), fitted, open_it)
+
+        return self._swap(open_it)
+
+    def _swap(self, open_it: Callable[[], _Loaded]) -> "Future[None]":
+        """Load in the model's thread. On a GPU, which may not hold two models, the one before makes room, and comes back on a failure."""
+
+        def load() -> None:
+            before = self._loaded
+            if before is None or not torch.cuda.is_available():
+                self._loaded = open_it()
+                return
+            self._release()
+            try:
+                self._loaded = open_it()
+            except BaseException:
+                self._loaded = before.reopen()
+                raise
 
         return self._worker.run(load)
 
-    def _unload(self) -> None:
+    def _release(self) -> None:
         self._loaded = None  # no cycles hold a model; gc.collect() would stop the loop for 0.2 s
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
@@ -141,12 +274,21 @@ def _found(checkpoint: Source) -> Checkpoint:
 
 def read_photo(image: Photo) -> Image.Image:
     """An upright RGB photo. Raises InputError when it cannot be read or has too many pixels."""
-    if isinstance(image, Image.Image):
-        return to_rgb(image)
-    if isinstance(image, bytes | bytearray | memoryview):
-        stream = io.BytesIO(image)
-        stream.name = f"photo of {len(image)} bytes"
-        return open_image(stream)
-    if isinstance(image, str | Path):
-        return open_image(Path(image).expanduser())
+    try:
+        if isinstance(image, Image.Image):
+            check_size(image, "photo")
+            return to_rgb(image)
+        if isinstance(image, bytes | bytearray | memoryview):
+            stream = io.BytesIO(image)
+            stream.name = f"photo of {len(stream.getbuffer())} bytes"
+            return open_image(stream)
+        if isinstance(image, str | Path):
+            return open_image(Path(image).expanduser())
+    except (
+        OSError,
+        ValueError,
+        RuntimeError,
+        SyntaxError,
+    ) as error:  # a picture that Pillow has not decoded yet, `~nobody/…`
+        raise InputError(f"the photo cannot be read: {error}") from None
     raise InputError(f"a photo is a path, a file's bytes or a PIL image, not a {type(image).__name__}")

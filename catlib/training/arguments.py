@@ -68,6 +68,7 @@ def training_arguments(settings: TrainSettings, dtype: torch.dtype, device: torc
         "max_grad_norm": settings.max_grad_norm,
         "seed": settings.seed,
         "bf16": dtype is torch.bfloat16,  # bf16 arithmetic over a bf16 base; what is trained stays float32
+        "fp16": dtype is torch.float16,  # with loss scaling: cards without bf16
         "use_cpu": device.type == "cpu",
         "logging_steps": settings.log_steps,
         "logging_nan_inf_filter": False,

@@ -38,7 +38,9 @@ class Flow(TrainerCallback):
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         t, progress = self.trainer, self.trainer.record.progress
         torch.set_rng_state(t.drawn)  # as LoRA's matrices left it; a resumed training then loads its own
-        if rank := t.processes.process_index:
+        rank = t.processes.process_index
+        torch.cuda.manual_seed(args.seed * 1_000_003 + rank)  # dropout's draws; without a GPU it does nothing
+        if rank:
             torch.manual_seed(args.seed * 1_000_003 + rank)
         t.since = time.perf_counter()
         t.record.rewind(state.global_step)

@@ -79,7 +79,7 @@ def lanes_for(vlm: VLM, settings: TrainSettings, processes: int = 1) -> Lanes:
         vlm.base.device.type == "cpu"
         and processes == 1
         and settings.mode != "qlora"
-        and not settings.gradient_checkpointing
+        and not settings.recomputes
         and vlm.family.caches_features
         and not _draws_elsewhere(vlm.model)
     )

@@ -4,9 +4,9 @@ from typing import Any
 
 import torch
 from torch.nn.functional import cross_entropy
-from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from catlib.vlm.batches import IGNORED, Batch
+from catlib.vlm.batches import Batch, answer_positions
+from catlib.vlm.features import embedded
 from catlib.vlm.models import VLM
 
 
@@ -37,23 +37,20 @@ class AnswerLoss(torch.nn.Module):
     def forward(self, batch: Batch) -> tuple[torch.Tensor, int]:
         vlm = self._vlm[0]
         base = vlm.base
-        extra: dict[str, Any] = dict(batch.pixels or {})
+        inputs: dict[str, Any] = dict(batch.pixels or {})
         if batch.features is not None:
-            projected = vlm.projector(batch.features.to(_dtype(vlm.projector)))
-            output = BaseModelOutputWithPooling(pooler_output=[projected])  # type: ignore[arg-type]  # one entry an image
-            extra = {"mm_encoder_outputs": {"image": output}}
-        elif "pixel_values" in extra:
-            extra["pixel_values"] = extra["pixel_values"].to(base.get_input_embeddings().weight.dtype)
+            inputs["inputs_embeds"] = embedded(vlm, batch.input_ids, batch.features, batch.image_at)
+        else:
+            inputs["input_ids"] = batch.input_ids
+        if "pixel_values" in inputs:
+            inputs["pixel_values"] = inputs["pixel_values"].to(vlm.dtype)
         # Padding stands on the right, where a causal model never looks from a real token: without a mask the attention
-        # kernel takes its fast way. Models that work out positions from the mask still get it.
-        mask = None if batch.features is not None else batch.attention_mask
-        outputs = base.model(input_ids=batch.input_ids, attention_mask=mask, use_cache=False, **extra)
-        hidden, targets = outputs.last_hidden_state[:, :-1], batch.labels[:, 1:]
-        answer = targets != IGNORED
+        # kernel takes its fast way. Models that work out positions from the mask still get it where there is padding.
+        needed = (batch.padded and not vlm.family.caches_features) or "token_type_ids" in inputs
+        mask = batch.attention_mask if needed else None
+        hidden = base.model(**inputs, attention_mask=mask, use_cache=False).last_hidden_state.flatten(0, 1)
+        at = answer_positions(batch.labels) if batch.answer_at is None else batch.answer_at
+        targets = batch.labels.flatten()[at]
         head = base.get_output_embeddings()
-        logits = head(hidden).float()[answer] if self.full_logits else head(hidden[answer]).float()
-        return cross_entropy(logits, targets[answer], reduction="sum"), int(answer.sum())
-
-
-def _dtype(module: torch.nn.Module) -> torch.dtype:
-    return next(module.parameters()).dtype
+        logits = head(hidden)[at - 1] if self.full_logits else head(hidden[at - 1])
+        return cross_entropy(logits.float(), targets, reduction="sum"), len(at)

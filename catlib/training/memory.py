@@ -4,7 +4,8 @@ Nothing is looked up in a table. The model is built without weights from its con
 on tensors without data (`catlib.training.memory_trace`).
 """
 
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ NF4_BYTES = (
 )  # 4 bits, an 8-bit scale for 64 weights, a float for 256 scales (arXiv 2305.14314)
 TEXT_TOKENS, ANSWER_TOKENS = 40, 8  # question with answer, and the answer; the breeds' names have 2 to 13 tokens
 BREEDS, NODES = 67, 5  # names that validation scores, and tokens of each that no other name shares
+RESERVE = 0.05  # of the free memory that `auto` leaves
 SLACK = 1.05  # the allocator's rounding and fragments
 CPU_HEAP = (
     250_000_000  # bytes that the C library's heap keeps beside what tensors use (docs/memory-and-gpus.md, measured)
@@ -39,11 +41,12 @@ class Estimate:
     """Bytes by cause. `peak` is the largest of the run's phases, with 5 % for the allocator."""
 
     batch_size: int
+    gradient_checkpointing: bool
     image_tokens: int
     trainable_parameters: int
     parameters: int
     weights: int
-    adapters: int  # float32 copies of what is trained
+    adapters: int  # what is trained, in float32, and its copy in the dtype that is computed in
     gradients: int  # without accumulation only what exceeds the activations: one comes as the other goes
     optimizer: int  # AdamW's two moments
     activations: int  # what the forward pass keeps for the backward pass
@@ -152,11 +155,12 @@ class Footprint:
         each, photos = self.tower
         return Estimate(
             batch_size=batch,
+            gradient_checkpointing=s.recomputes,
             image_tokens=self.shape.image_tokens,
             trainable_parameters=self.trainable,
             parameters=self.parameters,
             weights=self.weights,
-            adapters=4 * self.trainable,
+            adapters=(4 + (self.size if self.size < 4 else 0)) * self.trainable,
             gradients=gradients,
             optimizer=8 * self.trainable,
             activations=activations,
@@ -201,6 +205,27 @@ def usual_shape(config: Any, image_tokens: int = 0) -> Shape:
 def largest_batch(footprint: Footprint, vram: float) -> int:
     """The largest batch (a power of two, 64 at most) whose estimate stays below `vram` bytes; 0 when not even 1 does."""
     return max((batch for batch in (1, 2, 4, 8, 16, 32, 64) if footprint.at(batch).peak <= vram), default=0)
+
+
+def choose(
+    settings: TrainSettings, of: Callable[[TrainSettings], Footprint], free: float, any_batch: bool = True
+) -> Estimate:
+    """The estimate of the way to train in `free` bytes: the settings', or what `gradient_checkpointing: auto` comes to.
+
+    Without recomputation where batch_size fits so; then, with `any_batch`, the most photos in a pass that fit and divide the
+    photos of an optimizer step. A part of the memory stays in reserve where it can. If nothing fits, the smallest need.
+    """
+    ways, sizes = [settings], [settings.batch_size]
+    if settings.gradient_checkpointing == "auto":
+        ways = [replace(settings, gradient_checkpointing=way) for way in ("false", "true")]
+        step = settings.batch_size * settings.gradient_accumulation
+        sizes = [n for n in range(step, 0, -1) if step % n == 0] if any_batch else sizes
+    for share in (1 - RESERVE, 1.0):
+        for way in ways:
+            for n in sizes:
+                if (way.recomputes or n >= settings.batch_size) and of(way).at(n).peak <= share * free:
+                    return of(way).at(n)
+    return of(ways[-1]).at(sizes[-1])
 
 
 def model_config(ref: str) -> Any:

@@ -3,8 +3,9 @@
 import logging
 import math
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
+from functools import cache
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from catlib.data.images import size_of
 from catlib.data.records import Sample
 from catlib.errors import InputError
 from catlib.settings import TrainSettings
-from catlib.training.memory import GB, Estimate, Footprint, largest_batch, model_config, usual_shape
+from catlib.training.memory import GB, Estimate, Footprint, choose, largest_batch, model_config, usual_shape
 from catlib.training.memory_trace import Shape
 from catlib.vlm.families import find_family
 from catlib.vlm.models import pick_device, pick_dtype
@@ -26,7 +27,7 @@ log = logging.getLogger(__name__)
 
 
 def check_fits(settings: TrainSettings, ref: str, samples: Iterable[tuple[Sample, Path]]) -> Estimate | None:
-    """The estimate of a run on (sample, photo's path); None where the device's memory cannot be told (Apple's GPU), or how many
+    """The estimate of a run on (sample, photo's path), with the batch and way that `choose` found; None where the device's memory cannot be told (Apple's GPU), or how many
     tokens a photo has.
 
     Raises InputError when the device has less memory, naming what would fit; with `force` it only warns.
@@ -42,24 +43,43 @@ def check_fits(settings: TrainSettings, ref: str, samples: Iterable[tuple[Sample
         return None
     shape = longest(load_processor(ref), config, pairs)
     breeds = len({sample.breed for sample, _ in pairs})
-    footprint = Footprint.of(settings, config, shape, dtype, breeds, photos=len(pairs), cpu=device.type == "cpu")
-    need = footprint.at(settings.batch_size)
-    log.info("estimated peak memory %.2f GB of %.1f GB free", need.peak / GB, free / GB)
+
+    @cache
+    def of(way: TrainSettings) -> Footprint:
+        return Footprint.of(way, config, shape, dtype, breeds, photos=len(pairs), cpu=device.type == "cpu")
+
+    need = choose(
+        settings, of, free, any_batch=device.type == "cuda"
+    )  # on a CPU threads share the batch as it is given
+    log.info(
+        "%d photos in a pass, %s gradient checkpointing: estimated peak memory %.2f GB of %.1f GB free",
+        need.batch_size,
+        "with" if need.gradient_checkpointing else "without",
+        need.peak / GB,
+        free / GB,
+    )
     if need.peak <= free:
         return need
-    fits = [f"batch_size {batch}"] if (batch := largest_batch(footprint, free)) else []
-    for mode, on in product(("lora", "qlora"), (False, True)):
-        way = replace(settings, mode=mode, gradient_checkpointing=on)
-        if batch := largest_batch(Footprint.of(way, config, shape, dtype, cpu=device.type == "cpu"), free):
-            fits.append(f"mode {mode} with{'' if on else 'out'} gradient_checkpointing at batch_size {batch}")
+    fits = ways_that_fit(settings, of, free)
     message = (
-        f"training {ref} at batch_size {settings.batch_size} needs about {need.peak / GB:.1f} GB ({need.worst}), and {device} has "
+        f"training {ref} at batch_size {need.batch_size} needs about {need.peak / GB:.1f} GB ({need.worst}), and {device} has "
         f"{free / GB:.1f} GB free. What fits: {'; '.join(fits) or 'nothing, not even QLoRA with gradient checkpointing at batch_size 1'}"
     )
     if not settings.force:
         raise InputError(f"{message}. --force trains all the same")
     log.warning("%s. Training all the same", message)
     return need
+
+
+def ways_that_fit(settings: TrainSettings, of: Callable[[TrainSettings], Footprint], free: float) -> list[str]:
+    """What to change so that training fits into `free` bytes, in words; `of` gives a way's footprint."""
+    own = largest_batch(of(settings), free)
+    fits = [f"batch_size {own}"] if own else []
+    for mode, on in product(("lora", "qlora"), ("false", "true")):
+        way = replace(settings, mode=mode, gradient_checkpointing=on)
+        if batch := largest_batch(of(way), free):
+            fits.append(f"mode {mode} with{'' if on == 'true' else 'out'} gradient_checkpointing at batch_size {batch}")
+    return fits
 
 
 def longest(processor: Any, config: Any, samples: Iterable[tuple[Sample, Path]]) -> Shape:
@@ -84,7 +104,8 @@ def device_memory(device: torch.device) -> float | None:
     processes that were launched together; None where it cannot be told.
     """
     if device.type == "cuda":
-        return float(torch.cuda.mem_get_info(device)[0])
+        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # torch's own, for later use
+        return float(torch.cuda.mem_get_info(device)[0] + kept)
     meminfo = Path("/proc/meminfo")
     if device.type != "cpu" or not meminfo.is_file():
         return None

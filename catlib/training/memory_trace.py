@@ -21,20 +21,12 @@ from torch.utils.weak import WeakIdKeyDictionary
 from transformers import AutoConfig
 
 from catlib.settings import TrainSettings
-from catlib.training.kernels import fuse
+from catlib.training.kernels import constant_factors, fuse
 from catlib.training.lora import lora_config, peft_model
 from catlib.vlm.families import Family, family_of, find_family
 from catlib.vlm.models import empty_model
 
-RELEVANT = (
-    "mode",
-    "train_projector",
-    "lora_r",
-    "lora_targets",
-    "use_rslora",
-    "use_dora",
-    "gradient_checkpointing",
-)
+RELEVANT = ("mode", "train_projector", "lora_r", "lora_targets", "use_rslora", "use_dora", "gradient_checkpointing")
 
 
 @dataclass(frozen=True)
@@ -167,7 +159,7 @@ def _trace(
     # Dropout draws numbers, which data-free tensors cannot; what it keeps for a moment is added by the caller.
     wrapped = peft_model(model, lora_config(model, replace(settings, lora_dropout=0.0), family), empty=True)
     fuse(wrapped)
-    if settings.gradient_checkpointing:
+    if settings.recomputes:
         with warnings.catch_warnings(action="ignore", category=FutureWarning):
             model.gradient_checkpointing_enable({"use_reentrant": False})
     wrapped.train()
@@ -180,7 +172,8 @@ def _trace(
             parameter.grad = torch.zeros_like(parameter)
         tracker = LiveBytes()
         tracker.ignore([*wrapped.parameters(), *wrapped.buffers(), *(p.grad for p in trained)])
-        with tracker:
+        with constant_factors(wrapped) as held, tracker:
+            tracker.ignore(held)
             with torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype is torch.bfloat16):
                 embedded = _embeddings(
                     model, family, torch.empty(batch, length, text.hidden_size, dtype=dtype), shape.image_tokens

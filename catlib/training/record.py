@@ -10,6 +10,7 @@ from typing import Any
 
 from transformers import TrainingArguments
 
+from catlib.data.conversations import gives_reasons
 from catlib.errors import CatlibError
 from catlib.files import appending, read_jsonl, read_text, write_json, write_text
 from catlib.training.lora import rank_remark
@@ -45,7 +46,7 @@ class Record:
     def __init__(self, run: Run, folder: Path, active: bool) -> None:
         self.run, self.folder, self.active = run, folder, active
         self.path = folder / HISTORY
-        self.progress = Progress(run.settings.batch_size)
+        self.progress = Progress(run.micro_batch)
         self.arguments: TrainingArguments | None = None
 
     def rewind(self, step: int) -> None:
@@ -107,6 +108,7 @@ class Record:
             "question": data.question,
             "other_questions": data.others,
             "spelled": data.spelled,
+            "reasons": gives_reasons(data.train),
             "base_fingerprint": fingerprint(self.run.vlm),
             "data": data.digests,
             "figures": _finite(figures),
@@ -121,7 +123,9 @@ class Record:
             "finished": p.finished,
             "stopped_early": p.stopped_early,
             "out_of_memory": p.out_of_memory,
+            "device": self.run.vlm.device.type,
             "micro_batch": p.micro_batch,
+            "gradient_checkpointing": self.run.settings.recomputes,
             "peak_memory_gb": p.last.get("peak_memory_gb"),
             "seconds": p.seconds,
             "val_losses": p.val_losses,

@@ -24,12 +24,14 @@ def setup_table(trainer: Trainer) -> pd.DataFrame:
     """What is about to be trained, on what."""
     trainable, total = count_parameters(trainer.vlm.model)
     s, data = trainer.settings, trainer.run.data
+    way = "with" if s.recomputes else "without"
     rows = {
         "trained parameters": f"{trainable:,} of {total:,} ({trainable / total:.2%})",
         "mode": f"{s.mode}, rank {s.lora_r}, projector {s.train_projector}",
         "training photos": f"{len(data.train)} of {len(data.breeds)} breeds",
         "validation photos": f"{len(data.val)}",
         "photos an optimizer step": f"{s.batch_size * s.gradient_accumulation}",
+        "a forward pass": f"{trainer.record.progress.micro_batch} photos, {way} gradient checkpointing",
         "question": data.question,
     }
     return pd.DataFrame({"value": rows})

@@ -65,6 +65,7 @@ class Run:
     collate: Collator
     val_collate: Collator
     augment: Augment | None
+    micro_batch: int  # photos in a forward pass
 
 
 def load_data(settings: TrainSettings) -> TrainingData:
@@ -103,12 +104,17 @@ def set_up(settings: TrainSettings, data: TrainingData, sharded: bool = False) -
     checkpoint = find_checkpoint(settings.base_model)
     if checkpoint.adapter is not None:
         raise InputError(f"base_model {settings.base_model!r} is an adapter; name the model that is to be trained")
-    check_fits(settings, checkpoint.base, [(s, inside(root, s.image)) for root, part in data.parts for s in part])
+    need = check_fits(
+        settings, checkpoint.base, [(s, inside(root, s.image)) for root, part in data.parts for s in part]
+    )
+    recomputes = settings.recomputes if need is None else need.gradient_checkpointing
+    settings = replace(settings, gradient_checkpointing=str(recomputes).lower())
     dtype = str(pick_dtype(settings.dtype, pick_device(settings.device))).removeprefix("torch.")
-    vlm = open_vlm(checkpoint, device=settings.device, precision="4-bit" if settings.mode == "qlora" else dtype)
+    precision = "4-bit" if settings.mode == "qlora" else dtype
+    vlm = open_vlm(checkpoint, device=settings.device, precision=precision, attention=settings.attn_implementation)
     add_lora(vlm, settings)
     log.info("%d layers use gradients written by hand", fuse(vlm.model))
-    if settings.gradient_checkpointing:
+    if recomputes:
         vlm.base.gradient_checkpointing_enable({"use_reentrant": False})
     augment = Augment(settings.seed) if settings.augment else None
     features = _features(settings, vlm, data)
@@ -120,7 +126,8 @@ def set_up(settings: TrainSettings, data: TrainingData, sharded: bool = False) -
         )
     collate = Collator(vlm, data.image_root, None if augment else features, augment, settings.num_workers)
     val_collate = Collator(vlm, data.val_root, features)
-    return Run(settings, data, vlm, collate, val_collate, augment)
+    micro = settings.batch_size if need is None else need.batch_size
+    return Run(settings, data, vlm, collate, val_collate, augment, micro)
 
 
 def _features(settings: TrainSettings, vlm: VLM, data: TrainingData) -> FrozenFeatures | None:

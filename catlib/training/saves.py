@@ -37,7 +37,7 @@ FREE = {
         "resume",
         "overwrite",
     ),
-    *("force", "watch", "watch_photos", "early_stopping"),
+    *("force", "attn_implementation", "watch", "watch_photos", "early_stopping"),
 }
 
 

@@ -26,6 +26,7 @@ from catlib.paths import resolve
 from catlib.settings import TrainSettings
 from catlib.training.arguments import check_launch, training_arguments
 from catlib.training.callbacks import Flow, Interrupts, Tracker
+from catlib.training.kernels import constant_factors
 from catlib.training.lanes import lanes_for
 from catlib.training.lora import with_alpha
 from catlib.training.loss import AnswerLoss
@@ -36,10 +37,10 @@ from catlib.training.saves import SavingTrainer, alone, prepare_folder, read_pro
 from catlib.training.validation import Watch, validation_loss
 from catlib.vlm.adapters import TRAINING
 from catlib.vlm.batches import Batch, check_batch
+from catlib.vlm.models import out_of_memory
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
-OUT_OF_MEMORY = ("out of memory", "not enough memory", "can't allocate memory", "cublas_status_alloc_failed")
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,7 @@ class Trainer(SavingTrainer):
         prepare_folder(self.folder, settings, data.digests)
         torch.manual_seed(settings.seed)  # before LoRA's matrices are drawn
         self.run: Run = set_up(settings, data, sharded and self.processes.num_processes > 1)
+        self.settings = settings = self.run.settings  # with what `auto` came to
         self.drawn = torch.get_rng_state()
         self.vlm, self.loss = self.run.vlm, AnswerLoss(self.run.vlm)
         self.trained = [(n, p) for n, p in self.vlm.model.named_parameters() if p.requires_grad]
@@ -233,47 +235,52 @@ class Trainer(SavingTrainer):
         tokens = sum(len(self.run.collate.answer_ids(sample)) for sample in samples)
         # DDP takes the mean of the processes' gradients, transformers that of their losses: each gives its part so many times.
         part_of_mean = self.processes.num_processes / tokens
-        parts, summed = self._share(samples), 0.0
+        parts, losses = self._share(samples), []
         for number, (part, weight) in enumerate(parts, start=1):
             with nullcontext() if number == len(parts) else self.accelerator.no_sync(model):
-                summed += weight * self._backward(model, part, weight * part_of_mean)
+                losses += [(weight, *loss) for loss in self._backward(model, part, weight * part_of_mean)]
+        # Only now is a GPU waited for: it works through the whole step while the next passes are being issued.
+        values, step = torch.stack([loss for _, _, loss, _ in losses]).tolist(), self.state.global_step
+        warm = step >= self.args.get_warmup_steps(self.state.max_steps)
+        for (_, ids, _, n), value in zip(losses, values, strict=True):
+            if not math.isfinite(value) or (warm and value / n > self.most):
+                raise CatlibError(
+                    f"step {step + 1}: loss {value / n:.3g} in the samples {', '.join(ids)}; training stopped. "
+                    "Lower lr, or look at these photos and answers"
+                )
+        summed = sum(weight * value for (weight, *_), value in zip(losses, values, strict=True))
         return torch.tensor(summed * part_of_mean, device=self.args.device)
 
-    def _backward(self, model: torch.nn.Module, samples: Sequence[Sample], scale: float) -> float:
-        """Add `scale` times the gradient of a micro-batch's summed loss, each lane's part in a thread of its own; the loss."""
+    def _backward(
+        self, model: torch.nn.Module, samples: Sequence[Sample], scale: float
+    ) -> list[tuple[tuple[str, ...], torch.Tensor, int]]:
+        """Add `scale` times the gradient of a micro-batch's summed loss, each lane's part in a thread of its own.
+
+        Returns for each part the samples' ids, the summed loss and the number of supervised tokens.
+        """
         batches = [self.run.collate(part).to(self.args.device) for part in self.lanes.cut(samples)]
-        if len(batches) == 1:
-            loss, value = self._checked_loss(model, batches[0])
-            self.accelerator.backward(loss * scale)
-            return value
         parameters = [parameter for _, parameter in self.trained]
 
-        def work(batch: Batch) -> tuple[float, tuple[torch.Tensor | None, ...]]:
-            loss, value = self._checked_loss(model, batch)
-            return value, torch.autograd.grad(loss * scale, parameters, allow_unused=True)
+        def work(batch: Batch) -> tuple[Any, tuple[torch.Tensor | None, ...]]:
+            loss, n = model(batch)
+            known = batch.sample_ids, loss.detach(), n
+            if len(batches) > 1:
+                return known, torch.autograd.grad(loss * scale, parameters, allow_unused=True)
+            self.accelerator.backward(loss * scale)
+            return known, ()
 
         results = self.lanes.run(work, batches)
         for _, gradients in results:  # in order, whichever lane was first: a sum of floats depends on it
-            for parameter, gradient in zip(parameters, gradients, strict=True):
+            for parameter, gradient in zip(parameters, gradients, strict=False):
                 if gradient is not None:
                     parameter.grad = gradient if parameter.grad is None else parameter.grad.add_(gradient)
-        return sum(value for value, _ in results)
-
-    def _checked_loss(self, model: torch.nn.Module, batch: Batch) -> tuple[torch.Tensor, float]:
-        """(summed loss, its value)."""
-        loss, n = model(batch)
-        value, step = float(loss.detach()), self.state.global_step
-        warm = step >= self.args.get_warmup_steps(self.state.max_steps)
-        if not math.isfinite(value) or (warm and value / n > self.most):
-            raise CatlibError(
-                f"step {step + 1}: loss {value / n:.3g} in the samples {', '.join(batch.sample_ids)}; training stopped. "
-                "Lower lr, or look at these photos and answers"
-            )
-        return loss, value
+        return [known for known, _ in results]
 
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> float:
-        norm = float(super()._get_grad_norm(model, grad_norm))
-        if not math.isfinite(norm):
+        norm, scaler = float(super()._get_grad_norm(model, grad_norm)), self.accelerator.scaler
+        if not math.isfinite(norm) and (
+            scaler is None or scaler.get_scale() <= 1
+        ):  # fp16's scale is lowered until it fits
             ids = ", ".join(sample.id for sample in self._samples)
             raise CatlibError(f"step {self.state.global_step + 1}: the gradient is not finite, in the samples {ids}")
         return norm
@@ -283,7 +290,8 @@ class Trainer(SavingTrainer):
         progress = self.record.progress
         while True:
             try:
-                return work()
+                with constant_factors(self.vlm.model):
+                    return work()
             except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
                 if not out_of_memory(error):
                     raise
@@ -307,12 +315,6 @@ def train(settings: TrainSettings) -> TrainResult:
     Raises InputError for wrong data or models before anything is computed, CatlibError when training cannot go on.
     """
     return Trainer(settings).fit()
-
-
-def out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that a device's memory is full, in CUDA's words or the CPU allocator's."""
-    words = str(error).lower()
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(sign in words for sign in OUT_OF_MEMORY)
 
 
 def peak_resident_gb() -> float:

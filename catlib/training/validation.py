@@ -7,7 +7,6 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import reduce
 from sklearn.metrics import f1_score
-from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from catlib.data.images import inside, open_image
 from catlib.data.records import Sample
@@ -15,6 +14,7 @@ from catlib.training.lanes import Lanes
 from catlib.training.loss import AnswerLoss
 from catlib.training.order import share
 from catlib.vlm.batches import Collator
+from catlib.vlm.features import embedded
 from catlib.vlm.models import VLM
 from catlib.vlm.scoring import LabelScorer
 
@@ -74,8 +74,6 @@ class Watch:
         if len(found) < len(samples):
             return self.scorer.score([open_image(inside(self.collate.image_root, s.image)) for s in samples])
         device = self.vlm.base.device
-        projector = self.vlm.projector
-        vectors = torch.cat([f.vectors for f in found]).to(device, next(projector.parameters()).dtype)
         prompts = [torch.tensor(self.collate.prompt_ids(self.question, f)) for f in found]
         length = max(map(len, prompts))
         pad = self.vlm.processor.tokenizer.pad_token_id or 0
@@ -83,7 +81,5 @@ class Watch:
         mask = torch.stack([torch.nn.functional.pad(torch.ones_like(p), (length - len(p), 0)) for p in prompts]).to(
             device
         )
-        output = BaseModelOutputWithPooling(pooler_output=[projector(vectors)])  # type: ignore[arg-type]
-        return self.scorer.score_inputs(
-            {"input_ids": ids, "attention_mask": mask, "mm_encoder_outputs": {"image": output}}
-        )
+        embeds = embedded(self.vlm, ids, torch.cat([f.vectors for f in found]))
+        return self.scorer.score_inputs({"inputs_embeds": embeds, "attention_mask": mask})

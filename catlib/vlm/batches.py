@@ -3,7 +3,7 @@
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,8 @@ class Batch:
 
     `input_ids`, `attention_mask`, `labels`: (rows, length); labels are IGNORED everywhere but at the answer and its end
     token. `features`: (image tokens of all rows, width) of the frozen tower, in the order of the image tokens in `input_ids`;
-    None when the tower has to run, on the processor's tensors in `pixels`.
+    None when the tower has to run, on the processor's tensors in `pixels`. `answer_at`, `image_at`: positions of supervised and
+    image tokens in the flattened rows, worked out before the batch moves to a GPU, which need not be waited for then.
     """
 
     sample_ids: tuple[str, ...]
@@ -44,19 +45,19 @@ class Batch:
     labels: torch.Tensor
     features: torch.Tensor | None
     pixels: Mapping[str, torch.Tensor] | None
+    answer_at: torch.Tensor | None = None
+    image_at: torch.Tensor | None = None
+    padded: bool = True
 
     def to(self, device: torch.device) -> "Batch":
-        def move(value: torch.Tensor) -> torch.Tensor:
+        def move(value: Any) -> Any:
+            if isinstance(value, Mapping):
+                return {name: move(one) for name, one in value.items()}
+            if not isinstance(value, torch.Tensor):
+                return value
             return (value.pin_memory() if device.type == "cuda" else value).to(device, non_blocking=True)
 
-        return Batch(
-            self.sample_ids,
-            move(self.input_ids),
-            move(self.attention_mask),
-            move(self.labels),
-            None if self.features is None else move(self.features),
-            None if self.pixels is None else {name: move(value) for name, value in self.pixels.items()},
-        )
+        return Batch(*(move(getattr(self, field.name)) for field in fields(self)))
 
 
 class Collator:
@@ -118,7 +119,9 @@ class Collator:
         for i, (row, n) in enumerate(zip(rows, answers, strict=True)):
             ids[i, : len(row)], mask[i, : len(row)] = torch.tensor(row), 1
             labels[i, len(row) - n : len(row)] = ids[i, len(row) - n : len(row)]
-        return Batch(tuple(s.id for s in samples), ids, mask, labels, features, pixels)
+        at, images = answer_positions(labels), (ids == self.image_token).flatten().nonzero()[:, 0]
+        padded = not bool(mask.all())
+        return Batch(tuple(s.id for s in samples), ids, mask, labels, features, pixels, at, images, padded)
 
     def answer_ids(self, sample: Sample) -> list[int]:
         """What is supervised of a sample: its answer's tokens and the end token."""
@@ -161,6 +164,13 @@ class Collator:
         inputs = continued(self.vlm, inputs, answer)
         del inputs["attention_mask"]  # made anew for the whole batch
         return inputs
+
+
+def answer_positions(labels: torch.Tensor) -> torch.Tensor:
+    """Positions of the supervised tokens in the flattened rows; a row's first token is predicted from nothing."""
+    supervised = labels != IGNORED
+    supervised[:, 0] = False
+    return supervised.flatten().nonzero()[:, 0]
 
 
 def check_batch(vlm: VLM, batch: Batch) -> None:

@@ -30,6 +30,7 @@ __all__ = ["PRECISIONS", "VLM", "Checkpoint", "choose_precision", "find_checkpoi
 
 log = logging.getLogger(__name__)
 PRECISIONS = ("auto", "bfloat16", "float32", "4-bit")
+OF_OLD_CARDS = "float16"  # what auto becomes there
 BLOCK = 64  # weights of NF4 that share a scale
 ROOM = 1.2  # what answering needs on top of the weights: cache, activations, the tower's pixels
 
@@ -77,16 +78,18 @@ def find_checkpoint(
     )
 
 
-def open_vlm(checkpoint: Checkpoint | str | Path, *, device: str = "auto", precision: str = "auto") -> VLM:
+def open_vlm(
+    checkpoint: Checkpoint | str | Path, *, device: str = "auto", precision: str = "auto", attention: str = "auto"
+) -> VLM:
     """The model in memory, ready to answer; remarks of the checkpoint are logged.
 
     `precision`: bfloat16, float32, 4-bit (the language model in NF4), or auto: bfloat16 where the device computes in it, else
-    float32; 4-bit on a GPU without the room. Raises InputError when the precision is none of these, the base or its processor
+    float32 (on older GPUs float16); 4-bit on a GPU without the room. `attention`: see `load_base`. Raises InputError when the precision is none of these, the base or its processor
     is not there, or the adapter does not fit (see `catlib.vlm.adapters.load_adapter`).
     """
     if not isinstance(checkpoint, Checkpoint):
         checkpoint = find_checkpoint(checkpoint)
-    if precision not in PRECISIONS:
+    if precision not in (*PRECISIONS, OF_OLD_CARDS):
         raise InputError(f"precision must be one of {', '.join(PRECISIONS)}; found {precision!r}")
     if (
         checkpoint.folder is not None
@@ -105,7 +108,7 @@ def open_vlm(checkpoint: Checkpoint | str | Path, *, device: str = "auto", preci
     for remark in checkpoint.remarks:
         log.warning("%s", remark)
     quantize = precision == "4-bit"
-    model = load_base(checkpoint.base, where, pick_dtype("auto" if quantize else precision, where), quantize)
+    model = load_base(checkpoint.base, where, pick_dtype("auto" if quantize else precision, where), quantize, attention)
     vlm = VLM(model, processor, checkpoint, family_of(model))
     if checkpoint.adapter is not None:
         load_adapter(vlm, checkpoint.adapter)

@@ -27,6 +27,7 @@ ALONG_TEXT = ("attention_mask", "token_type_ids", "mm_token_type_ids", "cross_at
 # classes of the language models' layers whose arithmetic `catlib.training.kernels` knows
 RMS_NORMS = ("LlamaRMSNorm", "MistralRMSNorm", "Qwen2RMSNorm")
 GATED_MLPS = ("LlamaMLP", "MistralMLP", "Qwen2MLP")
+ATTENTIONS = ("LlamaAttention", "MistralAttention", "Qwen2Attention")
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from catlib.data.images import open_image
 from catlib.errors import CatlibError
 from catlib.files import remove_leftovers, replacing
 from catlib.progress import track
+from catlib.vlm.families import image_token_of
 from catlib.vlm.models import VLM
 
 log = logging.getLogger(__name__)
@@ -149,6 +150,18 @@ def compute_features(vlm: VLM, images: Sequence[Image]) -> list[PhotoFeatures]:
     counts = [int((block == image_id).sum()) for block in blocks]
     vectors = caught[0].flatten(0, -2).split(counts)
     return [PhotoFeatures(v.clone(), b.clone()) for v, b in zip(vectors, blocks, strict=True)]
+
+
+def embedded(vlm: VLM, ids: torch.Tensor, vectors: torch.Tensor, at: torch.Tensor | None = None) -> torch.Tensor:
+    """The embeddings of `ids` (rows, length) with the projected `vectors` in place of their image tokens.
+
+    `at`: positions of the image tokens in the flattened `ids`; where they are known, a GPU is not waited for.
+    """
+    texts = vlm.base.get_input_embeddings()(ids)
+    if at is None:
+        at = (ids == image_token_of(vlm.base.config)).flatten().nonzero()[:, 0]
+    projected = vlm.projector(vectors.to(texts.device, next(vlm.projector.parameters()).dtype)).to(texts.dtype)
+    return texts.flatten(0, 1).index_copy(0, at, projected).view_as(texts)
 
 
 def _trailing(row: torch.Tensor, special: set[int]) -> int:

@@ -17,7 +17,8 @@ from catlib.vlm.families import UNQUANTIZED, Family
 from catlib.vlm.processors import from_files
 
 log = logging.getLogger(__name__)
-DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
+FULL = ("out of memory", "not enough memory", "can't allocate memory", "cublas_status_alloc_failed")  # a device's words
+DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
 
 @dataclass(frozen=True)
@@ -109,13 +110,12 @@ def pick_device(device: str = "auto") -> torch.device:
 
 
 def pick_dtype(dtype: str, device: torch.device) -> torch.dtype:
-    """`auto` is bfloat16 where the device multiplies it in hardware, else float32. float16 is not offered: its range is too
-    small for training without loss scaling.
-    """
+    """`auto` is bfloat16 where the device multiplies it in hardware, else float16 on a GPU and float32 elsewhere."""
     if dtype != "auto":
         return DTYPES[dtype]
-    fast = torch.cuda.is_bf16_supported() if device.type == "cuda" else device.type == "cpu" and _cpu_multiplies_bf16()
-    return torch.bfloat16 if fast else torch.float32
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+    return torch.bfloat16 if device.type == "cpu" and _cpu_multiplies_bf16() else torch.float32
 
 
 @cache
@@ -123,19 +123,23 @@ def _cpu_multiplies_bf16() -> bool:
     return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
-def load_base(ref: str, device: torch.device, dtype: torch.dtype, quantize: bool = False) -> Any:
-    """A base model's weights: plain in `dtype`, or the language model in 4-bit NF4 (double quantization, bf16 compute).
+def load_base(
+    ref: str, device: torch.device, dtype: torch.dtype, quantize: bool = False, attention: str = "auto"
+) -> Any:
+    """A base model's weights: plain in `dtype`, or the language model in 4-bit NF4 (double quantization, 16-bit compute).
+
+    `attention`: transformers' name of an implementation; `auto`: the one that it takes itself, sdpa where there is one.
 
     In 4-bit the tower, the projector and the output layer stay unquantized; bitsandbytes matches its skip list against full
     paths, so they are named in full (https://arxiv.org/abs/2305.14314 for NF4).
     """
-    extra: dict[str, Any] = {}
+    extra: dict[str, Any] = {} if attention == "auto" else {"attn_implementation": attention}
     if quantize:
-        extra["quantization_config"] = quantization(list(UNQUANTIZED))
-        dtype = torch.bfloat16
+        dtype = torch.float16 if dtype is torch.float16 else torch.bfloat16
+        extra["quantization_config"] = quantization(list(UNQUANTIZED), dtype)
     try:
         model = from_files(AutoModelForImageTextToText, ref, dtype=dtype, device_map={"": device}, **extra)
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, ImportError) as error:
         raise InputError(f"base model {ref!r} cannot be loaded: {_first_line(error)}") from None
     model.requires_grad_(False)
     if quantize and device.type == "cpu":  # views of the mapped file would keep all of the unquantized file resident
@@ -145,13 +149,13 @@ def load_base(ref: str, device: torch.device, dtype: torch.dtype, quantize: bool
     return model.eval()
 
 
-def quantization(skipped: list[str]) -> BitsAndBytesConfig:
+def quantization(skipped: list[str], dtype: torch.dtype = torch.bfloat16) -> BitsAndBytesConfig:
     """QLoRA's 4-bit settings; `skipped` are full module paths that stay as they are."""
     return BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=torch.bfloat16,
+        bnb_4bit_compute_dtype=dtype,
         llm_int8_skip_modules=skipped,
     )
 
@@ -173,6 +177,12 @@ def load_config(ref: str) -> Any:
         return from_files(AutoConfig, ref)
     except (OSError, ValueError) as error:
         raise InputError(f"no configuration for model {ref!r}: {_first_line(error)}") from None
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that a device's memory is full, in CUDA's words or the CPU allocator's."""
+    words = str(error).lower()
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(sign in words for sign in FULL)
 
 
 def _first_line(error: Exception) -> str:

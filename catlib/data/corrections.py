@@ -1,0 +1,87 @@
+"""What a person has decided about labels: read from suspects.csv, recorded in corrections.csv, applied by the next split."""
+
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pandas as pd
+
+from catlib.breeds import find
+from catlib.data.findings import Finding
+from catlib.data.sheets import read_sheet
+from catlib.errors import InputError
+from catlib.files import csv_text, write_text
+
+SUSPECTS, CORRECTIONS, SIMILAR = "suspects.csv", "corrections.csv", "similar.csv"  # beside the split
+COLUMNS = ("sha256", "image", "breed", "action", "to")  # of corrections.csv; a photo is known by its bytes
+ACTIONS = ("keep", "relabel", "drop")
+Corrections = Mapping[str, Mapping[str, str]]  # SHA-256 → row
+
+
+def read_corrections(folder: Path) -> Corrections:
+    """The decisions of both files; an edited suspects.csv outranks what was recorded earlier.
+
+    A row without an action is undecided; `relabel` takes the breed in `to`, or the likely one where that is empty. Raises
+    InputError naming file and line.
+    """
+    decided: dict[str, dict[str, str]] = {}
+    for name in (CORRECTIONS, SUSPECTS):
+        path = folder / name
+        columns = {column: (column,) for column in (*COLUMNS, "likely")}
+        for line, row in enumerate(read_sheet(path, columns, ("sha256",)) if path.is_file() else [], start=2):
+            row = {column: value.removeprefix("'") for column, value in row.items()}
+            action = row.get("action", "").casefold()
+            if not action:
+                continue
+            if action not in ACTIONS:
+                raise InputError(f"{path}:{line}: action {action!r} is none of {', '.join(ACTIONS)}")
+            to = (row.get("to") or row.get("likely", "")) if action == "relabel" else ""
+            if action == "relabel" and not to:
+                raise InputError(f"{path}:{line}: relabel needs a breed in the column 'to'")
+            known = find(to)
+            row = {column: row.get(column, "") for column in COLUMNS}
+            decided[row["sha256"]] = row | {"action": action, "to": known.name if known else to}
+    return decided
+
+
+def apply_corrections(
+    findings: Sequence[Finding], corrections: Corrections, breeds: Collection[str]
+) -> tuple[list[Finding], list[str]]:
+    """The findings with the labels as decided, and what is to be said of it. Raises InputError on a breed that is none of `breeds`."""
+    done, used, seen = [], Counter[str](), set()
+    for finding in findings:
+        row = corrections.get(finding.sha256) if finding.kept else None
+        if row:
+            seen.add(finding.sha256)
+            used[row["action"]] += 1
+            if row["action"] == "drop":
+                finding = replace(finding, verdict="dropped", detail=f"as {CORRECTIONS} says")
+            elif row["action"] == "relabel" and row["to"] not in breeds:
+                raise InputError(
+                    f"{CORRECTIONS}: {finding.image}: {row['to']!r} is none of the breeds {', '.join(sorted(breeds))}"
+                )
+            elif row["action"] == "relabel":
+                remarks = ", ".join(filter(None, (finding.remarks, f"relabelled (was {finding.breed})")))
+                finding = replace(finding, breed=row["to"], remarks=remarks)
+        done.append(finding)
+    said = [f"corrections: {', '.join(f'{action} {used[action]:,}' for action in ACTIONS)} photos"] * bool(used)
+    if gone := len(corrections.keys() - seen):
+        said.append(f"{gone:,} photos of {CORRECTIONS} are not here (their bytes have changed, or they are left out)")
+    return done, said
+
+
+def corrections_text(corrections: Corrections) -> str:
+    """corrections.csv."""
+    rows = sorted(corrections.values(), key=lambda row: (row["image"], row["sha256"]))
+    return csv_text(COLUMNS, ([row[column] for column in COLUMNS] for row in rows))
+
+
+def write_suspects(folder: Path, suspects: pd.DataFrame, similar: pd.DataFrame) -> Path:
+    """Write suspects.csv, with empty columns to fill in, and similar.csv. What was decided earlier is recorded and not asked again."""
+    if decided := read_corrections(folder):
+        write_text(folder / CORRECTIONS, corrections_text(decided))
+    table = suspects[~suspects["sha256"].isin(list(decided))].assign(action="", to="")
+    for name, frame in ((SUSPECTS, table), (SIMILAR, similar)):
+        write_text(folder / name, csv_text(frame.columns.tolist(), frame.to_numpy(dtype=object).tolist()))
+    return folder / SUSPECTS

@@ -1,0 +1,71 @@
+"""A split for Hugging Face datasets: parquet files with the images in them, the features' types, and a dataset card."""
+
+from pathlib import Path
+from typing import Any
+
+from catlib.data.dataset import Dataset, load_dataset
+from catlib.data.images import inside
+from catlib.data.records import PARTS, Sample
+from catlib.errors import InputError
+from catlib.files import whole_folder, write_text
+
+SHARD = 1000  # photos in a parquet file
+
+
+def export_hf(vlm_dir: Path, to: Path, force: bool = False) -> Path:
+    """Write the split in `vlm_dir` as `to`/data/PART-*.parquet with a README.md that datasets reads the parts from.
+
+    Each row has the image as its file's bytes, id, breed (a class label), group, sha256, question, answer and conversations.
+    Raises InputError where the extra is not installed or `to` is taken (but for `force`).
+    """
+    try:
+        import datasets
+    except ImportError:
+        raise InputError("the export needs Hugging Face datasets: pip install 'catlib[datasets]'") from None
+    dataset = load_dataset(vlm_dir)
+    features = datasets.Features(
+        {
+            "image": datasets.Image(),
+            **{name: datasets.Value("string") for name in ("id", "group", "sha256", "question", "answer")},
+            "breed": datasets.ClassLabel(names=list(dataset.breeds)),
+            "conversations": [{"from": datasets.Value("string"), "value": datasets.Value("string")}],
+        }
+    )
+    with whole_folder(
+        to, force, keep=(vlm_dir, dataset.image_root), ours=lambda folder: (folder / "data").is_dir()
+    ) as new:
+        (new / "data").mkdir()
+        for part in PARTS:
+            samples = dataset.part(part)
+            for n, first in enumerate(range(0, len(samples), SHARD)):
+                rows = [_row(dataset, sample) for sample in samples[first : first + SHARD]]
+                shard = f"{part}-{n:05d}-of-{-(-len(samples) // SHARD):05d}.parquet"
+                datasets.Dataset.from_list(rows, features=features).to_parquet(new / "data" / shard)
+        write_text(new / "README.md", _card(dataset))
+    return to
+
+
+def _row(dataset: Dataset, sample: Sample) -> dict[str, Any]:
+    photo = inside(dataset.image_root, sample.image)
+    about = {name: getattr(sample, name) for name in ("id", "group", "breed", "question", "answer")}
+    turns = [{"from": turn["from"], "value": turn["value"]} for turn in sample.conversations]
+    sha256 = str(sample.metadata.get("sha256") or "")
+    return {
+        "image": {"bytes": photo.read_bytes(), "path": photo.name},
+        **about,
+        "sha256": sha256,
+        "conversations": turns,
+    }
+
+
+def _card(dataset: Dataset) -> str:
+    given = [part for part in PARTS if dataset.part(part)]
+    files = "".join(f"  - split: {part}\n    path: data/{part}-*.parquet\n" for part in given)
+    counts = ", ".join(f"{len(dataset.part(part)):,} {part}" for part in given)
+    listed = "".join(f"- {breed}\n" for breed in dataset.breeds)
+    return (
+        f"---\ntask_categories:\n- image-classification\n- image-text-to-text\nconfigs:\n- config_name: default\n  data_files:\n{files}---\n"
+        f"# Cat breeds\n{counts} photos of {len(dataset.breeds)} breeds, split by catlib so that no group of photos (one cat, "
+        "near-duplicates) is in two parts: the column `group` says which photos are not independent. The rights in the photos are "
+        f"their owners'.\n\n{listed}"
+    )

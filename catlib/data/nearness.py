@@ -1,0 +1,118 @@
+"""How near each part is to training: by the numbers in names, by perceptual hash and in the space of frozen features.
+
+The yardstick are training photos against the training photos that have nothing to do with them (another group, no near number):
+so far away would the photo of a new cat be. A test that is nearer than that flatters every model.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import PurePosixPath
+
+import numpy as np
+import pandas as pd
+from scipy.stats import mannwhitneyu
+
+from catlib.data.cats import run_of
+from catlib.data.findings import Finding
+
+UNRELATED = "unrelated training photos"
+APART = 5  # numbers; photos of one run that are nearer than that are not taken for unrelated
+MOST = 3000  # photos of a breed and part that are looked at, evenly chosen; against all training photos
+AT_ONCE = 256  # rows of a block of distances
+BESIDE = 0.2  # share of a part with a training photo's number beside its own, from where on it is said
+NEARER, SURE = 0.6, 0.001  # chance that a photo is nearer than an unrelated one (0.5: the same), and its p-value
+MEASURES = {"bits": "perceptual hash, bits", "distance": "features, 1 - cosine"}
+
+
+def nearness(findings: Sequence[Finding], features: Mapping[str, np.ndarray] | None = None) -> pd.DataFrame:
+    """For each photo (index: image) the nearest training photo of its breed: a frame with breed, part, gap, bits, distance.
+
+    Training photos have the part UNRELATED and the distance to the nearest one of those. `gap`: numbers between, infinite where
+    the two are in no run; `distance`: NaN without `features` (SHA-256 to vector).
+    """
+    kept = [finding for finding in findings if finding.kept and finding.part]
+    runs = [run_of(f.name) for f in kept]
+    series = [f"{PurePosixPath(f.name).parent}/{run[0]}" if run else f.name for f, run in zip(kept, runs, strict=True)]
+    frame = pd.DataFrame(
+        {
+            "image": [f.image for f in kept],
+            "breed": [f.breed for f in kept],
+            "part": [f.part for f in kept],
+            "gap": np.inf,
+            "bits": np.nan,
+            "distance": np.nan,
+        }
+    ).set_index("image")
+    number = np.array([run[1] if run else 0 for run in runs], dtype=np.float64)
+    group, run_code = pd.factorize(pd.Series([f.group for f in kept]))[0], pd.factorize(pd.Series(series))[0]
+    hashes = np.array([int(f.phash or "0", 16) for f in kept], dtype=np.uint64)
+    hashed = np.array([bool(f.phash) for f in kept])
+    vectors = None
+    if features and all(f.sha256 in features for f in kept):
+        vectors = np.stack([features[f.sha256] for f in kept]).astype(np.float32)
+        vectors = (vectors - vectors.mean(0)) / np.maximum(vectors.std(0), 1e-6)
+        vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+    found = {name: frame[name].to_numpy(copy=True) for name in ("gap", "bits", "distance")}
+    seen = np.zeros(len(kept), dtype=bool)
+    for (_, part), index in frame.reset_index().groupby(["breed", "part"]).groups.items():
+        train = np.flatnonzero((frame["part"] == "train") & (frame["breed"] == kept[index[0]].breed))
+        chosen = np.asarray(index)[np.unique(np.linspace(0, len(index) - 1, min(MOST, len(index))).astype(int))]
+        for i in np.array_split(chosen, -(-len(chosen) // AT_ONCE)) if len(train) else ():
+            gap = np.where(run_code[i, None] == run_code[train], np.abs(number[i, None] - number[train]), np.inf)
+            related = (
+                (group[i, None] == group[train]) | (gap <= APART) if part == "train" else np.zeros(gap.shape, bool)
+            )
+            bits = np.bitwise_count(hashes[i, None] ^ hashes[train]).astype(np.float64)
+            blind = related | ~hashed[i, None] | ~hashed[train]
+            found["gap"][i] = np.where(related, np.inf, gap).min(1)
+            found["bits"][i] = np.where(blind, np.inf, bits).min(1)
+            if vectors is not None:
+                found["distance"][i] = np.where(related, np.inf, 1 - vectors[i] @ vectors[train].T).min(1)
+            seen[i] = True
+    frame = frame.assign(**found).replace({"bits": np.inf, "distance": np.inf}, np.nan)
+    frame["part"] = frame["part"].replace("train", UNRELATED)
+    return frame[seen]
+
+
+def by_part(near: pd.DataFrame) -> pd.DataFrame:
+    """A row for each part: its photos, the share beside a training photo's number, the median distances, and how often a photo
+    is nearer to training than an unrelated training photo is to another (50 %: as far as a new cat's photo)."""
+    rows = {}
+    for part in ("test", "val", UNRELATED):
+        mine = near[near["part"] == part]
+        row = {"photos": len(mine), "number beside a training photo's": (mine["gap"] <= 1).mean()}
+        for name, title in MEASURES.items():
+            if near[name].notna().any():
+                row |= {title: mine[name].median(), f"nearer by {title.split(',')[0]}": _nearer(near, part, name)[0]}
+        if len(mine):
+            rows[part] = row
+    return pd.DataFrame.from_dict(rows, orient="index")
+
+
+def warnings_of(near: pd.DataFrame) -> list[str]:
+    """What makes the test (or validation) look better than photos of new cats would."""
+    said = []
+    for part in ("test", "val"):
+        mine = near[near["part"] == part]
+        beside = int((mine["gap"] <= 1).sum())
+        if beside > BESIDE * len(mine):
+            said.append(
+                f"{beside:,} of {len(mine):,} {part} photos stand beside a training photo by the number in their names, so they "
+                "may show the same cat on the same day: split by blocks with group_by=numbers"
+            )
+        for name, title in MEASURES.items():
+            nearer, p = _nearer(near, part, name)
+            if nearer >= NEARER and p < SURE:
+                said.append(
+                    f"the {part} part is nearer to training than unrelated photos are, by {title.split(',')[0]}: {100 * nearer:.0f} % "
+                    "of comparisons (50 % expected)"
+                )
+    return said
+
+
+def _nearer(near: pd.DataFrame, part: str, name: str) -> tuple[float, float]:
+    """How often a photo of the part is nearer than an unrelated one, ties half, and the one-sided p-value (Mann and Whitney 1947)."""
+    mine, others = (near.loc[near["part"] == one, name].dropna() for one in (part, UNRELATED))
+    if mine.empty or others.empty:
+        return float("nan"), 1.0
+    test = mannwhitneyu(mine, others, alternative="less")
+    return 1 - float(test.statistic) / (len(mine) * len(others)), float(test.pvalue)

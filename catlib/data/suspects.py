@@ -1,0 +1,141 @@
+"""Wrong labels, ranked: out-of-fold probabilities of a linear probe on frozen features, judged by confident learning.
+
+Confident learning (Northcutt, Jiang and Chuang 2021, arXiv 1911.00068) is cleanlab's: a photo counts as another breed where its
+probability for that breed is at least the mean that the breed's own photos have. Nothing here changes a label.
+"""
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from cleanlab.count import compute_confident_joint, estimate_joint
+from cleanlab.filter import find_label_issues
+from cleanlab.rank import get_label_quality_scores
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import log_loss
+from sklearn.model_selection import StratifiedGroupKFold, cross_val_predict
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from threadpoolctl import threadpool_limits
+
+from catlib.data.records import Sample
+from catlib.errors import InputError
+
+FOLDS = 5
+PENALTIES = (0.0003, 0.003, 0.03)  # C of the probe; the one with the least log-loss out of fold is taken
+SIMILAR = 0.8  # cosine; what is less alike is not listed
+SIMILAR_AT_ONCE = 512  # photos whose cosines are computed together
+MOST_SIMILAR = 20_000  # pairs that are kept, the most similar ones
+
+
+@dataclass(frozen=True)
+class Suspects:
+    """What the probe doubts."""
+
+    table: (
+        pd.DataFrame
+    )  # a row for each suspected photo, the surest first: image, part, breed, likely, p_breed, p_likely, …
+    by_breed: pd.DataFrame  # breed → photos, suspected, estimated noise
+    confusion: pd.DataFrame  # pairs of breeds: label, likely, photos (estimated)
+    judged: int  # photos; those of a breed with a single group cannot be
+    noise: float  # estimated share of wrong labels among them; too high by much of what the probe gets wrong
+    accuracy: float  # of the probe against the labels, out of fold
+
+    @property
+    def caption(self) -> str:
+        return (
+            f"{len(self.table):,} of {self.judged:,} labels are doubted. At most about {100 * self.noise:.0f} % are wrong: the probe's own "
+            f"errors are in this estimate (it agrees with {100 * self.accuracy:.0f} % of the labels)."
+        )
+
+
+def find_suspects(samples: Sequence[Sample], features: np.ndarray, seed: int = 0, jobs: int = 1) -> Suspects:
+    """Rank the samples whose label is probably wrong. `features`: (n, width), of any frozen encoder.
+
+    No fold splits a group. Raises InputError when fewer than two breeds have two groups.
+    """
+    frame = pd.DataFrame(
+        {
+            "image": [sample.image for sample in samples],
+            "part": [str(sample.metadata.get("split", "")) for sample in samples],
+            "breed": [sample.breed for sample in samples],
+            "sha256": [_sha(sample) for sample in samples],
+            "group": [sample.group for sample in samples],
+        }
+    )
+    many = frame.groupby("breed")["group"].nunique()
+    judged = frame["breed"].isin(many.index[many > 1])
+    frame = frame[judged].reset_index(drop=True)
+    if frame["breed"].nunique() < 2:
+        raise InputError("labels can only be judged where at least two breeds have two groups of photos each")
+    labels, breeds = pd.factorize(frame["breed"], sort=True)
+    probabilities = out_of_fold(np.asarray(features)[judged.to_numpy()], labels, frame["group"].tolist(), seed, jobs)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a breed that the probe never names is told by the table
+        doubted = find_label_issues(
+            labels, probabilities, filter_by="prune_by_noise_rate", min_examples_per_class=0, n_jobs=1
+        )
+        joint = estimate_joint(labels, probabilities, confident_joint=compute_confident_joint(labels, probabilities))
+    likely = probabilities.argmax(1)
+    row = np.arange(len(frame))
+    frame["likely"] = np.asarray(breeds)[likely]
+    frame["p_breed"] = probabilities[row, labels].round(4)
+    frame["p_likely"] = probabilities[row, likely].round(4)
+    frame["score"] = get_label_quality_scores(labels, probabilities, method="normalized_margin").round(5)
+    shown = frame[doubted & (likely != labels)].sort_values(["score", "image"]).reset_index(drop=True)
+    totals = joint.sum(1)
+    by_breed = pd.DataFrame(
+        {
+            "photos": np.bincount(labels),
+            "suspected": shown["breed"].value_counts().reindex(breeds, fill_value=0).to_numpy(),
+            "estimated noise": 1 - np.diag(joint) / np.maximum(totals, 1e-12),
+        },
+        index=pd.Index(breeds, name="breed"),
+    )
+    pairs = [(breeds[i], breeds[j], joint[i, j] * len(frame)) for i, j in np.argwhere(~np.eye(len(breeds), dtype=bool))]
+    confusion = pd.DataFrame(pairs, columns=["label", "likely", "photos (estimated)"])
+    confusion = confusion.sort_values("photos (estimated)", ascending=False, ignore_index=True)
+    noise, agrees = float(1 - np.trace(joint)), float((likely == labels).mean())
+    return Suspects(
+        shown, by_breed.sort_values("estimated noise", ascending=False), confusion, len(frame), noise, agrees
+    )
+
+
+def out_of_fold(
+    features: np.ndarray, labels: np.ndarray, groups: Sequence[str], seed: int = 0, jobs: int = 1
+) -> np.ndarray:
+    """Probabilities (n, breeds) of each photo from a probe that has seen none of its group."""
+    folds = StratifiedGroupKFold(FOLDS, shuffle=True, random_state=seed)
+    tried = []
+    with warnings.catch_warnings(), threadpool_limits(jobs):
+        warnings.simplefilter("ignore")  # breeds of fewer groups than folds; iterations that end before the last digit
+        for penalty in PENALTIES:
+            probe = make_pipeline(StandardScaler(), LogisticRegression(C=penalty, max_iter=300, tol=1e-3))
+            found = cross_val_predict(probe, features, labels, groups=groups, cv=folds, method="predict_proba")
+            found = np.clip(found, 1e-6, None)
+            tried.append(found / found.sum(1, keepdims=True))
+    return min(tried, key=lambda found: log_loss(labels, found, labels=np.unique(labels)))
+
+
+def similar_pairs(samples: Sequence[Sample], features: np.ndarray, least: float = SIMILAR) -> pd.DataFrame:
+    """Pairs of photos of different groups whose features have at least this cosine (of deviations from the mean photo): crops,
+    other frames of one shoot. The most similar first, at most MOST_SIMILAR."""
+    vectors = np.asarray(features, dtype=np.float32) - np.mean(features, axis=0, dtype=np.float32)
+    vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+    group = pd.factorize(pd.Series([sample.group for sample in samples]))[0]
+    found: list[tuple[float, int, int]] = []
+    for start in range(0, len(samples), SIMILAR_AT_ONCE):
+        cosines = vectors[start : start + SIMILAR_AT_ONCE] @ vectors[start:].T
+        a, b = np.nonzero((cosines >= least) & (group[start : start + SIMILAR_AT_ONCE, None] != group[start:]))
+        found += [(float(cosines[i, j]), start + i, start + j) for i, j in zip(a, b, strict=True) if i < j]
+        found = sorted(found, reverse=True)[:MOST_SIMILAR]
+    columns = ["cosine", "image", "other", "breed", "other_breed", "sha256", "other_sha256"]
+    pairs = [(round(cosine, 4), samples[i], samples[j]) for cosine, i, j in found]
+    rows = [(c, a.image, b.image, a.breed, b.breed, _sha(a), _sha(b)) for c, a, b in pairs]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def _sha(sample: Sample) -> str:
+    return str(sample.metadata.get("sha256", ""))

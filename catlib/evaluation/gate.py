@@ -1,0 +1,119 @@
+"""Before a training: is it worth its hours? The verdict's rules over what can be known without a tuned model."""
+
+import time
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from catlib.classifiers.tracks import TRACKS
+from catlib.data.conversations import gives_reasons
+from catlib.data.records import read_samples
+from catlib.errors import InputError
+from catlib.evaluation.metrics_file import read_folder
+from catlib.evaluation.results import Results
+from catlib.evaluation.runs import open_bench, predict_track
+from catlib.evaluation.verdict import Verdict, judge
+from catlib.files import write_json
+from catlib.paths import resolve
+from catlib.settings import ComparisonSettings, TrainSettings
+from catlib.training.memory import GB, Footprint, model_config, usual_shape
+from catlib.training.memory_check import device_memory, ways_that_fit
+from catlib.vlm.models import pick_device, pick_dtype
+
+GATE_FILE = "gate.json"
+UTILISATION = 0.4  # of the rate of a plain matrix product: 0.53 measured on a CPU; GPUs with short batches reach less
+CPU_HOURS = 24.0  # longer than this, nobody wants to wait for a CPU
+
+
+def gate(profile: str, given: Mapping[str, Any]) -> Verdict:
+    """Train or skip, with the figures and rules that decide; written to gate.json in the run's folder.
+
+    `profile` and `given` as for `catlib report`. Zero-shot CLIP and the other tracks that need no training of a VLM are measured on the
+    validation photos, unless it is clear already that nothing can be trained here. Raises InputError where photos or models
+    are missing.
+    """
+    train, want = (cls.of_profile(profile, given) for cls in (TrainSettings, ComparisonSettings))
+    need = training_need(train, want.budget_hours)
+    models: dict[str, Any] = {}
+    if not need["obstacle"]:
+        bench = open_bench(want)
+        made = [
+            entry.name for entry in TRACKS if entry.role != "candidate" and predict_track(entry, bench, want, ("val",))
+        ]
+        bench.free()
+        val = read_folder(bench.run_dir / "predictions" / "val")
+        models = Results(val, {}, bench.priority, want.bootstrap, want.seed).only(made).models
+    verdict = judge(models, [], want, None, need=need)
+    facts = {"profile": profile, "need": need, "wishes": asdict(want), "models": models}
+    write_json(gate_file(want.run_dir), {**verdict.as_json(), **facts})
+    return verdict
+
+
+def gate_file(run_dir: str) -> Path:
+    """Where the gate's answer lies."""
+    return resolve(run_dir) / GATE_FILE
+
+
+def training_need(settings: TrainSettings, budget_hours: float = 0.0) -> dict[str, Any]:
+    """What a training takes on the device at hand: {"device", "peak_gb", "free_gb", "hours", "reasons", "text", "obstacle"}.
+
+    `obstacle`: why it cannot be done here, or "". Hours are those of the passes over the training photos (four operations for each
+    parameter and token, two more with gradient checkpointing), at a share of the rate that a matrix product reaches here.
+    """
+    samples = read_samples(resolve(settings.train_data)) if resolve(settings.train_data).is_file() else []
+    facts: dict[str, Any] = {"device": "cpu", "peak_gb": None, "free_gb": None, "hours": None, "obstacle": ""}
+    facts["reasons"] = gives_reasons(samples)
+    if settings.device == "cuda" and not torch.cuda.is_available():
+        return facts | {"obstacle": "There is no GPU, and the settings ask for one to train on.", "text": ""}
+    device = pick_device(settings.device)
+    config, dtype, cpu = model_config(settings.base_model), pick_dtype(settings.dtype, device), device.type == "cpu"
+    where = (
+        "a CPU, as there is no GPU"
+        if cpu
+        else torch.cuda.get_device_name(device)
+        if device.type == "cuda"
+        else device.type
+    )
+    facts["device"] = device.type
+    try:
+        shape = usual_shape(config)
+    except InputError as error:
+        return facts | {"text": f"What training needs on {where} is not known: {error}."}
+
+    def of(way: TrainSettings) -> Footprint:
+        return Footprint.of(way, config, shape, dtype, cpu=cpu)
+
+    footprint = of(settings)
+    peak, free = footprint.at(settings.batch_size).peak, device_memory(device)
+    operations = (6 if settings.recomputes else 4) * footprint.parameters
+    tokens = (shape.image_tokens + shape.text_tokens) * len(samples) * settings.epochs
+    hours = operations * tokens / (UTILISATION * matmul_rate(device, dtype)) / 3600
+    facts |= {"peak_gb": peak / GB, "free_gb": None if free is None else free / GB, "hours": hours}
+    took = f"{hours:.1f} hours" if hours >= 0.1 else f"{max(1, round(60 * hours))} minutes"
+    text = f"Training on {len(samples)} photos takes about {peak / GB:.1f} GB and {took} on {where}"
+    most = budget_hours or (CPU_HOURS if cpu else 0.0)
+    if free is not None and peak > free and not settings.force:
+        ways = "; ".join(ways_that_fit(settings, of, free)) or "nothing"
+        facts["obstacle"] = f"{text}, where {free / GB:.1f} GB are free. What fits: {ways}."
+    elif most and hours > most:
+        facts["obstacle"] = f"{text}, more than the {most:g} hours that it may take."
+    return facts | {"text": f"{text}."}
+
+
+def matmul_rate(device: torch.device, dtype: torch.dtype, size: int = 1024, seconds: float = 0.3) -> float:
+    """Operations a second of a matrix product, measured."""
+    a = torch.ones(size, size, device=device, dtype=dtype)
+
+    def run(times: int) -> float:
+        start = time.perf_counter()
+        for _ in range(times):
+            product = a @ a
+        product.sum().item()  # waits for the device
+        return time.perf_counter() - start
+
+    once = min(run(1) for _ in range(3))
+    times = max(1, int(seconds / max(once, 1e-6)))
+    return 2 * size**3 * times / run(times)

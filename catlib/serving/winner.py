@@ -1,0 +1,175 @@
+"""What the verdict of a run says to use, loaded as the run has measured it: a VLM in its decoding, CLIP, a probe, or two averaged."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL.Image import Image
+
+from catlib.classifiers.base import Batch, Classifier
+from catlib.classifiers.clip import ClipZeroShot
+from catlib.classifiers.encoder import ClipEncoder
+from catlib.classifiers.probe import LinearProbe
+from catlib.classifiers.vlm import DECODINGS, VLMClassifier
+from catlib.data.records import meta_path, read_predictions
+from catlib.errors import CatlibError, InputError
+from catlib.evaluation.calibration import Calibration, fit_calibration
+from catlib.evaluation.combine import mix
+from catlib.evaluation.metrics_file import METRICS_FILE, read_metrics
+from catlib.evaluation.outcomes import LOG_FLOOR, outcomes
+from catlib.files import parse_yaml, read_json, read_text
+from catlib.paths import resolve
+from catlib.vlm.checkpoint import find_checkpoint, open_vlm
+
+log = logging.getLogger(__name__)
+RUNS = "outputs/runs"
+
+
+@dataclass(frozen=True)
+class Winner:
+    """A run's model in memory. `use`: its name, or two joined by "+". `batch_size`: photos in one pass, as in the run."""
+
+    use: str
+    classifier: Classifier
+    calibration: Calibration | None
+    batch_size: int
+
+
+class Combined(Classifier):
+    """Two models whose calibrated log-probabilities are averaged, the weight fitted on validation photos."""
+
+    def __init__(self, first: Classifier, second: Classifier, fitted: Mapping[str, float]) -> None:
+        if set(first.breeds) != set(second.breeds):
+            raise InputError(f"{first.name} and {second.name} know different breeds and cannot be averaged")
+        self.parts, self.breeds, self.name = (first, second), first.breeds, f"{first.name}+{second.name}"
+        self.weight = fitted["weight_a"]
+        self.temperatures = (fitted["temperature_a"], fitted["temperature_b"])
+        self.columns = [second.breeds.index(breed) for breed in first.breeds]
+
+    def classify(self, images: Sequence[Image], ids: Sequence[str] | None = None) -> Batch:
+        scores = [part.classify(images, ids).log_probs for part in self.parts]
+        if scores[0] is None or scores[1] is None:
+            raise CatlibError(f"{self.name}: one of the two gives no scores to average")
+        own, other = (np.maximum(s, LOG_FLOOR) for s in (scores[0], scores[1][:, self.columns]))
+        return self.from_log_probs(mix(self.weight, self.temperatures, own, other))
+
+    def describe(self) -> dict[str, Any]:
+        about = {part.name: part.describe() for part in self.parts}
+        fitted = {"weight_a": self.weight, "temperatures": list(self.temperatures)}
+        return {"base_model": None, "decoding": "average", "combination": fitted, "parts": about}
+
+
+def run_folder(run: str | Path) -> Path:
+    """A run's folder from its name, or the folder itself. Raises InputError where there are no figures of a run."""
+    folder = resolve(run)
+    if isinstance(run, str) and "/" not in run and not (folder / METRICS_FILE).is_file():
+        folder = resolve(RUNS) / run
+    if not (folder / METRICS_FILE).is_file():
+        raise InputError(
+            f"--run {run}: no {METRICS_FILE} in {folder}; make the run first: catlib report {Path(run).name}"
+        )
+    return folder
+
+
+def recommended(folder: Path) -> str:
+    """What the verdict of a run says to use. Raises InputError for a run without a verdict."""
+    advice = read_metrics(folder / METRICS_FILE).get("recommendation")
+    use = advice.get("use") if isinstance(advice, dict) else None
+    if not isinstance(use, str) or not use:
+        raise InputError(
+            f"{folder / METRICS_FILE}: no verdict in it (recommendation.use); run notebook 04, or name a model"
+        )
+    return use
+
+
+def choose(run: str | Path, use: str = "") -> tuple[Path, str]:
+    """A run's folder and what to use of it: as the verdict says, or `use`, which is warned of where it is another."""
+    folder = run_folder(run)
+    if not use:
+        return folder, recommended(folder)
+    try:
+        best = recommended(folder)
+    except InputError as error:
+        log.warning("%s", error)
+    else:
+        if use != best:
+            log.warning("the verdict of %s is to use %s; %s is used, as asked for", folder.name, best, use)
+    return folder, use
+
+
+def open_winner(run: str | Path, use: str = "", device: str = "auto") -> Winner:
+    """The recommended model of a run in memory, or `use`, so that it predicts as the run's files do.
+
+    Raises InputError when the run has no verdict or no such model, or when what it measured is not there any more.
+    """
+    folder, use = choose(run, use)
+    names = use.split("+")
+    parts = [_open(folder, name, device) for name in names]
+    fitted = _combination(folder, use) if len(names) > 1 else None
+    classifier = Combined(parts[0], parts[1], fitted) if fitted else parts[0]
+    validation = folder / "predictions" / "val" / f"{use}.jsonl"
+    calibration = None
+    if not fitted and validation.is_file():
+        measured = outcomes(read_predictions(validation))
+        calibration = fit_calibration(measured) if measured.log_probs is not None else None
+    return Winner(use, classifier, calibration, sidecar_of(folder, names[0]).get("batch_size") or 1)
+
+
+def _combination(folder: Path, use: str) -> Mapping[str, float]:
+    comparisons = read_metrics(folder / METRICS_FILE).get("comparisons", [])
+    pair = next((c for c in comparisons if f"{c.get('a')}+{c.get('b')}" == use), {})
+    if not (fitted := pair.get("combination")):
+        raise InputError(
+            f"{folder}: no weight was fitted for {use} (it takes scores of both on the validation photos); name one of the two"
+        )
+    return fitted
+
+
+def sidecar_of(folder: Path, name: str) -> dict[str, Any]:
+    """What a run says about how a model predicted. Raises InputError naming the models that there are."""
+    path = meta_path(folder / "predictions" / f"{name}.jsonl")
+    if Path(name).name != name or not path.is_file():
+        there = ", ".join(sorted(p.stem for p in (folder / "predictions").glob("*.jsonl"))) or "none"
+        raise InputError(f"{folder}: no predictions of a model {name!r}; there are {there}")
+    return read_json(path)
+
+
+def _open(folder: Path, name: str, device: str) -> Classifier:
+    """The classifier that a sidecar describes. Raises InputError where its weights are not those that were measured."""
+    about = sidecar_of(folder, name)
+    base, dtype, way = about.get("base_model"), about.get("dtype") or "auto", about.get("decoding")
+    classifier: Classifier
+    if "endpoint" in about or not base:
+        raise InputError(f"{folder}: {name} was asked at {about.get('endpoint')}: use predict --model endpoint:URL")
+    if way == "linear probe":
+        classifier = LinearProbe.restore(folder / "probes" / f"{name}.npz", device, dtype)
+    elif way == "cosine":
+        style = str(about.get("prompt") or "").partition(":")[0]
+        classifier = ClipZeroShot(ClipEncoder.load(base, device, dtype), about["breeds"], style, name)
+    elif way in DECODINGS:
+        classifier = _open_vlm(folder, name, about, device)
+    else:
+        raise InputError(f"{folder}: {name} decodes by {way!r}, which cannot be loaded again")
+    now = classifier.describe()
+    if about.get("weights") and now.get("dtype") == dtype and now["weights"] != about["weights"]:
+        raise InputError(
+            f"{name}: the weights ({now['weights']}) are not those that {folder.name} has measured ({about['weights']}): they were "
+            "trained or replaced since. Run catlib report again, or load the checkpoint itself"
+        )
+    return classifier
+
+
+def _open_vlm(folder: Path, name: str, about: Mapping[str, Any], device: str) -> VLMClassifier:
+    parameters = folder / "parameters.yaml"
+    set_to = parse_yaml(read_text(parameters), str(parameters)) if parameters.is_file() else {}
+    adapter, base = about.get("adapter"), about["base_model"]
+    known = {"question": about.get("question") or "", "breeds": about["breeds"]}
+    found = find_checkpoint(Path(adapter) if adapter else base, base_model=base if adapter else "", **known)
+    found = replace(found, spelled=about.get("spelled") or {})  # of the untuned base, too, those of the tuned one
+    precision = "4-bit" if set_to.get("quantize") else about.get("dtype") or "auto"
+    prior = (about.get("prior_correction") or {}).get("strength", 0.0)
+    vlm = open_vlm(found, device=device, precision=precision)
+    return VLMClassifier(vlm, about["breeds"], about["decoding"], about.get("score_norm", "sum"), prior, name)

@@ -1,0 +1,126 @@
+"""The one place that speaks HTTP: every transfer has a deadline for the whole of it and a limit in bytes, whatever the server does."""
+
+import logging
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any
+
+import anyio
+import httpx
+from anyio.from_thread import start_blocking_portal
+
+from catlib.errors import CatlibError
+
+CONNECT_S = 10.0
+REPLY_BYTES = 4_000_000  # an answer in JSON is far shorter
+LONGEST_PAUSE_S = 30.0
+log = logging.getLogger(__name__)
+Sink = Callable[[bytes], Any]
+
+
+class TransferError(CatlibError):
+    """No whole reply: no connection, too slow, too long, or broken off. Another try may succeed."""
+
+
+@dataclass(frozen=True)
+class Reply:
+    """A whole reply. `body` is empty where it went to a sink."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+    @property
+    def ok(self) -> bool:
+        """Whether the server did what it was asked for; a redirection is never followed, and is no success."""
+        return 200 <= self.status < 300
+
+    @property
+    def text(self) -> str:
+        return self.body.decode("utf-8", errors="replace")
+
+    @property
+    def retry_after(self) -> float:
+        """Seconds that the server asks to wait, at most LONGEST_PAUSE_S; 0 for anything but a plain whole number."""
+        asked = self.headers.get("retry-after", "")
+        return min(float(asked), LONGEST_PAUSE_S) if re.fullmatch(r"[0-9]{1,9}", asked) else 0.0
+
+
+class Client:
+    """Transfers by a thread of its own, so that they work where an event loop runs already; may be used from several threads.
+
+    Neither proxies nor credentials are taken from the environment. Headers given here go to no other server, since redirections
+    are not followed.
+    """
+
+    def __init__(self, headers: Mapping[str, str] | None = None, connections: int = 64) -> None:
+        self._portal_context = start_blocking_portal()
+        self._portal = self._portal_context.__enter__()
+        self._http = httpx.AsyncClient(
+            headers={"Accept-Encoding": "identity", **(headers or {})},
+            limits=httpx.Limits(max_connections=None, max_keepalive_connections=connections),
+            timeout=httpx.Timeout(None, connect=CONNECT_S),  # the deadline is the time-out
+            follow_redirects=False,
+            trust_env=False,
+        )
+        self._closed = False
+
+    def send(
+        self,
+        method: str,
+        url: str,
+        *,
+        within_s: float,
+        body: Any = None,
+        headers: Mapping[str, str] | None = None,
+        most: int = REPLY_BYTES,
+        sink: Callable[[Reply], Sink] | None = None,
+    ) -> Reply:
+        """The reply to a request with `body` as JSON, all of it within `within_s` seconds and at most `most` bytes long.
+
+        `sink`: told status and headers of a success, gives what is called with each block, which is then not kept. Raises
+        TransferError, and httpx.InvalidURL for what is no URL.
+        """
+        call = (self._send, method, url, within_s, body, headers, most, sink)
+        return self._portal.call(*call)
+
+    def close(self) -> None:
+        """Close the connections and end the thread; a second time nothing is done."""
+        if not self._closed:
+            self._closed = True
+            self._portal.call(self._http.aclose)
+            self._portal_context.__exit__(None, None, None)
+
+    def __enter__(self) -> "Client":
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    async def _send(
+        self,
+        method: str,
+        url: str,
+        within_s: float,
+        body: Any,
+        headers: Mapping[str, str] | None,
+        most: int,
+        sink: Callable[[Reply], Sink] | None,
+    ) -> Reply:
+        try:
+            with anyio.fail_after(within_s):
+                async with self._http.stream(method, url, json=body, headers=headers) as response:
+                    told, blocks, count = Reply(response.status_code, response.headers, b""), [], 0
+                    write = sink(told) if sink and told.ok else blocks.append
+                    async for block in response.aiter_raw():
+                        count += len(block)
+                        if count > most:
+                            raise TransferError(f"the reply is longer than {most:,} bytes")
+                        write(block)
+        except TimeoutError:
+            raise TransferError(f"no whole reply within {within_s:g} s") from None
+        except httpx.TransportError as error:
+            raise TransferError(f"{type(error).__name__}: {error}".rstrip(": ")) from None
+        return Reply(told.status, told.headers, b"".join(blocks))
