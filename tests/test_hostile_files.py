@@ -38,6 +38,7 @@ from catlib.files import (
     read_json,
     read_jsonl,
     read_text,
+    remove_leftovers,
     saving,
     whole_folder,
     write_json,
@@ -679,6 +680,56 @@ def test_leftovers_of_a_killed_export_are_removed_and_those_at_work_are_not(tmp_
             raise AssertionError("begun")
         assert (folder / "first").is_file()
     assert sorted(path.name for path in tmp_path.iterdir()) == [".out.mine", "out"]
+
+
+@pytest.mark.parametrize("name", ["out.jsonl", "a[1]*.jsonl", "x" * 200 + ".jsonl", "猫.jsonl"])
+def test_leftovers_of_a_killed_writer_are_removed_by_the_next_one(photos, tmp_path, name):
+    out, code = tmp_path / name, "import os, sys; from pathlib import Path; from catlib.files import replacing\n"
+    code += "with replacing(Path(sys.argv[1])) as path: path.write_text('half'); os.kill(os.getpid(), 9)"
+    (tmp_path / "mine").mkdir()
+    for path in (out, meta_path(out), tmp_path / "other.jsonl", tmp_path / "mine" / name):
+        subprocess.run([sys.executable, "-c", code, str(path)], check=False, cwd=ROOT)
+    left = [path for path in tmp_path.rglob(".*") if "writing" in path.name]
+    assert len(left) == 4 and not out.exists()
+    run(photos, out)
+    kept = [path for path in tmp_path.rglob(".*") if "writing" in path.name]
+    assert sorted(path.parent.name for path in kept) == sorted(
+        ["mine", tmp_path.name]
+    )  # other files' are others' business
+    remove_leftovers(tmp_path, older_s=3600)
+    assert all(path.exists() for path in kept)
+    remove_leftovers(tmp_path)
+    assert not any(path.exists() for path in kept)
+
+
+@pytest.mark.parametrize("step", ["before", "moved", "named", "done"])
+def test_an_export_killed_while_it_replaces_another_leaves_one_of_both(tmp_path, step):
+    """At each point between the renames; the next export finds the former or the new folder under its name, and no other."""
+    out, code = (
+        tmp_path / "out",
+        (
+            "import os, shutil, sys; from pathlib import Path; from catlib.files import whole_folder\n"
+            "step, out, real = sys.argv[1], Path(sys.argv[2]), Path.rename\n"
+            "def rename(path, target):\n"
+            "    before = {'before': path == out, 'moved': 'writing' in path.name}.get(step)\n"
+            "    if before: os.kill(os.getpid(), 9)\n"
+            "    real(path, target)\n"
+            "    if step == 'named' and 'writing' in path.name: os.kill(os.getpid(), 9)\n"
+            "Path.rename = rename\n"
+            "if step == 'done': shutil.rmtree = lambda *_, **__: os.kill(os.getpid(), 9)\n"
+            "with whole_folder(out, True) as folder: (folder / 'new').write_text('x')"
+        ),
+    )
+    out.mkdir()
+    (out / "former").write_text("x")
+    ended = subprocess.run([sys.executable, "-c", code, step, str(out)], check=False, cwd=ROOT)
+    assert ended.returncode == -9
+    with pytest.raises(ZeroDivisionError), whole_folder(out, True):
+        raise ZeroDivisionError
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert {"new", "former"} & {path.name for path in out.iterdir()} == {
+        "former" if step in ("before", "moved") else "new"
+    }
 
 
 # 7: two at once
