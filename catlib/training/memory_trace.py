@@ -9,6 +9,7 @@ import warnings
 import weakref
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -23,9 +24,9 @@ from transformers import AutoConfig
 from catlib.settings import TrainSettings, split_list
 from catlib.training.kernels import constant_factors, fuse
 from catlib.training.lora import lora_config, peft_model
-from catlib.vlm.families import family_of
+from catlib.vlm.families import Family, family_of
 from catlib.vlm.features import embedded
-from catlib.vlm.models import VLM, Checkpoint, empty_model
+from catlib.vlm.models import empty_model
 
 RELEVANT = ("mode", "train_projector", "lora_r", "lora_targets", "use_rslora", "use_dora", "gradient_checkpointing")
 
@@ -155,7 +156,7 @@ def _trace(
         with constant_factors(wrapped) as held, tracker:
             tracker.ignore(held)
             with low:
-                texts = _embeddings(VLM(wrapped, None, Checkpoint("", ""), family), dtype, shape, batch)
+                texts = _embeddings(model, family, dtype, shape, batch)
                 hidden = model.get_submodule(family.language_model)(inputs_embeds=texts, use_cache=False)[0]
                 del texts
                 rows = hidden[:, -shape.answer_tokens - 1 : -1].clone().flatten(0, 1)
@@ -168,17 +169,16 @@ def _trace(
     return of_layers, kept - of_layers, tracker.peak - kept
 
 
-def _embeddings(vlm: VLM, dtype: torch.dtype, shape: Shape, batch: int) -> torch.Tensor:
+def _embeddings(model: Any, family: Family, dtype: torch.dtype, shape: Shape, batch: int) -> torch.Tensor:
     """The texts' embeddings with the photos' in their places, as the training loss makes them."""
-    length = shape.image_tokens + shape.text_tokens
-    if vlm.family.caches_features:
+    length, projector = shape.image_tokens + shape.text_tokens, model.get_submodule(family.projector)
+    if family.caches_features:
         tokens = batch * shape.image_tokens
-        projector: Any = vlm.projector
         features = torch.empty(tokens, projector.linear_1.in_features, dtype=dtype)
+        vlm: Any = SimpleNamespace(base=model, projector=projector)
         return embedded(vlm, torch.zeros(batch, length, dtype=torch.long), features, torch.arange(tokens))
     # a projector of its own kind: three copies of its output
-    grad = any(p.requires_grad for p in vlm.projector.parameters())
-    width = vlm.base.get_input_embeddings().embedding_dim
+    width, grad = model.get_input_embeddings().embedding_dim, any(p.requires_grad for p in projector.parameters())
     photos = torch.empty(3, batch, length, width, dtype=dtype, requires_grad=grad)
     return photos[0] + torch.empty(batch, length, width, dtype=dtype)
 
