@@ -90,7 +90,8 @@ def drawing_from(generator: torch.Generator) -> Iterator[None]:
 def constant_factors(model: torch.nn.Module) -> Iterator[list[torch.Tensor]]:
     """While open, LoRA's matrices do not change: they are cast once and not at each use. Yields the copies."""
     found: list[Any] = [getattr(module, "group", None) for module in model.modules()]
-    groups, held = {id(group): group for group in found if isinstance(group, Group)}.values(), []
+    groups = {id(group): group for group in found if isinstance(group, Group)}.values()
+    held: list[torch.Tensor] = []
     try:
         for group in groups:
             group.held = group.cast()
