@@ -94,7 +94,7 @@ def add_lora(vlm: VLM, settings: TrainSettings) -> None:
         in_float32(vlm.model)
         vlm.checkpoint = checkpoint  # what is trained is another one
         own = vlm.model.peft_config["default"]
-        found = set() if isinstance(own.target_modules, str) else set(own.target_modules)
+        found = {name for name, module in vlm.base.named_modules() if hasattr(module, "lora_A")}
         differ = [key for key in OF_LORA if getattr(own, key) != getattr(config, key)]
         other = [f"{key} {getattr(own, key)!r} in place of {getattr(config, key)!r}" for key in differ]
         if other := other + ["other lora_targets"] * (found != wanted):
