@@ -142,7 +142,7 @@ def lineage_of(adapter: str) -> dict[str, Any]:
     base_of(folder)  # raises where no adapter is
     earlier = read_training(folder)
     weights = hashlib.sha256((folder / WEIGHTS).read_bytes()).hexdigest()
-    known = {key: earlier[key] for key in ("breeds", "lineage") if key in earlier}
+    known: dict[str, Any] = {key: earlier[key] for key in ("breeds", "lineage") if key in earlier}
     return {"folder": adapter, "sha256": weights, **known}
 
 

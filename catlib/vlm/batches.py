@@ -112,8 +112,8 @@ class Collator:
             rows = [torch.tensor(self.prompt_ids(s.question, one) + self.answer_ids(s)) for s, one in pairs]
             features, pixels = torch.cat([one.vectors for one in found]), None
         else:
-            coming = [self._coming.pop(sample.id, None) or sample for sample in samples]
-            photos = [self._photo(one) if isinstance(one, Sample) else one.result() for one in coming]
+            ready = self._coming
+            photos = [ready.pop(s.id).result() if s.id in ready else self._photo(s) for s in samples]
             rows = [inputs.pop("input_ids")[0] for inputs in photos]
             features, pixels = None, _join(photos)
         ids = pad_sequence(rows, True, self.pad)
