@@ -84,31 +84,17 @@ def describe(breed: Breed | str) -> str:
     It reads on after "This is a Korat, …" or "a photo of a Korat, …": "a lithe and muscular cat with a short coat, …".
     Raises KeyError for a name that is not in the list.
     """
-    if isinstance(breed, str):
-        found = find(breed)
-        if found is None:
-            raise KeyError(breed)
-        breed = found
-    t = breed.traits
-    features = [_coat(t), t.face, f"{t.ears} ears", f"{_either(t.eyes)} eyes", _tail(t.tail), t.mark]
-    build, separator, clause = t.build.partition(", with ")
-    if separator:
-        features.insert(1, clause)
-    return f"{_article(build)} cat with {_list([feature for feature in features if feature])}"
-
-
-def _coat(t: Traits) -> str:
-    look = f"{_either(t.patterns)}, in {_either(t.colors)}"
-    if t.coat_length == "hairless":
-        return f"bare, {t.coat} skin ({look})"
-    return f"a {'medium-length' if t.coat_length == 'medium' else t.coat_length}, {t.coat} coat ({look})"
-
-
-def _tail(tail: str) -> str:
-    if tail == "none":
-        return "no tail"
-    adjective, separator, clause = tail.partition(", with ")
-    return f"{_article(adjective)} tail{' with ' if separator else ''}{clause}"
+    found = find(breed) if isinstance(breed, str) else breed
+    if found is None:
+        raise KeyError(breed)
+    t = found.traits
+    length, look = t.coat_length.replace("medium", "medium-length"), f"{_either(t.patterns)}, in {_either(t.colors)}"
+    coat = f"bare, {t.coat} skin ({look})" if length == "hairless" else f"a {length}, {t.coat} coat ({look})"
+    kind, separator, clause = t.tail.partition(", with ")
+    tail = "no tail" if t.tail == "none" else f"{_article(kind)} tail{' with ' if separator else ''}{clause}"
+    build, _, more = t.build.partition(", with ")
+    parts = [part for part in (coat, more, t.face, f"{t.ears} ears", f"{_either(t.eyes)} eyes", tail, t.mark) if part]
+    return f"{_article(build)} cat with {', '.join(parts[:-1])} and {parts[-1]}"
 
 
 def _article(words: str) -> str:
@@ -117,10 +103,6 @@ def _article(words: str) -> str:
 
 def _either(words: Sequence[str]) -> str:
     return " or ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
-
-
-def _list(phrases: Sequence[str]) -> str:
-    return f"{', '.join(phrases[:-1])} and {phrases[-1]}"
 
 
 def _parse(row: Mapping[str, Any]) -> Breed:
