@@ -78,12 +78,20 @@ def key_of(name: str) -> str:
     return "".join(words(name))
 
 
-def describe(breed: Breed | str) -> str:
-    """A phrase that gives the breed's traits as a reason, without its name.
+def describe(breed: Breed | str, turn: int = 0) -> str:
+    """A phrase that gives the breed's traits as a reason, without its name. `turn`: the traits begin with another one.
 
     It reads on after "This is a Korat, …" or "a photo of a Korat, …": "a lithe and muscular cat with a short coat, …".
     Raises KeyError for a name that is not in the list.
     """
+    build, *phrases = features(breed)
+    turn %= len(phrases)
+    phrases = [*phrases[turn:], *phrases[:turn]]
+    return f"{_article(build)} cat with {', '.join(phrases[:-1])} and {phrases[-1]}"
+
+
+def features(breed: Breed | str) -> list[str]:
+    """A breed's build, then phrases for coat, head, ears, eyes, tail and mark. Raises KeyError for a name that is not in the list."""
     found = find(breed) if isinstance(breed, str) else breed
     if found is None:
         raise KeyError(breed)
@@ -93,8 +101,7 @@ def describe(breed: Breed | str) -> str:
     kind, separator, clause = t.tail.partition(", with ")
     tail = "no tail" if t.tail == "none" else f"{_article(kind)} tail{' with ' if separator else ''}{clause}"
     build, _, more = t.build.partition(", with ")
-    parts = [part for part in (coat, more, t.face, f"{t.ears} ears", f"{_either(t.eyes)} eyes", tail, t.mark) if part]
-    return f"{_article(build)} cat with {', '.join(parts[:-1])} and {parts[-1]}"
+    return [build, *filter(None, (coat, more, t.face, f"{t.ears} ears", f"{_either(t.eyes)} eyes", tail, t.mark))]
 
 
 def _article(words: str) -> str:

@@ -6,6 +6,10 @@ class CatlibError(Exception):
 
     exit_code = 1
 
+    def _render_traceback_(self) -> list[str]:
+        """What IPython shows in a notebook: the message, which says what to do, without a traceback."""
+        return [f"{type(self).__name__}: {self}"]
+
 
 class InputError(CatlibError):
     """The input is wrong: a file, line, key or value that the user gave. Exit code 2."""

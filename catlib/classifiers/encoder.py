@@ -52,11 +52,18 @@ class FeatureExtractor(ABC):
 class ClipEncoder(FeatureExtractor):
     """A dual encoder of the CLIP family: photos and sentences to unit vectors of one space."""
 
-    kind, poolings = "clip", ("image_embedding",)
+    kind = "clip"
 
     def __init__(self, model: Any, processor: Any, name: str) -> None:
         super().__init__()
         self.model, self.processor, self.name = model.eval(), processor, name
+        self.poolings = ("image_embedding", "before_projection")[: 1 if self.projection is None else 2]
+
+    @property
+    def projection(self) -> np.ndarray | None:
+        """The matrix (width, inner) that makes the embedding of what comes before it; None for a model without one (SigLIP)."""
+        layer = getattr(self.model, "visual_projection", None)
+        return None if layer is None else layer.weight.detach().float().cpu().numpy()
 
     @classmethod
     def load(cls, ref: str, device: str = "auto", dtype: str = "auto") -> "ClipEncoder":
@@ -89,7 +96,11 @@ class ClipEncoder(FeatureExtractor):
         inputs = self.processor.image_processor(images=list(images), return_tensors="pt")
         device, dtype = self.model.device, self.model.dtype
         inputs = {name: x.to(device, dtype if x.is_floating_point() else None) for name, x in inputs.items()}
-        return {self.poolings[0]: _unit(_tensor(self.model.get_image_features(**inputs)))}
+        if len(self.poolings) == 1:
+            return {self.poolings[0]: _unit(_tensor(self.model.get_image_features(**inputs)))}
+        before = self.model.vision_model(**inputs).pooler_output
+        found = (_unit(self.model.visual_projection(before)), before.float().cpu().numpy())
+        return dict(zip(self.poolings, found, strict=True))
 
     @torch.inference_mode()
     def text_features(self, sentences: Sequence[str], batch_size: int = 256) -> np.ndarray:

@@ -26,10 +26,10 @@ log = logging.getLogger(__name__)
 
 
 def check_fits(settings: TrainSettings, ref: str, samples: Iterable[tuple[Sample, Path]]) -> Estimate | None:
-    """The estimate of a run on (sample, photo's path), with the batch and way that `choose` found; None where the device's memory
-    cannot be told (Apple's GPU), or the estimate fails, which is logged.
+    """The estimate of a run on (sample, photo's path), with the batch and way that `choose` found.
 
-    Raises InputError when the device has less memory, naming what would fit; with `force` it only warns.
+    None where the device's memory cannot be told (Apple's GPU), or the estimate fails, which is logged. Raises InputError when the
+    device has less memory, naming what would fit; with `force` it only warns.
     """
     device = pick_device(settings.device)
     free = device_memory(device)
@@ -51,13 +51,9 @@ def check_fits(settings: TrainSettings, ref: str, samples: Iterable[tuple[Sample
     except Exception as error:  # an architecture that tensors without data cannot pass: the run does not depend on it
         log.warning("no estimate of the memory of a %s: %r. Training goes on without one", config.model_type, error)
         return None
-    log.info(
-        "%d photos in a pass, %s gradient checkpointing: estimated peak memory %.2f GB of %.1f GB free",
-        need.batch_size,
-        "with" if need.gradient_checkpointing else "without",
-        need.peak / GB,
-        free / GB,
-    )
+    way = "with" if need.gradient_checkpointing else "without"
+    room = f"estimated peak memory {need.peak / GB:.2f} GB of {free / GB:.1f} GB free"
+    log.info("%d photos in a pass, %s gradient checkpointing: %s", need.batch_size, way, room)
     if need.peak <= free:
         return need
     fits = ways_that_fit(settings, of, free)

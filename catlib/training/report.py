@@ -64,6 +64,7 @@ def epochs_table(history: Rows) -> pd.DataFrame:
             "validation loss": f"{row['val_loss']:.3f}",
             "accuracy": _percent(row.get("accuracy")),
             "priority macro-F1": _percent(row.get("priority_f1")),
+            **({"breeds known before": _percent(row["old_accuracy"])} if "old_accuracy" in row else {}),
             "time so far": f"{row['seconds']:.0f} s",
         }
         for row in of_kind(history, "epoch")

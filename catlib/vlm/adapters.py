@@ -56,7 +56,7 @@ def save_processor(processor: Any, folder: Path) -> None:
     """
     with saving(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder, prefix=".processor-") as name:
+        with tempfile.TemporaryDirectory(dir=folder, prefix=".processor.writing-") as name:
             processor.save_pretrained(name)
             write_text(Path(name) / "preprocessor_config.json", processor.image_processor.to_json_string())
             for path in [path for path in Path(name).rglob("*") if path.is_file()]:
@@ -157,6 +157,7 @@ def load_adapter(vlm: VLM, adapter: Path, trainable: bool = False) -> None:
         config.target_modules = set(ranks) or DUMMY_TARGET_MODULES
         config.exclude_modules = config.layers_to_transform = config.layers_pattern = None
         config.rank_pattern = {re.escape(name): rank for name, rank in ranks.items() if rank != config.r}
+        config.inference_mode = not trainable
         model = PeftModel(vlm.base, config, autocast_adapter_dtype=trainable)
     except (SafetensorError, OSError) as error:
         raise InputError(f"{adapter / WEIGHTS}: broken: {error}") from None

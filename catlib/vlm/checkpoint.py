@@ -144,7 +144,8 @@ def model_folder(name: str | Path) -> Path | None:
     if folder.is_dir():
         return folder
     if isinstance(name, Path) or text.startswith((".", "/", "~")) or text.count("/") > 1:
-        raise InputError(f"model {text!r}: no such folder ({folder}); give a folder or a hub name such as owner/model")
+        which = "run 02_training first where that makes it, or give a folder or a hub name such as owner/model"
+        raise InputError(f"model {text!r}: no such folder ({folder}); {which}")
     return None
 
 
