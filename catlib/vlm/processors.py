@@ -12,6 +12,7 @@ import os
 import re
 import subprocess
 import sys
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -248,16 +249,12 @@ def _without_torchvision(ref: str) -> Any:
 def _processor_class(ref: str) -> type[ProcessorMixin] | None:
     """The class that the model's files name, or the one of its type; None where there is none."""
     name = ProcessorMixin.get_processor_dict(ref)[0].get("processor_class")
-    if not name:
-        try:
-            name = ImageProcessingMixin.get_image_processor_dict(ref)[0].get("processor_class")
-        except OSError:
-            name = None
-    if not name:
-        try:
-            name = PROCESSOR_MAPPING_NAMES.get(from_files(AutoConfig, ref).model_type)
-        except (OSError, ValueError):
-            name = None
+    for ask in (
+        lambda: ImageProcessingMixin.get_image_processor_dict(ref)[0].get("processor_class"),
+        lambda: PROCESSOR_MAPPING_NAMES.get(from_files(AutoConfig, ref).model_type),
+    ):
+        with suppress(OSError, ValueError):
+            name = name or ask()
     kind = getattr(transformers, name or "", None)
     if "torchvision" not in getattr(kind, "_backends", ()):
         return kind
