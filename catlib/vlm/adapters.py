@@ -155,6 +155,8 @@ def load_adapter(vlm: VLM, adapter: Path, trainable: bool = False) -> None:
         ranks = {
             n.removeprefix("base_model.model.").split(".lora_")[0]: len(t) for n, t in saved.items() if ".lora_A." in n
         }
+        if config.peft_type != "LORA":
+            raise ValueError(f"a {config.peft_type} adapter; only LoRA is known")
         stated = {name: getattr(config, name) for name in BY_PATTERN}
         config.target_modules = set(ranks) or DUMMY_TARGET_MODULES
         config.exclude_modules = config.layers_to_transform = config.layers_pattern = None
