@@ -212,7 +212,8 @@ def usual_shape(config: Any, image_tokens: int = 0, ref: str = "", max_pixels: i
         image_tokens = family.image_tokens(config, max_pixels)
     if not image_tokens:
         try:
-            image_tokens = photo_tokens(load_processor(ref or config.name_or_path, max_pixels), config, USUAL_PHOTOS)
+            where = str(folder) if (folder := resolve(ref or config.name_or_path)).is_dir() else ref
+            image_tokens = photo_tokens(load_processor(where, max_pixels), config, USUAL_PHOTOS)
         except CatlibError as error:
             raise InputError(
                 f"how many tokens a photo of a {config.model_type} has cannot be told; say it with --image_tokens ({error})"

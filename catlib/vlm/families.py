@@ -65,7 +65,7 @@ class Family:
 
     def photos_at_once(self, config: Any) -> int:
         """Photos that go through the tower together when the feature cache is filled, 16 at most."""
-        tokens = self.image_tokens(config, 0) if self.image_tokens else FILL_TOKENS
+        tokens = self.image_tokens(config) if self.image_tokens else FILL_TOKENS
         return max(1, min(16, FILL_TOKENS // tokens))
 
 
