@@ -47,7 +47,7 @@ def trait_sentences(breed: str) -> list[str]:
     if known is None:
         return []
     build = known.traits.build.partition(", with ")[0]
-    sentences = [f"a photo of a {{}}, a cat with {feature}." for feature in features(known.traits)]
+    sentences = [f"a photo of a {{}}, a cat with {feature}." for feature in features(known)[1:]]
     article = "an" if build[0] in "aeiou" else "a"
     return [_fill(sentence, name) for sentence in (*sentences, f"a photo of a {{}}, {article} {build} cat.")]
 
@@ -64,10 +64,10 @@ class ClipZeroShot(Classifier):
     """Softmax over breeds of the scaled cosine between photo and breed.
 
     A breed's vector is the mean of its sentences' unit vectors, normalised again (prompt ensembling, Radford et al.
-    2021, section 3.1.4); sentences are encoded once. SigLIP was trained with a sigmoid for each pair, which answers
+    2021, section 3.1.4); sentences are encoded once. Some encoders were trained with a sigmoid for each pair, which answers
     "does this sentence fit?" for each breed apart. Given that exactly one breed is right, Bayes' rule makes of
-    independent sigmoids of logits z the probabilities exp(z_i) / sum exp(z_j): again the softmax, in which SigLIP's
-    bias cancels.
+    independent sigmoids of logits z the probabilities exp(z_i) / sum exp(z_j): again the softmax, in which their bias
+    cancels.
     """
 
     def __init__(

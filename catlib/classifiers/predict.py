@@ -23,7 +23,7 @@ from catlib.data.records import (
     prediction_line,
     read_predictions,
 )
-from catlib.errors import InputError
+from catlib.errors import InputError, NotFinite
 from catlib.files import appending, locked, read_json, write_bytes, write_json
 from catlib.progress import track
 from catlib.provenance import git_commit, package_versions
@@ -114,6 +114,8 @@ def iterate(
             for i, (breed, said) in sorted(error.done.items()):
                 yield _prediction(chunk[i], breed, None, said, decode_ms[i] + share)
             raise
+        except NotFinite as error:
+            raise NotFinite(error.row, f"photo {chunk[error.row].image}") from None
         share = 1000 * (time.perf_counter() - start) / len(chunk)
         for i, sample in enumerate(chunk):
             if sample.id not in done:

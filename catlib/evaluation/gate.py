@@ -20,8 +20,8 @@ from catlib.evaluation.verdict import Verdict, judge
 from catlib.files import write_json
 from catlib.paths import resolve
 from catlib.settings import ComparisonSettings, TrainSettings
-from catlib.training.memory import GB, Footprint, model_config, usual_shape
-from catlib.training.memory_check import choose, device_memory, ways_that_fit
+from catlib.training.memory import GB, Footprint, choose, model_config, usual_shape
+from catlib.training.memory_check import device_memory, ways_that_fit
 from catlib.vlm.models import pick_device, pick_dtype
 
 GATE_FILE = "gate.json"
