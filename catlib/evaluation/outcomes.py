@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from scipy.special import logsumexp
 
 from catlib.data.hashing import components
 from catlib.data.records import Prediction, PredictionSet
@@ -127,7 +126,8 @@ def _log_probs(
         return None
     uniform = tuple([-np.log(len(listed))] * len(listed))
     scores = np.array([uniform if p.scores is None else p.scores for p in rows])
-    total = np.exp(logsumexp(scores, axis=1))
+    with np.errstate(over="ignore"):
+        total = np.exp(scores).sum(axis=1)
     if (off := np.flatnonzero(~(np.abs(total - 1) < NORMALISED_WITHIN))).size:
         raise InputError(
             f"{name}: the scores of photo {rows[off[0]].id!r} are no log-probabilities: their exp sums to "
