@@ -133,7 +133,9 @@ def test_the_average_of_two_is_the_fitted_one(root, caplog):
     fitted = pair["combination"]
     temperatures = (fitted["temperature_a"], fitted["temperature_b"])
     scores = [np.array([p.scores for p in rows]) for rows in (own, other)]
-    assert np.allclose(found, mix(fitted["weight_a"], temperatures, *scores), atol=1e-3)
+    assert np.allclose(
+        found, mix(fitted["weight_a"], temperatures, *scores), atol=5e-3
+    )  # five digits at a low temperature
     assert "combination" in winner.classifier.describe()
     write_metrics(folder, verdict={"recommendation": {"use": "vlm-tuned-free+clip-probe"}})
     with pytest.raises(InputError, match="no weight was fitted"):

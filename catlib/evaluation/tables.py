@@ -72,7 +72,7 @@ def cost(m: Entry, price_per_hour: float = 0.0) -> str:
         return "not measured"
     seconds = 1000 / rate if rate else p50
     said = f"{number(seconds)} s" if seconds < 120 else f"{number(seconds / 60)} min"
-    return said + (f" ({price_per_hour * seconds / 3600:.2g} of your money)" if price_per_hour else "")
+    return said + (f" (price {price_per_hour * seconds / 3600:.2g})" if price_per_hour else "")
 
 
 def breed_table(metrics: Entry, only_priority: bool = False) -> pd.DataFrame:
