@@ -40,8 +40,10 @@ def project(tmp_path_factory):
     root = tmp_path_factory.mktemp("winner")
     save_tuned(root)
     clip(root / "clip")
-    data = write_dataset(root / "data", train=16, val=8)
-    (data / "test.jsonl").write_text((data / "train.jsonl").read_text().replace("train", "test"))
+    data = write_dataset(root / "data", train=32, val=8)
+    lines = (data / "train.jsonl").read_text().splitlines(keepends=True)
+    (data / "train.jsonl").write_text("".join(lines[:16]))
+    (data / "test.jsonl").write_text("".join(lines[16:]))
     common = {
         "run_dir": str(root / "outputs/runs/small"),
         "base_model": str(root / "base"),

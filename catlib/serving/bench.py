@@ -264,7 +264,7 @@ def open_serving(settings: ServingSettings) -> ServingBench:
     if not precisions or set(precisions) - set(PRECISIONS[1:]):
         known = ", ".join(PRECISIONS[1:])
         raise InputError(f"serving_precisions: expected some of {known}; found {settings.serving_precisions!r}")
-    about = {"base_model": settings.base_model, "question": settings.prompt, "breeds": dataset.breeds}
+    about: dict[str, Any] = {"base_model": settings.base_model, "question": settings.prompt, "breeds": dataset.breeds}
     checkpoint = find_checkpoint(settings.checkpoint, **about)
     samples = evenly(test, settings.serving_photos, settings.seed)
     photos = tuple(inside(dataset.image_root, sample.image) for sample in samples)

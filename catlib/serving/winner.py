@@ -120,7 +120,7 @@ def open_winner(run: str | Path, use: str = "", device: str = "auto") -> Winner:
 
 def _combination(folder: Path, use: str) -> Mapping[str, float]:
     comparisons = read_metrics(folder / METRICS_FILE).get("comparisons", [])
-    pair = next((c for c in comparisons if f"{c.get('a')}+{c.get('b')}" == use), {})
+    pair: Mapping[str, Any] = next((c for c in comparisons if f"{c.get('a')}+{c.get('b')}" == use), {})
     if not (fitted := pair.get("combination")):
         raise InputError(
             f"{folder}: no weight was fitted for {use} (it takes scores of both on the validation photos); name one of the two"
