@@ -142,12 +142,12 @@ def load_classifier(args: argparse.Namespace) -> "Classifier":
             "which model? give --checkpoint DIR, or --model base with --base-model REF, or --model clip:REF or probe:FILE"
         )
     if kind == "probe":
-        from catlib.classifiers.probe import LinearProbe
+        from catlib.classifiers.probe import Probe
         from catlib.evaluation.metrics_file import given_file
 
         if args.breeds:
             raise InputError("--breeds: a probe knows the breeds that it was trained on and no others")
-        return LinearProbe.restore(given_file(ref), settings.device, settings.dtype)
+        return Probe.restore(given_file(ref), settings.device, settings.dtype)
 
     from catlib.vlm.checkpoint import Checkpoint, find_checkpoint, open_vlm
 

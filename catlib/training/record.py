@@ -112,6 +112,7 @@ class Record:
             "answer_tokens": longest_answer(self.run.vlm.processor.tokenizer, data.train),
             "base_fingerprint": fingerprint(self.run.vlm),
             "data": data.digests,
+            "lineage": data.lineage,
             "figures": _finite(figures),
             "outcome": self.outcome(),
             "remarks": [remark for remark in (rank_remark(self.run.settings),) if remark],
