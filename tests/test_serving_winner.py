@@ -3,6 +3,7 @@
 import json
 import logging
 import shutil
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -114,6 +115,7 @@ def test_predict_by_run_equals_the_runs_file(root, tmp_path, capsys, caplog, nam
         answers = [service.predict_finetuned(path) for path in photos_of(root)]
         assert [a.breed for a in answers] == [p.predicted for p in measured]
         assert all((a.probabilities is None) == (p.scores is None) for a, p in zip(answers, measured, strict=True))
+        json.dumps([asdict(answer) for answer in answers])  # plain values
         if name in TRACKS[4:]:
             with pytest.raises(InputError, match="no questions"):
                 service.predict_finetuned(photos_of(root)[0], "Which breed?")
