@@ -156,11 +156,15 @@ def _open(folder: Path, name: str, device: str) -> Classifier:
         raise InputError(f"{folder}: {name} decodes by {way!r}, which cannot be loaded again")
     now = classifier.describe()
     if about.get("weights") and now.get("dtype") == dtype and now["weights"] != about["weights"]:
-        told = f"{name}: the weights ({now['weights']}) are not those that {folder.name} has measured ({about['weights']})"
+        told = (
+            f"{name}: the weights ({now['weights']}) are not those that {folder.name} has measured ({about['weights']})"
+        )
         if (about.get("commit"), about.get("versions")) != (git_commit(), package_versions()):
             log.warning("%s, or another version of the code named them otherwise: compare some predictions", told)
         else:
-            raise InputError(f"{told}: trained or replaced since. Run catlib report again, or load the checkpoint itself")
+            raise InputError(
+                f"{told}: trained or replaced since. Run catlib report again, or load the checkpoint itself"
+            )
     return classifier
 
 
