@@ -90,7 +90,7 @@ def same(found, measured):
 @pytest.mark.slow
 def test_every_way_to_read_the_model_is_a_track(project):
     folder = project / "outputs/runs/small"
-    assert {path.stem for path in (folder / "predictions").glob("*.jsonl")} == set(TRACKS)
+    assert {path.stem for path in (folder / "predictions").glob("*.jsonl")} >= set(TRACKS)
     metrics = read_json(folder / "metrics.json")["models"]
     for name in TRACKS:
         assert metrics[name]["latency_ms"]["p50"] > 0 and metrics[name]["n"] == 16
@@ -103,7 +103,7 @@ def test_every_way_to_read_the_model_is_a_track(project):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", TRACKS)
+@pytest.mark.parametrize("name", [*TRACKS, "clip-tip", "clip-projection", "tower-knn"])
 def test_predict_by_run_equals_the_runs_file(root, tmp_path, capsys, caplog, name):
     write_metrics(root / "outputs/runs/small", verdict={"recommendation": {"use": name}})
     assert recommended(run_folder("small")) == name
