@@ -24,7 +24,7 @@ def _reasons(r: Entry | None) -> dict[str, str]:
     """The columns on reasons: how many are whole, and whose traits they name."""
     names = ("whole reasons", "traits of the breed named", "traits of the true breed", "breeds with several reasons")
     keys = ("complete", "of_breed_named", "of_true_breed", "breeds_with_several")
-    return {name: percent(r and r[key]) for name, key in zip(names, keys, strict=True)}
+    return {name: percent(r[key] if r else None) for name, key in zip(names, keys, strict=True)}
 
 
 def model_table(models: Mapping[str, Entry]) -> pd.DataFrame:
