@@ -126,9 +126,9 @@ def main() -> None:
         build(args.folder.resolve(), args.photos)
     state = index.read_state(run_dir)
     assert state is not None
-    start = time.perf_counter()
+    start, cpu = time.perf_counter(), time.process_time()
     index.render(state, run_dir)
-    print(f"rendered in {time.perf_counter() - start:.1f} s")
+    print(f"rendered in {time.perf_counter() - start:.1f} s, {time.process_time() - cpu:.1f} s of them on the CPU")
     for page in sorted(index.report_path("large").parent.rglob("*.html")):
         said = f"{page.relative_to(args.folder.resolve())!s:<50} {page.stat().st_size / 1e6:6.2f} MB"
         if shutil.which("chromium"):

@@ -20,6 +20,7 @@ from catlib.reports import html
 from catlib.reports.index import render_all_runs, results
 from catlib.settings import DataSettings, all_options, parse_assignment, parse_value, read_profile
 
+SEED = "train_seed"
 FIGURES = {"accuracy": "accuracy", "priority_macro_f1": "priority F1"}
 
 
@@ -78,10 +79,9 @@ def curve_page(run: str, key: str, runs: Sequence[tuple[Any, str]]) -> Path:
     measured = [(values[0], metrics) for values, _, metrics in found if metrics.get("models")]
     if not measured:  # the notebooks that were asked for have no figures
         return render_all_runs()
-    seeds = said_of_seeds([m for _, m in measured]) if keys == ["train_seed"] and len(measured) > 1 else []
-    numbers = (
-        len(keys) == 1 and not seeds and not any(isinstance(value, (bool, str)) or value <= 0 for value, _ in measured)
-    )
+    seeds = _over_seeds(keys, [(values, metrics) for values, _, metrics in found if metrics.get("models")])
+    plain = len(keys) == 1 and not seeds
+    numbers = plain and not any(isinstance(value, (bool, str)) or value <= 0 for value, _ in measured)
     models = [name for name in (TUNED, *names_of("opponent")) if any(name in m["models"] for _, m in measured)]
     rows = [
         dict(zip(keys, map(written, values), strict=True))
@@ -103,3 +103,13 @@ def curve_page(run: str, key: str, runs: Sequence[tuple[Any, str]]) -> Path:
     write_text(path, html.render("sweep.html.j2", **values))
     render_all_runs()
     return path
+
+
+def _over_seeds(keys: Sequence[str], runs: Sequence[tuple[tuple[Any, ...], Mapping[str, Any]]]) -> list[str]:
+    """What runs that differ by their training seed alone say together, for each combination of the other parameters."""
+    groups: dict[str, list[Mapping[str, Any]]] = {}
+    for values, metrics in runs if SEED in keys else ():
+        others = (f"{key}={written(v)}" for key, v in zip(keys, values, strict=True) if key != SEED)
+        groups.setdefault(", ".join(others), []).append(metrics)
+    several = {name: own for name, own in groups.items() if len(own) > 1}
+    return [f"{name}: {said}".removeprefix(": ") for name, own in several.items() for said in said_of_seeds(own)]
