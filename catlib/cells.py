@@ -1,12 +1,14 @@
 """The parameters that a notebook's own cells have set: its parameters cell, and the one that papermill injects."""
 
 import ast
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from catlib.errors import InputError
 
 INJECTED = "# Parameters"  # how papermill begins the cell that it adds after the parameters cell
+PROFILE_CELL = re.compile(r"(?:\s*#[^\n]*\n|\s)*profile\s*=\s*['\"]")  # how the parameters cell begins, comments aside
 
 
 def bound_parameters(namespace: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -27,20 +29,11 @@ def bound_parameters(namespace: Mapping[str, Any]) -> dict[str, Any] | None:
             continue
         if source.lstrip().startswith(INJECTED):
             found = (found or {}) | dict(_bindings(body, namespace))
-        elif body and _chooses_profile(body[0]):
+        elif PROFILE_CELL.match(source):
             found = dict(_bindings(body, namespace))
     if found is None:
         raise InputError('the parameters cell has not been run: it begins with profile = "NAME"')
     return found
-
-
-def _chooses_profile(statement: ast.stmt) -> bool:
-    return (
-        isinstance(statement, ast.Assign)
-        and [target.id for target in statement.targets if isinstance(target, ast.Name)] == ["profile"]
-        and isinstance(statement.value, ast.Constant)
-        and isinstance(statement.value.value, str)
-    )
 
 
 def _bindings(body: list[ast.stmt], namespace: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
