@@ -110,7 +110,7 @@ class DataSettings(Settings):
     )
     min_side: int = option(32, "smallest side of a usable photo, pixels")
     quality: str = option(
-        "brightness<45,brightness>215,contrast<20,sharpness<3,entropy<5,aspect>2.5,border>0.15",
+        "brightness<30,brightness>215,contrast<20,sharpness<1.6,entropy<4,aspect>2.5,border>0.2",
         "a photo beyond one of these limits gets a remark (brightness, contrast in grey levels; entropy in bits)",
     )
     photos_per_breed: int = option(0, "at most so many training photos of each breed; 0: all")

@@ -47,7 +47,7 @@ def trait_sentences(breed: str) -> list[str]:
     if known is None:
         return []
     build = known.traits.build.partition(", with ")[0]
-    sentences = [f"a photo of a {{}}, a cat with {feature}." for feature in features(known.traits)]
+    sentences = [f"a photo of a {{}}, a cat with {feature}." for feature in features(known)[1:]]
     article = "an" if build[0] in "aeiou" else "a"
     return [_fill(sentence, name) for sentence in (*sentences, f"a photo of a {{}}, {article} {build} cat.")]
 

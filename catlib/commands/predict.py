@@ -176,12 +176,14 @@ def load_classifier(args: argparse.Namespace) -> "Classifier":
 
 
 def _endpoint(args: argparse.Namespace, served: "Checkpoint") -> "Classifier":
-    """The served model. It answers in words, so no other decoding can be asked for."""
+    """The served model. It answers in words, freely or held to the list, so that there are no scores."""
     from catlib.classifiers.endpoint import EndpointClassifier
     from catlib.classifiers.photo_urls import crop_side
+    from catlib.vlm.decoding import answer_limit
 
-    if getattr(args, f"{PREFIX}decoding", None) not in (None, "free"):
-        raise InputError("an endpoint answers in words: only --decoding free is possible with --model endpoint:URL")
+    decoding = getattr(args, f"{PREFIX}decoding", None) or "free"
+    if decoding == "score":
+        raise InputError("an endpoint answers in words: only --decoding free or constrained with --model endpoint:URL")
     crop = args.crop if args.crop is not None else crop_side(served.folder) if served.folder else 0
     return EndpointClassifier(
         args.model.removeprefix("endpoint:"),
@@ -189,6 +191,9 @@ def _endpoint(args: argparse.Namespace, served: "Checkpoint") -> "Classifier":
         served.question,
         concurrency=args.concurrency,
         crop=crop,
+        decoding=decoding,
+        spelled=served.spelled,
+        max_tokens=answer_limit(served),
         timeout_s=args.timeout,
     )
 

@@ -17,6 +17,7 @@ from catlib.evaluation.compare import compare
 from catlib.evaluation.metrics import evaluate_outcomes, expected_calibration_error, per_breed
 from catlib.evaluation.metrics_file import write_metrics
 from catlib.evaluation.outcomes import outcomes
+from catlib.evaluation.reasons import reason_figures
 from catlib.evaluation.tables import Entry, in_words, milliseconds
 from catlib.evaluation.verdict import Verdict, against, judge, reference_of
 from catlib.paths import resolve
@@ -67,6 +68,7 @@ class Results:
             found[name]["remarks"] = list(self.test[name].remarks)
             if name in self.val:
                 found[name]["validation"] = _on_validation(self.val[name], self.priority)
+            found[name]["reason_figures"] = reason_figures(self.test[name])
             if c.scaled is not None:
                 found[name]["calibration"] = _calibration(c)
         return found

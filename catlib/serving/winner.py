@@ -166,6 +166,8 @@ def _open_vlm(folder: Path, name: str, about: Mapping[str, Any], device: str) ->
     parameters = folder / "parameters.yaml"
     set_to = parse_yaml(read_text(parameters), str(parameters)) if parameters.is_file() else {}
     adapter, base = about.get("adapter"), about["base_model"]
+    if adapter and not Path(adapter).is_dir():  # the project was moved
+        adapter = resolve(set_to.get("checkpoint") or adapter)
     known = {"question": about.get("question") or "", "breeds": about["breeds"]}
     found = find_checkpoint(Path(adapter) if adapter else base, base_model=base if adapter else "", **known)
     found = replace(found, spelled=about.get("spelled") or {})  # of the untuned base, too, those of the tuned one
