@@ -1,6 +1,7 @@
 """The parameters that a notebook's own cells have set: its parameters cell, and the one that papermill injects."""
 
 import ast
+import logging
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -21,6 +22,8 @@ def bound_parameters(namespace: Mapping[str, Any]) -> dict[str, Any] | None:
     history = namespace.get("In")
     if not isinstance(history, list):
         return None
+    if "get_ipython" in namespace:
+        _show_log()
     found: dict[str, Any] | None = None
     for source in history:
         try:
@@ -34,6 +37,14 @@ def bound_parameters(namespace: Mapping[str, Any]) -> dict[str, Any] | None:
     if found is None:
         raise InputError('the parameters cell has not been run: it begins with profile = "NAME"')
     return found
+
+
+def _show_log() -> None:
+    """Let a notebook show what catlib logs, its progress above all, unless the notebook has arranged that itself."""
+    log = logging.getLogger("catlib")
+    if not (log.handlers or logging.getLogger().handlers):
+        log.addHandler(logging.StreamHandler())
+        log.setLevel(logging.INFO)
 
 
 def _bindings(body: list[ast.stmt], namespace: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:

@@ -59,12 +59,16 @@ def written(value: Any) -> str:
 def members(
     run: str, profile: Path, overrides: Mapping[str, Any], sweeps: Sequence[tuple[str, Sequence[Any]]]
 ) -> list[tuple[tuple[Any, ...], str, dict[str, Any]]]:
-    """Values, name and parameters of each run: one for every combination of the swept parameters' values."""
+    """Values, name and parameters of each run: one for every combination of the swept parameters' values.
+
+    Raises InputError where two runs would have one name.
+    """
     found: list[tuple[tuple[Any, ...], str, dict[str, Any]]] = [((), run, dict(overrides))]
     for key, values in sweeps:
-        found = [
-            (before + (v,), *member(name, profile, given, key, v)) for before, name, given in found for v in values
-        ]
+        found = [((*at, v), *member(name, profile, given, key, v)) for at, name, given in found for v in values]
+    names, keys = {name for _, name, _ in found}, {key for key, _ in sweeps}
+    if len(names) < len(found) or len(keys) < len(sweeps):
+        raise InputError("--sweep: a parameter stands twice, or two of its values give a run the same name")
     return found
 
 
