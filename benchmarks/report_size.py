@@ -95,8 +95,8 @@ def build(root: Path, photos: int) -> Path:
     results = Results(read_folder(run_dir / "predictions"), {}, tuple(PRIORITY_BREEDS), bootstrap=500)
     results.save(run_dir)
     tuned, versus, image_root = results.calibrated["vlm-tuned"], results.versus, dataset.image_root
-    inspected = [data_plots.counts(dataset), data_plots.samples(dataset, 0), data_plots.sizes(findings)]
-    inspected += [data_plots.worst(findings, image_root), data_plots.widths(dataset), data_tables.counts(dataset)]
+    inspected = [data_plots.counts(dataset), data_plots.samples(dataset, 0), data_plots.quality(findings)]
+    inspected += [data_plots.worst(findings, image_root), data_tables.counts(dataset)]
     notebook(run_dir / "01_data_inspection.ipynb", "Data inspection", inspected)
     models = results.models
     shown = [tables.model_table(models), plots.overview(models), plots_model.f1_by_breed(models, "vlm-tuned")]
