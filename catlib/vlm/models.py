@@ -60,7 +60,7 @@ class VLM:
     family: Family
 
     def __post_init__(self) -> None:
-        if grid := getattr(self.processor.image_processor, "image_grid_pinpoints", None):
+        if grid := getattr(getattr(self.processor, "image_processor", None), "image_grid_pinpoints", None):
             self.base.config.image_grid_pinpoints = grid  # the model finds a photo's tiles by a copy of its own
 
     @property
