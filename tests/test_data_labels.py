@@ -144,6 +144,16 @@ def test_decisions_are_applied_recorded_and_not_asked_again(tmp_path, delimiter)
     assert len(read_corrections(record.parent)) == 5
 
 
+def test_a_record_by_hand_may_name_photos_by_their_path(tmp_path):
+    fill(tmp_path / "photos", {"Bengal": 15, "Manx": 15})
+    dataset = prepare(settings(tmp_path))
+    name = dataset.train[0].image
+    (tmp_path / "data" / "vlm" / "corrections.csv").write_text(f"Image;Action\n{name};drop\n")
+    again = prepare(settings(tmp_path))
+    assert again.card["left_out"] == {"dropped": 1} and name not in {sample.image for sample in again.train}
+    assert prepare(settings(tmp_path)).train == again.train
+
+
 @pytest.mark.parametrize(
     ("action", "words"),
     [(("delete", ""), "suspects.csv:2.*delete"), (("relabel", "Poodle"), "Poodle"), (("relabel", " "), "Manx")],
