@@ -87,7 +87,8 @@ def photo_features(ref: str, samples: Sequence[Sample], image_root: Path, cache:
         batches = read_batches(list(new.values()), image_root, BATCH)
         total = -(-len(new) // BATCH)
         for n, (chunk, images, _) in enumerate(track(batches, "photo features", total=total, unit="batches"), start=1):
-            vectors = encoder.compute(images)[encoder.poolings[-1]].astype(np.float16)
+            pooling = "image_embedding" if isinstance(encoder, ClipEncoder) else encoder.poolings[-1]
+            vectors = encoder.compute(images)[pooling].astype(np.float16)
             known |= dict(zip(islice(order, len(chunk)), vectors, strict=True))
             if n % SAVED_EVERY == 0 or n == total:
                 with replacing(path) as temporary, temporary.open("wb") as stream:

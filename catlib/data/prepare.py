@@ -168,7 +168,7 @@ def _samples(
     for f, id in zip(findings, ids, strict=True):
         if not f.kept:
             continue
-        answer = answer_for(f.breed, settings.answer_style)
+        answer = answer_for(f.breed, settings.answer_style, f.image)
         about = {"breed": f.breed, "source": source.name, "sha256": f.sha256, "split": f.part}
         if given := source.samples.get(f.image):
             human, gpt = given.conversations
