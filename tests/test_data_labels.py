@@ -53,7 +53,7 @@ def test_flipped_labels_come_first_with_the_breed_that_they_had_and_the_rate():
     assert first["image"].isin(wrong).mean() > 0.9 and first["image"].isin(wrong).sum() >= 0.75 * len(wrong)
     true = {sample.image: BREEDS[int(sample.image[:-4]) % 4] for sample in samples}
     assert (first["likely"] == first["image"].map(true)).mean() > 0.9
-    assert abs(found.noise - len(wrong) / len(samples)) < 0.03 and found.judged == 240
+    assert abs(found.noise - len(wrong) / len(samples)) < 0.05 < found.noise_at_most and found.judged == 240
     assert found.by_breed["photos"].sum() == 240 and set(found.by_breed.index) == set(BREEDS)
     top = {(row["label"], row["likely"]) for row in found.confusion.head(4).to_dict("records")}
     assert top == {(BREEDS[(i + 1) % 4], BREEDS[i]) for i in range(4)}

@@ -106,7 +106,9 @@ def remarks(findings: Sequence[Finding]) -> pd.DataFrame:
 def nearness(near: pd.DataFrame) -> pd.DataFrame:
     """How near each part is to training, in words for shares."""
     table = by_part(near)
-    look = {n: "{:.0%}" if n.startswith(("nearer", "number")) else "{:,.4g}" for n in table} | {"photos": "{:,.0f}"}
+    look = {n: "{:.0%}" if n.startswith(("nearer", "number")) else "{:,.4g}" for n in map(str, table)} | {
+        "photos": "{:,.0f}"
+    }
     return table.apply(lambda column: column.map(look[str(column.name)].format))
 
 
