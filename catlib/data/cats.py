@@ -8,6 +8,7 @@ from datetime import datetime
 from itertools import pairwise
 from pathlib import PurePosixPath
 
+from catlib.data.corrections import RELABELLED
 from catlib.data.findings import Finding
 from catlib.data.names import SHOWN
 from catlib.errors import InputError
@@ -108,7 +109,8 @@ def ids_in_names(
         if id:
             members[id].append(finding)
     told = {f.animal for f in findings}  # what a table says is one cat may span breeds
-    spanning = {id for id, photos in members.items() if len({photo.breed for photo in photos}) > 1} - told
+    under = {id: {f.breed for f in photos if RELABELLED not in f.remarks} for id, photos in members.items()}
+    spanning = {id for id, breeds in under.items() if len(breeds) > 1} - told
     many = {id for id, photos in members.items() if len(photos) > MOST_PHOTOS} - spanning
     reasons = ((spanning, "its photos lie under several breeds"), (many, f"more than {MOST_PHOTOS} photos share it"))
     said = [
