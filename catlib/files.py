@@ -81,15 +81,16 @@ def replacing(path: Path) -> Iterator[Path]:
             os.close(folder)
 
 
-def remove_leftovers(folder: Path, name: str = "*", older_s: float = 0.0) -> None:
-    """Remove what killed processes have left of files `name` in a folder and below; call it where no other process writes there.
+def remove_leftovers(folder: Path, name: str = "", older_s: float = 0.0) -> None:
+    """Remove what killed processes have left of a file in a folder, or of all in it and below; call it where nobody else writes.
 
     `older_s`: only what nobody has written to for so long, where others may be at work.
     """
-    for path in folder.rglob(f".{name}{_WRITING}-*"):
+    of_file, of_all = f".{glob.escape(name[:50])}{_WRITING}-*", f".*{_WRITING}-*"
+    for path in folder.glob(of_file) if name else folder.rglob(of_all):
         with suppress(OSError):
-            if path.is_file() and path.stat().st_mtime <= time.time() - older_s:
-                path.unlink()
+            if path.stat().st_mtime <= time.time() - older_s and not (path / _WRITING).exists():
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def write_bytes(path: Path, data: bytes) -> None:

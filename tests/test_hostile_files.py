@@ -9,6 +9,7 @@ import resource
 import socket
 import subprocess
 import sys
+import time
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -37,6 +38,7 @@ from catlib.files import (
     read_json,
     read_jsonl,
     read_text,
+    remove_leftovers,
     saving,
     whole_folder,
     write_json,
@@ -49,6 +51,7 @@ from catlib.serving.export import is_export
 from catlib.settings import EvaluationSettings, ServingSettings, TrainSettings, parse_assignment, read_profile
 from catlib.training.arguments import further_options
 from catlib.training.run import _with_digests
+from catlib.vlm import processors
 from catlib.vlm.adapters import check_weights, load_adapter
 from catlib.vlm.checkpoint import find_checkpoint, open_vlm
 from catlib.vlm.features import FrozenFeatures
@@ -369,6 +372,130 @@ def test_an_adapter_config_of_nonsense_is_refused(place, tmp_path, change):
         load_adapter(vlm, folder)
 
 
+# 5: budgets
+
+LOOP = "{% for i in range(99999) %}"
+TEMPLATES = {
+    "loops in loops": LOOP * 5 + "{% endfor %}" * 5 + "{{ messages }}",
+    "loops over a text": "{% for a in 'ab' * 40000 %}" * 4 + "{% endfor %}" * 4,
+    "a power": "{{ 10 ** (10 ** 11) }}",
+    "powers that grow": "{% set ns = namespace(n=9) %}" + LOOP + "{% set ns.n = ns.n * ns.n %}{% endfor %}",
+    "much memory": "{{ 'a' * 100000000000 }}",
+    "memory by a format": "{{ '%099999999999d' % 1 }}",
+    "behind a tag of transformers'": "{% generation %}" + LOOP * 5 + "{% endfor %}" * 5 + "{% endgeneration %}",
+}
+
+
+@pytest.mark.parametrize("kind", TEMPLATES)
+def test_a_chat_template_that_does_not_end_is_refused(place, tmp_path, monkeypatch, capsys, kind):
+    monkeypatch.setattr(processors, "TRIAL_S", 3)
+    folder = copied(place, tmp_path, "llava")
+    (folder / "chat_template.jinja").write_text(TEMPLATES[kind])
+    words = ["--model", "base", "--base-model", str(folder), "--breeds", ",".join(BREEDS)]
+    assert main(["predict", *words, str(place / "photos")]) == 2
+    assert "chat template" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("pattern", ["(a+)+$", "(a|aa)+$", "((a+)b?)+$", "(?:a*)*$", "a*a*a*a*a*a*a*a*a*a*a*$"])
+def test_a_tokenizers_pattern_that_does_not_end_is_refused(place, tmp_path, monkeypatch, pattern):
+    monkeypatch.setattr(processors, "TRIAL_S", 3)
+    folder = copied(place, tmp_path, "llava")
+    facts = json.loads((folder / "tokenizer.json").read_text())
+    split = {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
+    (folder / "tokenizer.json").write_text(json.dumps(facts | {"pre_tokenizer": split}))
+    assert processors.is_doubtful(pattern)
+    try:
+        processors.load_processor(str(folder))
+    except InputError as error:
+        assert "tokenizer" in str(error)
+    else:  # the engine may have a limit of its own
+        assert processors.load_processor(str(folder)).tokenizer("a" * 60 + "!")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"target_modules": "(.*)*x"},
+        {"target_modules": "(a|.)+(b|.)+$x"},
+        {"exclude_modules": "((.+)?)*$x"},
+        {"rank_pattern": {"(.*)*x": 4}},
+        {"alpha_pattern": {"(.+)+x": 4}},
+        {"r": 10**9},
+        {"rank_pattern": {"q_proj": 10**12}},
+    ],
+)
+def test_an_adapter_that_would_take_for_ever_is_refused(place, tmp_path, monkeypatch, change):
+    monkeypatch.setattr(processors, "TRIAL_S", 3)
+    folder = copied(place, tmp_path, "tuned")
+    write_json(folder / "adapter_config.json", read_json(folder / "adapter_config.json") | change)
+    vlm = open_vlm(place / "llava", precision="float32")
+    with pytest.raises(InputError, match="adapter_config.json"):
+        load_adapter(vlm, folder)
+
+
+ABSURD = [
+    *(("text_config", {"num_hidden_layers": n}) for n in (10**9, 10**5, 2.5, -1, "many", None, [3] * 9)),
+    *(("text_config", {"hidden_size": n}) for n in (10**9, -5, 0, 1.5, "big", None, True, {})),
+    *(("text_config", {"vocab_size": n}) for n in (10**12, 0, -1)),
+    *(("text_config", {"num_attention_heads": n}) for n in (0, 10**8, -2)),
+    *(
+        ("vision_config", {name: 10**8})
+        for name in ("num_hidden_layers", "image_size", "intermediate_size", "hidden_size")
+    ),
+    *(("vision_config", {"patch_size": n}) for n in (0, -1, "x")),
+    *((None, {"model_type": name}) for name in ("nonsense", 5, None)),
+    *((None, {"text_config": value}) for value in ([], 5, "llama", {"model_type": "llava"})),
+]
+
+
+@pytest.mark.parametrize(("part", "change"), ABSURD)
+def test_a_model_of_absurd_sizes_is_refused_within_seconds(place, tmp_path, capsys, part, change):
+    folder = copied(place, tmp_path, "llava")
+    config = read_json(folder / "config.json")
+    (config[part] if part else config).update(change)
+    write_json(folder / "config.json", config)
+    start = time.process_time()
+    words = ["--model", "base", "--base-model", str(folder), "--breeds", ",".join(BREEDS)]
+    assert main(["predict", *words, str(place / "photos")]) == 2
+    assert main(["memory", "--base-model", str(folder)]) == 2
+    assert time.process_time() - start < 20 and "Traceback" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "lr: " + "[" * 200 + "]" * 200,
+        "hint: " + "x" * 200_000,
+        "lora_r: " + "9" * 400,
+        "seed: -1",
+        "seed: 4294967296",
+        "epochs: 0",
+        "batch_size: 0",
+        "lora_r: 0",
+        "lora_r: 1000000",
+        "lora_dropout: 1.0",
+        "warmup_ratio: 2",
+        "lr: -1",
+        "val_share: 1.5",
+        "run: " + "x" * 300,
+        'run: "a\\nb"',
+        "num_workers: 100000",
+    ],
+)
+def test_a_setting_out_of_range_is_refused(tmp_path, text):
+    (tmp_path / "p.yaml").write_text(text)
+    assert main(["memory", "--profile", str(tmp_path / "p.yaml"), "--base-model", "x"]) == 2
+
+
+@pytest.mark.parametrize("deep", ['{"a":' * 101 + "1" + "}" * 101, "[" * 500 + "]" * 500, '{"a": [' * 60 + "]}" * 60])
+def test_json_is_not_nested_beyond_what_a_file_needs(deep):
+    with pytest.raises(InputError, match="nested too deeply"):
+        parse_json(deep, "x", object)
+    assert parse_json("[" * 99 + "]" * 99, "x", list) and parse_json(
+        str([{"a": [1]}] * 999).replace("'", '"'), "x", list
+    )
+
+
 # 6: outputs
 
 
@@ -553,6 +680,56 @@ def test_leftovers_of_a_killed_export_are_removed_and_those_at_work_are_not(tmp_
             raise AssertionError("begun")
         assert (folder / "first").is_file()
     assert sorted(path.name for path in tmp_path.iterdir()) == [".out.mine", "out"]
+
+
+@pytest.mark.parametrize("name", ["out.jsonl", "a[1]*.jsonl", "x" * 200 + ".jsonl", "猫.jsonl"])
+def test_leftovers_of_a_killed_writer_are_removed_by_the_next_one(photos, tmp_path, name):
+    out, code = tmp_path / name, "import os, sys; from pathlib import Path; from catlib.files import replacing\n"
+    code += "with replacing(Path(sys.argv[1])) as path: path.write_text('half'); os.kill(os.getpid(), 9)"
+    (tmp_path / "mine").mkdir()
+    for path in (out, meta_path(out), tmp_path / "other.jsonl", tmp_path / "mine" / name):
+        subprocess.run([sys.executable, "-c", code, str(path)], check=False, cwd=ROOT)
+    left = [path for path in tmp_path.rglob(".*") if "writing" in path.name]
+    assert len(left) == 4 and not out.exists()
+    run(photos, out)
+    kept = [path for path in tmp_path.rglob(".*") if "writing" in path.name]
+    assert sorted(path.parent.name for path in kept) == sorted(
+        ["mine", tmp_path.name]
+    )  # other files' are others' business
+    remove_leftovers(tmp_path, older_s=3600)
+    assert all(path.exists() for path in kept)
+    remove_leftovers(tmp_path)
+    assert not any(path.exists() for path in kept)
+
+
+@pytest.mark.parametrize("step", ["before", "moved", "named", "done"])
+def test_an_export_killed_while_it_replaces_another_leaves_one_of_both(tmp_path, step):
+    """At each point between the renames; the next export finds the former or the new folder under its name, and no other."""
+    out, code = (
+        tmp_path / "out",
+        (
+            "import os, shutil, sys; from pathlib import Path; from catlib.files import whole_folder\n"
+            "step, out, real = sys.argv[1], Path(sys.argv[2]), Path.rename\n"
+            "def rename(path, target):\n"
+            "    before = {'before': path == out, 'moved': 'writing' in path.name}.get(step)\n"
+            "    if before: os.kill(os.getpid(), 9)\n"
+            "    real(path, target)\n"
+            "    if step == 'named' and 'writing' in path.name: os.kill(os.getpid(), 9)\n"
+            "Path.rename = rename\n"
+            "if step == 'done': shutil.rmtree = lambda *_, **__: os.kill(os.getpid(), 9)\n"
+            "with whole_folder(out, True) as folder: (folder / 'new').write_text('x')"
+        ),
+    )
+    out.mkdir()
+    (out / "former").write_text("x")
+    ended = subprocess.run([sys.executable, "-c", code, step, str(out)], check=False, cwd=ROOT)
+    assert ended.returncode == -9
+    with pytest.raises(ZeroDivisionError), whole_folder(out, True):
+        raise ZeroDivisionError
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert {"new", "former"} & {path.name for path in out.iterdir()} == {
+        "former" if step in ("before", "moved") else "new"
+    }
 
 
 # 7: two at once

@@ -24,7 +24,7 @@ from catlib.data.records import (
     read_predictions,
 )
 from catlib.errors import InputError, NotFinite
-from catlib.files import appending, locked, read_json, write_bytes, write_json
+from catlib.files import appending, locked, read_json, remove_leftovers, write_bytes, write_json
 from catlib.progress import track
 from catlib.provenance import git_commit, package_versions
 
@@ -58,6 +58,8 @@ def predict(
     """
     busy = f"{out}: another process writes predictions there; wait for its end, or name another file"
     with locked(out.with_name(f".{out.name}.lock"), busy):
+        for path in (out, meta_path(out)):
+            remove_leftovers(path.parent, path.name)
         refuse_foreign(out)
         description = {"name": out.stem, "breeds": list(classifier.breeds), **classifier.describe()}
         done = _finished(out, description, samples) if resume else set()

@@ -13,7 +13,7 @@ from typing import Any
 from catlib.data.findings import Finding, table
 from catlib.data.records import DATASET_CARD, PARTS, Sample, image_root_of, read_samples, sample_line
 from catlib.errors import InputError
-from catlib.files import locked, read_csv, read_json, write_text
+from catlib.files import locked, read_csv, read_json, remove_leftovers, write_text
 
 GROUPS = "groups.csv"  # every photo of the split with its hashes and group: what `catlib data check` goes by
 GROUP_COLUMNS = ("image", "breed", "part", "verdict", "group", "sha256", "phash")
@@ -63,6 +63,7 @@ def writing(vlm_dir: Path) -> Iterator[None]:
     Raises InputError where the folder holds samples of another origin, CatlibError where it cannot be written.
     """
     with locked(vlm_dir / ".lock"):
+        remove_leftovers(vlm_dir)
         ours = any(
             (vlm_dir / name).is_file() for name in (GROUPS, DATASET_CARD)
         )  # the first and the last file of a split

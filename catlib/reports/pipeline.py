@@ -22,7 +22,7 @@ from papermill.exceptions import PapermillExecutionError
 
 from catlib.errors import CatlibError, InputError
 from catlib.evaluation.metrics_file import METRICS_FILE
-from catlib.files import locked, write_json, write_text
+from catlib.files import locked, remove_leftovers, write_json, write_text
 from catlib.paths import project_root, relative, resolve
 from catlib.progress import Console
 from catlib.provenance import git_commit, package_versions
@@ -64,6 +64,7 @@ def run_profile(
     busy = f"run {run!r} is in progress (process {holder}); wait for it or choose another --run"
     os.environ.setdefault("JUPYTER_PREFER_ENV_PATH", "1")  # the kernel of this interpreter
     with locked(run_dir / ".lock", busy), _terminable():
+        remove_leftovers(run_dir)
         with (run_dir / "log.txt").open("a", encoding="utf-8") as log_file:
             _write_parameters(run_dir, {key: value for stage in stages for key, value in stage.parameters.items()})
             kept = copy.deepcopy(earlier["stages"]) if earlier else {}

@@ -15,7 +15,7 @@ from accelerate import PartialState
 from safetensors.torch import load_file, save_file
 
 from catlib.errors import CatlibError, InputError
-from catlib.files import locked, read_json, write_json
+from catlib.files import locked, read_json, remove_leftovers, write_json
 from catlib.paths import resolve
 from catlib.runs import set_aside
 from catlib.settings import TrainSettings, split_list
@@ -103,6 +103,8 @@ def prepare_folder(folder: Path, settings: TrainSettings, data: Mapping[str, str
     """
     processes = PartialState()
     with alone(folder, processes.is_main_process):
+        if processes.is_main_process:
+            remove_leftovers(folder)
         if processes.is_main_process and (differences := "; ".join(_differences(folder, settings, data))):
             if not settings.run and not settings.overwrite:
                 raise InputError(

@@ -56,7 +56,7 @@ def save_processor(processor: Any, folder: Path) -> None:
     """
     with saving(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder, prefix=".processor-") as name:
+        with tempfile.TemporaryDirectory(dir=folder, prefix=".processor.writing-") as name:
             processor.save_pretrained(name)
             write_text(Path(name) / "preprocessor_config.json", processor.image_processor.to_json_string())
             for path in [path for path in Path(name).rglob("*") if path.is_file()]:

@@ -166,9 +166,14 @@ def quantization(skipped: list[str], dtype: torch.dtype = torch.bfloat16) -> Bit
 
 
 def empty_model(config: Any) -> Any:
-    """A model of this configuration on the meta device: structure and shapes without weights or memory."""
-    with torch.device("meta"):
-        return AutoModelForImageTextToText.from_config(config, trust_remote_code=False)
+    """A model of this configuration on the meta device: structure and shapes without weights or memory. Raises InputError."""
+    try:
+        with torch.device("meta"):
+            return AutoModelForImageTextToText.from_config(config, trust_remote_code=False)
+    except Exception as error:  # an entry that makes no sense, such as patches of size 0, raises anything
+        raise InputError(
+            f"no model can be built as configured: {type(error).__name__}: {first_line(error)}"
+        ) from error
 
 
 def load_config(ref: str) -> Any:

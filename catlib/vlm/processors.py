@@ -6,8 +6,13 @@ where the PIL module has the same function. Everything else is transformers' own
 """
 
 import importlib
+import json
 import math
+import os
+import re
+import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +28,19 @@ from catlib.errors import CatlibError, InputError
 from catlib.files import read_json
 from catlib.vlm.families import TEMPLATES
 
+# The largest sizes that a configuration may name, by how the entry's name ends: several times those of any published model.
+# Beyond them building the model alone takes minutes, or more memory than there is.
+LARGEST = {
+    "layers": 1000,
+    "depth": 1000,
+    "vocab_size": 2**22,
+    "image_size": 2**14,
+    "_size": 2**18,
+    "_dim": 2**18,
+    "heads": 2**13,
+}
+POSITIVE = ("hidden_size", "intermediate_size", "vocab_size", "image_size", "patch_size", "num_attention_heads")
+TRIAL_S, TRIAL_GB = 20, 4  # what a template or pattern may take: it needs milliseconds
 CODE = ("auto_map", "custom_pipelines")  # entries by which a model's files name Python code of their own
 MISSING_FILE = "does not appear to have"  # transformers' words where a repository is there and lacks a file
 
@@ -30,15 +48,12 @@ MISSING_FILE = "does not appear to have"  # transformers' words where a reposito
 def from_files(kind: Any, ref: str | Path, **options: Any) -> Any:
     """`kind.from_pretrained(ref)`, the one call of it in catlib: weights and settings are read, code of the model's own never runs.
 
-    Raises InputError for a folder that names code, whatever stands on standard input, and for a hub name that gives nothing
-    (misspelt, gated, or offline and not in the cache); and what transformers raises.
+    Raises InputError for a folder that names code, whatever stands on standard input, or sizes that no model has, and for a hub
+    name that gives nothing (misspelt, gated, or offline and not in the cache); and what transformers raises: OSError, ValueError,
+    KeyError, ImportError, or ValueError for whatever else it stumbles over.
     """
     for path in sorted(Path(ref).glob("*config.json")):
-        if entry := _names_code(read_json(path)):
-            raise InputError(
-                f"{path}: the entry {entry!r} asks for Python code that comes with the model; catlib never runs such code. If "
-                "transformers knows the architecture itself, remove the entry"
-            )
+        _check_entries(read_json(path), path)
     try:
         return kind.from_pretrained(ref, trust_remote_code=False, **options)
     except (OSError, ValueError) as error:
@@ -50,24 +65,37 @@ def from_files(kind: Any, ref: str | Path, **options: Any) -> Any:
             "model accept its terms on its page and log in (hf auth login); without a network, or with HF_HUB_OFFLINE=1, it must "
             f"have been downloaded before ({first_line(error)})"
         ) from None
+    except (KeyError, ImportError, MemoryError):
+        raise
+    except Exception as error:  # a nonsensical entry makes a model's own code raise anything
+        if isinstance(error, RuntimeError) and "memory" in str(error).lower():
+            raise
+        raise ValueError(f"{type(error).__name__}: {error}") from error
+
+
+def _check_entries(value: Any, path: Path) -> None:
+    """Raise InputError for an entry, at any depth, by which transformers would fetch or import code that is not its own, and for a
+    size that no model has.
+    """
+    for key, inner in value.items() if isinstance(value, dict) else ():
+        if (key in CODE and inner) or ("attn_implementation" in key and "/" in str(inner)):  # a kernel of the hub
+            raise InputError(
+                f"{path}: the entry {key!r} asks for Python code that comes with the model; catlib never runs such code. If "
+                "transformers knows the architecture itself, remove the entry"
+            )
+        most = next((most for end, most in LARGEST.items() if key.endswith(end)), math.inf)
+        least = 1 if key in POSITIVE else 0 if key.startswith("num_") else -math.inf
+        if any(
+            isinstance(n, int | float) and not least <= n <= most
+            for n in (inner if isinstance(inner, list) else [inner])
+        ):
+            raise InputError(f"{path}: the entry {key!r} is {inner!r:.100}; catlib knows models of {least} to {most}")
+    for inner in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        _check_entries(inner, path)
 
 
 def first_line(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0][:300]
-
-
-def _names_code(value: Any) -> str:
-    """The entry, at any depth, by which transformers would fetch or import code that is not its own; "" if there is none."""
-    left = [value]
-    while left:
-        entry = left.pop()
-        if isinstance(entry, dict):
-            for key, inner in entry.items():
-                # the latter: a kernel of the hub
-                if (key in CODE and inner) or ("attn_implementation" in key and "/" in str(inner)):
-                    return str(key)
-        left += entry.values() if isinstance(entry, dict) else entry if isinstance(entry, list) else ()
-    return ""
 
 
 def load_processor(ref: str, max_pixels: int = 0) -> Any:
@@ -97,6 +125,7 @@ def load_processor(ref: str, max_pixels: int = 0) -> Any:
             f"model {ref!r}: its processor has no chat template. Snapshots from before 2025 lack it: download the model again, or "
             "put the chat_template.jinja of the model's page on the hub into the folder"
         )
+    _try_out(processor, ref)
     limit_pixels(processor.image_processor, max_pixels, ref)
     return processor
 
@@ -128,6 +157,52 @@ def limit_pixels(images: Any, most: int, ref: str = "") -> None:
         images.size = {name: min(value, edge) for name, value in size.items()}
     else:
         raise InputError(f"max_pixels: a photo of model {ref!r} always has {size}; it cannot be made smaller")
+
+
+def _try_out(processor: Any, ref: str) -> None:
+    """Raise InputError for a chat template or a tokenizer's regular expression that does not end within seconds.
+
+    Only a process of its own can be stopped in the middle of either, so that each template is rendered there first, and a
+    tokenizer where it holds a doubtful pattern.
+    """
+    template = processor.chat_template
+    templates = list(template.values()) if isinstance(template, dict) else [template]
+    path = Path(ref) / "tokenizer.json"
+    patterns = re.findall(r'"Regex"\s*:\s*"((?:[^"\\]|\\.)*)"', path.read_text("utf-8")) if path.is_file() else []
+    tokenizer = str(path) if any(map(is_doubtful, patterns)) else ""
+    for what, data in [("chat template", {"template": t}) for t in templates] + [
+        ("tokenizer", {"tokenizer": tokenizer})
+    ]:
+        if any(data.values()) and not ends_in_time(json.dumps(data)):
+            raise InputError(f"model {ref!r}: its {what} does not end within {TRIAL_S} s, or takes over {TRIAL_GB} GB")
+
+
+def is_doubtful(pattern: str) -> bool:
+    """Whether matching a regular expression may take for ever: it repeats a group, or has many repetitions in a row."""
+    return (
+        ")+" in pattern
+        or ")*" in pattern
+        or "){" in pattern
+        or any(len(re.findall(r"[+*{]", part)) > 4 for part in pattern.split("|"))
+    )
+
+
+@cache
+def ends_in_time(data: str) -> bool:
+    """Whether the trial (see trial.py) of a template, a tokenizer or patterns, as JSON, comes to an end, be it an error."""
+    command = [sys.executable, "-I", str(Path(__file__).with_name("trial.py")), str(TRIAL_GB)]
+    frugal = {
+        "RAYON_NUM_THREADS": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+        "MALLOC_ARENA_MAX": "1",
+    }  # virtual memory counts
+    try:
+        done = subprocess.run(
+            command, input=data, text=True, capture_output=True, timeout=TRIAL_S, env=os.environ | frugal
+        )
+        return done.returncode == 0
+    except subprocess.TimeoutExpired:
+        return False
 
 
 class VideoSettings(VideoProcessorMixin):
