@@ -17,7 +17,7 @@ from catlib.settings import split_list
 MOST_PHOTOS = 30  # of one cat; a number that more photos share is a class, a camera's prefix or a date
 SESSION = 600  # seconds between two photos of one camera that are taken for one sitting
 # Numbers in a block, by the least number of photos in the run: small enough that every part gets its share of blocks.
-BLOCKS = ((50, 5), (20, 2), (0, 1))
+BLOCKS = ((50, 3), (20, 2), (0, 1))
 AUTO = ("id", "numbers", "exif")
 RULES = (*AUTO, "folder")
 # What follows the second number marks a copy: 7003_1 (1).jpg, 7003_1_small.jpg
