@@ -5,7 +5,7 @@
 # make lab                                             JupyterLab on the notebooks
 # make demo                                           the photos that the demo profile needs (report, lab, test make them too)
 # make lock                                            new versions for requirements.lock
-# make clean                                           remove .venv, caches and what the demo profile produced
+# make clean                                           remove .venv and what the demo profile produced
 # Needs Python 3.11 or newer, make and git. PYTHON=python3.12 chooses the interpreter that .venv is made with.
 PYTHON ?= python3
 PROFILE ?= demo
@@ -38,7 +38,11 @@ lint: $(INSTALLED)
 check: lint
 	@$(BIN)/python $(TESTS) $(ARGS)
 
+# In a clone, git is told to leave the notebooks' outputs out of what is committed (.git/info/attributes).
 lab: $(INSTALLED)
+	@! git rev-parse --git-dir >/dev/null 2>&1 || { $(BIN)/nbstripout --install && \
+	  git config filter.nbstripout.clean '"$(CURDIR)/$(BIN)/python" -m nbstripout --keep-id' && \
+	  git config filter.nbstripout.required false; }
 	@JUPYTER_PREFER_ENV_PATH=1 $(BIN)/jupyter lab --ServerApp.root_dir="$(CURDIR)" --LabApp.default_url=/lab/tree/notebooks $(ARGS)
 
 # Written anew whenever the requirements are newer than the last complete installation.
@@ -65,6 +69,6 @@ demo: $(INSTALLED)
 	@$(BIN)/python -m demo
 
 clean:
-	rm -rf $(VENV) build .pytest_cache .mypy_cache .ruff_cache catlib.egg-info outputs/cache \
+	rm -rf $(VENV) build .pytest_cache .mypy_cache .ruff_cache catlib.egg-info \
 	  data/demo outputs/runs/demo outputs/vlm_checkpoints/demo reports/demo reports/index.html
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,4 +1,4 @@
-"""Adds the notebooks and their profiles to a built package, as catlib/notebooks; everything else stands in pyproject.toml."""
+"""Adds the notebooks, their profiles and the application to a built package, as catlib/notebooks and catlib/examples; everything else stands in pyproject.toml."""
 
 import shutil
 from pathlib import Path
@@ -14,7 +14,8 @@ class WithNotebooks(build_py):
         super().run()
         if self.editable_mode:
             return
-        for source in (*Path("notebooks").glob("*.ipynb"), *Path("notebooks/profiles").glob("*.yaml")):
+        parts = ("notebooks/*.ipynb", "notebooks/profiles/*.yaml", "examples/*.py", "examples/*.html")
+        for source in (path for part in parts for path in Path().glob(part)):
             target = Path(self.build_lib, "catlib", source)
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(source, target)

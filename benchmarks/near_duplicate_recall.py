@@ -23,6 +23,7 @@ from catlib.data.hashing import near_pairs, perceptual_hashes
 from catlib.data.images import open_image
 
 BITS = (4, 6, 8, 10)
+COSINES = (0.7, 0.8, 0.85, 0.9, 0.95)
 
 
 def crop(share: float) -> Callable[[Image.Image], Image.Image]:
@@ -61,9 +62,34 @@ def _distance(original: int, copy: tuple[int, int]) -> int:
     return min((original ^ plain).bit_count(), 2 * (original ^ mirrored).bit_count())
 
 
+def cosines(encoder: str, photos: list[Image.Image]) -> None:
+    """The same by frozen features: found at each cosine (of deviations from the mean photo), and pairs of the photos themselves."""
+    from catlib.classifiers.photo_features import open_encoder
+
+    model = open_encoder(encoder)
+
+    def vectors(some: list[Image.Image]) -> np.ndarray:
+        parts = [model.compute(some[i : i + 16])[model.poolings[-1]] for i in range(0, len(some), 16)]
+        return np.concatenate(parts)
+
+    own = vectors(photos)
+    mean = own.mean(0)
+    own = (own - mean) / np.linalg.norm(own - mean, axis=1, keepdims=True)
+    for name, change in CHANGES.items():
+        changed = vectors([_saved(change(photo), 90).convert("RGB") for photo in photos]) - mean
+        near = (own * changed).sum(1) / np.linalg.norm(changed, axis=1)
+        print(
+            json.dumps({"change": name, **{f"cosine {c}": round(float((near >= c).mean()), 3) for c in COSINES}}),
+            flush=True,
+        )
+    pairs = (own @ own.T)[np.triu_indices(len(own), 1)]
+    print(json.dumps({"pairs of the folder itself": {f"cosine {c}": int((pairs >= c).sum()) for c in COSINES}}))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--photos", type=int, default=300, metavar="N")
+    parser.add_argument("--encoder", help="CLIP or VLM: measure the cosine of its frozen features as well")
     args = parser.parse_args()
     folder = os.environ.get("CATLIB_PHOTOS")
     if not folder:
@@ -80,6 +106,8 @@ def main() -> None:
     _, gaps = near_pairs(np.array([value for value in everything if value is not None], dtype=np.uint64), max(BITS) + 2)
     bits, count = np.unique(gaps, return_counts=True)
     print(json.dumps({"pairs_at_bits": dict(zip(bits.tolist(), count.tolist(), strict=True))}))
+    if args.encoder:
+        cosines(args.encoder, photos)
 
 
 if __name__ == "__main__":

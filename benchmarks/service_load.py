@@ -1,9 +1,10 @@
 """The service in a crowd: answers against sequential ones, bad photos, the event loop's longest pause, memory over time.
 
-    python -m benchmarks.service_load [--checkpoint DIR] [--requests 200] [--bad 10] [--long 2000] [--json]
+    python -m benchmarks.service_load [--checkpoint DIR] [--run RUN] [--requests 200] [--bad 10] [--long 2000] [--json]
 
-Without --checkpoint the model is the demo's tiny LLaVA. The photos are drawn cats. All requests come at once through an
-ASGI application (httpx, no network), as in docs/service.md, and once more straight to the service; the event loop is
+Without --checkpoint the model is the demo's tiny LLaVA, and the photos are drawn cats. With --run it is what the run's verdict
+says, asked about the run's test photos, and its answers are compared with the run's file line by line. All requests come at once
+through the application of examples/app.py (httpx, no network), and once more straight to the service; the event loop is
 watched by a task that wants to run every millisecond. Client, web framework and service share the loop and 200 requests
 begin in one turn of it, so the same requests to a handler that does nothing tell what is not the service's. The peer, in
 the same run: the plan's loop, one `generate` after the other, and the same loop called from a coroutine, as it is when
@@ -25,15 +26,22 @@ from pathlib import Path
 
 import httpx
 import psutil
-from fastapi import FastAPI, HTTPException, Request
+from fastapi import FastAPI, Request
 
 from catlib.breeds import BREEDS
-from catlib.errors import InputError
-from catlib.serving.service import BreedAnswer, VLMService, read_photo
+from catlib.classifiers.vlm import VLMClassifier
+from catlib.data.images import inside
+from catlib.data.prepare import load_dataset
+from catlib.data.records import read_predictions, read_samples
+from catlib.files import parse_yaml, read_text
+from catlib.paths import resolve
+from catlib.serving.service import VLMService, read_photo
+from catlib.serving.winner import choose
 from catlib.vlm.checkpoint import find_checkpoint, open_vlm
 from catlib.vlm.decoding import generate_free
 from demo.photos import draw_breed
 from demo.tiny_models import MODELS
+from examples.app import application
 
 
 @dataclass
@@ -73,50 +81,56 @@ def photos(count: int) -> list[bytes]:
     return found
 
 
-def application(service: VLMService) -> FastAPI:
-    app = FastAPI()
-
-    @app.post("/breed")
-    async def breed(request: Request) -> BreedAnswer:
-        try:
-            return await service.predict_finetuned_async(await request.body())
-        except InputError as error:
-            raise HTTPException(422, str(error)) from None
-
-    @app.post("/nothing")
-    async def nothing(request: Request) -> BreedAnswer:
-        await request.body()
-        return BreedAnswer("", None)
-
-    return app
-
-
 async def send(app: FastAPI, bodies: list[bytes], path: str = "/breed") -> list[httpx.Response]:
     transport = httpx.ASGITransport(app=app)
     async with httpx.AsyncClient(transport=transport, base_url="http://cats", timeout=None) as client:
         return await asyncio.gather(*(client.post(path, content=body) for body in bodies))
 
 
-async def measure(args: argparse.Namespace, checkpoint: Path) -> dict:
-    good = photos(args.requests - args.bad)
-    bad = [random.Random(n).randbytes(500) if n % 2 else good[n][: len(good[n]) // 3] for n in range(args.bad)]
-    vlm = open_vlm(find_checkpoint(checkpoint), device=args.device, precision=args.precision)
-    expected = [generate_free(vlm, [read_photo(body)], vlm.question)[0] for body in good[:4]]  # warms up
-    start = time.perf_counter()
-    expected = [generate_free(vlm, [read_photo(body)], vlm.question)[0] for body in good]
-    sequential = len(good) / (time.perf_counter() - start)
-    async with Watch().watching() as watch:
-        for body in good[:5]:
-            generate_free(vlm, [read_photo(body)], vlm.question)
-            await asyncio.sleep(0)
-    naive = watch.longest
-    del vlm
+def of_run(run: str, count: int) -> tuple[list[bytes], list[str | None]]:
+    """`count` test photos of a run, and what the run's recommended model has predicted for them."""
+    folder, use = choose(run)
+    where = parse_yaml(read_text(folder / "parameters.yaml"), "parameters.yaml")["test_data"]
+    root = load_dataset(resolve(where).parent).image_root
+    said = {p.id: p.predicted for p in read_predictions(folder / "predictions" / f"{use}.jsonl").predictions}
+    samples = [s for s in read_samples(resolve(where), root) if s.id in said]
+    chosen = [samples[n % len(samples)] for n in range(count)]
+    return [inside(root, s.image).read_bytes() for s in chosen], [said[s.id] for s in chosen]
 
-    service = VLMService(max_batch=args.max_batch)
-    async with Watch().watching() as watch:
-        await service.load_finetuned_model(checkpoint, args.device, args.precision)
-    loading = watch.longest
+
+async def measure(args: argparse.Namespace, checkpoint: Path) -> dict:
+    service = VLMService(max_batch=args.max_batch, decoding="free")
+    naive = sequential = None
+    if args.run:
+        good, expected = of_run(args.run, args.requests - args.bad)
+        async with Watch().watching() as watch:
+            await asyncio.to_thread(service.load_run, args.run)
+        loading = watch.longest
+    else:
+        good = photos(args.requests - args.bad)
+        vlm = open_vlm(find_checkpoint(checkpoint), device=args.device, precision=args.precision)
+        read = VLMClassifier(vlm, decoding="free").parser.parse
+        expected = [read(generate_free(vlm, [read_photo(body)], vlm.question)[0]) for body in good[:4]]  # warms up
+        start = time.perf_counter()
+        expected = [read(generate_free(vlm, [read_photo(body)], vlm.question)[0]) for body in good]
+        sequential = len(good) / (time.perf_counter() - start)
+        async with Watch().watching() as watch:
+            for body in good[:5]:
+                generate_free(vlm, [read_photo(body)], vlm.question)
+                await asyncio.sleep(0)
+        naive = watch.longest
+        del vlm
+        async with Watch().watching() as watch:
+            await service.load_finetuned_model(checkpoint, args.device, args.precision)
+        loading = watch.longest
+    bad = [random.Random(n).randbytes(500) if n % 2 else good[n][: len(good[n]) // 3] for n in range(args.bad)]
     app = application(service)
+
+    @app.post("/nothing")
+    async def nothing(request: Request) -> dict[str, str]:
+        await request.body()
+        return {}
+
     if not args.no_freeze:
         gc.freeze()
     await send(app, good[:8])
@@ -137,7 +151,7 @@ async def measure(args: argparse.Namespace, checkpoint: Path) -> dict:
     pauses["service_alone"] = watch.longest
     by_number = dict(zip(order, responses, strict=True))
     same = sum(
-        by_number[i].status_code == 200 and by_number[i].json()["answer"] == text for i, text in enumerate(expected)
+        by_number[i].status_code == 200 and by_number[i].json()["breed"] == breed for i, breed in enumerate(expected)
     )
     refused = [by_number[i] for i in range(len(good), len(bodies)) if by_number[i].status_code == 422]
     result = {
@@ -146,14 +160,14 @@ async def measure(args: argparse.Namespace, checkpoint: Path) -> dict:
         "of": len(good),
         "errors": len(refused),
         "bad": args.bad,
-        "different_answers": len(set(expected)),
+        "different_breeds": len(set(expected)),
         "error_example": refused[0].json()["detail"] if refused else None,
         "loop_longest_ms": pauses,
         "loop_longest_while_loading_ms": loading,
         "loop_longest_naive_ms": naive,
         "photos_per_s": round(len(good) / seconds, 1),
-        "sequential_photos_per_s": round(sequential, 1),
-        "ratio": round(len(good) / seconds / sequential, 2),
+        "sequential_photos_per_s": sequential and round(sequential, 1),
+        "ratio": sequential and round(len(good) / seconds / sequential, 2),
     }
     process, resident = psutil.Process(), []
     for first in range(0, args.long, args.requests):
@@ -166,6 +180,7 @@ async def measure(args: argparse.Namespace, checkpoint: Path) -> dict:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoint", type=Path)
+    parser.add_argument("--run", help="a run's name: what its verdict says, against its own file")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--precision", default="float32")
     parser.add_argument("--requests", type=int, default=200)
@@ -180,7 +195,7 @@ def main() -> int:
         print(json.dumps(result))
         return 0
     print(
-        f"{result['right']} of {result['of']} answers equal the sequential ones ({result['different_answers']} different answers)"
+        f"{result['right']} of {result['of']} breeds equal the expected ones ({result['different_breeds']} different ones)"
     )
     print(f"{result['errors']} of {result['bad']} bad photos refused, for example: {result['error_example']}")
     print(

@@ -78,23 +78,26 @@ def key_of(name: str) -> str:
     return "".join(words(name))
 
 
-def describe(breed: Breed | str) -> str:
-    """A phrase that gives the breed's traits as a reason, without its name.
+def describe(breed: Breed | str, turn: int = 0) -> str:
+    """A phrase that gives the breed's traits as a reason, without its name. `turn`: the traits begin with another one.
 
     It reads on after "This is a Korat, …" or "a photo of a Korat, …": "a lithe and muscular cat with a short coat, …".
     Raises KeyError for a name that is not in the list.
     """
-    if isinstance(breed, str):
-        found = find(breed)
-        if found is None:
-            raise KeyError(breed)
-        breed = found
-    t = breed.traits
-    features = [_coat(t), t.face, f"{t.ears} ears", f"{_either(t.eyes)} eyes", _tail(t.tail), t.mark]
-    build, separator, clause = t.build.partition(", with ")
-    if separator:
-        features.insert(1, clause)
-    return f"{_article(build)} cat with {_list([feature for feature in features if feature])}"
+    build, *phrases = features(breed)
+    turn %= len(phrases)
+    return f"{_article(build)} cat with {_list([*phrases[turn:], *phrases[:turn]])}"
+
+
+def features(breed: Breed | str) -> list[str]:
+    """A breed's build, then phrases for coat, head, ears, eyes, tail and mark. Raises KeyError for a name that is not in the list."""
+    found = find(breed) if isinstance(breed, str) else breed
+    if found is None:
+        raise KeyError(breed)
+    t = found.traits
+    build, _, clause = t.build.partition(", with ")
+    phrases = [_coat(t), clause, t.face, f"{t.ears} ears", f"{_either(t.eyes)} eyes", _tail(t.tail), t.mark]
+    return [build, *filter(None, phrases)]
 
 
 def _coat(t: Traits) -> str:

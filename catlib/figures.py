@@ -27,34 +27,26 @@ FONTS = {"Noto Sans CJK JP", "Noto Sans", "Noto Sans Arabic", "Arial Unicode MS"
 
 # Okabe and Ito, "Color universal design" (2008): distinguishable with every common colour blindness.
 BLUE, SKY, ORANGE, RED, GREEN, PINK = "#0072B2", "#56B4E9", "#E69F00", "#D55E00", "#009E73", "#CC79A7"
-INK, GREY, PALE = "#22303C", "#8A949E", "#E4E8EC"
+INK, GREY, PALE = "#22303C", "#626D78", "#E4E8EC"
 PRIORITY = "#A3356F"
-RC: Any = {  # matplotlib types its keys as literals, which no dict of strings fits
-    "figure.dpi": 130,
-    "font.family": ["DejaVu Sans", *({font.name for font in fontManager.ttflist} & FONTS)],
-    "svg.fonttype": "none",
-    "figure.facecolor": "white",
-    "figure.constrained_layout.use": True,
-    "font.size": 10,
+RC: Any = {  # over seaborn's whitegrid; matplotlib types its keys as literals, which no dict of strings fits
+    **dict.fromkeys(("axes.labelcolor", "text.color", "xtick.color", "ytick.color"), INK),
+    "axes.edgecolor": GREY,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
     "axes.titlesize": 12,
     "axes.titleweight": "bold",
     "axes.titlelocation": "left",
     "axes.titlepad": 10,
-    "axes.labelcolor": INK,
-    "axes.edgecolor": GREY,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.axisbelow": True,
-    "axes.grid": True,
+    "figure.constrained_layout.use": True,
+    "figure.dpi": 130,
+    "font.family": ["DejaVu Sans", *sorted({font.name for font in fontManager.ttflist} & FONTS)],
+    "font.size": 10,
     "grid.color": PALE,
-    "text.color": INK,
-    "text.parse_math": False,  # a name from the data with two dollar signs is a name, not a formula
-    "xtick.color": INK,
-    "ytick.color": INK,
-    "xtick.major.size": 0,
-    "ytick.major.size": 0,
     "legend.frameon": False,
     "lines.linewidth": 2,
+    "svg.fonttype": "none",
+    "text.parse_math": False,  # a name from the data with two dollar signs is a name, not a formula
 }
 
 
@@ -86,7 +78,7 @@ class Shown:
         return {"text/html": self._repr_html_(), **drawn}
 
     def _has_photos(self) -> bool:
-        return any(np.ndim(image.get_array()) == 3 for image in self.figure.findobj(AxesImage))
+        return any(np.ndim(np.asarray(image.get_array())) == 3 for image in self.figure.findobj(AxesImage))
 
     def png(self) -> bytes:
         """The picture as a PNG file."""

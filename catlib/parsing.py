@@ -36,7 +36,7 @@ _IS_BREED = re.compile(
 _CLAUSE_ENDS = re.compile(r"$| [|?;,(]| (?:with|and|or|because|which|since)\b")
 _LEAD = re.compile(
     r"^(?:(?:(?:answer|breed|class|category|label|type) ;|its|(?:it|this|that) is|thats|(?:these|they) are)"
-    r"(?: probably| likely)* )?(?:an? )?"
+    r"(?: probably| likely)* )?(?:an? (?!;))?"
 )
 # Certainty that looks like negation; insertions between a negation and what it denies; where a negation ends.
 _SURE = re.compile(
@@ -52,8 +52,8 @@ _TURN = re.compile(
 _DENIED = re.compile(
     r"\b(?:not|never|none|neither|nor|cannot|(?:is|are|was|were|do|does|did|ca|could|would|wo|should|has)nt)\b"
     r"(?: \S+){0,8} $"
-    r"|\b(?:no|non|without|unlike|less like|than|anything but|instead of|opposed to|different from|confused with"
-    r"|mistaken for)\b(?: (?!(?:is|are|its|has|looks|thats|i)\b)\S+){0,3} $"
+    r"|\b(?:no|non|without|unlike|less like|than|anything but|instead of|opposed to|different from|rul\w+ out"
+    r"|(?:confus|mistak|mistook)\w* (?:\w+ )?(?:with|for))\b(?: (?!(?:is|are|its|has|looks|thats|i)\b)\S+){0,3} $"
 )
 _DENIED_AFTER = re.compile(
     r"(?: cats?)?(?: \?(?: \|)?(?: \w+)? (?:no|nope|not)(?= [|;,]|$)"
@@ -61,7 +61,9 @@ _DENIED_AFTER = re.compile(
 )
 _COMPARED = re.compile(
     r"\b(?:similar to|related to|relatives? of|cousins? of|resembl\w+|reminiscent of|compared (?:to|with)"
-    r"|(?:bred|developed|descended|derived) from|crossed with|(?:version|variety) of)(?: (?:an?|the|that of|those of))* $"
+    r"|(?:bred|developed|descended|derived) from|crossed with|(?:version|variety) of"
+    r"|(?:coat|fur|body|build|face|head|ears?|eyes?|tail|legs?|looks?|pattern|markings?|points|colou?rs?) of)"
+    r"(?: (?:an?|the|that of|those of))* $"
 )
 _LIST = re.compile(r" (?:(?:,|/|or|nor|and|an?|the|even|also|cats?|breeds?) )*")
 _COAT_OF = re.compile(

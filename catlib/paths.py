@@ -33,6 +33,14 @@ def notebooks_folder() -> Path:
     return packaged if packaged.is_dir() and not own.is_dir() else own
 
 
+def application_file() -> Path:
+    """The web application that `catlib serve` runs: the project's examples/app.py, else the checkout's or the package's copy."""
+    places = (project_root(), PACKAGE.parent, PACKAGE)
+    return next(
+        (p for p in (place / "examples" / "app.py" for place in places) if p.is_file()), PACKAGE / "examples/app.py"
+    )
+
+
 def resolve(path: str | Path) -> Path:
     """An absolute path: `path` itself when absolute (after `~`), else below the project's root."""
     path = Path(path).expanduser()

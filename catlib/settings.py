@@ -110,7 +110,7 @@ class DataSettings(Settings):
     )
     min_side: int = option(32, "smallest side of a usable photo, pixels")
     quality: str = option(
-        "brightness<45,brightness>215,contrast<20,sharpness<3,entropy<5,aspect>2.5,border>0.15",
+        "brightness<30,brightness>215,contrast<20,sharpness<1.6,entropy<4,aspect>2.5,border>0.2",
         "a photo beyond one of these limits gets a remark (brightness, contrast in grey levels; entropy in bits)",
     )
     photos_per_breed: int = option(0, "at most so many training photos of each breed; 0: all")
@@ -154,6 +154,7 @@ class TrainSettings(_OfAModel):
     train_data: str = option("data/vlm/train.jsonl", "training samples, LLaVA conversations")
     val_data: str = option("data/vlm/val.jsonl", "validation samples")
     output_dir: str = option("outputs/vlm_checkpoints/llava-cat-breeds", "folder of the adapter, processor, model card")
+    init_adapter: str = option("", "adapter folder to go on from, with new photos or breeds; empty: LoRA begins anew")
     mode: str = option("lora", "what is trained, and how the base is loaded", "projector", "lora", "qlora")
     train_projector: str = option("none", "the projector between tower and language model", "none", "full", "lora")
     lora_r: int = option(32, "rank of the LoRA matrices", least=1, most=2**16)
@@ -165,6 +166,9 @@ class TrainSettings(_OfAModel):
     use_rslora: bool = option(False, "scale by alpha / sqrt(r) instead")
     use_dora: bool = option(False, "decompose weights into magnitude and direction")
     epochs: int = option(3, "passes over the training photos", least=1)
+    max_pixels: int = option(
+        0, "most pixels of a photo that the model sees, in tiles where it cuts; 0: as the model comes"
+    )
     batch_size: int = option(4, "photos in one forward pass", least=1)
     gradient_accumulation: int = option(8, "forward passes for one optimizer step", least=1)
     lr: float = option(2e-4, "peak learning rate of LoRA")
@@ -185,7 +189,11 @@ class TrainSettings(_OfAModel):
         "how attention is computed; auto: sdpa where the model has it",
         *("auto", "sdpa", "eager", "flash_attention_2", "flash_attention_3"),
     )
-    cache_features: bool = option(True, "compute the frozen tower's features once and keep them on disk")
+    cache_features: str = option(
+        "auto",
+        "compute the frozen tower's features once and keep them on disk; auto: where the tower is 5 % of a step or more",
+        *("auto", "true", "false"),
+    )
     cache_limit_gb: float = option(20.0, "largest size of the feature cache, GB")
     augment: bool = option(False, "light random crops, flips and colour changes; switches the feature cache off")
     balance: str = option("none", "how often rare breeds are drawn", "none", "sqrt", "uniform")
@@ -203,6 +211,11 @@ class TrainSettings(_OfAModel):
         -1, "seed of the training alone; -1: as seed, which also draws split and test photos", least=-1
     )
     force: bool = option(False, "train even where the memory estimate says that it cannot fit")
+
+    @property
+    def training_seed(self) -> int:
+        """The seed of the training: its own where it has one."""
+        return self.seed if self.train_seed < 0 else self.train_seed
 
     @property
     def recomputes(self) -> bool:
@@ -228,7 +241,9 @@ class EvaluationSettings(_OfMetrics, _OfTheTuned):
 class ComparisonSettings(_OfMetrics, _OfClip):
     """CLIP, the linear probes, the paired comparison and the verdict (notebook 04, `catlib compare`)."""
 
-    probe: bool = option(True, "train linear probes on frozen features of CLIP and of the VLM's own tower")
+    probe: bool = option(True, "train classifiers on frozen features of CLIP and of the VLM's own tower")
+    opponents: str = option("linear,knn,tip-adapter,projection", "which of them: linear, knn, tip-adapter, projection")
+    balance: str = option("none", "how often rare breeds are drawn", "none", "sqrt", "uniform")
     train_data: str = option("data/vlm/train.jsonl", "samples that the probes learn from")
     target_priority_f1: float = option(0.5, "priority macro-F1 that counts as success", most=1)
     target_gain_points: float = option(3.0, "points of accuracy over zero-shot CLIP that count as success", most=100)

@@ -1,22 +1,21 @@
 """The one place that speaks HTTP: every transfer has a deadline for the whole of it and a limit in bytes, whatever the server does."""
 
-import logging
+import asyncio
 import re
-from collections.abc import Callable, Mapping
+import threading
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
-import anyio
 import httpx
-from anyio.from_thread import start_blocking_portal
 
 from catlib.errors import CatlibError
 
 CONNECT_S = 10.0
 REPLY_BYTES = 4_000_000  # an answer in JSON is far shorter
 LONGEST_PAUSE_S = 30.0
-log = logging.getLogger(__name__)
+T = TypeVar("T")
 Sink = Callable[[bytes], Any]
 
 
@@ -56,8 +55,9 @@ class Client:
     """
 
     def __init__(self, headers: Mapping[str, str] | None = None, connections: int = 64) -> None:
-        self._portal_context = start_blocking_portal()
-        self._portal = self._portal_context.__enter__()
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="transfers", daemon=True)
+        self._thread.start()
         self._http = httpx.AsyncClient(
             headers={"Accept-Encoding": "identity", **(headers or {})},
             limits=httpx.Limits(max_connections=None, max_keepalive_connections=connections),
@@ -65,7 +65,6 @@ class Client:
             follow_redirects=False,
             trust_env=False,
         )
-        self._closed = False
 
     def send(
         self,
@@ -83,15 +82,23 @@ class Client:
         `sink`: told status and headers of a success, gives what is called with each block, which is then not kept. Raises
         TransferError, and httpx.InvalidURL for what is no URL.
         """
-        call = (self._send, method, url, within_s, body, headers, most, sink)
-        return self._portal.call(*call)
+        return self._run(self._send(method, url, within_s, body, headers, most, sink))
 
     def close(self) -> None:
-        """Close the connections and end the thread; a second time nothing is done."""
-        if not self._closed:
-            self._closed = True
-            self._portal.call(self._http.aclose)
-            self._portal_context.__exit__(None, None, None)
+        """Close the connections and end the thread; a second time nothing is done. A process ends without it, too."""
+        if not self._loop.is_closed():
+            self._run(self._http.aclose())
+            self._loop.call_soon_threadsafe(self._loop.stop)
+            self._thread.join()
+            self._loop.close()
+
+    def _run(self, work: Coroutine[Any, Any, T]) -> T:
+        future = asyncio.run_coroutine_threadsafe(work, self._loop)
+        try:
+            return future.result()
+        except BaseException:
+            future.cancel()  # at Ctrl-C what is on the wire is given up
+            raise
 
     def __enter__(self) -> "Client":
         return self
@@ -109,10 +116,12 @@ class Client:
         most: int,
         sink: Callable[[Reply], Sink] | None,
     ) -> Reply:
+        blocks: list[bytes] = []
+        count = 0
         try:
-            with anyio.fail_after(within_s):
+            async with asyncio.timeout(within_s):
                 async with self._http.stream(method, url, json=body, headers=headers) as response:
-                    told, blocks, count = Reply(response.status_code, response.headers, b""), [], 0
+                    told = Reply(response.status_code, response.headers, b"")
                     write = sink(told) if sink and told.ok else blocks.append
                     async for block in response.aiter_raw():
                         count += len(block)

@@ -158,6 +158,34 @@ def test_which_model_and_which_engine(tmp_path):
             EndpointClassifier(wrong, BREEDS, "?")
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(("engine", "key"), [("vllm", "structured_outputs"), ("llamacpp", "grammar")])
+def test_engines_are_held_to_the_breeds_as_they_are_spelled(tmp_path, samples, engine, key):
+    spelled = {"Manx": 'A "Manx", é.', "Siamese": "It is a Siamese" + " cat" * 30}
+    log = tmp_path / "log"
+    with served(log, "--engine", engine) as (url, _):
+        classifier = EndpointClassifier(url, BREEDS, "?", decoding="constrained", spelled=spelled, **FAST)
+        result = predict(classifier, samples[:6], tmp_path / "photos", tmp_path / "run" / "held.jsonl")
+        classifier.close()
+    free = {s.id: answer_about(open_image(tmp_path / "photos" / s.image)) for s in samples[:6]}
+    for p in result.predictions:
+        assert p.predicted in free[p.id] and p.answer == spelled.get(p.predicted, p.predicted)
+    assert result.meta["decoding"] == "constrained" and all(key in fact for fact in asked(log))
+    assert min(fact["max_tokens"] for fact in asked(log)) >= len(spelled["Siamese"])
+    with served(log, "--engine", engine, "--deaf") as (url, _):
+        classifier = EndpointClassifier(url, BREEDS, "?", decoding="constrained", **FAST)
+        with pytest.raises(EndpointError, match="held to 3 breeds"):
+            classifier.ask(photo(1))
+        classifier.close()
+
+
+def test_what_cannot_be_held_to_a_list_is_refused(tmp_path):
+    with served(tmp_path / "log", "--engine", "other") as (url, _):
+        for decoding in ("constrained", "score", "loud"):
+            with pytest.raises(InputError):
+                EndpointClassifier(url, BREEDS, "?", decoding=decoding, **FAST)
+
+
 @pytest.mark.parametrize("seed", range(4))
 def test_a_cropped_photo_is_what_the_processor_sees(tmp_path, seed):
     processor = image_processor()

@@ -9,7 +9,7 @@ from tiny_encoders import clip, save_llava, tuned, write_photos
 from catlib.breeds import BREEDS as ALL
 from catlib.classifiers.base import Batch, Classifier
 from catlib.classifiers.encoder import ClipEncoder, TowerEncoder
-from catlib.classifiers.probe import LinearProbe
+from catlib.classifiers.probe import Probe
 from catlib.cli import main
 from catlib.commands.predict import find_photos
 from catlib.data.images import open_image
@@ -115,7 +115,7 @@ def test_a_saved_probe_predicts_as_the_fitted_one(models, photos, tmp_path, caps
         if kind == "clip"
         else TowerEncoder(open_vlm(str(models[1]), precision="float32"))
     )
-    probe = LinearProbe.fit(encoder, BREEDS.split(","), samples, tmp_path / "train", f"{kind}-probe")
+    probe = Probe.fit(encoder, BREEDS.split(","), samples, tmp_path / "train", f"{kind}-probe")
     probe.save(tmp_path / "probe.npz")
     command = ["predict", "--model", f"probe:{tmp_path / 'probe.npz'}", "--dtype", "float32"]
     assert main([*command, str(photos / "more")]) == 0

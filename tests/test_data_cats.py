@@ -68,6 +68,8 @@ READ = {  # tables that are understood: what they say goes into the samples
     "decimal comma": rows("{id};Senior;{breed}", "id;age;breed", lambda id: f"{id},00").encode(),
     "thousands": rows('"{id}",Senior,{breed}', number=lambda id: f"{id:,}").encode(),
     "points for thousands": rows("{id};Senior;{breed}", "id;age;breed", lambda i: f"{i:,}".replace(",", ".")).encode(),
+    "texts by a formula": rows('"=""{id}""",Senior,{breed}').encode(),
+    "texts by an apostrophe": rows("'{id},Senior,{breed}").encode(),
     "whole exponents": rows(number=exponent).encode(),
     "leading zeros": rows(number=lambda id: f"{id:012d}").encode(),
     "Windows text": rows("{id},Senior,{breed},Müller", "id,age,breed,Halter").encode("cp1252"),

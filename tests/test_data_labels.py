@@ -195,6 +195,7 @@ def test_an_interrupted_audit_goes_on_where_it_was(tmp_path, monkeypatch):
         return inspect(root, finding, *rest)
 
     monkeypatch.setattr(module, "inspect", counted)
+    monkeypatch.setattr(module, "WORKERS", 1)
     stop = True
     with pytest.raises(KeyboardInterrupt):
         prepare(settings(tmp_path))

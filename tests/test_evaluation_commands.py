@@ -1,11 +1,14 @@
 """`catlib evaluate` and `catlib compare`: readable tables, JSON for programs, and honest exit codes."""
 
 import json
+from dataclasses import replace
 
 import pytest
 from evaluation_cases import RARE, scored_set, truth, write_set
 
 from catlib.cli import main
+from catlib.data.records import make_sample, write_samples
+from catlib.vlm.adapters import TRAINING
 
 
 @pytest.fixture
@@ -96,3 +99,54 @@ def test_files_are_found_from_the_working_directory(files, tmp_path, monkeypatch
     monkeypatch.chdir(tmp_path / "test")
     assert main(["evaluate", "--predictions", "vlm-tuned.jsonl", "--out", "here.json", "--bootstrap", "100"]) == 0
     assert (tmp_path / "test" / "here.json").is_file()
+
+
+def test_verdict_from_files_alone(files, capsys):
+    tests, val = [files["tuned"], files["clip"]], [files["val_tuned"], files["val_clip"]]
+    assert main(["verdict", "--predictions", *tests, "--val", *val, "--bootstrap", "200"]) == 0
+    printed = capsys.readouterr().out
+    assert "Recommendation" in printed and "VLM, tuned" in printed and "no record of the training" in printed
+    assert main(["verdict", "--predictions", *tests, "--bootstrap", "200", "--latency-budget-ms", "5", "--json"]) == 0
+    content = json.loads(capsys.readouterr().out)
+    assert content["recommendation"]["decision"] == "keep-clip" and content["recommendation"]["use"] == "clip-zero-shot"
+    assert {c["key"] for c in content["criteria"]} >= {"priority", "gain", "priority-gain", "latency", "skip", "do"}
+
+
+def test_models_on_unequal_photos_are_judged_on_the_common_ones(files, tmp_path, capsys):
+    true = truth(12)
+    few = scored_set("clip-zero-shot", true, 0.5, seed=2)
+    few = replace(few, predictions=few.predictions[::2])
+    path = str(write_set(few, tmp_path / "few"))
+    assert main(["verdict", "--predictions", files["tuned"], path, "--bootstrap", "100", "--json"]) == 0
+    content = json.loads(capsys.readouterr().out)
+    assert {m["n"] for m in content["models"].values()} == {60}
+    assert any("120 photos" in reason and "60" in reason for reason in content["recommendation"]["reasons"])
+    other = scored_set("clip-zero-shot", true, 0.5, seed=2, prefix="other")
+    assert main(["verdict", "--predictions", files["tuned"], str(write_set(other, tmp_path / "other"))]) == 2
+    assert "no photo in common" in capsys.readouterr().err
+
+
+def test_photos_that_were_trained_or_fitted_on_are_refused(files, tmp_path, capsys):
+    """By id, by digest where that is the group, and by what the checkpoint's own record says that it was trained on."""
+    tests = [files["tuned"], files["clip"]]
+    assert main(["verdict", "--predictions", *tests, "--val", files["tuned"], files["clip"], "--bootstrap", "100"]) == 2
+    assert "validation predictions" in capsys.readouterr().err
+    digest = "a" * 64
+    train = [make_sample("x", "x.jpg", "Which?", "Manx", breed="Manx", source="s", sha256=digest, split="train")]
+    write_samples(tmp_path / "train.jsonl", train)
+    ours = scored_set("vlm-tuned", truth(12), 0.8, seed=1)
+    seen = replace(ours, predictions=(replace(ours.predictions[0], group=digest), *ours.predictions[1:]))
+    path = str(write_set(seen, tmp_path / "seen"))
+    command = ["verdict", "--predictions", path, files["clip"], "--bootstrap", "100"]
+    assert main(command) == 0
+    assert main([*command, "--train", str(tmp_path / "train.jsonl")]) == 2
+    assert "1 of 120 test photos" in capsys.readouterr().err
+    record = {
+        "settings": {"train_data": str(tmp_path / "train.jsonl")},
+        "outcome": {"finished": True, "val_loss_fell": True},
+    }
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "adapter" / TRAINING).write_text(json.dumps(record))
+    path = str(write_set(replace(seen, meta={**seen.meta, "adapter": str(tmp_path / "adapter")}), tmp_path / "own"))
+    assert main(["verdict", "--predictions", path, files["clip"], "--bootstrap", "100"]) == 2
+    assert "trained on" in capsys.readouterr().err

@@ -238,6 +238,7 @@ def test_risk_coverage_by_hand_and_threshold_from_validation():
     curve = risk_coverage(o)
     assert curve.coverage.tolist() == [0.25, 0.75, 1.0]
     assert curve.precision == pytest.approx([1.0, 2 / 3, 3 / 4])
+    assert curve.area == pytest.approx(0 * 0.25 + (1 / 3) * 0.5 + (1 / 4) * 0.25)
     result = answer_at_precision(o, o, target=0.95)
     assert (result.coverage, result.precision, result.threshold) == (0.25, 1.0, pytest.approx(0.9))
     assert answer_at_precision(o, o, target=0.7).coverage == 1.0

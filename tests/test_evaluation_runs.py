@@ -109,6 +109,8 @@ def test_bench_holds_the_photos_that_the_settings_name(dataset, checkpoint, tmp_
     with pytest.raises(InputError, match="nowhere"):
         runs.open_bench(replace(settings, checkpoint=str(tmp_path / "nowhere")))
     train = {"train_data": dataset["test_data"].replace("test.jsonl", "train.jsonl")}
+    with pytest.raises(InputError, match="6 of 6 test photos.*trained on"):
+        runs.open_bench(replace(settings, test_data=train["train_data"], max_test_photos=0))
     comparison = ComparisonSettings(run_dir=str(tmp_path / "run"), clip_model="", **dataset, **train)
     with pytest.raises(InputError, match="notebook 03_evaluation"):
         runs.predict_opponents(runs.open_bench(comparison), comparison)

@@ -19,6 +19,7 @@ from catlib.errors import InputError
 from catlib.progress import CLEAR, Console
 from catlib.reports import stages
 from catlib.reports.index import read_state
+from catlib.vlm.checkpoint import find_checkpoint
 
 PARAMETERS = 'profile = "small"  # profile\nrun_dir = None  # folder\nseed = 0  # seed\n'
 COUNT = 'from catlib.paths import resolve\nfolder = resolve(run_dir)\nopen(folder / "NAME.count", "a").write("x")'
@@ -259,6 +260,9 @@ def test_own_errors_keep_message_and_exit_code(project, capsys, raised, code):
     assert cli.main(["report", "small", "--quiet"]) == code
     printed = capsys.readouterr().err
     assert printed.startswith("catlib: photos/x.jpg: not a photo\n") and "Traceback" not in printed
+    shown = page(project, "01_first")
+    error = shown[shown.index('id="error"') :].split("</pre>")[0]
+    assert "not a photo" in error and "raise" not in error and "Traceback" not in error  # as JupyterLab shows it, too
 
 
 @pytest.mark.parametrize(
@@ -314,6 +318,11 @@ def test_a_sweep_goes_over_texts_and_combinations_and_keeps_what_is_finished(pro
     assert "qlora 1" in page(project, "02_second", "small-mode=qlora-epochs=1")
     assert executions(project, "small-mode=lora-epochs=2") == [1, 1, 0]
     assert cli.main(["report", "small", "--quiet", "--sweep", "mode=lora,qlora", "--notebooks", "01"]) == 0
+
+
+def test_a_checkpoint_that_is_not_there_yet_names_the_notebook_that_makes_it(project):
+    with pytest.raises(InputError, match="02_training"):
+        find_checkpoint("outputs/vlm_checkpoints/small", base_model="a/b")
 
 
 def test_the_progress_of_a_notebook_is_one_line():

@@ -12,6 +12,7 @@ import pytest
 import yaml
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 from PIL import Image
+from test_figures import bars
 
 from catlib import cli
 from catlib.data.records import Prediction, PredictionSet
@@ -80,7 +81,9 @@ def make_run(root, name, models, **parameters):
         (run_dir / f"predictions/{model}.meta.json").write_text(json.dumps(found.meta))
     Results(sets, {}, ("Manx",), bootstrap=100).save(run_dir)
     output = new_output("display_data", {"text/html": "<table><tr><th>a</th></tr><tr><td>=1+1</td></tr></table>"})
-    cells = [new_markdown_cell("# Evaluation\n## One"), new_code_cell("1", outputs=[output])]
+    drawn = new_output("display_data", bars(["Manx"])._repr_mimebundle_())
+    hostile = new_output("display_data", {"text/html": "<p>x</p>", "image/svg+xml": "<svg><script>1</script></svg>"})
+    cells = [new_markdown_cell("# Evaluation\n## One"), new_code_cell("1", outputs=[output, drawn, hostile])]
     nbformat.write(new_notebook(cells=cells), run_dir / "03_evaluation.ipynb")
     given = {"run": name, "base_model": "a/base", "test_data": "data/vlm/test.jsonl", **parameters}
     entry = {"title": "Evaluation", "status": "done", "parameters": given, "data": {"test": "12ab34cd"}}
@@ -91,10 +94,12 @@ def make_run(root, name, models, **parameters):
 
 
 def test_a_number_of_the_matrix_leads_to_its_photos(project):
-    text = (project / "reports/first/photos.html").read_text()
+    text = (project / "reports/first/photos/index.html").read_text()
     page = Page(text)
     assert len(page.ids) == len(set(page.ids)) and "script" not in page.tags
     assert {link[1:] for link in page.links if link.startswith("#")} <= set(page.ids)
+    outward = [link for link in page.links if not link.startswith("#")]
+    assert outward and all((project / "reports/first/photos" / link).is_file() for link in outward)
     assert 'href="#g1-0-1" title="Manx called Cymric">2</a>' in text  # photos 0 and 3
     group = text[text.index('id="g1-0-1"') :].split("</figure>")[0]
     assert "0.jpg" in group and "Cymric 90%" in group and "It is a Cymric." in group
@@ -110,7 +115,7 @@ def test_equal_photos_are_held_once_and_lost_ones_are_said_to_be(project):
     run_dir = project / "outputs/runs/first"
     os.utime(run_dir / "predictions/vlm-tuned.jsonl", (1, 1))  # the predictions count as others
     index.render(index.read_state(run_dir), run_dir)
-    text = (project / "reports/first/photos.html").read_text()
+    text = (project / "reports/first/photos/index.html").read_text()
     assert text.count("{background-image:url(") == 20 and '"t gone"' in text
 
 
@@ -123,7 +128,7 @@ def test_what_the_mail_leaves_out_is_counted_and_is_never_what_is_wrong(project,
     assert text.count('class="card"') == 3 + 5 + 6 and "16 photos are left out" in text
     shown = set(re.findall(r"<b>(\d+)\.jpg</b>", text))
     assert {"0", "3", "4", "1", "2", "5", "7", "8"} <= shown
-    assert "16 photos" not in (project / "reports/first/photos.html").read_text()
+    assert "16 photos" not in (project / "reports/first/photos/index.html").read_text()
 
 
 def test_the_leaderboard_sorts_and_says_what_differs(project, capsys):
@@ -182,6 +187,7 @@ def test_only_what_carries_the_mark_is_removed(project, capsys):
         ("state.json", "[]"),
         ("state.json", '{"run": 1, "stages": null}'),
         ("state.json", b"\xff\xfe"),
+        ("state.json", '{"data": [], "parameters": null}'),  # of the stage
         ("metrics.json", "[]"),
         ("metrics.json", '{"models": {"vlm-tuned": {}}}'),
         ("metrics.json", '{"models": []}'),
@@ -192,6 +198,10 @@ def test_only_what_carries_the_mark_is_removed(project, capsys):
 )
 def test_a_damaged_run_stops_no_other(project, file, content):
     path = project / "outputs/runs/second" / file
+    if '"parameters": null' in str(content):
+        state = json.loads(path.read_text())
+        state["stages"]["03_evaluation"] |= json.loads(content)
+        content = json.dumps(state)
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
     shutil.rmtree(project / "reports/second")
     run_dir = project / "outputs/runs/first"
@@ -205,8 +215,10 @@ def test_a_damaged_run_stops_no_other(project, file, content):
 def test_figures_and_tables_are_files_to_download(project):
     page = Page((project / "reports/first/03_evaluation.html").read_text())
     offered = [link for link in page.links if link.startswith("files/")]
-    assert len(offered) == 1 and offered[0].endswith("-evaluation.csv")
+    assert [link.rpartition(".")[2] for link in offered] == ["csv", "png", "svg"]  # none of what could act
     assert (project / "reports/first" / offered[0]).read_text() == "a\n'=1+1\n"  # no formula
+    assert (project / "reports/first" / offered[1]).read_bytes().startswith(b"\x89PNG")
+    assert b"<svg" in (project / "reports/first" / offered[2]).read_bytes()
     assert 'href="files/metrics.json"' in (project / "reports/first/index.html").read_text()
     assert json.loads((project / "reports/first/files/metrics.json").read_text())["models"]
 

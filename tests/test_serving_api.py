@@ -82,8 +82,8 @@ def test_the_example_application(example, checkpoint):
 
 @pytest.mark.slow
 def test_hostile_requests_are_refused_and_none_waits(example, monkeypatch):
-    monkeypatch.setattr("catlib.serving.application.LARGEST", 100_000)
-    monkeypatch.setattr("catlib.serving.application.WITHIN_S", 0.5)
+    monkeypatch.setattr(example, "LARGEST", 100_000)
+    monkeypatch.setattr(example, "WITHIN_S", 0.5)
 
     async def slowly():
         for _ in range(100):

@@ -19,9 +19,8 @@ from catlib.classifiers.vlm import VLMClassifier
 from catlib.data.images import open_image
 from catlib.errors import InputError
 from catlib.evaluation.metrics_file import write_metrics
-from catlib.serving.bench import Engine, open_serving
+from catlib.serving.bench import Engine, Load, MemoryMeter, measure_load, open_serving, server_memory_mb
 from catlib.serving.choice import choice, engines_figure, engines_table
-from catlib.serving.latency import Load, MemoryMeter, measure_load, server_memory_mb
 from catlib.serving.steps import PARTS, steps_figure, walk_through
 from catlib.settings import ServingSettings
 from catlib.vlm.checkpoint import find_checkpoint, open_vlm

@@ -41,7 +41,9 @@ def project(tmp_path_factory):
     save_tuned(root)
     clip(root / "clip")
     data = write_dataset(root / "data", train=16, val=8)
-    (data / "test.jsonl").write_text((data / "train.jsonl").read_text().replace("train", "test"))
+    (data / "test.jsonl").write_text(
+        (data / "train.jsonl").read_text().replace("train", "test").replace('"sha256": "', '"sha256": "t')
+    )
     common = {
         "run_dir": str(root / "outputs/runs/small"),
         "base_model": str(root / "base"),
@@ -57,7 +59,9 @@ def project(tmp_path_factory):
     bench = open_bench(tuned)
     predict_candidates(bench, tuned).save(root / "outputs/runs/small")
     predict_candidates(bench, tuned, readings=True).save(root / "outputs/runs/small")
-    others = ComparisonSettings(clip_model=str(root / "clip"), train_data=str(data / "train.jsonl"), **common)
+    others = ComparisonSettings(
+        clip_model=str(root / "clip"), opponents="linear", train_data=str(data / "train.jsonl"), **common
+    )
     results = predict_opponents(open_bench(others), others)
     results.save(root / "outputs/runs/small")
     write_metrics(root / "outputs/runs/small", verdict={"recommendation": {"decision": "adopt", "use": "vlm-tuned"}})

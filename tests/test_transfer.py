@@ -3,6 +3,8 @@
 import json
 import logging
 import socket
+import subprocess
+import sys
 import threading
 import time
 from contextlib import contextmanager, suppress
@@ -203,3 +205,17 @@ def test_a_download_has_an_end(tmp_path, monkeypatch):
             fetch_oxford_pets(folder, f"{url}/", published)
         assert time.monotonic() - start < 6
         assert sum(path.stat().st_size for path in folder.iterdir()) <= 300_000
+
+
+def test_a_client_that_is_not_closed_holds_up_no_process():
+    code = (
+        "from catlib.transfer import Client, TransferError\n"
+        "client = Client()\n"
+        "try:\n    client.send('GET', 'http://127.0.0.1:9/', within_s=2)\n"
+        "except TransferError:\n    print('away')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0 and done.stdout == "away\n", done.stderr
+    client = Client()
+    client.close()
+    client.close()

@@ -5,7 +5,10 @@ import json
 import pytest
 from tiny_models import save_llava, write_dataset
 
-from catlib.cli import main
+from catlib.cli import build_parser, main
+from catlib.commands.train import training_settings
+from catlib.errors import InputError
+from catlib.settings import TrainSettings
 
 
 @pytest.fixture(scope="module")
@@ -98,3 +101,26 @@ def test_a_photo_in_both_splits_is_refused(place, tmp_path, capsys):
     options = ["--train_data", str(data / "train.jsonl"), "--val_data", str(data / "val.jsonl")]
     assert main(["train", "--base_model", str(place / "model"), *options]) == 2
     assert "12 photos stand in train.jsonl as well" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ([], "false"),
+        (["--gradient_checkpointing"], "true"),
+        (["--no-gradient-checkpointing"], "false"),
+        (["--gradient-checkpointing", "auto", "--epochs", "1"], "auto"),
+        (["--profile", "llava-7b-lora"], "auto"),
+        (["--profile", "llava-7b-lora", "--no-gradient_checkpointing"], "false"),
+    ],
+)
+def test_a_choice_that_has_true_and_false_is_a_flag_too(given, expected):
+    settings = training_settings(build_parser().parse_args(["train", *given]))
+    assert settings.gradient_checkpointing == expected and settings.recomputes == (expected == "true")
+
+
+def test_yaml_and_python_booleans_are_such_choices():
+    for value, expected in ((True, "true"), (False, "false"), ("auto", "auto")):
+        assert TrainSettings.build({"gradient_checkpointing": value}).gradient_checkpointing == expected
+    with pytest.raises(InputError, match="one of auto, true, false"):
+        TrainSettings.build({"gradient_checkpointing": "sometimes"})

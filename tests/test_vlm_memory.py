@@ -181,7 +181,8 @@ def test_auto_takes_the_largest_batch_that_fits_and_recomputes_only_where_it_mus
             room * plain.at(4).peak - 9,
             max(n for n in (1, 2, 3, 4, 6, 8, 12) if less.at(n).peak < plain.at(4).peak),
         ),
-        (less, less.at(1).peak, 1),  # without a reserve, rather than not at all
+        # without a reserve, rather than not at all
+        (less, less.at(1).peak, max(n for n in (1, 2, 3, 4, 6) if less.at(n).peak <= less.at(1).peak)),
     ):
         found = choose(chosen, of, free)
         assert (found.batch_size, found.gradient_checkpointing) == (batch, footprint is less)
@@ -193,7 +194,7 @@ def test_auto_takes_the_largest_batch_that_fits_and_recomputes_only_where_it_mus
 
 @pytest.mark.slow
 @pytest.mark.long
-@pytest.mark.parametrize(("vram", "batch", "recomputes"), [(80, 16, False), (42, 8, False), (24, 8, True)])
+@pytest.mark.parametrize(("vram", "batch", "recomputes"), [(80, 8, False), (42, 8, False), (24, 8, True)])
 def test_auto_of_the_7b_profile_on_the_plans_cards(vram, batch, recomputes, capsys):
     assert main(["memory", "--profile", "llava-7b-lora", "--vram", str(vram), "--json"]) == 0
     auto = json.loads(capsys.readouterr().out)["auto"]

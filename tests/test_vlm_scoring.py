@@ -10,7 +10,7 @@ from catlib.errors import CatlibError, InputError
 from catlib.vlm import scoring
 from catlib.vlm.label_trie import build_trie, split_labels
 from catlib.vlm.prompting import answer_tokens, prompt_text
-from catlib.vlm.scoring import LabelScorer, takes_tree_mask
+from catlib.vlm.scoring import LabelScorer
 
 QUESTION = "What breed is this cat?"
 LONG_QUESTION = "Look at the ears, the coat and the tail. What breed is the cat in this photo?"
@@ -49,7 +49,7 @@ def vlm():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
-@pytest.mark.parametrize("mode", ["tree", "padded"])
+@pytest.mark.parametrize("mode", ["tree", "plain"])
 def test_scores_equal_plain_forward_passes(mode, attention):
     vlm = llava(attention=attention)
     images, questions = [photo(i) for i in range(3)], [QUESTION, LONG_QUESTION, "Breed?"]
@@ -74,12 +74,39 @@ def test_the_output_layer_is_not_copied_for_each_photo(vlm):
 
 
 @pytest.mark.slow
-def test_sliding_window_falls_back_to_padding_and_stays_right():
-    vlm = llava(text="mistral")
-    scorer = LabelScorer(vlm, LABELS, QUESTION)
-    assert scorer.mode == "padded" and not takes_tree_mask(vlm.model.config)
+@pytest.mark.parametrize(("window", "room"), [(256, True), (64, True), (40, False)])
+def test_in_a_sliding_window_the_tree_is_cut_to_the_room_or_left(window, room, monkeypatch):
+    vlm = llava(text="mistral", window=window)
+    scorer, trees = LabelScorer(vlm, LABELS, QUESTION), []
+    monkeypatch.setattr(scorer, "_tree", lambda *given, own=scorer._tree: trees.append(given) or own(*given))
     images = [photo(i) for i in range(2)]
     assert np.abs(scorer.score(images) - plain_scores(vlm, images, [QUESTION] * 2, LABELS)).max() < 1e-4
+    assert bool(trees) == room and (window != 64 or len(trees) > 1)
+
+
+@pytest.mark.slow
+def test_another_attention_kernel_gives_way_to_one_that_takes_a_mask():
+    from transformers import AttentionInterface
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+    AttentionInterface.register("no_masks", lambda *given, **more: sdpa_attention_forward(*given[:4], None, **more))
+    vlm, plain = llava(), plain_scores(llava(), [photo(0)], [QUESTION], LABELS)
+    vlm.base.config.get_text_config()._attn_implementation = "no_masks"
+    assert np.abs(LabelScorer(vlm, LABELS, QUESTION).score([photo(0)]) - plain).max() < 1e-4
+    assert vlm.base.config.get_text_config()._attn_implementation == "no_masks"
+
+
+def test_scores_that_are_no_numbers_are_an_error_that_names_the_photo():
+    vlm = llava()
+    own = vlm.base.model.get_image_features
+
+    def broken(pixel_values, *given, **more):
+        pixel_values[1] = float("nan")
+        return own(pixel_values, *given, **more)
+
+    vlm.base.model.get_image_features = broken
+    with pytest.raises(CatlibError, match="photo 2 of the batch"):
+        LabelScorer(vlm, LABELS, QUESTION).score([photo(0), photo(1), photo(2)])
 
 
 @pytest.mark.slow
@@ -98,7 +125,7 @@ def test_batch_size_and_order_of_breeds_do_not_matter(vlm):
     assert np.abs(whole - turned).max() < 1e-4
 
 
-@pytest.mark.parametrize("mode", ["tree", "padded"])
+@pytest.mark.parametrize("mode", ["tree", "plain"])
 def test_groups_of_labels_give_the_same_scores(vlm, monkeypatch, mode):
     whole = LabelScorer(vlm, LABELS, QUESTION, mode).score([photo(0), photo(1)])
     monkeypatch.setattr(scoring, "LOGITS_LIMIT", 2 * vlm.model.config.text_config.vocab_size * 6)

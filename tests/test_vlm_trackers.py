@@ -11,6 +11,8 @@ from transformers import TrainerCallback
 from catlib.training.callbacks import Tracker
 from catlib.training.trainer import Trainer, train
 
+NEVER = ("on_init_end", "on_predict", "on_prediction_step", "on_push_begin", "on_substep_end")  # do not occur here
+
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
@@ -102,7 +104,7 @@ def test_a_missing_package_is_named_once_and_training_goes_on(place, monkeypatch
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("event", ["on_log", "on_save", "on_train_end"])
+@pytest.mark.parametrize("event", sorted(name for name in vars(TrainerCallback) if name.startswith("on_")))
 def test_a_tracker_that_fails_is_let_be(place, monkeypatch, caplog, event):
     class Broken(TrainerCallback):
         calls = 0
@@ -118,4 +120,4 @@ def test_a_tracker_that_fails_is_let_be(place, monkeypatch, caplog, event):
     monkeypatch.setattr(Tracker, "_run_id", lambda self: "1")
     result = train(options(place, "mlflow", f"broken-{event}"))
     assert result.outcome["finished"] and len(result.history) == 8
-    assert caplog.text.count("database is locked") == broken.calls == 1
+    assert caplog.text.count("database is locked") == broken.calls == (event not in NEVER)

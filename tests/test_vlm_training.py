@@ -590,3 +590,36 @@ def test_tables_and_figure_of_a_training(trained, place):
     assert "12 of 4 breeds" in setup_table(trainer).loc["training photos", "value"]
     assert supervised_html(trainer).count("Manx") == 1
     assert cost_table(trainer, trained).loc["out of memory", "value"] == "never"
+
+
+@pytest.mark.slow
+def test_it_goes_on_from_an_adapter_with_new_breeds_and_shows_the_old_ones_apart(trained, place, tmp_path):
+    data = tmp_path / "vlm"
+    shutil.copytree(place / "data" / "vlm", data)
+    (data / "dataset.json").write_text(json.dumps({"image_root": str(place / "data")}))
+    for part in ("train", "val"):  # the Siamese become a new breed, and the Burmilla have no training photo any more
+        rows = [json.loads(line) for line in (data / f"{part}.jsonl").read_text().splitlines()]
+        rows = [row for row in rows if part == "val" or row["metadata"]["breed"] != "Burmilla"]
+        text = "".join(json.dumps(row) + "\n" for row in rows)
+        (data / f"{part}.jsonl").write_text(text.replace("Siamese", "Tonkinese"))
+    more = {"train_data": str(data / "train.jsonl"), "val_data": str(data / "val.jsonl"), "train_projector": "full"}
+    chosen = options(place, tmp_path / "out", init_adapter=str(place / "trained"), epochs=1, lr=1e-12, **more)
+    trainer = Trainer(chosen)
+    before = load_file(place / "trained" / "adapter_model.safetensors")
+    for name, parameter in trainer.trained:
+        saved = before[name.replace(".default", "").replace("modules_to_save.", "")]
+        assert torch.equal(parameter, saved) and parameter.dtype is torch.float32, name
+    result = trainer.fit()
+    facts = json.loads((tmp_path / "out" / "training.json").read_text())
+    assert facts["breeds"] == sorted([*BREEDS, "Tonkinese"]) and facts["lineage"]["breeds"] == sorted(BREEDS)
+    assert facts["lineage"]["folder"] == str(place / "trained") and len(facts["lineage"]["sha256"]) == 64
+    assert 0 <= result.history[-1]["old_accuracy"] <= 1 and "breeds known before" in epochs_table(result.history)
+    for wrong, message in (
+        ({"lora_r": 8}, "r 4 in place of 8"),
+        ({"train_projector": "none"}, "modules_to_save"),
+        ({"init_adapter": str(tmp_path / "nowhere")}, "nowhere"),
+        ({"init_adapter": str(place / "model")}, "no adapter"),
+    ):
+        given = {**vars(chosen), "output_dir": str(tmp_path / "wrong"), "lora_alpha": 0, **wrong}
+        with pytest.raises(InputError, match=message):
+            Trainer(type(chosen).build(given))

@@ -8,10 +8,9 @@ import torch
 from PIL import Image
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import (
-    CLIPConfig,
+    AutoConfig,
+    AutoModel,
     CLIPImageProcessor,
-    CLIPModel,
-    CLIPProcessor,
     CLIPVisionConfig,
     LlamaConfig,
     LlavaConfig,
@@ -19,15 +18,12 @@ from transformers import (
     LlavaProcessor,
     MistralConfig,
     PreTrainedTokenizerFast,
-    SiglipConfig,
     SiglipImageProcessor,
-    SiglipModel,
-    SiglipProcessor,
 )
 
 from catlib.breeds import BREEDS
 from catlib.data.records import Sample
-from catlib.files import write_json
+from catlib.files import read_json, write_json
 from catlib.settings import TrainSettings
 from catlib.training.lora import add_lora
 from catlib.vlm.adapters import save_adapter
@@ -78,7 +74,9 @@ def image_processor(kind: type = CLIPImageProcessor):
     return kind(size=size, **crop)
 
 
-def llava(text: str = "llama", attention: str = "sdpa", seed: int = 0, question: str = Checkpoint.question) -> VLM:
+def llava(
+    text: str = "llama", attention: str = "sdpa", seed: int = 0, question: str = Checkpoint.question, window: int = 64
+) -> VLM:
     """A float32 LLaVA as `open_vlm` would return it. Weights are spread wide, so that scores differ visibly."""
     words = tokenizer()
     shape = {
@@ -94,7 +92,7 @@ def llava(text: str = "llama", attention: str = "sdpa", seed: int = 0, question:
         "eos_token_id": 2,
         "initializer_range": 0.3,
     }
-    language = LlamaConfig(**shape) if text == "llama" else MistralConfig(**shape, sliding_window=64)
+    language = LlamaConfig(**shape) if text == "llama" else MistralConfig(**shape, sliding_window=window)
     vision = CLIPVisionConfig(
         hidden_size=24,
         intermediate_size=32,
@@ -133,37 +131,47 @@ def save_llava(folder: Path) -> Path:
     return folder
 
 
+TEXT = {
+    "hidden_size": 24, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "max_position_embeddings": 77,
+    "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "initializer_range": 0.2,
+}  # fmt: skip
+VISION = {
+    "hidden_size": 24, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "patch_size": PATCH,
+    "initializer_range": 0.2,
+}  # fmt: skip
+PROJECTION = {"projection_dim": 16}
+NAFLEX = {"image_processor_type": "Siglip2ImageProcessor", "patch_size": PATCH, "max_num_patches": 16}
+BERT = {"type_vocab_size": 2, "max_position_embeddings": 130}
+ENCODERS: dict[str, tuple[str, dict, dict, dict, str, dict | None]] = {
+    # model type, more of text, of vision, of both; the processor, the image processor where it is not CLIP's
+    "clip": ("clip", {}, {"image_size": SIZE}, PROJECTION, "CLIPProcessor", None),
+    "siglip": ("siglip", {}, {"image_size": SIZE}, {}, "SiglipProcessor", None),
+    "siglip2 naflex": ("siglip2", {"projection_size": 24}, {"num_patches": 16}, {}, "Siglip2Processor", NAFLEX),
+    "altclip": ("altclip", {**BERT, "project_dim": 16}, {"image_size": SIZE}, PROJECTION, "AltCLIPProcessor", None),
+    "chinese_clip": ("chinese_clip", BERT, {"image_size": SIZE}, PROJECTION, "ChineseCLIPProcessor",
+                     {"image_processor_type": "ChineseCLIPImageProcessor", "size": {"height": SIZE, "width": SIZE},
+                      "do_center_crop": False}),
+    "metaclip_2": ("metaclip_2", PROJECTION, {"image_size": SIZE, **PROJECTION}, PROJECTION, "CLIPProcessor", None),
+}  # fmt: skip
+
+
 def clip(folder: Path, kind: str = "clip") -> Path:
-    """Save a CLIP or SigLIP with its processor; the folder."""
+    """Save a dual encoder of ENCODERS with its processor; the folder. Its tokenizer tells capitals apart."""
     words = tokenizer(end=True)
-    text = {
-        "vocab_size": len(words),
-        "hidden_size": 24,
-        "intermediate_size": 32,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-        "max_position_embeddings": 77,
-        "pad_token_id": 0,
-        "bos_token_id": 1,
-        "eos_token_id": 2,
-    }
-    vision = {
-        "hidden_size": 24,
-        "intermediate_size": 32,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-        "image_size": SIZE,
-        "patch_size": PATCH,
-    }
+    model_type, text, vision, both, processor, images = ENCODERS[kind]
     torch.manual_seed(1)
-    if kind == "clip":
-        model = CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=16))
-        processor = CLIPProcessor(image_processor(), words)
-    else:
-        model = SiglipModel(SiglipConfig(text_config=text, vision_config=vision))
-        processor = SiglipProcessor(image_processor(SiglipImageProcessor), words)
-    model.eval().save_pretrained(folder)
-    processor.save_pretrained(folder)
+    config = AutoConfig.for_model(
+        model_type, text_config={**TEXT, "vocab_size": len(words), **text}, vision_config={**VISION, **vision}, **both
+    )
+    AutoModel.from_config(config).eval().save_pretrained(folder)
+    if images is None:
+        image_processor(SiglipImageProcessor if model_type == "siglip" else CLIPImageProcessor).save_pretrained(folder)
+        images = read_json(folder / "preprocessor_config.json")
+    write_json(folder / "preprocessor_config.json", {**images, "processor_class": processor})
+    words.save_pretrained(folder)
+    if model_type == "siglip2":  # its tokenizer class wants a token for what it does not know
+        for path in folder.glob("tokenizer*.json"):
+            path.write_text(path.read_text(encoding="utf-8").replace("<image>", "<unk>"), encoding="utf-8")
     return folder
 
 

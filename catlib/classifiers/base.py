@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from PIL.Image import Image
 
-from catlib.errors import CatlibError
+from catlib.errors import CatlibError, NotFinite
 from catlib.vlm.models import out_of_memory
 
 log = logging.getLogger(__name__)
@@ -87,7 +87,9 @@ class Classifier(ABC):
         return None
 
     def from_log_probs(self, log_probs: np.ndarray, answers: Sequence[str] | None = None) -> Batch:
-        """A batch that predicts the best-scored breed."""
+        """A batch that predicts the best-scored breed. Raises NotFinite."""
+        for row in np.flatnonzero(~np.isfinite(log_probs).all(axis=1)):
+            raise NotFinite(int(row))
         return Batch([self.breeds[i] for i in log_probs.argmax(axis=1)], log_probs, answers)
 
 

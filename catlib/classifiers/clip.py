@@ -7,14 +7,14 @@ import numpy as np
 from PIL.Image import Image
 from scipy.special import log_softmax
 
-from catlib.breeds import find
+from catlib.breeds import features, find
 from catlib.classifiers.base import Batch, Classifier
 from catlib.classifiers.encoder import ClipEncoder
 
 PLAIN = "a photo of a {}, a cat breed."
 # In the manner of the pet templates of CLIP (Radford et al. 2021, arXiv 2103.00020), varied in framing and quality.
 TEMPLATES = (
-    "a photo of a {}, a type of pet.",
+    "a photo of a {} cat, a type of pet.",
     "a photo of a {} cat.",
     "a close-up photo of a {} cat.",
     "a cropped photo of a {} cat.",
@@ -43,28 +43,13 @@ def breed_prompts(breed: str, style: str = "ensemble") -> list[str]:
 
 def trait_sentences(breed: str) -> list[str]:
     """What a judge looks at, a sentence each; empty for an unknown breed (Menon & Vondrick 2022, arXiv 2210.07183)."""
-    known = find(breed)
+    known, name = find(breed), breed.split(" - ")[0]
     if known is None:
         return []
-    traits = known.traits
-    length = "medium-length" if traits.coat_length == "medium" else traits.coat_length
-    features = [
-        "no fur" if traits.coat_length == "hairless" else f"{length}, {traits.coat} fur",
-        f"{traits.ears} ears",
-        f"{' or '.join(traits.eyes)} eyes",
-        "no tail" if traits.tail == "none" else f"a {traits.tail} tail",
-        traits.face,
-        traits.mark,
-    ]
-    name = breed.split(" - ")[0]
-    sentences = [_fill(f"a photo of a {{}}, a cat with {feature}.", name) for feature in features if feature]
-    build = traits.build.partition(", with ")[0]
-    colours = f"{' or '.join(traits.patterns)}, in {' or '.join(traits.colors)}"
-    return [
-        *sentences,
-        _fill(f"a photo of a {{}}, a {build} cat.", name),
-        _fill(f"a photo of a {{}}: {colours}.", name),
-    ]
+    build = known.traits.build.partition(", with ")[0]
+    sentences = [f"a photo of a {{}}, a cat with {feature}." for feature in features(known)[1:]]
+    article = "an" if build[0] in "aeiou" else "a"
+    return [_fill(sentence, name) for sentence in (*sentences, f"a photo of a {{}}, {article} {build} cat.")]
 
 
 def _fill(template: str, name: str) -> str:
@@ -79,10 +64,10 @@ class ClipZeroShot(Classifier):
     """Softmax over breeds of the scaled cosine between photo and breed.
 
     A breed's vector is the mean of its sentences' unit vectors, normalised again (prompt ensembling, Radford et al.
-    2021, section 3.1.4); sentences are encoded once. SigLIP was trained with a sigmoid for each pair, which answers
+    2021, section 3.1.4); sentences are encoded once. Some encoders were trained with a sigmoid for each pair, which answers
     "does this sentence fit?" for each breed apart. Given that exactly one breed is right, Bayes' rule makes of
-    independent sigmoids of logits z the probabilities exp(z_i) / sum exp(z_j): again the softmax, in which SigLIP's
-    bias cancels.
+    independent sigmoids of logits z the probabilities exp(z_i) / sum exp(z_j): again the softmax, in which their bias
+    cancels.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""CLIP, SigLIP and the VLM's own vision tower as feature extractors for zero-shot classification and linear probes."""
+"""Dual encoders and the VLM's own vision tower as feature extractors for zero-shot classification and linear probes."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -10,9 +10,10 @@ from PIL.Image import Image
 
 from catlib.classifiers.base import about_model
 from catlib.errors import InputError
+from catlib.vlm.families import PADDED_TEXT
 from catlib.vlm.features import compute_features
 from catlib.vlm.models import pick_device
-from catlib.vlm.processors import from_files
+from catlib.vlm.processors import first_line, from_files
 from catlib.vlm.prompting import inference_inputs
 
 if TYPE_CHECKING:
@@ -49,13 +50,20 @@ class FeatureExtractor(ABC):
 
 
 class ClipEncoder(FeatureExtractor):
-    """A dual encoder of the CLIP family (CLIP, SigLIP, SigLIP 2): photos and sentences to unit vectors of one space."""
+    """A dual encoder of the CLIP family: photos and sentences to unit vectors of one space."""
 
-    kind, poolings = "clip", ("image_embedding",)
+    kind = "clip"
 
     def __init__(self, model: Any, processor: Any, name: str) -> None:
         super().__init__()
         self.model, self.processor, self.name = model.eval(), processor, name
+        self.poolings = ("image_embedding", "before_projection")[: 1 if self.projection is None else 2]
+
+    @property
+    def projection(self) -> np.ndarray | None:
+        """The matrix (width, inner) that makes the embedding of what comes before it; None for a model without one (SigLIP)."""
+        layer = getattr(self.model, "visual_projection", None)
+        return None if layer is None else layer.weight.detach().float().cpu().numpy()
 
     @classmethod
     def load(cls, ref: str, device: str = "auto", dtype: str = "auto") -> "ClipEncoder":
@@ -70,13 +78,9 @@ class ClipEncoder(FeatureExtractor):
         try:
             model = from_files(AutoModel, found, dtype=kind)
             processor = from_files(AutoProcessor, found)
-        except (OSError, ValueError) as error:
-            raise InputError(f"CLIP model {ref!r} cannot be loaded: {str(error).strip().splitlines()[0]}") from None
-        if not (
-            hasattr(model, "get_image_features")
-            and hasattr(model, "get_text_features")
-            and hasattr(model, "logit_scale")
-        ):
+        except (ImportError, OSError, ValueError) as error:
+            raise InputError(f"CLIP model {ref!r} cannot be loaded: {first_line(error)}") from None
+        if not all(hasattr(model, part) for part in ("get_image_features", "get_text_features", "logit_scale")):
             raise InputError(f"{ref!r} is a {type(model).__name__}, not a model of the CLIP family")
         if not hasattr(processor, "image_processor") or not hasattr(processor, "tokenizer"):
             raise InputError(f"{ref!r} lacks its processor (preprocessor_config.json and tokenizer files)")
@@ -89,29 +93,28 @@ class ClipEncoder(FeatureExtractor):
 
     @torch.inference_mode()
     def compute(self, images: Sequence[Image]) -> dict[str, np.ndarray]:
-        pixels = self.processor.image_processor(images=list(images), return_tensors="pt")["pixel_values"]
-        vectors = _tensor(self.model.get_image_features(pixel_values=pixels.to(self.model.device, self.model.dtype)))
-        return {self.poolings[0]: _unit(vectors)}
+        inputs = self.processor.image_processor(images=list(images), return_tensors="pt")
+        device, dtype = self.model.device, self.model.dtype
+        inputs = {name: x.to(device, dtype if x.is_floating_point() else None) for name, x in inputs.items()}
+        if len(self.poolings) == 1:
+            return {self.poolings[0]: _unit(_tensor(self.model.get_image_features(**inputs)))}
+        before = self.model.vision_model(**inputs).pooler_output
+        found = (_unit(self.model.visual_projection(before)), before.float().cpu().numpy())
+        return dict(zip(self.poolings, found, strict=True))
 
     @torch.inference_mode()
     def text_features(self, sentences: Sequence[str], batch_size: int = 256) -> np.ndarray:
-        """Unit vectors (n, width) of sentences.
-
-        SigLIP learned on texts padded to full length and needs them so; CLIP ends a text itself and does not care.
-        """
+        """Unit vectors (n, width) of sentences. Some encoders learned from lower-case texts padded to full length, and attend to that."""
         limit = self.model.config.get_text_config().max_position_embeddings
-        padding = "max_length" if "siglip" in self.model.config.model_type else True
+        padded = self.model.config.model_type in PADDED_TEXT
         parts = []
         for first in range(0, len(sentences), batch_size):
-            part = list(sentences[first : first + batch_size])
+            part = [text.lower() if padded else text for text in sentences[first : first + batch_size]]
             tokens = self.processor.tokenizer(
-                part, padding=padding, truncation=True, max_length=limit, return_tensors="pt"
+                part, padding="max_length" if padded else True, truncation=True, max_length=limit, return_tensors="pt"
             )
-            accepted = {
-                key: tokens[key].to(self.model.device) for key in ("input_ids", "attention_mask") if key in tokens
-            }
-            if padding == "max_length":
-                accepted.pop("attention_mask", None)  # its text tower attended to the padding in training
+            names = ("input_ids",) if padded else ("input_ids", "attention_mask")
+            accepted = {name: tokens[name].to(self.model.device) for name in names if name in tokens}
             parts.append(_unit(_tensor(self.model.get_text_features(**accepted))))
         return np.concatenate(parts)
 
@@ -133,7 +136,8 @@ class TowerEncoder(FeatureExtractor):
         super().__init__()
         self.vlm, self.name = vlm, f"tower of {vlm.name}"
         self.tower = vlm.base.get_submodule(vlm.family.tower)
-        self.has_cls = getattr(vlm.base.config, "vision_feature_select_strategy", None) == "default"
+        chosen = getattr(vlm.base.config, "vision_feature_select_strategy", None)
+        self.has_cls = vlm.family.caches_features and chosen == "default"
         self.poolings = ("cls", "mean", "cls+mean") if self.has_cls else ("mean",)
 
     @torch.inference_mode()
@@ -158,7 +162,11 @@ class TowerEncoder(FeatureExtractor):
         if self.vlm.family.caches_features:
             return [features.vectors for features in compute_features(self.vlm, images)]
         caught: list[torch.Tensor] = []
-        handle = self.vlm.projector.register_forward_pre_hook(lambda _, args: caught.append(args[0].flatten(0, -2)))
+
+        def catch(_: torch.nn.Module, args: tuple[Any, ...], named: dict[str, Any]) -> None:
+            caught.append((*args, *named.values())[0].flatten(0, -2))
+
+        handle = self.vlm.projector.register_forward_pre_hook(catch, with_kwargs=True)
         try:
             for image in images:  # models that tile make different numbers of tiles of different photos
                 self.vlm.base(**inference_inputs(self.vlm, [image], ["?"]), logits_to_keep=1)

@@ -4,7 +4,7 @@ import json
 import logging
 import random
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any
@@ -34,6 +34,8 @@ class EndpointClassifier(Classifier):
 
     `url`: up to and with `/v1`; a model other than the only one served is named behind `#`. Predictions carry no scores:
     chat completions give the likelihood of tokens that were written, and say nothing about a breed that was not.
+    `decoding` constrained: the engine may only write one of the breeds as the model spells them (`spelled`), by vLLM's structured
+    outputs or a grammar for llama.cpp.
     `crop`: photos are scaled and cropped to so many pixels first, as CLIP's processor does; 0 sends them whole. Either
     way as PNG, so that the server sees the pixels that a model in this process would. `concurrency`: requests at a time.
 
@@ -52,6 +54,9 @@ class EndpointClassifier(Classifier):
         name: str = "endpoint",
         concurrency: int = 4,
         crop: int = 0,
+        decoding: str = "free",
+        spelled: Mapping[str, str] | None = None,
+        max_tokens: int = MAX_NEW_TOKENS,
         timeout_s: float = 120.0,
         tries: int = 6,
         pause_s: float = 0.5,
@@ -62,12 +67,19 @@ class EndpointClassifier(Classifier):
         self.url = self.url.rstrip("/")
         self.name, self.breeds, self.prompt = name, tuple(breeds), prompt
         self.concurrency, self.crop, self.tries, self.pause_s = concurrency, crop, tries, pause_s
-        self.parser = BreedParser(self.breeds)
+        self.max_tokens, self.parser, self.decoding = max_tokens, BreedParser(self.breeds), decoding
+        self.choices = {
+            (spelled or {}).get(breed, breed): breed for breed in self.breeds
+        }  # what may be written, and its breed
         self.timeout_s, self._key = timeout_s, server_key()
         self._client = Client({"Authorization": f"Bearer {self._key}"} if self._key else {})
         try:
             self.model, self.engine = self._choose(wanted)
             self._special = self._special_tokens() if self.engine == "vllm" else {}
+            if decoding == "constrained":
+                self._special |= held_to(list(self.choices), self.engine, self.url)
+            elif decoding != "free":
+                raise InputError(f"an endpoint answers in words: decoding free or constrained, not {decoding!r}")
         except BaseException:
             self.close()
             raise
@@ -90,10 +102,14 @@ class EndpointClassifier(Classifier):
                 stop.set()
                 raise
         if problem is not None:
-            found = {i: (self.parser.parse(text), text) for i, text in done.items()}
+            found = {i: (self.read(text), text) for i, text in done.items()}
             raise BrokenOff(str(problem), found, problem.exit_code) from problem
         answers = [done[i] for i in range(len(images))]
-        return Batch([self.parser.parse(answer) for answer in answers], None, answers)
+        return Batch([self.read(answer) for answer in answers], None, answers)
+
+    def read(self, answer: str) -> str | None:
+        """The breed in an answer."""
+        return self.parser.parse(answer) if self.decoding == "free" else self.choices.get(answer)
 
     def ask(self, image: Image, stop: threading.Event | None = None) -> str:
         """The answer about one photo. May be called from several threads. Raises EndpointError or InputError."""
@@ -106,12 +122,19 @@ class EndpointClassifier(Classifier):
             {"type": "text", "text": self.prompt},
         ]
         body: dict[str, Any] = {"model": self.model, "messages": [{"role": "user", "content": content}]}
-        body |= {"max_tokens": MAX_NEW_TOKENS, "temperature": 0, "seed": 0}
+        body |= {"max_tokens": self.max_tokens, "temperature": 0, "seed": 0}
         return body | self._special
 
     def describe(self) -> dict[str, Any]:
         served = {"base_model": self.model, "adapter": None, "endpoint": self.url, "engine": self.engine}
-        return {**served, "question": self.prompt, "decoding": "free", "crop": self.crop, "device": None, "dtype": None}
+        return {
+            **served,
+            "question": self.prompt,
+            "decoding": self.decoding,
+            "crop": self.crop,
+            "device": None,
+            "dtype": None,
+        }
 
     def close(self) -> None:
         """Close the connections."""
@@ -129,6 +152,11 @@ class EndpointClassifier(Classifier):
         if not answered.startswith(self.model):  # behind the name may stand a version
             raise EndpointError(
                 f"{self.url} was asked for {self.model!r} and answers for another model, {answered[:100]!r}"
+            )
+        if self.decoding == "constrained" and text.strip() not in self.choices:
+            raise EndpointError(
+                f"{self.url}: {self.engine or 'the engine'} was held to {len(self.choices)} breeds and wrote {text[:100]!r}: it does "
+                "not know this request (vLLM before 0.12, say); ask it with --decoding free"
             )
         return text.strip()
 
@@ -199,6 +227,21 @@ class EndpointClassifier(Classifier):
     def _without_key(self, text: str) -> str:
         """A reply without the key, should the server repeat it: replies are logged and written down."""
         return text.replace(self._key, "***") if self._key else text
+
+
+def held_to(choices: Sequence[str], engine: str, where: str) -> dict[str, Any]:
+    """What of a request holds an engine to `choices`. Raises InputError for an engine of which no such request is known."""
+    longest = {
+        "max_tokens": max(MAX_NEW_TOKENS, *(len(choice.encode()) for choice in choices))
+    }  # a token is a byte at least
+    if engine == "vllm":
+        return {"structured_outputs": {"choice": list(choices)}, **longest}
+    if engine == "llamacpp":
+        either = " | ".join(json.dumps(choice, ensure_ascii=False) for choice in choices)
+        return {"grammar": f'root ::= " "? ({either})', **longest}  # many tokenizers begin an answer with a space
+    raise InputError(
+        f"{where}: only vLLM and llama.cpp can be held to a list of breeds, not {engine or 'this server'!r}"
+    )
 
 
 def _refusal(reply: Reply, text: str) -> str:

@@ -11,7 +11,7 @@ from scipy.special import log_softmax
 
 from catlib.classifiers.vlm import VLMClassifier
 from catlib.data.records import Prediction, PredictionSet
-from catlib.vlm.attribution import Label, occluded_scores, patch_gradients, patch_occlusion
+from catlib.vlm.attribution import Label, occluded_scores, patch_gradients
 from catlib.vlm.decoding import generate_free
 
 if TYPE_CHECKING:
@@ -45,18 +45,7 @@ class Explanation:
         return self.predicted == self.breed
 
 
-def explain(vlm: "VLM", image: Image.Image, question: str, breed: Label, method: str = "gradient") -> np.ndarray:
-    """Heat map (h, w): how much each image patch raised (negative: lowered) the breed's log-likelihood, in nats.
-
-    `method`: gradient (eight forward and backward passes) or occlusion (a forward pass for each window of patches,
-    about fifty).
-    """
-    return (patch_occlusion if method == "occlusion" else patch_gradients)(vlm, image, question, breed)
-
-
-def explain_prediction(
-    classifier: VLMClassifier, image: Image.Image, breed: str | None, method: str = "gradient"
-) -> Explanation:
+def explain_prediction(classifier: VLMClassifier, image: Image.Image, breed: str | None) -> Explanation:
     """Classify a photo, ask for the answer in words, and attribute the lead of the predicted breed over the next.
 
     `breed`: the true one, None when it is not known. The classifier decodes by `score`.
@@ -67,8 +56,8 @@ def explain_prediction(
     probability = float(np.exp(log_probs[order[0]]))
     answer = generate_free(classifier.vlm, [image], classifier.prompt, ANSWER_TOKENS)[0]
     labels = [classifier.label_scorer.tokens(name) for name in (predicted, rival)]
-    own, other = (explain(classifier.vlm, image, classifier.prompt, label, method) for label in labels)
-    heat = own - other  # both methods are linear in the score, so that this explains the difference of the two scores
+    own, other = (patch_gradients(classifier.vlm, image, classifier.prompt, label) for label in labels)
+    heat = own - other  # linear in the score, so that this explains the difference of the two scores
     falls = [falls_when_hidden(classifier.vlm, image, classifier.prompt, label, heat) for label in labels]
     fall, random_fall = (falls[0][i] - falls[1][i] for i in (0, 1))
     seen = seen_photo(classifier.vlm, image)

@@ -18,7 +18,7 @@ from catlib.data.findings import Finding
 from catlib.data.nearness import nearness
 from catlib.data.records import PARTS, Sample
 from catlib.data.suspects import Suspects, find_suspects, similar_pairs
-from catlib.files import replacing
+from catlib.files import csv_text, replacing, write_text
 from catlib.paths import resolve
 from catlib.progress import track
 from catlib.settings import DataSettings
@@ -40,15 +40,21 @@ class Closer:
 
 
 def look_closer(settings: DataSettings, dataset: Dataset, findings: Sequence[Finding]) -> Closer:
-    """Nearness to training and, with an `encoder`, wrong labels and similar photos, which are written beside the split."""
+    """Nearness to training (nearness.csv in `run_dir`) and, with an `encoder`, wrong labels and similar photos, beside the split."""
     if not settings.encoder:
-        return Closer(nearness(findings))
+        return Closer(_written(nearness(findings), settings))
     samples = [sample for part in PARTS for sample in dataset.part(part)]
     features = photo_features(settings.encoder, samples, dataset.image_root)
     by_photo = {str(sample.metadata.get("sha256")): vector for sample, vector in zip(samples, features, strict=True)}
     suspects, similar = find_suspects(samples, features, settings.seed), similar_pairs(samples, features)
     write_suspects(resolve(settings.data_dir) / "vlm", suspects.table, similar)
-    return Closer(nearness(findings, by_photo), suspects, similar)
+    return Closer(_written(nearness(findings, by_photo), settings), suspects, similar)
+
+
+def _written(near: pd.DataFrame, settings: DataSettings) -> pd.DataFrame:
+    rows = near.reset_index().round(4).astype(object).where(near.reset_index().notna(), "")
+    write_text(resolve(settings.run_dir) / "nearness.csv", csv_text(rows.columns.tolist(), rows.to_numpy().tolist()))
+    return near
 
 
 def open_encoder(ref: str) -> FeatureExtractor:
@@ -81,7 +87,8 @@ def photo_features(ref: str, samples: Sequence[Sample], image_root: Path, cache:
         batches = read_batches(list(new.values()), image_root, BATCH)
         total = -(-len(new) // BATCH)
         for n, (chunk, images, _) in enumerate(track(batches, "photo features", total=total, unit="batches"), start=1):
-            vectors = encoder.compute(images)[encoder.poolings[-1]].astype(np.float16)
+            pooling = "image_embedding" if isinstance(encoder, ClipEncoder) else encoder.poolings[-1]
+            vectors = encoder.compute(images)[pooling].astype(np.float16)
             known |= dict(zip(islice(order, len(chunk)), vectors, strict=True))
             if n % SAVED_EVERY == 0 or n == total:
                 with replacing(path) as temporary, temporary.open("wb") as stream:

@@ -23,7 +23,7 @@ from catlib.data.records import (
     prediction_line,
     read_predictions,
 )
-from catlib.errors import InputError
+from catlib.errors import InputError, NotFinite
 from catlib.files import appending, locked, read_json, remove_leftovers, write_bytes, write_json
 from catlib.progress import track
 from catlib.provenance import git_commit, package_versions
@@ -60,46 +60,31 @@ def predict(
     with locked(out.with_name(f".{out.name}.lock"), busy):
         for path in (out, meta_path(out)):
             remove_leftovers(path.parent, path.name)
-        return _predict(classifier, samples, image_root, out, batch_size, resume, on_error, latency_photos, reuse, seed)
-
-
-def _predict(
-    classifier: Classifier,
-    samples: Sequence[Sample],
-    image_root: Path,
-    out: Path,
-    batch_size: int,
-    resume: bool,
-    on_error: OnError | None,
-    latency_photos: int,
-    reuse: bool,
-    seed: int,
-) -> PredictionSet:
-    refuse_foreign(out)
-    description = {"name": out.stem, "breeds": list(classifier.breeds), **classifier.describe()}
-    done = _finished(out, description, samples) if resume else set()
-    if not done:
-        out.unlink(missing_ok=True)
-    meta = {**description, "batch_size": batch_size, "seed": seed}
-    meta |= {"versions": package_versions(), "commit": git_commit()}
-    if done:
-        log.info("%s: %d of %d photos were predicted before", out.stem, len(done), len(samples))
-        before = read_json(meta_path(out))
-        meta |= {key: before[key] for key in MEASURED if key in before}
-    write_json(meta_path(out), meta)
-    todo = len(samples) - len(done)
-    start = time.perf_counter()
-    with appending(out) as add:
-        for prediction in track(
-            iterate(classifier, samples, image_root, batch_size, done, on_error, reuse), out.stem, total=todo
-        ):
-            add(prediction_line(prediction))
-    if todo:
-        meta["images_per_second"] = round(todo / (time.perf_counter() - start), 3)
-    if latency_photos and (todo or "latency_single_ms" not in meta):
-        meta["latency_single_ms"] = measure_latency(classifier, samples, image_root, latency_photos)
-    write_json(meta_path(out), meta)
-    return read_predictions(out)
+        refuse_foreign(out)
+        description = {"name": out.stem, "breeds": list(classifier.breeds), **classifier.describe()}
+        done = _finished(out, description, samples) if resume else set()
+        if not done:
+            out.unlink(missing_ok=True)
+        meta = {**description, "batch_size": batch_size, "seed": seed}
+        meta |= {"versions": package_versions(), "commit": git_commit()}
+        if done:
+            log.info("%s: %d of %d photos were predicted before", out.stem, len(done), len(samples))
+            before = read_json(meta_path(out))
+            meta |= {key: before[key] for key in MEASURED if key in before}
+        write_json(meta_path(out), meta)
+        todo = len(samples) - len(done)
+        start = time.perf_counter()
+        with appending(out) as add:
+            for prediction in track(
+                iterate(classifier, samples, image_root, batch_size, done, on_error, reuse), out.stem, total=todo
+            ):
+                add(prediction_line(prediction))
+        if todo:
+            meta["images_per_second"] = round(todo / (time.perf_counter() - start), 3)
+        if latency_photos and (todo or "latency_single_ms" not in meta):
+            meta["latency_single_ms"] = measure_latency(classifier, samples, image_root, latency_photos)
+        write_json(meta_path(out), meta)
+        return read_predictions(out)
 
 
 def iterate(
@@ -131,6 +116,8 @@ def iterate(
             for i, (breed, said) in sorted(error.done.items()):
                 yield _prediction(chunk[i], breed, None, said, decode_ms[i] + share)
             raise
+        except NotFinite as error:
+            raise NotFinite(error.row, f"photo {chunk[error.row].image}") from None
         share = 1000 * (time.perf_counter() - start) / len(chunk)
         for i, sample in enumerate(chunk):
             if sample.id not in done:

@@ -1,8 +1,9 @@
-"""The linear probe: logistic regression on frozen features, the fair opponent of anything that was fine-tuned."""
+"""Classifiers on frozen features, the fair opponents of anything that was fine-tuned: made from photos, stored, read back."""
 
 import json
 import logging
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,11 @@ from PIL.Image import Image
 from scipy.special import log_softmax
 
 from catlib.classifiers.base import Batch, Classifier
-from catlib.classifiers.encoder import FeatureExtractor
-from catlib.classifiers.logistic import Linear, choose_and_fit
+from catlib.classifiers.clip import ClipZeroShot
+from catlib.classifiers.encoder import ClipEncoder, FeatureExtractor, TowerEncoder
+from catlib.classifiers.opponents import KINDS, Arrays, Photos, choose_and_fit, deal_folds
 from catlib.classifiers.predict import read_batches
+from catlib.data.conversations import balance_weights
 from catlib.data.records import Sample
 from catlib.errors import InputError
 from catlib.files import parse_json, replacing
@@ -22,14 +25,17 @@ from catlib.progress import track
 log = logging.getLogger(__name__)
 
 
-class LinearProbe(Classifier):
-    """A linear classifier on the features of CLIP (`clip-probe`) or of the VLM's own tower (`tower-probe`)."""
+@dataclass
+class Probe(Classifier):
+    """A fitted classifier on the features of CLIP or of the VLM's own tower; `kind`: one of `opponents.KINDS`."""
 
-    def __init__(
-        self, extractor: FeatureExtractor, breeds: Sequence[str], linear: Linear, report: dict[str, Any], name: str
-    ) -> None:
-        self.extractor, self.breeds, self.linear = extractor, tuple(breeds), linear
-        self.report, self.name = report, name
+    extractor: FeatureExtractor
+    breeds: tuple[str, ...]
+    kind: str
+    pooling: str
+    arrays: Arrays
+    report: dict[str, Any]
+    name: str
 
     @classmethod
     def fit(
@@ -41,48 +47,56 @@ class LinearProbe(Classifier):
         name: str,
         batch_size: int = 16,
         seed: int = 0,
-    ) -> "LinearProbe":
-        """Train on `samples`; C and the pooling come from cross-validation inside them; no other photo is touched."""
+        kind: str = "linear",
+        balance: str = "none",
+    ) -> "Probe":
+        """Train on `samples`; settings and pooling come from cross-validation inside them; no other photo is touched.
+
+        `balance`: photos are weighted as the VLM's training draws them. Raises InputError for a breed that is not in the list.
+        """
         breeds = tuple(breeds)
         if unknown := sorted({s.breed for s in samples} - set(breeds)):
             raise InputError(f"{name}: training photos of breeds that are not in the list: {', '.join(unknown)}")
-        parts: dict[str, list[np.ndarray]] = {pooling: [] for pooling in extractor.poolings}
-        batches = read_batches(samples, image_root, batch_size)
-        total = -(-len(samples) // batch_size)
-        for chunk, images, _ in track(batches, f"{name} features", total=total, unit="batches"):
-            for pooling, matrix in extractor.features(images, [sample.id for sample in chunk]).items():
-                parts[pooling].append(matrix)
-        features = {pooling: np.concatenate(part).astype(np.float64) for pooling, part in parts.items()}
         labels = np.array([breeds.index(sample.breed) for sample in samples])
-        linear, report = choose_and_fit(features, labels, len(breeds), seed)
-        report |= {"trained_on": len(samples), "seed": seed}
-        log.info("%s: %s features, C = %g (%d photos)", name, report["pooling"], report["C"], len(samples))
-        return cls(extractor, breeds, linear, report, name)
+        photos = Photos(
+            _features(extractor, samples, image_root, name, batch_size),
+            labels,
+            len(breeds),
+            balance_weights(samples, balance),
+            deal_folds(labels, seed, [s.group for s in samples]),
+            _text(extractor, breeds) if kind in ("tip-adapter", "projection") else {},
+        )
+        pooling, arrays, report = choose_and_fit(kind, photos, seed)
+        report |= {"trained_on": len(samples), "seed": seed, "balance": balance}
+        chosen = ", ".join(f"{key} = {report[key]:g}" for key in KINDS[kind].grid)
+        log.info("%s: %s features, %s (%d photos)", name, pooling, chosen, len(samples))
+        return cls(extractor, breeds, kind, pooling, arrays, report, name)
 
     def classify(self, images: Sequence[Image], ids: Sequence[str] | None = None) -> Batch:
-        features = self.extractor.features(images, ids)[self.linear.pooling]
-        return self.from_log_probs(log_softmax(self.linear.logits(features.astype(np.float64)), axis=1))
+        features = self.extractor.features(images, ids)[self.pooling].astype(np.float32)
+        return self.from_log_probs(log_softmax(KINDS[self.kind].scores(self.arrays, features).astype(float), axis=1))
 
     def describe(self) -> dict[str, Any]:
-        return {**self.extractor.describe(), "decoding": "linear probe", "probe": self.report}
-
-    def save(self, path: Path) -> None:
-        """Write the fitted weights as .npz: plain arrays and one JSON text, nothing that runs code when it is read."""
-        about = {"name": self.name, "breeds": self.breeds, "pooling": self.linear.pooling, "report": self.report}
-        about |= {"extractor": self.extractor.describe()["base_model"], "kind": self.extractor.kind}
-        arrays = {key: getattr(self.linear, key) for key in ("mean", "scale", "weights", "bias")}
-        with replacing(path) as temporary:
-            np.savez(temporary, about=np.array(json.dumps(about)), **arrays)
+        return {**self.extractor.describe(), "decoding": f"{self.kind} on features", "probe": self.report}
 
     def store(self, folder: Path) -> Path:
-        path = folder / f"{self.name}.npz"
-        self.save(path)
-        return path
+        self.save(folder / f"{self.name}.npz")
+        return folder / f"{self.name}.npz"
+
+    def save(self, path: Path) -> None:
+        """Write what was fitted as .npz: plain arrays and one JSON text, nothing that runs code when it is read."""
+        about = {"name": self.name, "breeds": self.breeds, "pooling": self.pooling, "report": self.report}
+        about |= {
+            "extractor": self.extractor.describe()["base_model"],
+            "kind": self.extractor.kind,
+            "learner": self.kind,
+        }
+        with replacing(path) as temporary:
+            np.savez(temporary, about=np.array(json.dumps(about)), **self.arrays)
 
     @classmethod
-    def restore(cls, path: Path, device: str = "auto", dtype: str = "auto") -> "LinearProbe":
+    def restore(cls, path: Path, device: str = "auto", dtype: str = "auto") -> "Probe":
         """Read what `save` wrote and load the extractor that it names. Raises InputError as `load` does."""
-        from catlib.classifiers.encoder import ClipEncoder, TowerEncoder
         from catlib.vlm.checkpoint import open_vlm
 
         about = _read(path)[0]
@@ -93,20 +107,38 @@ class LinearProbe(Classifier):
         raise InputError(f"{path}: a probe on features of {about['extractor']}, which cannot be loaded by name")
 
     @classmethod
-    def load(cls, path: Path, extractor: FeatureExtractor) -> "LinearProbe":
+    def load(cls, path: Path, extractor: FeatureExtractor) -> "Probe":
         """Read what `save` wrote. Raises InputError when the file is none, or belongs to another extractor."""
         about, arrays = _read(path)
         if about["extractor"] != (given := extractor.describe()["base_model"]):
             raise InputError(f"{path}: fitted on features of {about['extractor']}, not of {given}")
-        linear = Linear(about["pooling"], **arrays)
-        return cls(extractor, about["breeds"], linear, about["report"], about["name"])
+        kind, breeds = about.get("learner", "linear"), tuple(about["breeds"])
+        return cls(extractor, breeds, kind, about["pooling"], arrays, about["report"], about["name"])
 
 
-def _read(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+def _features(
+    extractor: FeatureExtractor, samples: Sequence[Sample], image_root: Path, name: str, batch_size: int
+) -> dict[str, np.ndarray]:
+    parts: dict[str, list[np.ndarray]] = {pooling: [] for pooling in extractor.poolings}
+    batches, total = read_batches(samples, image_root, batch_size), -(-len(samples) // batch_size)
+    for chunk, images, _ in track(batches, f"{name} features", total=total, unit="batches"):
+        for pooling, matrix in extractor.features(images, [sample.id for sample in chunk]).items():
+            parts[pooling].append(matrix.astype(np.float32))
+    return {pooling: np.concatenate(part) for pooling, part in parts.items()}
+
+
+def _text(extractor: FeatureExtractor, breeds: Sequence[str]) -> Arrays:
+    """What CLIP's text tower gives to those that begin with zero-shot scores."""
+    assert isinstance(extractor, ClipEncoder)
+    texts = {"texts": ClipZeroShot(extractor, breeds).text_vectors, "scale": np.array(extractor.logit_scale)}
+    return texts if extractor.projection is None else {**texts, "projection": extractor.projection}
+
+
+def _read(path: Path) -> tuple[dict[str, Any], Arrays]:
     """What a saved probe says about itself, and its arrays."""
     try:
         with np.load(path, allow_pickle=False) as stored:
             about = parse_json(str(stored["about"]), str(path))
-            return about, {key: stored[key] for key in ("mean", "scale", "weights", "bias")}
+            return about, {key: stored[key] for key in stored.files if key != "about"}
     except (OSError, ValueError, KeyError) as error:
         raise InputError(f"{path}: not a saved linear probe: {error}") from None

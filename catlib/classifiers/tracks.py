@@ -141,15 +141,22 @@ def make_zero_shot(bench: Bench, settings: ComparisonSettings) -> "Classifier | 
     return ClipZeroShot(_clip(bench, settings), bench.breeds, settings.clip_prompts, name=ZERO_SHOT)
 
 
-def make_probe(kind: str, bench: Bench, settings: ComparisonSettings) -> "Classifier | None":
-    """A logistic regression on frozen features of the training photos; `kind`: clip or tower."""
-    from catlib.classifiers.probe import LinearProbe
+def make_probe(source: str, kind: str, bench: Bench, settings: ComparisonSettings) -> "Classifier | None":
+    """A classifier that learns on frozen features of the training photos. `source`: clip or tower; `kind`: of opponents.KINDS."""
+    from catlib.classifiers.opponents import KINDS
+    from catlib.classifiers.probe import Probe
 
-    if not settings.probe or (kind == "clip" and not settings.clip_model):
+    wanted = split_list(settings.opponents) if settings.probe else []
+    if unknown := set(wanted) - set(KINDS):
+        raise InputError(f"opponents: {', '.join(sorted(unknown))}: expected some of {', '.join(KINDS)}")
+    if kind not in wanted or (source == "clip" and not settings.clip_model):
         return None
-    extractor = _clip(bench, settings) if kind == "clip" else _tower(bench, settings)
-    fitted = (bench.breeds, bench.train, bench.image_root)
-    return LinearProbe.fit(extractor, *fitted, f"{kind}-probe", settings.eval_batch_size, settings.seed)
+    extractor = _clip(bench, settings) if source == "clip" else _tower(bench, settings)
+    if kind == "projection" and getattr(extractor, "projection", None) is None:
+        return None  # SigLIP has none
+    name = next(entry.name for entry in TRACKS if entry.make and getattr(entry.make, "args", ()) == (source, kind))
+    about = {"batch_size": settings.eval_batch_size, "seed": settings.seed, "kind": kind, "balance": settings.balance}
+    return Probe.fit(extractor, bench.breeds, bench.train, bench.image_root, name, **about)
 
 
 def _clip(bench: Bench, settings: ComparisonSettings) -> "ClipEncoder":
@@ -187,23 +194,40 @@ TRACKS = (
     ),
     Track(UNTUNED, "VLM, untuned", "the untuned VLM", SKY, "v", "candidate", partial(make_vlm, False)),
     Track(ZERO_SHOT, "CLIP, zero-shot", "zero-shot CLIP", ORANGE, "s", "baseline", make_zero_shot),
-    Track(
-        name="clip-probe",
-        short="CLIP, linear probe",
-        title="the linear probe on CLIP features",
-        color=RED,
-        marker="D",
-        role="opponent",
-        make=partial(make_probe, "clip"),
-    ),
-    Track(
-        name="tower-probe",
-        short="VLM tower, linear probe",
-        title="the linear probe on the VLM's own tower",
-        color=GREEN,
-        marker="^",
-        role="opponent",
-        make=partial(make_probe, "tower"),
+    *(
+        Track(name, short, title, color, marker, "opponent", partial(make_probe, source, kind))
+        for name, short, title, color, marker, source, kind in (
+            ("clip-probe", "CLIP, linear probe", "the linear probe on CLIP features", RED, "D", "clip", "linear"),
+            ("clip-knn", "CLIP, neighbours", "nearest neighbours on CLIP features", RED, "p", "clip", "knn"),
+            ("clip-tip", "CLIP, Tip-Adapter", "Tip-Adapter on CLIP", RED, "h", "clip", "tip-adapter"),
+            (
+                "clip-projection",
+                "CLIP, tuned projection",
+                "CLIP with its projection tuned",
+                RED,
+                "*",
+                "clip",
+                "projection",
+            ),
+            (
+                "tower-probe",
+                "VLM tower, linear probe",
+                "the linear probe on the VLM's own tower",
+                GREEN,
+                "^",
+                "tower",
+                "linear",
+            ),
+            (
+                "tower-knn",
+                "VLM tower, neighbours",
+                "nearest neighbours on the VLM's own tower",
+                GREEN,
+                "<",
+                "tower",
+                "knn",
+            ),
+        )
     ),
 )
 _BY_NAME = {entry.name: entry for entry in TRACKS}

@@ -2,8 +2,10 @@
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 from catlib.commands.options import add_settings_options, settings_from_args, show
+from catlib.errors import InputError
 from catlib.settings import EvaluationSettings
 
 SHARED = ("priority_breeds", "bootstrap", "seed")
@@ -33,10 +35,18 @@ def run(args: argparse.Namespace) -> int:
     settings = settings_from_args(EvaluationSettings, args)
     metrics_file.check_bootstrap(settings.bootstrap)
     metrics_file.existing(Path(args.out).expanduser())  # refused before anything is computed
-    sets, validation = metrics_file.read_all(args.predictions), metrics_file.read_all(args.val)
-    priority = metrics_file.choose_priority(settings.priority_breeds, list(sets.values()))
-    models = Results(sets, validation, priority, settings.bootstrap, settings.seed).models
-    out = metrics_file.write_metrics(Path(args.out).expanduser(), models=models, priority_breeds=list(priority))
+    validation = {metrics_file.given_file(path).stem: path for path in args.val}
+    models: dict[str, Any] = {}
+    priority: tuple[str, ...] | None = None
+    for path in args.predictions:  # one model in memory at a time: 126,000 photos with 67 scores are 300 MB
+        sets = metrics_file.read_all([path])
+        val = metrics_file.read_all([validation[name] for name in sets if name in validation])
+        if models.keys() & sets.keys():
+            raise InputError(f"{path}: a second file of the model {', '.join(sets)}; a model is named after its file")
+        if priority is None:
+            priority = metrics_file.choose_priority(settings.priority_breeds, list(sets.values()))
+        models |= Results(sets, val, priority, settings.bootstrap, settings.seed).models
+    out = metrics_file.write_metrics(Path(args.out).expanduser(), models=models, priority_breeds=list(priority or ()))
     text = ["per cent [95 % interval]", text_table(model_table(models))]
     for name, metrics in models.items():
         text += [f"\n{name}: by breed, lowest F1 first (*: priority)", text_table(breed_table(metrics))]

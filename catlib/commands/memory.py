@@ -1,6 +1,7 @@
 """`catlib memory`: how much memory a training run will need, whether it fits, and which batch would."""
 
 import argparse
+import math
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import cache
@@ -10,9 +11,11 @@ from catlib.commands.options import show
 from catlib.commands.train import add_options as add_training_options
 from catlib.commands.train import training_settings
 from catlib.errors import InputError
+from catlib.paths import resolve
 from catlib.settings import TrainSettings
 
 PLAN = (("LoRA, r 16", "lora", 16, 16.0), ("LoRA, r 32", "lora", 32, 24.0), ("QLoRA, r 32", "qlora", 32, 20.0))  # GB
+PHOTOS = 10_000  # where no training file is there to count
 PARTS = ("weights", "adapters", "gradients", "optimizer", "activations", "logits", "features", "transient")
 
 
@@ -20,6 +23,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """The options of `catlib memory`."""
     add = parser.add_argument
     add("--vram", type=float, metavar="GB", help="memory of the device, GB (10^9 bytes)")
+    add("--photos", type=int, metavar="N", help="training photos; default: those of train_data, or 10,000")
+    add("--price", type=float, metavar="X", help="price of a GPU for an hour")
     tokens = "tokens of one photo; default: the model's most"
     add("--image_tokens", "--image-tokens", type=int, metavar="N", help=tokens)
     add_training_options(parser)
@@ -28,23 +33,37 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Print the estimate of these settings, of the other modes beside it, and the plan's figures."""
     settings = training_settings(args)
-    for name in ("vram", "image_tokens"):
+    for name in ("vram", "image_tokens", "photos", "price"):
         if (value := getattr(args, name)) is not None and value <= 0:
             raise InputError(f"--{name} must be above 0, found {value}")
-    facts = gather(settings, args.vram, args.image_tokens)
+    path = resolve(settings.train_data)
+    photos = args.photos or (len(path.read_bytes().splitlines()) if path.is_file() else PHOTOS)
+    facts = gather(settings, args.vram, args.image_tokens, photos, args.price)
     show(args, facts, "\n".join(lines(settings, facts)))
     return 0
 
 
-def gather(settings: TrainSettings, vram: float | None, image_tokens: int | None) -> dict[str, Any]:
+def gather(
+    settings: TrainSettings, vram: float | None, image_tokens: int | None, photos: int, price: float | None
+) -> dict[str, Any]:
     """All figures, in bytes: the estimate of the settings, `modes` (LoRA and QLoRA, with and without gradient checkpointing) and
     `plan` (the plan's hardware table beside ours). `largest_batch`, `fits` and `auto` (what `gradient_checkpointing: auto`
     comes to) are null without `vram`.
     """
-    from catlib.training.memory import GB, Footprint, choose, largest_batch, model_config, usual_shape
+    from catlib.training.memory import (
+        ASSUMED,
+        CARDS,
+        GB,
+        MEASURED,
+        Footprint,
+        choose,
+        largest_batch,
+        model_config,
+        usual_shape,
+    )
 
     config = model_config(settings.base_model)
-    shape = usual_shape(config, image_tokens or 0)
+    shape = usual_shape(config, image_tokens or 0, settings.base_model, settings.max_pixels)
     limit = vram * GB if vram else None
     of = cache(lambda variant: Footprint.of(variant, config, shape))
 
@@ -69,7 +88,16 @@ def gather(settings: TrainSettings, vram: float | None, image_tokens: int | None
     chosen = (
         None if auto is None else {key: auto.as_dict()[key] for key in ("batch_size", "gradient_checkpointing", "peak")}
     )
-    return {**need.as_dict(), **more, "auto": chosen}
+    total = of(settings).flops() * photos * settings.epochs
+    time = []
+    for card, rate in CARDS.items():
+        share = MEASURED.get(card, ASSUMED)
+        hours = total / rate / share / 3600
+        cost = None if price is None else price * hours
+        time.append({"card": card, "hours": hours, "share": share, "measured": card in MEASURED, "cost": cost})
+    steps = settings.epochs * math.ceil(photos / (settings.batch_size * settings.gradient_accumulation))
+    work = {"photos": photos, "epochs": settings.epochs, "steps": steps, "flops": total, "time": time}
+    return {**need.as_dict(), **more, "auto": chosen, "work": work}
 
 
 def lines(settings: TrainSettings, facts: dict[str, Any]) -> Iterator[str]:
@@ -93,6 +121,12 @@ def lines(settings: TrainSettings, facts: dict[str, Any]) -> Iterator[str]:
     if auto := facts["auto"]:
         way = "with" if auto["gradient_checkpointing"] else "without"
         yield f"auto: {auto['batch_size']} photos in a pass, {way} gradient checkpointing: {auto['peak'] / 1e9:.2f} GB"
+    work = facts["work"]
+    yield f"\n{work['photos']:,} photos, {work['epochs']} epochs: {work['steps']:,} steps, {work['flops'] / 1e18:.3g} EFLOP"
+    for row in work["time"]:
+        basis = "measured" if row["measured"] else "assumed"
+        cost = "" if row["cost"] is None else f", {row['cost']:,.2f} at that price"
+        yield f"{row['card']:<32} {row['hours']:>15.1f} hours at {row['share']:.0%} of its rate, {basis}{cost}"
     yield f"\nat batch {batch}" + (f", and the largest batch in {limit / 1e9:g} GB" if limit else "")
     yield from (gb(way, row["peak"]) + (f"   {most(row)}" if limit else "") for way, row in facts["modes"].items())
     yield f"\n{'the plan says':<32} {f'ours, batch {batch}':>18}   with checkpointing   largest batch in the plan's memory"

@@ -142,12 +142,12 @@ def load_classifier(args: argparse.Namespace) -> "Classifier":
             "which model? give --checkpoint DIR, or --model base with --base-model REF, or --model clip:REF or probe:FILE"
         )
     if kind == "probe":
-        from catlib.classifiers.probe import LinearProbe
+        from catlib.classifiers.probe import Probe
         from catlib.evaluation.metrics_file import given_file
 
         if args.breeds:
             raise InputError("--breeds: a probe knows the breeds that it was trained on and no others")
-        return LinearProbe.restore(given_file(ref), settings.device, settings.dtype)
+        return Probe.restore(given_file(ref), settings.device, settings.dtype)
 
     from catlib.vlm.checkpoint import Checkpoint, find_checkpoint, open_vlm
 
@@ -176,12 +176,14 @@ def load_classifier(args: argparse.Namespace) -> "Classifier":
 
 
 def _endpoint(args: argparse.Namespace, served: "Checkpoint") -> "Classifier":
-    """The served model. It answers in words, so no other decoding can be asked for."""
+    """The served model. It answers in words, freely or held to the list, so that there are no scores."""
     from catlib.classifiers.endpoint import EndpointClassifier
     from catlib.classifiers.photo_urls import crop_side
+    from catlib.vlm.decoding import answer_limit
 
-    if getattr(args, f"{PREFIX}decoding", None) not in (None, "free"):
-        raise InputError("an endpoint answers in words: only --decoding free is possible with --model endpoint:URL")
+    decoding = getattr(args, f"{PREFIX}decoding", None) or "free"
+    if decoding == "score":
+        raise InputError("an endpoint answers in words: only --decoding free or constrained with --model endpoint:URL")
     crop = args.crop if args.crop is not None else crop_side(served.folder) if served.folder else 0
     return EndpointClassifier(
         args.model.removeprefix("endpoint:"),
@@ -189,6 +191,9 @@ def _endpoint(args: argparse.Namespace, served: "Checkpoint") -> "Classifier":
         served.question,
         concurrency=args.concurrency,
         crop=crop,
+        decoding=decoding,
+        spelled=served.spelled,
+        max_tokens=answer_limit(served),
         timeout_s=args.timeout,
     )
 

@@ -60,11 +60,10 @@ def _run_one(args: argparse.Namespace, profile: Path, overrides: dict[str, Any],
 
 def _summary(outcome: dict[str, Any]) -> str:
     """The headline figures as a table, the recommendation and the report's path."""
-    from catlib.evaluation.tables import text_table
-    from catlib.reports.index import headline
+    from catlib.evaluation.tables import model_table, text_table
 
     lines = []
-    if len(rows := headline(outcome)):
+    if len(rows := model_table(outcome.get("models", {}))):
         lines += ["", "Test photos, per cent [95 % interval]", text_table(rows)]
     if outcome["status"] == "done" and (advice := outcome.get("recommendation")):
         lines += ["", f"Recommendation: {advice['decision']}", *(f"  - {reason}" for reason in advice["reasons"])]

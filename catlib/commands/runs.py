@@ -49,7 +49,7 @@ def _list(args: argparse.Namespace) -> None:
 
 
 def _show(args: argparse.Namespace) -> None:
-    from catlib.evaluation.tables import text_table
+    from catlib.evaluation.tables import model_table, text_table
     from catlib.paths import resolve
     from catlib.reports import comparison, index
 
@@ -59,5 +59,5 @@ def _show(args: argparse.Namespace) -> None:
     for name, entry in state["stages"].items():
         changed = f" (changed since: {', '.join(entry['changed'])})" if entry.get("changed") else ""
         lines.append(f"  {name:<22} {entry['status']}{changed}")
-    lines += [text_table(index.headline(metrics))] if metrics else []
+    lines += [text_table(model_table(metrics["models"]))] if metrics.get("models") else []
     show(args, state | metrics, "\n".join([*lines, f"Report: {index.report_path(state['run'])}"]))

@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+import runpy
 import shlex
 import sys
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from catlib.errors import InputError, MissingExtra
 from catlib.files import read_json
-from catlib.paths import resolve
+from catlib.paths import application_file, resolve
 
 if TYPE_CHECKING:
     from catlib.serving.engines import Command
@@ -84,7 +85,6 @@ def run(args: argparse.Namespace) -> int:
 
 def _serve_here(args: argparse.Namespace) -> int:
     """The service in this process, behind HTTP."""
-    from catlib.serving.application import application
     from catlib.serving.engine_process import refuse_taken_port, termination_as_interrupt
     from catlib.serving.engines import Command
     from catlib.serving.service import VLMService
@@ -92,8 +92,10 @@ def _serve_here(args: argparse.Namespace) -> int:
 
     try:
         import uvicorn
-    except ImportError:
-        raise MissingExtra("uvicorn", "serve", "serving by catlib's own service") from None
+
+        example = runpy.run_path(str(application_file()))
+    except ImportError as error:
+        raise MissingExtra(error.name or "fastapi", "serve", "serving by catlib's own service") from None
     if args.extra or args.print_only or bool(args.of_run) == bool(args.checkpoint) or (args.model and not args.of_run):
         raise InputError(
             "--engine service takes either --run RUN (with --model NAME) or --checkpoint DIR, and no options after --"
@@ -108,7 +110,7 @@ def _serve_here(args: argparse.Namespace) -> int:
                 service.load(find_checkpoint(resolve(args.checkpoint), base_model=args.base_model), args.device)
             loaded = service.classifier
             print(f"answers at {where.url}/ with {loaded.name if loaded else ''}; Ctrl-C stops it", flush=True)
-            uvicorn.run(application(service), host=args.host, port=args.port, log_level="warning")
+            uvicorn.run(example["application"](service), host=args.host, port=args.port, log_level="warning")
         except KeyboardInterrupt:
             print("catlib: the service is stopped", file=sys.stderr)
     return 0

@@ -1,15 +1,16 @@
-"""The Oxford-IIIT Pet archives: downloaded with a checksum, resumed after an interruption, unpacked once."""
+"""Photos that come packed, unpacked once; the Oxford-IIIT Pet archives, downloaded with a checksum and resumed."""
 
 import hashlib
 import logging
 import tarfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
 from tqdm import tqdm
 
+from catlib.data.export import read_parquet
 from catlib.errors import CatlibError, InputError
 from catlib.files import locked, saving, whole_folder, write_text
 from catlib.transfer import Client, Reply, TransferError
@@ -34,42 +35,61 @@ def fetch_oxford_pets(to: Path, base: str = BASE, archives: Mapping[str, str] = 
     A finished file with the right checksum is not downloaded again, a partial one (.part) is continued. Raises CatlibError when
     there is no network or the bytes are not the published ones.
     """
-    try:
+    with saving(to):
         to.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise CatlibError(f"{to}: cannot be written: {error.strerror}") from None
     for name, md5 in archives.items():
-        _fetch(base + name, to / name, md5)
+        target, part = to / name, to / f"{name}.part"
+        if target.is_file() and _md5(target) != md5:
+            raise CatlibError(
+                f"{target}: its checksum is not {md5}, so it is not the published file; delete it and run again"
+            )
+        if not target.is_file():
+            _fetch(base + name, part)
+            if (found := _md5(part)) != md5:
+                part.unlink()
+                raise CatlibError(
+                    f"{base + name}: checksum {found}, expected {md5}; the download was damaged, run again"
+                )
+            part.replace(target)
     return to
 
 
 def unpacked(photos: Path, to: Path) -> Path:
-    """The folder of photos behind `photos`: itself, or `to`, where what its Oxford archives hold is unpacked once.
+    """The folder of photos behind `photos`: itself, or `to`, where what is packed in it is unpacked once.
 
-    `photos` may be a folder with images.tar.gz and annotations.tar.gz in it, or one of the two files. Raises InputError when
-    the other one is missing, an archive is broken (the folder stays as it was), or `to` holds something else.
+    Packed are a folder with images.tar.gz and annotations.tar.gz in it, or one of the two files, and the parquet files that
+    `catlib data export hf` writes. Raises InputError when a file is missing or broken (the folder stays as it was), or `to` holds
+    something else.
     """
+    if parquet := sorted((photos / "data").glob("*.parquet")):
+        return _once(parquet, to, read_parquet)
     folder = photos.parent if photos.is_file() and photos.name.endswith((".tar.gz", ".tgz")) else photos
     if folder == photos and ((folder / "images").is_dir() or not (folder / "images.tar.gz").is_file()):
         return photos
     if folder != photos and photos.name not in OXFORD_PETS:
-        raise InputError(
-            f"photos: {photos}: only the archives {' and '.join(OXFORD_PETS)} can be read packed; unpack it first"
-        )
-    origin = ""
-    for archive in (folder / name for name in OXFORD_PETS):
-        if not archive.is_file():
-            raise InputError(f"photos: {archive} is missing; both archives are needed ({PAGE})")
-        origin += f"{archive.resolve()} {archive.stat().st_size} bytes, changed {archive.stat().st_mtime_ns}\n"
+        names = " and ".join(OXFORD_PETS)
+        raise InputError(f"photos: {photos}: only the archives {names} can be read packed; unpack it first")
+    archives = [folder / name for name in OXFORD_PETS]
+    if missing := next((archive for archive in archives if not archive.is_file()), None):
+        raise InputError(f"photos: {missing} is missing; both archives are needed ({PAGE})")
+    return _once(archives, to, _unpack)
+
+
+def _once(packed: Sequence[Path], to: Path, unpack: Callable[[Path, Path], None]) -> Path:
+    """`to`, with what all the packed files hold; as it is where it comes from these very files."""
+    facts = ((path.resolve(), path.stat()) for path in packed)
+    origin = "".join(f"{path} {stat.st_size} bytes, changed {stat.st_mtime_ns}\n" for path, stat in facts)
     mark = to / ORIGIN
     with locked(to.parent / f".{to.name}.lock"):
         if mark.is_file() and mark.read_text(encoding="utf-8") == origin:
             return to
         if to.exists() and not mark.is_file():
-            raise InputError(f"{to} is in the way: it did not come from {folder}; move it, or give it as the photos")
+            raise InputError(
+                f"{to} is in the way: it did not come from {packed[0].parent}; move it, or give it as the photos"
+            )
         with whole_folder(to, force=True) as new:
-            for name in OXFORD_PETS:
-                _unpack(folder / name, new)
+            for path in packed:
+                unpack(path, new)
             write_text(new / ORIGIN, origin)
     return to
 
@@ -86,31 +106,19 @@ def _unpack(archive: Path, to: Path) -> None:
         raise InputError(f"{archive}: has no folder {top}/ in it; is it the Oxford-IIIT Pet archive?")
 
 
-def _fetch(url: str, target: Path, md5: str) -> None:
-    if target.is_file():
-        if _md5(target) == md5:
-            return
-        raise CatlibError(
-            f"{target}: its checksum is not {md5}, so it is not the published file; delete it and run again"
-        )
-    part, end = target.with_name(f"{target.name}.part"), time.monotonic() + WITHIN_S
-    have, reason = -1, ""
-    while have < (have := _size(part)):  # again as long as each attempt brings something
+def _fetch(url: str, part: Path) -> None:
+    """Append to `part` what it lacks, again as long as each attempt brings something."""
+    end, had, have = time.monotonic() + WITHIN_S, -1, part.stat().st_size if part.is_file() else 0
+    while have > had:
         try:
-            _download(url, part, have, end - time.monotonic())
-            break
+            return _download(url, part, have, end - time.monotonic())
         except TransferError as error:
-            reason = str(error)
-            log.info("%s: %s", target.name, reason)
-    else:
-        raise CatlibError(
-            f"cannot download {url} ({reason}). On a machine with network, get {' and '.join(OXFORD_PETS)} from {PAGE} and put both "
-            f"into {target.parent}; then run: catlib data {target.parent} --out data/vlm. What has arrived is kept and continued"
-        )
-    if (found := _md5(part)) != md5:
-        part.unlink()
-        raise CatlibError(f"{url}: checksum {found}, expected {md5}; the download was damaged, run again")
-    part.replace(target)
+            reason, had, have = error, have, part.stat().st_size if part.is_file() else 0
+            log.info("%s: %s", part.stem, reason)
+    raise CatlibError(
+        f"cannot download {url} ({reason}). On a machine with network, get {' and '.join(OXFORD_PETS)} from {PAGE} and put both into "
+        f"{part.parent}; then run: catlib data {part.parent} --out data/vlm. What has arrived is kept and continued"
+    )
 
 
 def _download(url: str, part: Path, have: int, within_s: float) -> None:
@@ -135,10 +143,6 @@ def _download(url: str, part: Path, have: int, within_s: float) -> None:
             reply = client.send("GET", url, within_s=within_s, headers=ranges, most=LARGEST - have, sink=begin)
     if not reply.ok and reply.status != 416:  # nothing beyond what is there; the checksum tells whether it is right
         raise TransferError(f"HTTP {reply.status}")
-
-
-def _size(part: Path) -> int:
-    return part.stat().st_size if part.is_file() else 0
 
 
 def _md5(path: Path) -> str:

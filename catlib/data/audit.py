@@ -42,7 +42,19 @@ QUALITY = {
     "aspect>": "extreme aspect",
     "border>": "border",
 }
-FOUND = ("verdict", "detail", "remarks", "width", "height", "bytes", "format", "mode", "sha256", "phash", "mirrored")
+FOUND: tuple[str, ...] = (
+    "verdict",
+    "detail",
+    "remarks",
+    "width",
+    "height",
+    "bytes",
+    "format",
+    "mode",
+    "sha256",
+    "phash",
+    "mirrored",
+)
 FOUND += ("quality", "taken", "brightness", "contrast", "sharpness", "entropy", "border")  # what the audit fills in
 Limits = Sequence[tuple[str, Callable[[float, float], bool], float, str]]  # measure, comparison, limit, remark
 
@@ -92,28 +104,29 @@ def quality_limits(quality: str) -> Limits:
 
 def inspect(root: Path, finding: Finding, min_side: int, limits: Limits = ()) -> Finding:
     """The finding of one file, `root` being resolved already. Never raises on account of the file's content."""
-    path = root / finding.image
+    path, size = root / finding.image, 0
     if not finding.kept:
         return finding
     try:
         leads_away = path.is_symlink() or ".." in Path(finding.image).parts or _linked(root, path)
-        if leads_away and not path.resolve().is_relative_to(root):
-            return replace(finding, verdict="outside the root", detail=f"leads to {path.resolve()}")
         status = path.stat()
+        if leads_away and not path.resolve().is_relative_to(root):
+            raise ImageError("", "outside the root", f"leads to {path.resolve()}")
         if not stat.S_ISREG(status.st_mode):  # reading a pipe would wait for ever
-            return replace(finding, verdict="unreadable", detail="not a regular file")
-        if status.st_size > MAX_BYTES:
-            detail = f"{status.st_size:,} bytes, limit {MAX_BYTES:,}"
-            return replace(finding, verdict="too large", detail=detail, bytes=status.st_size)
+            raise ImageError("", "unreadable", "not a regular file")
+        if (size := status.st_size) > MAX_BYTES:
+            raise ImageError("", "too large", f"{size:,} bytes, limit {MAX_BYTES:,}")
         data = path.read_bytes()
+        finding = replace(finding, bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
+        if not data:
+            raise ImageError("", "empty", "the file has no bytes")
+        return _decode(data, finding, min_side, limits)
+    except ImageError as error:
+        return replace(finding, verdict=error.verdict, detail=error.detail, bytes=size)
     except FileNotFoundError:
         return replace(finding, verdict="missing", detail="no such file")
     except (OSError, RuntimeError) as error:  # RuntimeError: links that lead in a circle
         return replace(finding, verdict="unreadable", detail=getattr(error, "strerror", None) or str(error))
-    finding = replace(finding, bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
-    if not data:
-        return replace(finding, verdict="empty", detail="the file has no bytes")
-    return _decode(data, finding, min_side, limits)
 
 
 def _linked(root: Path, path: Path) -> bool:
@@ -149,7 +162,7 @@ def _decode(data: bytes, finding: Finding, min_side: int, limits: Limits) -> Fin
     return replace(finding, remarks=", ".join(remarks), phash=f"{hashes[0]:016x}", mirrored=f"{hashes[1]:016x}")
 
 
-def _measured(grey: Image.Image) -> dict[str, float]:
+def _measured(grey: Image.Image) -> dict[str, Any]:
     """What the photo is like, at DRAFT pixels on the shorter side."""
     factor = DRAFT / min(grey.size)
     if factor < 1:
@@ -158,6 +171,10 @@ def _measured(grey: Image.Image) -> dict[str, float]:
         )
     levels = np.asarray(grey, dtype=np.float32)
     shares = np.array(grey.histogram()[:256]) / levels.size
+    steps = (np.abs(np.diff(levels, axis=0)).mean() + np.abs(np.diff(levels, axis=1)).mean()) / 2
+    laplacian = np.abs(
+        4 * levels[1:-1, 1:-1] - levels[:-2, 1:-1] - levels[2:, 1:-1] - levels[1:-1, :-2] - levels[1:-1, 2:]
+    )
     edges = 0.0
     for flat in ((levels.std(1) < FLAT_LINE), (levels.std(0) < FLAT_LINE)):
         textured = np.flatnonzero(~flat)
@@ -165,9 +182,7 @@ def _measured(grey: Image.Image) -> dict[str, float]:
     return {
         "brightness": round(float(levels.mean()), 1),
         "contrast": round(float(levels.std()), 1),
-        "sharpness": round(
-            float(np.abs(np.diff(levels, axis=0)).mean() + np.abs(np.diff(levels, axis=1)).mean()) / 2, 2
-        ),
+        "sharpness": round(float(laplacian.mean() / steps), 3) if steps > 0.1 and laplacian.size else 0.0,
         "entropy": round(float(-(shares[shares > 0] * np.log2(shares[shares > 0])).sum()), 2) + 0.0,
         "border": round(float(edges), 3),
     }

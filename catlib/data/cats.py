@@ -55,8 +55,8 @@ def kin_of(findings: Sequence[Finding], group_by: str, refused: Collection[str] 
         name, at = PurePosixPath(finding.name), (finding.breed, finding.official)
         if not finding.kept:
             continue
-        if "numbers" in rules and (run := run_of(finding.name, any_text="numbers" in split_list(group_by))):
-            runs["numbers", *at, str(name.parent), run[0]].append((run[1], i))
+        if "numbers" in rules and (ends := run_of(finding.name, any_text="numbers" in split_list(group_by))):
+            runs["numbers", *at, str(name.parent), ends[0]].append((ends[1], i))
         if "exif" in rules and finding.taken:
             camera, _, time = finding.taken.partition("|")
             runs["exif", *at, camera].append((datetime.fromisoformat(time).timestamp(), i))

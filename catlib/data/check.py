@@ -51,14 +51,13 @@ def check(vlm_dir: Path) -> Check:
         for f, (_, recorded) in zip(found, entries, strict=True)
         if f.kept and recorded and recorded != f.sha256
     ]
-    ids, said = [""] * len(found), ()
-    if "id" in rules_of(made.get("group_by", "auto")):
-        ids, _, said = ids_in_names(found, cats.get("no_ids", ()))
+    by_id = "id" in rules_of(made.get("group_by", "auto"))
+    ids, _, said = ids_in_names(found if by_id else [], cats.get("no_ids", ()))
     hashed = [f for f in found if f.phash]
     labels = labels_of(hashed, bits).tolist()
     problems += _crossing(((f.sha256, f) for f in found), "the same bytes")
     problems += _crossing(((f.animal, f) for f in found), "photos of the same cat")
-    problems += _crossing(zip(ids, found, strict=True), "photos of the same cat by the id in their names")
+    problems += _crossing(zip(ids, found, strict=by_id), "photos of the same cat by the id in their names")
     problems += _crossing(((f.group, f) for f in found), "photos of one group")
     problems += _crossing(zip(labels, hashed, strict=True), f"near-duplicates (at most {bits} bits)")
     groups = len(set(labels)) + len({f.sha256 for f in found if f.kept and not f.phash})

@@ -3,6 +3,7 @@
 import hashlib
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -18,6 +19,13 @@ PARAPHRASES = (
     "Identify the breed of this cat.",
     "What is the breed of this cat?",
     "Name the breed of the cat in the picture.",
+)
+
+REASONS = (
+    "It shows in the photo as {}.",
+    "The photo shows {}.",
+    "What speaks for it is {}.",
+    "This is {}.",
 )
 
 
@@ -36,11 +44,16 @@ def questions_of(samples: Iterable[Sample]) -> tuple[str, int]:
     return question, counts.total() - counts[question]
 
 
-def answer_for(breed: str, style: str) -> str:
-    """`label`: the breed's name. `label+traits`: the name, then a sentence of reasons; a breed without known traits has none."""
+def answer_for(breed: str, style: str, id: str = "") -> str:
+    """`label`: the breed's name. `label+traits`: the name, then a sentence of reasons; a breed without known traits has none.
+
+    Wording and order of the traits are drawn by the sample's `id`, so that the reasons of a breed are not one text to learn.
+    """
     if style == "label" or find(breed) is None:
         return breed
-    return f"{breed}. It shows in the photo as {describe(breed)}."
+    drawn = int.from_bytes(hashlib.sha256(f"reasons {id}".encode()).digest()[:8], "big") if id else 0
+    turn, wording = divmod(drawn, len(REASONS))
+    return f"{breed}. {REASONS[wording].format(describe(breed, turn))}"
 
 
 def spelled_answers(samples: Iterable[Sample]) -> dict[str, str]:
@@ -64,6 +77,12 @@ def gives_reasons(samples: Iterable[Sample]) -> bool:
     """Whether most answers go on for three words or more after the sentence that names the breed."""
     given = [len(s.answer.partition(s.breed)[2].partition(".")[2].split()) > 2 for s in samples]
     return 2 * sum(given) > len(given)
+
+
+def longest_answer(tokenizer: Any, samples: Iterable[Sample]) -> int:
+    """Tokens of the longest answer, its end included: as many a trained model may need. Judged among the 100 longest texts."""
+    texts = sorted({sample.answer for sample in samples}, key=len)[-100:]
+    return max((len(tokenizer(text, add_special_tokens=False)["input_ids"]) + 1 for text in texts), default=0)
 
 
 def balance_weights(samples: Sequence[Sample], mode: str) -> np.ndarray:

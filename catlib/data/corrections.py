@@ -16,6 +16,7 @@ from catlib.files import csv_text, write_text
 SUSPECTS, CORRECTIONS, SIMILAR = "suspects.csv", "corrections.csv", "similar.csv"  # beside the split
 COLUMNS = ("sha256", "image", "breed", "action", "to")  # of corrections.csv; a photo is known by its bytes
 ACTIONS = ("keep", "relabel", "drop")
+RELABELLED = "relabelled (was"  # how the remark on such a photo begins
 Corrections = Mapping[str, Mapping[str, str]]  # SHA-256 → row
 
 
@@ -62,7 +63,7 @@ def apply_corrections(
                     f"{CORRECTIONS}: {finding.image}: {row['to']!r} is none of the breeds {', '.join(sorted(breeds))}"
                 )
             elif row["action"] == "relabel":
-                remarks = ", ".join(filter(None, (finding.remarks, f"relabelled (was {finding.breed})")))
+                remarks = ", ".join(filter(None, (finding.remarks, f"{RELABELLED} {finding.breed})")))
                 finding = replace(finding, breed=row["to"], remarks=remarks)
         done.append(finding)
     said = [f"corrections: {', '.join(f'{action} {used[action]:,}' for action in ACTIONS)} photos"] * bool(used)
@@ -81,7 +82,8 @@ def write_suspects(folder: Path, suspects: pd.DataFrame, similar: pd.DataFrame) 
     """Write suspects.csv, with empty columns to fill in, and similar.csv. What was decided earlier is recorded and not asked again."""
     if decided := read_corrections(folder):
         write_text(folder / CORRECTIONS, corrections_text(decided))
-    table = suspects[~suspects["sha256"].isin(list(decided))].assign(action="", to="")
+    undecided = suspects[~suspects["sha256"].isin(list(decided))]
+    table = undecided.assign(action="", to="")[["action", "to", *undecided.columns]]
     for name, frame in ((SUSPECTS, table), (SIMILAR, similar)):
         write_text(folder / name, csv_text(frame.columns.tolist(), frame.to_numpy(dtype=object).tolist()))
     return folder / SUSPECTS

@@ -1,5 +1,6 @@
 """A split for Hugging Face datasets: parquet files with the images in them, the features' types, and a dataset card."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +8,7 @@ from catlib.data.dataset import Dataset, load_dataset
 from catlib.data.images import inside
 from catlib.data.records import PARTS, Sample
 from catlib.errors import InputError
-from catlib.files import whole_folder, write_text
+from catlib.files import whole_folder, write_bytes, write_text
 
 SHARD = 1000  # photos in a parquet file
 
@@ -18,10 +19,7 @@ def export_hf(vlm_dir: Path, to: Path, force: bool = False) -> Path:
     Each row has the image as its file's bytes, id, breed (a class label), group, sha256, question, answer and conversations.
     Raises InputError where the extra is not installed or `to` is taken (but for `force`).
     """
-    try:
-        import datasets
-    except ImportError:
-        raise InputError("the export needs Hugging Face datasets: pip install 'catlib[datasets]'") from None
+    datasets, pyarrow = _libraries()
     dataset = load_dataset(vlm_dir)
     features = datasets.Features(
         {
@@ -40,14 +38,52 @@ def export_hf(vlm_dir: Path, to: Path, force: bool = False) -> Path:
             for n, first in enumerate(range(0, len(samples), SHARD)):
                 rows = [_row(dataset, sample) for sample in samples[first : first + SHARD]]
                 shard = f"{part}-{n:05d}-of-{-(-len(samples) // SHARD):05d}.parquet"
-                datasets.Dataset.from_list(rows, features=features).to_parquet(new / "data" / shard)
+                table = pyarrow.Table.from_pylist(rows, schema=features.arrow_schema)
+                pyarrow.parquet.write_table(table, new / "data" / shard)
         write_text(new / "README.md", _card(dataset))
     return to
 
 
+def read_parquet(file: Path, to: Path) -> None:
+    """Add the photos and conversations of one parquet file to the folder `to`, as LLaVA JSONL that is split already.
+
+    Raises InputError where the extra is not installed or the file was not made by `export_hf`.
+    """
+    (datasets, pyarrow), part = _libraries(), file.name.partition("-")[0]
+    try:
+        table = pyarrow.parquet.read_table(file)
+        features = datasets.Features.from_arrow_schema(table.schema)
+    except (OSError, ValueError) as error:  # pyarrow's own errors are ValueErrors
+        raise InputError(f"{file}: cannot be read: {error}") from None
+    if missing := {"image", "id", "breed", "group", "conversations"} - set(table.column_names):
+        raise InputError(
+            f"{file}: no columns {', '.join(sorted(missing))}; only what catlib data export hf has written is read"
+        )
+    lines = []
+    for n, row in enumerate(table.to_pylist()):
+        image = f"images/{file.stem}/{n:05d}{Path(row['image']['path'] or '').suffix}"
+        write_bytes(to / image, row["image"]["bytes"])
+        metadata = {"breed": features["breed"].int2str(row["breed"]), "group": row["group"]}
+        lines.append(
+            json.dumps({"id": row["id"], "image": image, "conversations": row["conversations"], "metadata": metadata})
+        )
+    with (to / f"{part}.jsonl").open("a", encoding="utf-8") as stream:
+        stream.writelines(f"{line}\n" for line in lines)
+
+
+def _libraries() -> tuple[Any, Any]:
+    try:
+        import datasets
+        import pyarrow.parquet
+    except ImportError:
+        raise InputError("parquet files need Hugging Face datasets: pip install 'catlib[datasets]'") from None
+    return datasets, pyarrow
+
+
 def _row(dataset: Dataset, sample: Sample) -> dict[str, Any]:
     photo = inside(dataset.image_root, sample.image)
-    about = {name: getattr(sample, name) for name in ("id", "group", "breed", "question", "answer")}
+    about: dict[str, Any] = {name: getattr(sample, name) for name in ("id", "group", "question", "answer")}
+    about["breed"] = dataset.breeds.index(sample.breed)
     turns = [{"from": turn["from"], "value": turn["value"]} for turn in sample.conversations]
     sha256 = str(sample.metadata.get("sha256") or "")
     return {

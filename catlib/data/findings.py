@@ -37,7 +37,7 @@ class Finding:
     taken: str = ""  # camera|time of the EXIF data, where both are there
     brightness: float = 0.0  # mean of the grey levels, 0 to 255; these five are 0 where the photo was not decoded
     contrast: float = 0.0  # their standard deviation
-    sharpness: float = 0.0  # mean step between pixels side by side, at DRAFT pixels
+    sharpness: float = 0.0  # mean Laplacian over mean step between pixels side by side: whatever the contrast
     entropy: float = 0.0  # bits of the distribution of grey levels
     border: float = 0.0  # share of the rows and columns at the edges that hold one colour
     source_name: str = ""  # the breed as the source names it

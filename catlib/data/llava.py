@@ -30,8 +30,7 @@ def read_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     except (OSError, UnicodeDecodeError):
         is_list = False  # read_jsonl says why
     if not is_list:
-        for number, row in read_jsonl(path):
-            yield f"{path}:{number}", row
+        yield from ((f"{path}:{number}", row) for number, row in read_jsonl(path))
         return
     text = path.read_text(encoding="utf-8-sig")
     end = text.index("[") + 1
@@ -56,10 +55,10 @@ def plain_row(row: Mapping[str, Any], where: str) -> dict[str, Any]:
     if isinstance(row.get("id"), int) and not isinstance(row["id"], bool):
         row["id"] = str(row["id"])
     image = row.get("image", row.get("images"))
-    if isinstance(image, list) and len(image) == 1:
-        image = image[0]
     if isinstance(image, list):
-        raise InputError(f"{where}: key 'image' lists {len(image)} photos; write a line for each photo")
+        if len(image) != 1:
+            raise InputError(f"{where}: key 'image' lists {len(image)} photos; write a line for each photo")
+        image = image[0]
     if isinstance(image, str):
         row["image"] = image
         row.setdefault("id", image)
@@ -70,9 +69,8 @@ def plain_row(row: Mapping[str, Any], where: str) -> dict[str, Any]:
     turns = row.get("conversations", row.get("messages"))
     if isinstance(turns, list) and turns and all(isinstance(turn, dict) for turn in turns):
         row["conversations"] = turns = [_turn(turn) for turn in turns]
-        values = [turn["value"] for turn in turns if isinstance(turn.get("value"), str)]
         asked = next((turn for turn in turns if turn.get("from") == "human"), None)
-        if isinstance(image, str) and asked and not any(IMAGE_TOKEN in value for value in values):
+        if isinstance(image, str) and asked and not any(IMAGE_TOKEN in str(turn.get("value")) for turn in turns):
             asked["value"] = f"{IMAGE_TOKEN}\n{asked.get('value', '')}"
     return row
 
@@ -90,37 +88,35 @@ def one_question(row: dict[str, Any], where: str) -> dict[str, Any]:
     a whole. Raises InputError when they name none or several.
     """
     metadata, turns = row.get("metadata", {}), row.get("conversations")
-    known = metadata.get("breed") if isinstance(metadata, dict) else None
     if not isinstance(metadata, dict) or not isinstance(turns, list) or not turns or not all(map(_is_turn, turns)):
         return row  # parse_sample names what is wrong
-    turns = turns[1:] if turns[0]["from"] == "system" else turns
-    speakers = [turn["from"] for turn in turns]
-    if speakers != ["human", "gpt"] * (len(turns) // 2):
+    known, turns = metadata.get("breed"), turns[1:] if turns[0]["from"] == "system" else turns
+    pairs = list(zip(turns[::2], turns[1::2], strict=False))
+    if [turn["from"] for turn in turns] != ["human", "gpt"] * len(pairs):
         return row
-    pairs = list(zip(turns[::2], turns[1::2], strict=True))
     if known and len(pairs) == 1:
         return {**row, "conversations": turns}
-    said = ((pair, _breed_in(pair[1]["value"], known)) for pair in pairs)
-    named = [(pair, breed) for pair, breed in said if breed and breed == (known or breed)]
-    if len(breeds := sorted({breed for _, breed in named})) != 1:
-        if known:
-            raise InputError(f"{where}: none of its {len(pairs)} answers names the breed {known!r}; {KEEP_ONE}")
-        if breeds:
-            raise InputError(f"{where}: its answers name {' and '.join(breeds)}; {KEEP_ONE}")
-        shown = json.dumps(turns[-1]["value"], ensure_ascii=False)[:60]
-        answers = f"the answer {shown} does" if len(pairs) == 1 else f"none of its {len(pairs)} answers does"
-        no_breed = (
-            f"key 'metadata' has no 'breed', and {answers}{' not' * (len(pairs) == 1)} name one breed of the list"
+    named = [
+        (pair, breed) for pair in pairs if (breed := _breed_in(pair[1]["value"], known)) and breed == (known or breed)
+    ]
+    breeds = sorted({breed for _, breed in named})
+    if len(breeds) > 1:
+        raise InputError(f"{where}: its answers name {' and '.join(breeds)}; {KEEP_ONE}")
+    if not breeds and known:
+        raise InputError(f"{where}: none of its {len(pairs)} answers names the breed {known!r}; {KEEP_ONE}")
+    if not breeds:
+        said = ", ".join(json.dumps(answer["value"], ensure_ascii=False)[:60] for _, answer in pairs[:3])
+        add = 'add "metadata": {"breed": …} to the line'
+        raise InputError(
+            f"{where}: key 'metadata' has no 'breed', and none of its {len(pairs)} answers names one breed ({said}); {add}"
         )
-        raise InputError(f'{where}: {no_breed}; add "metadata": {{"breed": …}} to the line')
     (human, gpt), breed = named[0]
     if len(pairs) > 1:
         if sum(turn["value"].count(IMAGE_TOKEN) for turn in turns) > 1:
             raise InputError(
                 f"{where}: the conversation holds {IMAGE_TOKEN} more than once; write a line for each photo"
             )
-        question = human["value"].replace(IMAGE_TOKEN, "").strip()
-        human = {"from": "human", "value": f"{IMAGE_TOKEN}\n{question}"}
+        human = {"from": "human", "value": f"{IMAGE_TOKEN}\n{human['value'].replace(IMAGE_TOKEN, '').strip()}"}
     return {**row, "conversations": [human, gpt], "metadata": {**metadata, "breed": breed}}
 
 
@@ -132,9 +128,8 @@ def slashed(root: Path, image: str) -> str:
 def _turn(turn: Mapping[str, Any]) -> dict[str, Any]:
     said, value = turn.get("from", turn.get("role")), turn.get("value", turn.get("content"))
     if isinstance(value, list) and all(isinstance(piece, dict) for piece in value):
-        value = "\n".join(
-            IMAGE_TOKEN if piece.get("type") == "image" else str(piece.get("text", "")) for piece in value
-        )
+        pieces = (IMAGE_TOKEN if piece.get("type") == "image" else str(piece.get("text", "")) for piece in value)
+        value = "\n".join(pieces)
     more = {key: kept for key, kept in turn.items() if key not in ("role", "content")}
     return {**more, "from": SPEAKERS.get(said, said) if isinstance(said, str) else said, "value": value}
 

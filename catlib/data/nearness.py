@@ -53,9 +53,10 @@ def nearness(findings: Sequence[Finding], features: Mapping[str, np.ndarray] | N
         vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
     found = {name: frame[name].to_numpy(copy=True) for name in ("gap", "bits", "distance")}
     seen = np.zeros(len(kept), dtype=bool)
-    for (_, part), index in frame.reset_index().groupby(["breed", "part"]).groups.items():
-        train = np.flatnonzero((frame["part"] == "train") & (frame["breed"] == kept[index[0]].breed))
-        chosen = np.asarray(index)[np.unique(np.linspace(0, len(index) - 1, min(MOST, len(index))).astype(int))]
+    for breed, part in sorted({(f.breed, f.part) for f in kept}):
+        of_breed = frame["breed"].to_numpy() == breed
+        train, index = (np.flatnonzero(of_breed & (frame["part"].to_numpy() == one)) for one in ("train", part))
+        chosen = index[np.unique(np.linspace(0, len(index) - 1, min(MOST, len(index))).astype(int))]
         for i in np.array_split(chosen, -(-len(chosen) // AT_ONCE)) if len(train) else ():
             gap = np.where(run_code[i, None] == run_code[train], np.abs(number[i, None] - number[train]), np.inf)
             related = (

@@ -49,7 +49,7 @@ LIKE = {  # measure of a photo → title of its histogram, and whether little or
     "aspect": ("longer side : shorter side", "most"),
     "brightness": ("brightness, grey levels", "both"),
     "contrast": ("contrast, grey levels", "least"),
-    "sharpness": ("sharpness, grey levels", "least"),
+    "sharpness": ("sharpness", "least"),
     "entropy": ("information, bits", "least"),
     "border": ("uniform border, share", "most"),
 }
@@ -136,7 +136,7 @@ def pairs(findings: Sequence[Finding], image_root: Path, bits: int, most: int = 
         breeds, places = dict.fromkeys((a.breed, b.breed)), dict.fromkeys(f.part or "left out" for f in (a, b))
         hue = GREY if a.group != b.group else RED if a.breed != b.breed else INK
         where = "not joined" if hue == GREY else " / ".join(places)
-        text = f"{' / '.join(breeds)}, {where}, {gap} bit{'' if gap == 1 else 's'}\n{_short(a.image)}  |  {_short(b.image)}"
+        text = f"{' / '.join(breeds)}\n{where}, {gap} bit{'' if gap == 1 else 's'}\n{_short(a.image)}  |  {_short(b.image)}"
         panels.append(([inside(image_root, finding.image) for finding in (a, b)], text, hue))
     groups = [n for n in Counter(finding.group for finding in findings if finding.group).values() if n > 1]
     if not groups:
@@ -166,15 +166,24 @@ def distances(near: pd.DataFrame) -> tuple[Figure, str]:
 @figure
 def suspects(found: Suspects, image_root: Path, most: int = 25) -> tuple[Figure, str]:
     """The photos whose labels are doubted most: label, likely breed and their probabilities."""
-    panels = [
-        (
-            [inside(image_root, row.image)],
-            f"{row.breed} ({100 * row.p_breed:.0f} %)\n→ {row.likely} ({100 * row.p_likely:.0f} %)?\n{_short(row.image)}",
-            RED,
-        )
-        for row in found.table.head(most).itertuples()
-    ]
+    panels: list[Panel] = []
+    for row in found.table.head(most).to_dict("records"):
+        doubt = f"{row['breed']} ({100 * row['p_breed']:.0f} %)\n→ {row['likely']} ({100 * row['p_likely']:.0f} %)?"
+        panels.append(([inside(image_root, row["image"])], f"{doubt}\n{_short(row['image'])}", RED))
     return _panels(panels, 5), found.caption
+
+
+@figure
+def similar(found: pd.DataFrame, image_root: Path, most: int = 12) -> tuple[Figure, str]:
+    """Photos of different groups whose features are most alike: candidates for one group."""
+    panels: list[Panel] = []
+    for row in found.head(most).to_dict("records"):
+        hue = INK if row["breed"] == row["other_breed"] else RED
+        files, names = [inside(image_root, row[key]) for key in ("image", "other")], (row["image"], row["other"])
+        panels.append((files, f"cosine {row['cosine']:.3f}\n{'  |  '.join(map(_short, names))}", hue))
+    return _panels(
+        panels, 3
+    ), f"{len(found):,} pairs of photos of different groups are alike in their features; join_similar joins them."
 
 
 def worst_files(findings: Sequence[Finding], each: int = 2) -> list[tuple[Finding, str]]:
@@ -188,7 +197,7 @@ def worst_files(findings: Sequence[Finding], each: int = 2) -> list[tuple[Findin
             if ends in (end, "both"):
                 picked = values.nsmallest(each, keep="first") if end == "least" else values.nlargest(each, keep="first")
                 usual = values.median()
-                for i, value in picked.items():
+                for i, value in zip(picked.index.tolist(), picked.tolist(), strict=True):
                     if value != usual and abs(value - usual) > 0.1 * abs(usual):
                         chosen.setdefault(i, f"{title.split(',')[0]} {value:.3g}")
     return [(kept[i], why) for i, why in chosen.items()]

@@ -12,7 +12,14 @@ from catlib.data.archives import ORIGIN, unpacked
 from catlib.data.audit import audit
 from catlib.data.cats import kin_of
 from catlib.data.conversations import answer_for, question_for
-from catlib.data.corrections import CORRECTIONS, SIMILAR, apply_corrections, corrections_text, read_corrections
+from catlib.data.corrections import (
+    CORRECTIONS,
+    RELABELLED,
+    SIMILAR,
+    apply_corrections,
+    corrections_text,
+    read_corrections,
+)
 from catlib.data.dataset import Dataset, load_dataset, read_card, read_groups, write_dataset, writing
 from catlib.data.duplicates import group_photos, judge_copies
 from catlib.data.findings import Finding, Source, write_audit
@@ -26,23 +33,17 @@ from catlib.files import read_csv, write_text
 from catlib.paths import resolve
 from catlib.settings import DataSettings
 
-SPLIT_SETTINGS = (
-    "seed",
-    "val_share",
-    "test_share",
-    "min_val",
-    "min_test",
-    "draw_test",
-    "group_by",
-)  # others: another split
+# Another value of these means another split.
+SPLIT_SETTINGS = ("seed", "val_share", "test_share", "min_val", "min_test", "draw_test", "group_by")
 log = logging.getLogger(__name__)
 
 
 def prepare(settings: DataSettings, out: Path | None = None) -> Dataset:
     """Make the split that the settings describe and return it; the same settings and photos give the same bytes.
 
-    Writes train.jsonl, val.jsonl, test.jsonl (not where photos come divided into train and val only), dataset.json and groups.csv to `out` (default: `data_dir`/vlm), and audit.csv with
-    a verdict on every file to `run_dir`. Photos stay where they are and as they are. Raises InputError naming what is wrong.
+    Writes train.jsonl, val.jsonl, test.jsonl (not where photos come divided into train and val only), dataset.json and groups.csv
+    to `out` (default: `data_dir`/vlm), and audit.csv with a verdict on every file to `run_dir`. Decisions in suspects.csv there are
+    applied and recorded. Photos stay where they are and as they are. Raises InputError naming what is wrong.
     """
     check_shares(settings)
     out = out or resolve(settings.data_dir) / "vlm"
@@ -68,6 +69,7 @@ def prepare(settings: DataSettings, out: Path | None = None) -> Dataset:
         if empty := [part for part in PARTS if not samples[part] and part not in absent]:
             raise InputError(f"the {empty[0]} part would be empty: too few usable photos; see {table}")
         about = {
+            "source": source.name,
             "missing": {"count": len(source.missing), "images": list(source.missing)},
             "unknown_breeds": list(names.unknown),
             "names_mapped": list(names.merged),
@@ -78,7 +80,7 @@ def prepare(settings: DataSettings, out: Path | None = None) -> Dataset:
         }
         if corrections:
             write_text(out / CORRECTIONS, corrections_text(corrections))
-        write_dataset(out, source.root, samples, findings, _card(settings, source.name, samples, findings, about))
+        write_dataset(out, source.root, samples, findings, _card(settings, samples, findings, about))
     for line in (*about["notes"], *doubts, *names.notes(), *remarks):
         log.info("%s", line)
     left_out = Counter(finding.verdict for finding in findings if not finding.kept)
@@ -152,9 +154,10 @@ def _earlier(out: Path, settings: DataSettings) -> dict[str, str]:
     """SHA-256 -> part of the split that the folder holds, when it is one of the same seed and shares."""
     card = read_card(out) if settings.keep_split else {}
     made_with = {"scheme": SCHEME} | {name: getattr(settings, name) for name in SPLIT_SETTINGS}
-    if not card or {"draw_test": False, "group_by": ""} | card.get("split", {}) != made_with:
-        return {}
-    return {row["sha256"]: row["part"] for row in read_groups(out)}
+    earlier = {"draw_test": False, "group_by": ""} | card.get("split", {})
+    if changed := [name for name, value in made_with.items() if card and earlier.get(name) != value]:
+        log.warning("%s: the split there was made with another %s, so it is made anew", out, ", ".join(changed))
+    return {row["sha256"]: row["part"] for row in read_groups(out)} if card and not changed else {}
 
 
 def _samples(
@@ -165,26 +168,23 @@ def _samples(
     for f, id in zip(findings, ids, strict=True):
         if not f.kept:
             continue
+        answer = answer_for(f.breed, settings.answer_style, f.image)
         about = {"breed": f.breed, "source": source.name, "sha256": f.sha256, "split": f.part}
-        more: dict[str, Any] = {"group": f.group}
         if given := source.samples.get(f.image):
             human, gpt = given.conversations
-            if "relabelled (was" in f.remarks:
-                gpt = {**gpt, "value": answer_for(f.breed, settings.answer_style)}
-            metadata = {**given.metadata, **about, **more}
-            samples[f.part].append(replace(given, conversations=(human, gpt), metadata=metadata))
-            continue
-        if cat := ({"id": id} if id else {}) | dict(source.about.get(f.name, {})):
-            more["cat"] = cat
-        question = question_for(f.sha256, f.part, settings.seed)
-        answer = answer_for(f.breed, settings.answer_style)
-        samples[f.part].append(make_sample(f.image, f.image, question, answer, **about, **more))
+            turns = (human, {**gpt, "value": answer} if RELABELLED in f.remarks else gpt)
+            made = replace(given, conversations=turns, metadata={**given.metadata, **about, "group": f.group})
+        else:
+            cat = ({"id": id} if id else {}) | dict(source.about.get(f.name, {}))
+            more: dict[str, Any] = {"group": f.group} | ({"cat": cat} if cat else {})
+            question = question_for(f.sha256, f.part, settings.seed)
+            made = make_sample(f.image, f.image, question, answer, **about, **more)
+        samples[f.part].append(made)
     return samples
 
 
 def _card(
     settings: DataSettings,
-    source: str,
     samples: Mapping[str, Sequence[Sample]],
     findings: Sequence[Finding],
     about: Mapping[str, Any],
@@ -196,7 +196,6 @@ def _card(
     return {
         "breeds": breeds,
         "priority_breeds": list(priority_of(breeds, settings)),
-        "source": source,
         "counts": {part: dict(sorted(counts[part].items())) for part in PARTS},
         "files_seen": len(findings),
         "left_out": dict(sorted(Counter(f.verdict for f in findings if not f.kept).items())),

@@ -145,7 +145,7 @@ def prediction_line(prediction: Prediction) -> str:
     """A prediction as a line of JSONL."""
     row = asdict(prediction)
     if prediction.scores is not None:
-        row["scores"] = [round(s, 6) for s in prediction.scores]
+        row["scores"] = [float(f"{s:.5g}") for s in prediction.scores]
     if prediction.latency_ms is not None:
         row["latency_ms"] = round(prediction.latency_ms, 3)
     return json.dumps(row, ensure_ascii=False) + "\n"
@@ -235,7 +235,9 @@ def _parse_prediction(row: Mapping[str, Any], breeds: Sequence[str], where: str)
             raise InputError(
                 f"{where}: key 'scores' must hold {len(breeds)} numbers, one for each of the sidecar's breeds"
             )
-        if not all(map(_is_number, scores)):
+        if not (
+            set(map(type, scores)) <= {int, float} and max(map(abs, scores)) < 1e300 and sum(scores) == sum(scores)
+        ):
             raise InputError(f"{where}: key 'scores' holds something that is no number")
         scores = tuple(map(float, scores))
         said, best = None if predicted is None else scores[breeds.index(predicted)], max(scores)

@@ -42,27 +42,25 @@ def read_jsonl_source(photos: Path) -> Source:
     samples: dict[str, Sample] = {}
     ids: dict[str, str] = {}
     texts, longer = [], []
-    for path in paths:
-        fixed = path.stem if path.stem in fixed_parts else ""
-        for where, row in read_rows(path):
-            if without_photo(row):
-                texts.append(where)
-                continue
-            asked = one_question(plain := plain_row(row, where), where)
-            longer += [where] * (asked.get("conversations") != plain.get("conversations"))
-            sample = parse_sample(asked, where)
-            sample = replace(sample, image=slashed(root, sample.image))
-            try:
-                inside(root, sample.image)
-            except InputError as error:
-                raise InputError(f"{where}: {error}") from None
-            if (first := ids.setdefault(sample.id, where)) != where:
-                raise InputError(f"{where}: id {sample.id!r} stands already in {first}; ids are unique")
-            if sample.image in samples:
-                raise InputError(f"{where}: photo {sample.image!r} stands in two lines; one conversation a photo")
-            samples[sample.image] = sample
-            together = str(sample.metadata.get("group") or sample.animal)
-            findings.append(Finding(sample.image, "", source_name=sample.breed, official=fixed, animal=together))
+    for fixed, (where, row) in ((path.stem, entry) for path in paths for entry in read_rows(path)):
+        if without_photo(row):
+            texts.append(where)
+            continue
+        asked = one_question(plain := plain_row(row, where), where)
+        longer += [where] * (asked.get("conversations") != plain.get("conversations"))
+        sample = parse_sample(asked, where)
+        sample = replace(sample, image=slashed(root, sample.image))
+        try:
+            inside(root, sample.image)
+        except InputError as error:
+            raise InputError(f"{where}: {error}") from None
+        if (first := ids.setdefault(sample.id, where)) != where:
+            raise InputError(f"{where}: id {sample.id!r} stands already in {first}; ids are unique")
+        if sample.image in samples:
+            raise InputError(f"{where}: photo {sample.image!r} stands in two lines; one conversation a photo")
+        samples[sample.image] = sample
+        part, together = fixed if fixed in fixed_parts else "", str(sample.metadata.get("group") or sample.animal)
+        findings.append(Finding(sample.image, "", source_name=sample.breed, official=part, animal=together))
     if not findings:
         raise InputError(f"{paths[0]}: no samples in it" + " that name a photo by the key 'image'" * bool(texts))
     notes = [f"conversations taken from {', '.join(path.name for path in paths)} as they are"]

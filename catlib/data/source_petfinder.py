@@ -122,7 +122,7 @@ def _read(path: Path) -> tuple[Rows, list[str]]:
 
 def _plain(value: str) -> str:
     """An id or a file's name as it is compared: a whole number without separators, zeros before it or behind a decimal point."""
-    value = value.strip()
+    value = value.strip("=\"' \t")  # ="46001234" and '46001234 keep a spreadsheet from rounding
     if found := _EXPONENT.fullmatch(value):
         digits, power = found.group(1) + (found.group(2) or ""), int(found.group(3))
         return "" if _is_rounded(value) else digits[: power + 1].lstrip("0") or "0"

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 from cleanlab.count import compute_confident_joint, estimate_joint
+from cleanlab.dataset import find_overlapping_classes, rank_classes_by_label_quality
 from cleanlab.filter import find_label_issues
 from cleanlab.rank import get_label_quality_scores
 from sklearn.linear_model import LogisticRegression
@@ -25,7 +26,7 @@ from catlib.errors import InputError
 
 FOLDS = 5
 PENALTIES = (0.0003, 0.003, 0.03)  # C of the probe; the one with the least log-loss out of fold is taken
-SIMILAR = 0.8  # cosine; what is less alike is not listed
+SIMILAR = 0.9  # cosine; what is less alike is not listed
 SIMILAR_AT_ONCE = 512  # photos whose cosines are computed together
 MOST_SIMILAR = 20_000  # pairs that are kept, the most similar ones
 
@@ -37,7 +38,7 @@ class Suspects:
     table: (
         pd.DataFrame
     )  # a row for each suspected photo, the surest first: image, part, breed, likely, p_breed, p_likely, …
-    by_breed: pd.DataFrame  # breed → photos, suspected, estimated noise
+    by_breed: pd.DataFrame  # breed → photos, estimated noise
     confusion: pd.DataFrame  # pairs of breeds: label, likely, photos (estimated)
     judged: int  # photos; those of a breed with a single group cannot be
     noise: float  # estimated share of wrong labels among them; too high by much of what the probe gets wrong
@@ -56,51 +57,35 @@ def find_suspects(samples: Sequence[Sample], features: np.ndarray, seed: int = 0
 
     No fold splits a group. Raises InputError when fewer than two breeds have two groups.
     """
-    frame = pd.DataFrame(
-        {
-            "image": [sample.image for sample in samples],
-            "part": [str(sample.metadata.get("split", "")) for sample in samples],
-            "breed": [sample.breed for sample in samples],
-            "sha256": [_sha(sample) for sample in samples],
-            "group": [sample.group for sample in samples],
-        }
-    )
-    many = frame.groupby("breed")["group"].nunique()
-    judged = frame["breed"].isin(many.index[many > 1])
+    about = [(s.image, str(s.metadata.get("split", "")), s.breed, _sha(s), s.group) for s in samples]
+    frame = pd.DataFrame(about, columns=["image", "part", "breed", "sha256", "group"])
+    judged = frame.groupby("breed")["group"].transform("nunique") > 1
     frame = frame[judged].reset_index(drop=True)
     if frame["breed"].nunique() < 2:
         raise InputError("labels can only be judged where at least two breeds have two groups of photos each")
     labels, breeds = pd.factorize(frame["breed"], sort=True)
-    probabilities = out_of_fold(np.asarray(features)[judged.to_numpy()], labels, frame["group"].tolist(), seed, jobs)
+    found = out_of_fold(np.asarray(features)[judged.to_numpy()], labels, frame["group"].tolist(), seed, jobs)
+    likely, row = found.argmax(1), np.arange(len(frame))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a breed that the probe never names is told by the table
-        doubted = find_label_issues(
-            labels, probabilities, filter_by="prune_by_noise_rate", min_examples_per_class=0, n_jobs=1
-        )
-        joint = estimate_joint(labels, probabilities, confident_joint=compute_confident_joint(labels, probabilities))
-    likely = probabilities.argmax(1)
-    row = np.arange(len(frame))
-    frame["likely"] = np.asarray(breeds)[likely]
-    frame["p_breed"] = probabilities[row, labels].round(4)
-    frame["p_likely"] = probabilities[row, likely].round(4)
-    frame["score"] = get_label_quality_scores(labels, probabilities, method="normalized_margin").round(5)
-    shown = frame[doubted & (likely != labels)].sort_values(["score", "image"]).reset_index(drop=True)
-    totals = joint.sum(1)
-    by_breed = pd.DataFrame(
-        {
-            "photos": np.bincount(labels),
-            "suspected": shown["breed"].value_counts().reindex(breeds, fill_value=0).to_numpy(),
-            "estimated noise": 1 - np.diag(joint) / np.maximum(totals, 1e-12),
-        },
-        index=pd.Index(breeds, name="breed"),
+        doubted = find_label_issues(labels, found, filter_by="prune_by_noise_rate", min_examples_per_class=0, n_jobs=1)
+        joint = estimate_joint(labels, found, confident_joint=compute_confident_joint(labels, found))
+        about_joint = {"joint": joint, "num_examples": len(frame), "class_names": list(breeds)}
+        by_breed = rank_classes_by_label_quality(labels, **about_joint)
+        confusion = find_overlapping_classes(labels, asymmetric=True, **about_joint)
+    by_breed = by_breed.rename(columns={"Class Name": "breed", "Label Noise": "estimated noise"}).set_index("breed")
+    by_breed.insert(0, "photos", frame["breed"].value_counts())
+    names = {"Class Name A": "label", "Class Name B": "likely", "Num Overlapping Examples": "photos (estimated)"}
+    frame = frame.assign(
+        likely=np.asarray(breeds)[likely],
+        p_breed=found[row, labels].round(4),
+        p_likely=found[row, likely].round(4),
+        score=get_label_quality_scores(labels, found, method="normalized_margin").round(5),
     )
-    pairs = [(breeds[i], breeds[j], joint[i, j] * len(frame)) for i, j in np.argwhere(~np.eye(len(breeds), dtype=bool))]
-    confusion = pd.DataFrame(pairs, columns=["label", "likely", "photos (estimated)"])
-    confusion = confusion.sort_values("photos (estimated)", ascending=False, ignore_index=True)
-    noise, agrees = float(1 - np.trace(joint)), float((likely == labels).mean())
-    return Suspects(
-        shown, by_breed.sort_values("estimated noise", ascending=False), confusion, len(frame), noise, agrees
-    )
+    shown = frame[doubted & (likely != labels)].sort_values(["score", "image"], ignore_index=True)
+    agrees, noise = float((likely == labels).mean()), float(1 - np.trace(joint))
+    confusion = confusion.rename(columns=names)[list(names.values())]
+    return Suspects(shown, by_breed[["photos", "estimated noise"]], confusion, len(frame), noise, agrees)
 
 
 def out_of_fold(
@@ -114,7 +99,7 @@ def out_of_fold(
         for penalty in PENALTIES:
             probe = make_pipeline(StandardScaler(), LogisticRegression(C=penalty, max_iter=300, tol=1e-3))
             found = cross_val_predict(probe, features, labels, groups=groups, cv=folds, method="predict_proba")
-            found = np.clip(found, 1e-6, None)
+            found = np.clip(found.astype(np.float64), 1e-6, None)
             tried.append(found / found.sum(1, keepdims=True))
     return min(tried, key=lambda found: log_loss(labels, found, labels=np.unique(labels)))
 
@@ -129,7 +114,9 @@ def similar_pairs(samples: Sequence[Sample], features: np.ndarray, least: float 
     for start in range(0, len(samples), SIMILAR_AT_ONCE):
         cosines = vectors[start : start + SIMILAR_AT_ONCE] @ vectors[start:].T
         a, b = np.nonzero((cosines >= least) & (group[start : start + SIMILAR_AT_ONCE, None] != group[start:]))
-        found += [(float(cosines[i, j]), start + i, start + j) for i, j in zip(a, b, strict=True) if i < j]
+        found += [
+            (float(cosines[i, j]), start + i, start + j) for i, j in zip(a.tolist(), b.tolist(), strict=True) if i < j
+        ]
         found = sorted(found, reverse=True)[:MOST_SIMILAR]
     columns = ["cosine", "image", "other", "breed", "other_breed", "sha256", "other_sha256"]
     pairs = [(round(cosine, 4), samples[i], samples[j]) for cosine, i, j in found]

@@ -105,8 +105,9 @@ def remarks(findings: Sequence[Finding]) -> pd.DataFrame:
 
 def nearness(near: pd.DataFrame) -> pd.DataFrame:
     """How near each part is to training, in words for shares."""
-    shares = {name: "{:.0%}".format for name in by_part(near).columns if name.startswith(("nearer", "number"))}
-    return by_part(near).apply(lambda column: column.map(shares.get(column.name, lambda v: f"{v:.3g}")))
+    table = by_part(near)
+    look = {name: "{:.0%}" if name.startswith(("nearer", "number")) else "{:,.4g}" for name in table.columns}
+    return table.apply(lambda column: column.map((look[column.name] if column.name != "photos" else "{:,.0f}").format))
 
 
 def conclusion(
@@ -140,7 +141,8 @@ def conclusion(
     enough = f"the least certain is {frame['test'].idxmin()} with {frame['test'].min()} test photos"
     rows.append(("Which breeds can be measured?", answer, why if len(small) else enough))
     if remarks := dataset.card.get("remarks"):
-        rows.append(("Did every breed get its share?", f"{len(remarks)} did not", "; ".join(remarks)))
+        more = f" … and {len(remarks) - SHOWN} more in dataset.json" * (len(remarks) > SHOWN)
+        rows.append(("Did every breed get its share?", f"{len(remarks)} did not", "; ".join(remarks[:SHOWN]) + more))
     return pd.DataFrame(rows, columns=["question", "answer", "because"]).set_index("question")
 
 

@@ -1,24 +1,15 @@
 """Bootstrap intervals: stratified by true breed, by group, seeded, and measured to cover at their nominal rate.
 
-Plain percentile intervals undercover on the few photos that rare breeds have, and far more where photos come in groups
-(photos of one cat). `benchmarks/interval_coverage.py` simulates test sets whose true figures are known; what it shows is
-why these steps are added:
+Plain percentile intervals undercover on the few photos of rare breeds, and far more where photos come in groups (of one cat);
+`benchmarks/interval_coverage.py` measures it, docs/evaluation.md has the table. What is added, and why:
 
-- What is drawn are whole groups within their breed; without groups every photo is one. A breed's draw is scaled to the
-  breed's photos, so that groups of unequal size leave the mixture of breeds as it is.
-- Each breed's m groups are resampled m-1 at a time (Rao and Wu 1988, "Resampling inference with complex survey data"):
-  otherwise the variance is too small by (m-1)/m, a fifth for a breed with five.
-- A handful of pseudo groups of the breed's mean size is spread over the breeds: two right and two wrong for one model
-  (Agresti and Coull 1998), one half for each of the four joint outcomes of two models (Agresti and Min 2005). Otherwise
-  0 right of 35 gives the interval [0, 0].
-- The percentile interval is moved by the bootstrap's own estimate of its bias (Efron and Tibshirani 1993, chapter 10).
-- Where photos are grouped the interval is widened by the ratio of Student's to the normal quantile, the degrees of
-  freedom being groups less breeds, as for a variance between groups (Korn and Graubard 1998).
-- Where too few groups allow no interval there is none: see `widening`.
-
-Shares that rest on one count have Wilson's interval for the number of independent photos that the grouped ones are worth:
-see `effective_share`. Coverage is measured in docs/evaluation.md: plain percentiles of single photos hold the truth in 89.2
-to 94.4 % of the sets, and in 45 % where the true F1 is nearly 0.
+- Whole groups are drawn within their breed (without groups every photo is one), scaled to the breed's photos.
+- Of a breed's m groups m-1 are drawn (Rao and Wu 1988): else the variance is too small by (m-1)/m.
+- Pseudo groups of the breed's mean size: two right and two wrong for one model (Agresti and Coull 1998), one half for each joint
+  outcome of two models (Agresti and Min 2005). Otherwise 0 right of 35 gives the interval [0, 0].
+- The percentiles are moved by the bootstrap's estimate of its bias (Efron and Tibshirani 1993, chapter 10).
+- Grouped photos: widened by Student's over the normal quantile, with groups less breeds degrees of freedom (Korn and Graubard 1998).
+- Where too few groups allow no interval there is none: see `widening`. Shares of one count: Wilson's, see `effective_share`.
 """
 
 from collections import Counter

@@ -1,11 +1,10 @@
-"""Can the model's probabilities be believed? Temperature, reliability, and how much can be answered at a given
-precision."""
+"""Can the model's probabilities be believed? Temperature, reliability, and how much can be answered at a given precision."""
 
 import logging
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy.optimize import minimize_scalar
@@ -42,10 +41,8 @@ def apply_temperature(o: Outcomes, temperature: float) -> Outcomes:
     return replace(o, log_probs=log_softmax(_scores(o) / temperature, axis=1))
 
 
-@dataclass(frozen=True)
-class ReliabilityBin:
-    """Photos of similar confidence: how sure the model was on average, and how often it was right (Wilson's
-    interval)."""
+class ReliabilityBin(NamedTuple):
+    """Photos of similar confidence: how sure the model was on average, and how often it was right (Wilson's interval)."""
 
     confidence: float
     accuracy: float
@@ -55,32 +52,31 @@ class ReliabilityBin:
 
 def reliability(o: Outcomes, bins: int = ECE_BINS) -> list[ReliabilityBin]:
     """The reliability diagram's points, in the equal-mass bins that the expected calibration error uses."""
-    confidence, code = o.confidence, equal_mass_bins(o.confidence, bins)
-    table = []
-    for number in range(code.max() + 1):
-        rows = code == number
-        right = int(o.correct[rows].sum())
-        photos = int(rows.sum())
-        table.append(
-            ReliabilityBin(
-                float(confidence[rows].mean()), right / photos, wilson_grouped(o.correct[rows], o.group[rows]), photos
-            )
+    confidence, code, right = o.confidence, equal_mass_bins(o.confidence, bins), o.correct
+    parts = [code == number for number in range(code.max() + 1)]
+    return [
+        ReliabilityBin(
+            float(confidence[p].mean()), float(right[p].mean()), wilson_grouped(right[p], o.group[p]), int(p.sum())
         )
-    return table
+        for p in parts
+    ]
 
 
-@dataclass(frozen=True)
-class RiskCoverage:
+class RiskCoverage(NamedTuple):
     """Precision (n,) among the `coverage` (n,) share of photos that the model is surest of, at `threshold` (n,)."""
 
     coverage: np.ndarray
     precision: np.ndarray
     threshold: np.ndarray
 
+    @property
+    def area(self) -> float:
+        """The area under the risk-coverage curve (Geifman et al. 2019): the mean share of wrong answers over all coverages."""
+        return float(np.sum((1 - self.precision) * np.diff(self.coverage, prepend=0.0)))
+
 
 def risk_coverage(o: Outcomes) -> RiskCoverage:
-    """Precision against coverage when only the surest answers are given (El-Yaniv and Wiener 2010). Ties stay
-    together."""
+    """Precision against coverage when only the surest answers are given (El-Yaniv and Wiener 2010). Ties stay together."""
     confidence = o.confidence
     order = np.argsort(-confidence, kind="stable")
     sure, right = confidence[order], np.cumsum(o.correct[order])
@@ -88,10 +84,8 @@ def risk_coverage(o: Outcomes) -> RiskCoverage:
     return RiskCoverage((last + 1) / len(o), right[last] / (last + 1), sure[last])
 
 
-@dataclass(frozen=True)
-class SelectiveResult:
-    """What answering only above a confidence `threshold` gives on the test photos. `precision` is None if none is
-    answered."""
+class SelectiveResult(NamedTuple):
+    """What answering only above a confidence `threshold` gives on the test photos. `precision` is None if none is answered."""
 
     target: float
     threshold: float | None  # None: no threshold reached the target on the validation photos
@@ -109,8 +103,7 @@ def threshold_for(validation: Outcomes, target: float) -> float | None:
 
 
 def answer_at_precision(validation: Outcomes, test: Outcomes, target: float = 0.95) -> SelectiveResult:
-    """How much can be answered at `target` precision: the threshold is chosen on validation, the figures are the
-    test's."""
+    """How much can be answered at `target` precision: the threshold is chosen on validation, the figures are the test's."""
     threshold = threshold_for(validation, target)
     if threshold is None:
         return SelectiveResult(target, None, 0.0, wilson_grouped(np.zeros(len(test)), test.group), None, None)

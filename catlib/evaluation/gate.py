@@ -3,6 +3,7 @@
 import time
 from collections.abc import Mapping
 from dataclasses import asdict
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from catlib.evaluation.verdict import Verdict, judge
 from catlib.files import write_json
 from catlib.paths import resolve
 from catlib.settings import ComparisonSettings, TrainSettings
-from catlib.training.memory import GB, Footprint, model_config, usual_shape
+from catlib.training.memory import GB, Footprint, choose, model_config, usual_shape
 from catlib.training.memory_check import device_memory, ways_that_fit
 from catlib.vlm.models import pick_device, pick_dtype
 
@@ -83,16 +84,14 @@ def training_need(settings: TrainSettings, budget_hours: float = 0.0) -> dict[st
     except InputError as error:
         return facts | {"text": f"What training needs on {where} is not known: {error}."}
 
-    def of(way: TrainSettings) -> Footprint:
-        return Footprint.of(way, config, shape, dtype, cpu=cpu)
-
-    footprint = of(settings)
-    peak, free = footprint.at(settings.batch_size).peak, device_memory(device)
-    operations = (6 if settings.recomputes else 4) * footprint.parameters
+    of = cache(lambda way: Footprint.of(way, config, shape, dtype, cpu=cpu))
+    free = device_memory(device)
+    way = of(settings).at(settings.batch_size) if free is None else choose(settings, of, free, device.type == "cuda")
+    peak, operations = way.peak, (6 if way.gradient_checkpointing else 4) * way.parameters
     tokens = (shape.image_tokens + shape.text_tokens) * len(samples) * settings.epochs
     hours = operations * tokens / (UTILISATION * matmul_rate(device, dtype)) / 3600
     facts |= {"peak_gb": peak / GB, "free_gb": None if free is None else free / GB, "hours": hours}
-    took = f"{hours:.1f} hours" if hours >= 0.1 else f"{max(1, round(60 * hours))} minutes"
+    took = f"{hours:.1f} hours" if hours >= 0.1 else "less than 0.1 hours"
     text = f"Training on {len(samples)} photos takes about {peak / GB:.1f} GB and {took} on {where}"
     most = budget_hours or (CPU_HOURS if cpu else 0.0)
     if free is not None and peak > free and not settings.force:

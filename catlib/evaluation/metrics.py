@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from scipy import sparse
 from scipy.stats import binom, chi2
-from sklearn.metrics import accuracy_score, precision_recall_fscore_support
+from sklearn.metrics import precision_recall_fscore_support
 from threadpoolctl import threadpool_limits
 
 from catlib.data.records import PredictionSet
@@ -48,26 +48,32 @@ def evaluate_outcomes(
     o: Outcomes, priority: Sequence[str] = (), *, bootstrap: int = 2000, seed: int = 0
 ) -> dict[str, Any]:
     """`evaluate` on arrays."""
-    chosen = o.index(priority)
-    present = np.flatnonzero(o.support)
-    top3 = in_top(o, 3)
+    chosen, support, k, top3 = o.index(priority), o.support, len(o.breeds), in_top(o, 3)
     cells = make_cells(o.true, o.predicted, o.correct if top3 is None else top3, o.group)
-    counts = resample_cells(cells, bootstrap, seed, PSEUDO_SINGLE)
-    f1 = f1_by_breed(cells, counts, len(o.breeds))
-    support = o.support
-    right = sums(counts, np.where(cells.said[:, 0] == cells.true, cells.true, -1), len(o.breeds))
     report = per_breed(o, priority)
     point = np.array([report[b]["f1"] or 0.0 for b in o.breeds])
-    by_photo, by_breed = cells.widening(), cells.widening(np.minimum(support, 1))
-    figures = {
+
+    def averages(some: np.ndarray, over: int | None = None) -> tuple[np.ndarray, np.ndarray, list[dict[str, Any]]]:
+        """Counts and F1 of the resamples, and accuracy and macro-F1 of the breeds `some`."""
+        counts = resample_cells(cells, bootstrap, seed, PSEUDO_SINGLE, over)
+        f1, only = f1_by_breed(cells, counts, k), np.isin(np.arange(k), some)
+        right = sums(counts, np.where(cells.said[:, 0] == cells.true, cells.true, -1), k)[some].sum(0)
+        rows, by_breed = np.isin(o.true, some), cells.widening(np.minimum(support, 1) * only)
+        accuracy = _figure(o.correct[rows].mean(), right / rows.sum(), cells.widening(support * only))
+        return counts, f1, [accuracy, _figure(point[some].mean(), f1[some].mean(0), by_breed)]
+
+    present, by_photo = np.flatnonzero(support), cells.widening()
+    counts, f1, (accuracy, macro) = averages(present)
+    rare_accuracy, rare_macro = averages(chosen, len(chosen))[2] if len(chosen) else (None, None)
+    return {
         "n": len(o),
         "groups": len(np.unique(o.group)),
         "breeds": len(present),
-        "accuracy": _figure(accuracy_score(o.true, o.predicted), right.sum(0) / len(o), by_photo),
-        "macro_f1": _figure(point[present].mean(), f1[present].mean(0), by_breed),
+        "accuracy": accuracy,
+        "macro_f1": macro,
         "weighted_f1": _figure(point @ support / len(o), support @ f1 / len(o), by_photo),
-        "priority_macro_f1": None,
-        "priority_accuracy": None,
+        "priority_macro_f1": rare_macro,
+        "priority_accuracy": rare_accuracy,
         "priority_breeds": list(priority),
         "top3_accuracy": None if top3 is None else _figure(top3.mean(), cells.mark @ counts / len(o), by_photo),
         **_scored(o, bootstrap, seed, by_photo),
@@ -79,16 +85,6 @@ def evaluate_outcomes(
         "reasons": bool(o.meta.get("reasons")) or o.meta.get("answer_style") == "label+traits",
         "per_breed": report,
     }
-    if len(chosen):
-        counts = resample_cells(cells, bootstrap, seed, PSEUDO_SINGLE, over=len(chosen))
-        f1 = f1_by_breed(cells, counts, len(o.breeds))
-        right = sums(counts, np.where(cells.said[:, 0] == cells.true, cells.true, -1), len(o.breeds))
-        rare = np.isin(o.true, chosen)
-        chosen_only = np.isin(np.arange(len(o.breeds)), chosen)
-        by_photo, by_breed = (cells.widening(weight * chosen_only) for weight in (support, np.minimum(support, 1)))
-        figures["priority_macro_f1"] = _figure(point[chosen].mean(), f1[chosen].mean(0), by_breed)
-        figures["priority_accuracy"] = _figure(o.correct[rare].mean(), right[chosen].sum(0) / rare.sum(), by_photo)
-    return figures
 
 
 def per_breed(o: Outcomes, priority: Sequence[str] = ()) -> dict[str, dict[str, Any]]:
@@ -209,7 +205,7 @@ def _scored(o: Outcomes, bootstrap: int, seed: int, widen: float | None) -> dict
     code = equal_mass_bins(confidence)
     gap = o.correct - confidence
     # Here every photo is a row of its own: with very many photos fewer resamples do, and the time stays in bounds.
-    resamples = min(bootstrap, max(300, RESAMPLED_PHOTOS // len(o)))
+    resamples = min(bootstrap, max(200, RESAMPLED_PHOTOS // len(o)))
     unit = units(o.true, o.group)
     breed, ones = np.zeros(unit.max() + 1, dtype=int), np.ones(len(o))
     breed[unit] = o.true

@@ -61,7 +61,12 @@ def overview(models: Mapping[str, Entry], shown: Sequence[str] = tuple(HEADLINES
 
 def _best(models: Mapping[str, Entry]) -> str:
     best = max(models, key=lambda name: models[name]["accuracy"]["value"])
-    said = f"{track(best).first} is the most accurate on these photos ({in_words(models[best]['accuracy'])})"
+    equal = [n for n in ordered(models) if models[n]["accuracy"]["value"] == models[best]["accuracy"]["value"]]
+    names, verb = (
+        " and ".join([track(best).first, *(track(n).title for n in equal if n != best)]),
+        "is" if len(equal) == 1 else "are",
+    )
+    said = f"{names} {verb} the most accurate on these photos ({in_words(models[best]['accuracy'])})"
     rare = {name: m["priority_macro_f1"] for name, m in models.items() if m.get("priority_macro_f1")}
     if not rare:
         return said + "."
@@ -130,11 +135,11 @@ def precision_by_coverage(models: Sequence[Calibrated]) -> tuple[Figure, str]:
         return fig, f"{track(models[0].raw.name).first} gives answers without scores, so that no threshold can be set."
     chosen, low = models[0].chosen, 1.0
     for o in drawn:
-        curve, look = risk_coverage(o), track(o.name)
+        curve, own = risk_coverage(o), track(o.name)
         # Below about 20 photos the curve is noise.
         sure = curve.coverage * len(o) >= min(20, len(o) / 4)
-        axes.plot(curve.coverage[sure], curve.precision[sure], color=look.color, label=look.short)
-        axes.plot(curve.coverage[-1], curve.precision[-1], look.marker, color=look.color, markersize=8)
+        axes.plot(curve.coverage[sure], curve.precision[sure], color=own.color, label=own.short)
+        axes.plot(curve.coverage[-1], curve.precision[-1], own.marker, color=own.color, markersize=8)
         low = min(low, curve.precision[sure].min())
     if chosen is not None:
         axes.axhline(chosen.target, color=GREY, linestyle="--", linewidth=1.2)
@@ -142,16 +147,8 @@ def precision_by_coverage(models: Sequence[Calibrated]) -> tuple[Figure, str]:
         if chosen.precision is not None and chosen.precision_ci95 is not None:
             ends = chosen.precision_ci95
             arms = [[max(chosen.precision - ends[0], 0.0)], [max(ends[1] - chosen.precision, 0.0)]]
-            style: dict[str, Any] = {
-                "color": INK,
-                "marker": "*",
-                "markersize": 14,
-                "capsize": 3,
-                "linewidth": 1.5,
-                "zorder": 5,
-            }
-            label = "threshold chosen on validation"
-            axes.errorbar(chosen.coverage, chosen.precision, yerr=arms, label=label, **style)
+            look: Any = {"color": INK, "marker": "*", "markersize": 14, "capsize": 3, "linewidth": 1.5, "zorder": 5}
+            axes.errorbar(chosen.coverage, chosen.precision, arms, label="threshold chosen on validation", **look)
             low = min(low, ends[0])
     percent_axis(axes, "x", 0.0, 1.02)
     percent_axis(axes, "y", max(0.0, np.floor(low * 10 - 0.3) / 10), 1.01)
@@ -199,12 +196,9 @@ def learning_curve(
         for look in map(track, models):
             found = _points(runs, look.name, key)
             if found:
-                x, low, high = (
-                    [p[0] for p in found],
-                    *zip(*[p[1]["ci95"] or [p[1]["value"]] * 2 for p in found], strict=True),
-                )
+                x, values = [p[0] for p in found], [p[1]["value"] for p in found]
+                low, high = zip(*(entry["ci95"] or [entry["value"]] * 2 for _, entry in found), strict=True)
                 axes.fill_between(x, low, high, color=look.color, alpha=0.15, linewidth=0)
-                values = [p[1]["value"] for p in found]
                 axes.plot(x, values, marker=look.marker, color=look.color, label=look.short)
         axes.set_xscale("log")
         axes.set_xticks([run[0] for run in runs], [f"{run[0]:g}" for run in runs], minor=False)
@@ -223,13 +217,9 @@ def slope(runs: Runs, parameter: str, name: str = TUNED, key: str = "priority_ma
     if len(found) < 2:
         return f"There are not enough runs with {HEADLINES[key].lower()} of {track(name).title} for a curve."
     (first, start), (before, almost), (last, end) = found[0], found[-2], found[-1]
-    trend = (
-        "still rising"
-        if end["ci95"] and end["ci95"][0] > almost["value"]
-        else "falling"
-        if end["ci95"] and end["ci95"][1] < almost["value"]
-        else "level within its uncertainty"
-    )
+    low, high = end["ci95"] or (-np.inf, np.inf)
+    rising, falling = low > almost["value"], high < almost["value"]
+    trend = "still rising" if rising else "falling" if falling else "level within its uncertainty"
     return (
         f"{HEADLINES[key]} of {track(name).title} goes from {in_words(start)} at {first:g} to {in_words(end)} at {last:g} "
         f"{parameter.replace('_', ' ')}; the last step, from {before:g} to {last:g}, changes it by "

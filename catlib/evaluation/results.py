@@ -12,13 +12,14 @@ import numpy as np
 from catlib.classifiers.tracks import TUNED, UNTUNED, ordered, track
 from catlib.data.records import PredictionSet, Sample, read_samples
 from catlib.errors import InputError
-from catlib.evaluation.calibration import Calibrated, calibrate
+from catlib.evaluation.calibration import Calibrated, calibrate, risk_coverage
 from catlib.evaluation.compare import compare
 from catlib.evaluation.metrics import evaluate_outcomes, expected_calibration_error, per_breed
 from catlib.evaluation.metrics_file import write_metrics
 from catlib.evaluation.outcomes import outcomes
-from catlib.evaluation.tables import Entry, in_words, milliseconds, points
-from catlib.evaluation.verdict import Verdict, accuracy_gain, judge, more_than, reference_of, surely_worse
+from catlib.evaluation.reasons import reason_figures
+from catlib.evaluation.tables import Entry, in_words, milliseconds
+from catlib.evaluation.verdict import Verdict, against, judge, reference_of
 from catlib.paths import resolve
 from catlib.settings import ComparisonSettings
 
@@ -67,6 +68,7 @@ class Results:
             found[name]["remarks"] = list(self.test[name].remarks)
             if name in self.val:
                 found[name]["validation"] = _on_validation(self.val[name], self.priority)
+            found[name]["reason_figures"] = reason_figures(self.test[name])
             if c.scaled is not None:
                 found[name]["calibration"] = _calibration(c)
         return found
@@ -129,7 +131,7 @@ class Results:
         ]
         if rare is not None:
             lines.append(f"On the {len(self.priority)} priority breeds its macro-F1 is {in_words(rare)}.")
-        lines += [_tuning(self.models[UNTUNED], c) for c in self.comparisons if c["b"] == UNTUNED]
+        lines += [against(self.models, c) for c in self.comparisons if c["b"] == UNTUNED]
         lines.append(f"It fails most often on {told}.")
         if m["invalid_rate"]["value"] > 0:
             lines.append(f"It names no breed for {in_words(m['invalid_rate'])} of the photos, which counts as wrong.")
@@ -190,6 +192,7 @@ def _calibration(c: Calibrated) -> dict[str, Any]:
     found = None if chosen.precision_ci95 is None else {"value": chosen.precision, "ci95": list(chosen.precision_ci95)}
     return {
         "temperature": c.temperature,
+        "area_under_risk_coverage": risk_coverage(scaled).area,
         "ece": expected_calibration_error(scaled.confidence, scaled.correct),
         "answered_at_precision": chosen.target,
         "answered": {"value": chosen.coverage, "ci95": list(chosen.coverage_ci95)},
@@ -204,15 +207,3 @@ def _answered(calibration: Entry) -> str:
         said = f"{in_words(calibration['answered'])} of the photos are answered, {right} of them rightly"
     target = f"{calibration['answered_at_precision']:.0%}"
     return f"With a threshold chosen on validation photos for {target} precision, {said}."
-
-
-def _tuning(base: Entry, c: Entry) -> str:
-    """What tuning has changed, judged on the same photos."""
-    overall, rare = accuracy_gain(c), c["priority_f1_gain_points"]
-    sure = any(more_than(figure, 0) is True for figure in (overall, rare))
-    verdict = "it lost accuracy" if surely_worse(c) else "the gain is certain" if sure else "no gain is certain"
-    before = f"Before tuning it had {in_words(base['accuracy'])} right"
-    beside = "" if rare is None else f", and the priority macro-F1 by {points(rare)}"
-    if rare is not None:
-        before += f" and {in_words(base['priority_macro_f1'])} macro-F1 on the priority breeds"
-    return f"{before}; on the same photos tuning changed the accuracy by {points(overall)} points{beside}: {verdict}."

@@ -20,6 +20,13 @@ def frame(rows: Rows) -> pd.DataFrame:
     return table if table.empty else table.set_index(table.columns[0])
 
 
+def _reasons(r: Entry | None) -> dict[str, str]:
+    """The columns on reasons: how many are whole, and whose traits they name."""
+    names = ("whole reasons", "traits of the breed named", "traits of the true breed", "breeds with several reasons")
+    keys = ("complete", "of_breed_named", "of_true_breed", "breeds_with_several")
+    return {name: percent(r and r[key]) for name, key in zip(names, keys, strict=True)}
+
+
 def model_table(models: Mapping[str, Entry]) -> pd.DataFrame:
     """The headline figures of each model with their 95 % intervals, and its time for a photo."""
     return frame(
@@ -37,6 +44,7 @@ def model_table(models: Mapping[str, Entry]) -> pd.DataFrame:
                 "ms, median": milliseconds(m),
                 "ms, p95": number(m["latency_ms"]["p95"]),
                 "time for 1,000": cost(m),
+                **(_reasons(m.get("reason_figures")) if any(m.get("reason_figures") for m in models.values()) else {}),
             }
             for name, m in ((name, models[name]) for name in ordered(models))
         ]

@@ -10,7 +10,7 @@ from typing import Any
 
 from catlib.classifiers.tracks import TUNED, UNTUNED, names_of, ordered, track
 from catlib.errors import InputError
-from catlib.evaluation.tables import Entry, cost, in_words, milliseconds, points, signed, test_name
+from catlib.evaluation.tables import Entry, cost, in_words, milliseconds, points, right_of_total, signed, test_name
 from catlib.evaluation.tables import within as bounds
 from catlib.files import parse_yaml, read_text
 from catlib.settings import ComparisonSettings
@@ -79,7 +79,8 @@ class Verdict:
     @property
     def text(self) -> str:
         """Decision, tracks to run and reasons, in Markdown."""
-        run = f" To run: {' and '.join(track(name).title for name in self.use.split('+'))}." if self.use else ""
+        what = "Best without it" if self.decision in ("train", "skip") else "To run"
+        run = f" {what}: {' and '.join(track(name).title for name in self.use.split('+'))}." if self.use else ""
         reasons = "\n".join(f"- {reason}" for reason in self.reasons)
         return f"**Recommendation: {self.decision}. {DECISIONS[self.decision]}**{run}\n\n{reasons}"
 
@@ -121,6 +122,9 @@ def judge(
     facts["lifted"] = want.accuracy_first or facts["wanted_reasons"]
     if candidate is not None:
         facts |= _facts_of_candidate(models, comparisons, want, candidate, facts)
+    for role in ("candidate", "reference", "rival", "beater", "rare_beater"):
+        named = track(facts.get(role) or "zero-shot CLIP")
+        facts |= {f"{role}_title": named.title, role.capitalize(): named.first}
     shown = _measured(facts, want, outcome, outcome.get("device") or facts.get("device"), gives)
     rows = _rows(shown, facts, bool(candidate))
     if facts.get("success"):
@@ -192,7 +196,8 @@ def _facts_of_others(models: Mapping[str, Entry], want: ComparisonSettings, cand
     """What is known without a candidate: the other tracks, which of them may be run, and the plan's rules about CLIP and time."""
     budget = want.latency_budget_ms
     kept = {n: in_time(models, n, budget) for n in ordered(models)}
-    rest = [n for n in kept if n != candidate]
+    rest = [n for n in kept if n != candidate and not track(n).of]
+    ways = [n for n in kept if track(n).of and track(n).of == candidate]
     others = [n for n in rest if want.accuracy_first or kept[n] is not False]
     learned = any(track(n).role != "candidate" for n in rest)
     apart = {n: models[n] for n in rest}
@@ -215,17 +220,20 @@ def _facts_of_others(models: Mapping[str, Entry], want: ComparisonSettings, cand
         "rest": rest,
         "others": others,
         "several_others": len(others) > 1,
-        "on_validation": _on_validation(apart),
+        "on_validation": candidate is None or _on_validation(apart),  # a gate's figures are those of validation photos
+        "levels": "; ".join(
+            f"{track(n).title} {in_words(m['accuracy'])}, {right_of_total(m)} priority photos right"
+            for n, m in apart.items()
+        ),
         "opponent": any(track(n).role == "opponent" for n in rest),
         "reference": reference,
-        "reference_title": track(reference).title if reference else "zero-shot CLIP",
-        "Reference": track(reference).first,
         "rival": rival,
-        "rival_title": track(rival).title,
-        "Rival": track(rival).first,
         "zero_shot": zero_shot,
         "needless": more_than(zero_shot and zero_shot["priority_accuracy"], want.clip_good_enough) is True,
         "too_slow": why if slow else "",
+        "ways": "; ".join(
+            f"{track(n).title} {in_words(models[n]['accuracy'])}, {milliseconds(models[n])}" for n in ways
+        ),
         "budget": budget,
         "budget_kept": "; ".join(f"{track(n).title} {said[kept[n]]}" for n in kept),
         "outranked": "; accuracy or reasons outrank it here" if slow else "",
@@ -259,8 +267,6 @@ def _facts_of_candidate(
     )  # without them nothing is asked about them
     times = [models[n]["latency_ms"].get("p50_ci95") for n in (candidate, rival)]
     return {
-        "Candidate": track(candidate).first,
-        "candidate_title": track(candidate).title,
         "photos": versus["n"],
         "gain": gain,
         "gain_met": gain_met,
@@ -279,12 +285,10 @@ def _facts_of_candidate(
         "rival_as_good": ends(over[rival])[1] < want.target_gain_points,
         "faster": all(times) and times[0][1] < times[1][0],
         "beater": beater,
-        "beater_title": track(beater or "").title,
         "beater_test": test_name(over[beater]) if beater else "",
         "better_than_beater_on_rare": beater in rare_better,
         "harmed": "Tuning has harmed. " * (beater == UNTUNED),
         "rare_beater": rare_beater,
-        "rare_beater_title": track(rare_beater or "").title,
         "better_than_rare_beater": rare_beater in better,
         "harmed_rare": "Tuning has harmed there. " * (rare_beater == UNTUNED),
         "mixed": mixed,
@@ -292,7 +296,7 @@ def _facts_of_candidate(
         "mixed_gain": points({"value": mixed["gain_points"], "ci95": mixed["ci95"]}, " points") if mixed else "",
         "mixed_over": track(mixed["over"]).title if mixed else "",
         "still_open": _still_open(tuned, versus, gain_met == UNDECIDED, rare_met == UNDECIDED, want.target_gain_points),
-        "against": [_against(models, over[n], n in others) for n in facts["rest"]],
+        "against": [against(models, over[n], n in others) for n in facts["rest"]],
     }
 
 
@@ -346,11 +350,11 @@ def _rows(
     return rows
 
 
-def _against(models: Mapping[str, Entry], c: Entry, counts: bool) -> str:
+def against(models: Mapping[str, Entry], c: Entry, counts: bool = True) -> str:
     """What the candidate gains over one other track, overall and on the priority breeds, and whether that one may be run."""
     gain, rare = c["accuracy_gain_points"], c["priority_f1_gain_points"]
     p = "< 0.001" if c["p"] < 0.001 else f"= {c['p']:.3f}"
-    said = f"against {track(c['b']).title} its accuracy is {abs(gain):.1f} points {'higher' if gain >= 0 else 'lower'}"
+    said = f"Against {track(c['b']).title} its accuracy is {abs(gain):.1f} points {'higher' if gain >= 0 else 'lower'}"
     said += f"{bounds(c['ci95'], signed)} on {c['n']} photos ({test_name(c)}: p {p})"
     if rare is not None:
         own, their = (in_words(models[c[side]]["priority_macro_f1"]) for side in ("a", "b"))

@@ -1,5 +1,6 @@
 """A page that compares two runs: what differs in their parameters, the paired gain of each model, and the photos that flipped."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,36 +15,32 @@ from catlib.files import write_text
 from catlib.paths import resolve
 from catlib.reports import html, index, photos
 
-BOOTSTRAP = 2000
-
 
 def compare_runs(runs: tuple[str, str]) -> tuple[Path, dict[str, Any]]:
     """Write reports/compare-A-B.html and return its path and what it says; every gain is that of the second run over the first.
 
     Raises InputError for a run that is not there, or where no model has predicted a photo in both.
     """
-    folders = [resolve("outputs/runs") / run for run in runs]
-    states = [find_run(run) for run in runs]
-    settings = [index.parameters_of(state) for state in states]
+    settings = [index.parameters_of(find_run(run)) for run in runs]
     changed = {
         key: [str(values.get(key, "-")) for values in settings]
         for key in settings[0] | settings[1]
         if key not in index.NAMES and settings[0].get(key) != settings[1].get(key)
     }
-    sets = [read_folder(folder / "predictions") for folder in folders]
-    common = ordered(sets[0].keys() & sets[1].keys())
-    if not common:
+    folders = [resolve("outputs/runs") / run for run in runs]
+    first, second = (read_folder(folder / "predictions") for folder in folders)
+    if not (common := ordered(first.keys() & second.keys())):
         raise InputError(f"{runs[0]} and {runs[1]} have no predictions of the same model")
-    found = {name: _gain(sets[1][name], sets[0][name], index.results(folders[1])) for name in common}
+    rare = index.results(folders[1]).get("priority_breeds", [])
+    found = {name: _gain(second[name], first[name], rare) for name in common}
     thumbnails = photos.Thumbnails(photos.image_root(settings[1]), photos.ROOM_TO_MAIL)
-    flips = {name: _flips(sets[0][name], sets[1][name], thumbnails) for name in common}
     table = comparison_table(list(found.values())).drop(columns="over").rename_axis("model")
     for at, run, side in ((1, runs[0], "b"), (2, runs[1], "a")):
         table.insert(at, f"accuracy of {run}", [f"{c['accuracy'][side]:.1%}" for c in found.values()])
     table["left out"] = [str(sum(c["dropped"].values())) for c in found.values()]
     path = resolve("reports") / f"compare-{runs[0]}-{runs[1]}.html"
-    values = {"title": f"{runs[0]} and {runs[1]}", "runs": runs, "changed": changed, "rows": table}
-    values |= {"flips": flips, "titles": {name: track(name).short for name in common}, "album": thumbnails}
+    values = {"title": f"{runs[0]} and {runs[1]}", "runs": runs, "changed": changed, "rows": table, "album": thumbnails}
+    values["flips"] = {track(name).short: _flips(first[name], second[name], thumbnails) for name in common}
     write_text(path, html.render("compare.html.j2", **values))
     index.render_all_runs()
     return path, {"runs": list(runs), "parameters": changed, "models": found}
@@ -58,10 +55,9 @@ def find_run(run: str) -> dict[str, Any]:
     return state
 
 
-def _gain(a: PredictionSet, b: PredictionSet, metrics: dict[str, Any]) -> dict[str, Any]:
+def _gain(a: PredictionSet, b: PredictionSet, priority: Sequence[str]) -> dict[str, Any]:
     tested = {p.breed for p in a.predictions} & {p.breed for p in b.predictions}
-    priority = [breed for breed in metrics.get("priority_breeds", []) if breed in tested]
-    found = compare(a, replace(b, name=a.name), priority, bootstrap=BOOTSTRAP)
+    found = compare(a, replace(b, name=a.name), [breed for breed in priority if breed in tested])
     return {key: value for key, value in found.items() if key not in ("breeds", "confusions", "disagreements")}
 
 

@@ -18,18 +18,14 @@ from papermill.execute import remove_error_markers
 from pygments.formatters import HtmlFormatter
 
 from catlib.errors import InputError
+from catlib.evaluation.tables import share
 from catlib.files import write_bytes
 from catlib.paths import project_root
 from catlib.reports.markup import arrange, clean, clean_output, code_label, downloads, markdown_output, tidy
 
 TEMPLATE = Path(__file__).with_name("template")
 SHOWN = ("text/html", "text/markdown", "image/png", "image/jpeg", "text/plain")  # of an output; nothing else can get in
-FILTERS = {
-    "clean_html": clean,
-    "clean_output": clean_output,
-    "markdown_output": markdown_output,
-    "code_label": code_label,
-}
+FILTERS = {"clean_html": clean, **{f.__name__: f for f in (clean_output, markdown_output, code_label)}}
 # No page may fetch, execute, send or move anything: it opens offline, and a name in the data cannot smuggle in a script.
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; form-action 'none'; base-uri 'none'"
 # Of terminals, and what turns the direction of the text around it.
@@ -58,7 +54,7 @@ def _templates() -> jinja2.Environment:
     own = (TEMPLATE / "style.css").read_text(encoding="utf-8")
     style = f"{own}{light}\n@media screen and (prefers-color-scheme: dark) {{\n{dark}\n}}"
     made.globals |= {"policy": POLICY, "style": Markup(style), "table": table}
-    made.filters["took"] = took
+    made.filters |= {"took": took, "share": share}
     return made
 
 
@@ -87,7 +83,8 @@ def notebook_body(path: Path, changed: int) -> Body:
     except (ValueError, AttributeError, KeyError, OSError, nbformat.ValidationError) as error:
         raise InputError(f"{path}: not a notebook ({str(error).splitlines()[0][:200]})") from None
     notebook.metadata.pop("widgets", None)
-    below, files = path.stem, {}
+    below = path.stem
+    files: dict[str, bytes] = {}
     for cell in notebook.cells:
         if cell.cell_type == "markdown" and (title := re.search(r"^#+ (.+)", cell.source, re.MULTILINE)):
             below = title[1]

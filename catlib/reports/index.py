@@ -1,7 +1,6 @@
 """The pages of a run and the page over all runs, written from state.json, metrics.json and the predictions."""
 
 import logging
-import os
 import shutil
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -9,26 +8,23 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
+import psutil
 from markupsafe import Markup
 
 from catlib.classifiers.tracks import ordered, track
 from catlib.errors import InputError
 from catlib.evaluation.metrics_file import METRICS_FILE, read_metrics
-from catlib.evaluation.tables import criteria_table, model_table, share
+from catlib.evaluation.tables import criteria_table, model_table
 from catlib.files import read_json, write_text
 from catlib.paths import relative, resolve
 from catlib.reports import html, photos
 
-STATE_FIELDS = {"run": str, "profile": str, "status": str, "pid": int, "started": str, "versions": dict, "stages": dict}
-FIELDS = {"title": str, "status": str}  # of each stage
+STATE = {"run": str, "profile": str, "status": str, "pid": int, "started": str, "versions": dict, "stages": dict}
+STAGE, FURTHER = {"title": str, "status": str}, {"parameters": dict, "data": dict, "outputs": dict, "changed": list}
 METRICS = {"models": dict, "recommendation": dict, "criteria": list}  # what the pages show of metrics.json
 GO_THERE = Markup('{} ended with an error. <a href="#error">Go there.</a>')
 NAMES = ("run", "run_dir", "output_dir", "checkpoint", "hint", "data_dir", "train_data", "val_data", "test_data")
-MARKS = (
-    'name="generator" content="catlib"',
-    "· catlib report</title>",
-)  # in the pages of this version, and of earlier ones
+MARKS = ('name="generator" content="catlib"', "· catlib report</title>")  # in pages of this version and of earlier ones
 log = logging.getLogger(__name__)
 
 
@@ -38,15 +34,18 @@ def read_state(run_dir: Path) -> dict[str, Any] | None:
         state = read_json(run_dir / "state.json")
     except InputError:
         return None
-    entries = [state, *(state["stages"].values() if isinstance(state.get("stages"), dict) else ())]
-    for entry, expected in zip(entries, [STATE_FIELDS, *[FIELDS] * len(entries)], strict=False):
-        if not isinstance(entry, dict) or not all(isinstance(entry.get(key), kind) for key, kind in expected.items()):
-            return None
+    if not _is_built(state, STATE) or not all(_is_built(entry, STAGE, FURTHER) for entry in state["stages"].values()):
+        return None
     state["run"] = run_dir.name  # as the training may have set the run aside under another name
-    if state["status"] == "running" and not _alive(state["pid"]):
-        for entry in entries:
+    if state["status"] == "running" and not psutil.pid_exists(state["pid"]):
+        for entry in (state, *state["stages"].values()):
             entry["status"] = "interrupted" if entry["status"] == "running" else entry["status"]
     return state
+
+
+def _is_built(entry: Any, required: Mapping[str, type], optional: Mapping[str, type] | None = None) -> bool:
+    fields = {**required, **{key: kind for key, kind in (optional or {}).items() if key in (entry or ())}}
+    return isinstance(entry, dict) and all(isinstance(entry.get(key), kind) for key, kind in fields.items())
 
 
 def settle(state: Mapping[str, Any], run_dir: Path) -> None:
@@ -69,19 +68,13 @@ def results(run_dir: Path) -> dict[str, Any]:
     path = run_dir / METRICS_FILE
     try:
         metrics = read_metrics(path) if path.is_file() else {}
-        for key, kind in METRICS.items():
-            if not isinstance(metrics.get(key, kind()), kind):
-                raise InputError(f"{key} is no {kind.__name__}")
-        headline(metrics)
+        if not _is_built(metrics, {}, METRICS):
+            raise InputError("no metrics of catlib's")
+        model_table(metrics.get("models", {}))
         return metrics
     except (InputError, KeyError, TypeError, AttributeError) as error:
         log.warning("%s: cannot be read (%s)", path, error)
         return {}
-
-
-def headline(metrics: Mapping[str, Any]) -> pd.DataFrame:
-    """The headline figures of each model as text."""
-    return model_table(metrics.get("models", {}))
 
 
 def report_path(run: str) -> Path:
@@ -97,42 +90,34 @@ def render(state: Mapping[str, Any], run_dir: Path) -> None:
 
 def render_run(state: Mapping[str, Any], run_dir: Path) -> None:
     """Write the pages of a run, and all of them as one file to mail; those without an executed notebook are removed."""
-    folder, stages, complete = report_path(state["run"]).parent, state["stages"], state["status"] == "done"
+    folder, run, stages, metrics = report_path(state["run"]).parent, state["run"], state["stages"], results(run_dir)
     bodies = {name: body for name in stages if (body := _body(run_dir / f"{name}.ipynb"))}
-    mail, metrics = f"catlib-{state['run']}.html", results(run_dir)
     left = min(photos.ROOM_TO_MAIL, photos.MAIL - sum(len(body.html) for body in bodies.values()))
     every, chosen = (
-        photos.album(run_dir, parameters_of(state), metrics, room, most_right)
-        for room, most_right in ((photos.ROOM, 1 << 30), (left, photos.RIGHT_TO_MAIL))
+        photos.album(run_dir, parameters_of(state), metrics, *limits)
+        for limits in ((photos.ROOM, 1 << 30), (left, photos.RIGHT_TO_MAIL))
     )
-    links = [("index.html", state["run"], True)]
-    links += [(f"{name}.html", entry["title"], name in bodies) for name, entry in stages.items()]
-    links += [("photos.html", "Photos", True)] if every else []
-    common = {"state": state, "bodies": bodies, "pages": links, "mail": mail, "go_there": ""}
-    common |= {
-        "figures": headline(metrics),
-        "advice": metrics.get("recommendation") if complete else None,
-        "criteria": criteria_table(metrics.get("criteria", [])) if complete else "",
-        "has_metrics": bool(metrics),
-        "title": f"{state['run']} · catlib report",
-    }
-
-    def write(file: str, there: bool, template: str, **values: Any) -> None:
-        if there:
-            write_text(folder / file, html.render(template, **{**common, **values}))
-        else:
-            (folder / file).unlink(missing_ok=True)
-
-    for name, entry in stages.items():
-        said = {"title": f"{entry['title']} · {state['run']}", "go_there": GO_THERE.format(entry["title"])}
-        write(f"{name}.html", name in bodies, "notebook.html.j2", name=name, **said)
-    write("photos.html", bool(every), "photos.html.j2", album=every)
-    write(mail, True, "mail.html.j2", album=chosen, go_there=GO_THERE.format("A notebook"))
-    write("index.html", True, "run.html.j2", size=f"{(folder / mail).stat().st_size / 1e6:.1f}")
+    links = [(f"{name}.html", entry["title"], name in bodies) for name, entry in stages.items()]
+    links = [("index.html", run, True), *links, *[("photos/index.html", "Photos", True)] * bool(every)]
+    common: dict[str, Any] = {"state": state, "bodies": bodies, "pages": links, "metrics": metrics, "run": run}
+    common |= {"figures": model_table(metrics.get("models", {})), "title": f"{run} · catlib report", "go_there": ""}
+    if state["status"] == "done":
+        common |= {"advice": metrics.get("recommendation"), "criteria": criteria_table(metrics.get("criteria", []))}
+    pages = {"photos/index.html": ("photos.html.j2", {"album": every, "up": "../"})} if every else {}
+    pages[f"catlib-{run}.html"] = ("mail.html.j2", {"album": chosen, "go_there": GO_THERE.format("A notebook")})
+    for name in bodies:
+        title = stages[name]["title"]
+        values = {"name": name, "title": f"{title} · {run}", "go_there": GO_THERE.format(title)}
+        pages[f"{name}.html"] = ("notebook.html.j2", values)
+    for file, (template, values) in pages.items():
+        write_text(folder / file, html.render(template, **{**common, **values}))
+    common["size"] = f"{(folder / f'catlib-{run}.html').stat().st_size / 1e6:.1f}"
+    write_text(folder / "index.html", html.render("run.html.j2", **common))
+    for path in {folder / f"{name}.html" for name in (*stages, "photos/index")} - {folder / file for file in pages}:
+        path.unlink(missing_ok=True)
     files = {name: content for body in bodies.values() for name, content in body.files.items()}
-    html.save_files(
-        folder / "files", files | ({METRICS_FILE: (run_dir / METRICS_FILE).read_bytes()} if metrics else {})
-    )
+    files |= {METRICS_FILE: (run_dir / METRICS_FILE).read_bytes()} if metrics else {}
+    html.save_files(folder / "files", files)
 
 
 def parameters_of(state: Mapping[str, Any]) -> dict[str, Any]:
@@ -182,20 +167,17 @@ def listed(runs: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]]) -> list[
     return rows
 
 
-def leaderboard(runs: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]]) -> dict[str, list[dict[str, str]]]:
+def leaderboard(runs: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]]) -> dict[str, list[dict[str, Any]]]:
     """Each run's models with accuracy and priority F1, in the order of each column."""
     rows = [
-        (metrics["models"][name], {"run": state["run"], "model": track(name).short})
+        {"run": state["run"], "model": track(name).short, "accuracy": model.get("accuracy")}
+        | {"priority F1": model.get("priority_macro_f1")}
         for state, metrics in runs
-        for name in ordered(metrics.get("models", {}))
+        for name, model in ((name, metrics["models"][name]) for name in ordered(metrics.get("models", {})))
     ]
-    figures = {"accuracy": "accuracy", "priority F1": "priority_macro_f1"}
-    table = [row | {title: share(model.get(key)) for title, key in figures.items()} for model, row in rows]
-    values = {
-        title: [(model.get(key) or {}).get("value") or 0.0 for model, _ in rows] for title, key in figures.items()
-    }
-    orders = {t: [table[i] for i in sorted(range(len(rows)), key=lambda i: -v[i])] for t, v in values.items()}
-    return orders | {title: sorted(table, key=itemgetter(title)) for title in ("model", "run")}
+    best = {c: lambda row, c=c: -((row[c] or {}).get("value") or 0.0) for c in ("accuracy", "priority F1")}
+    keys = best | {column: itemgetter(column) for column in ("model", "run")}
+    return {column: sorted(rows, key=key) for column, key in keys.items()}
 
 
 def render_all_runs() -> Path:
@@ -227,15 +209,13 @@ def remove_runs(names: Sequence[str]) -> list[str]:
         run_dir, report = resolve("outputs/runs") / name, report_path(name).parent
         state = read_state(run_dir) if Path(name).name == name and not run_dir.is_symlink() else None
         if state is None:
-            raise InputError(
-                f"{run_dir}: not a run that catlib has written (no readable state.json), so it is not removed"
-            )
+            raise InputError(f"{run_dir}: not a run of catlib's (no readable state.json), so it is not removed")
         if state["status"] == "running":
             raise InputError(f"run {name!r} is in progress (process {state['pid']})")
         folders.append(run_dir)
         if report.is_dir():
             if report.is_symlink() or not any(mark in _head(report / "index.html") for mark in MARKS):
-                raise InputError(f"{report}: not a report that catlib has written, so nothing is removed")
+                raise InputError(f"{report}: not a report of catlib's, so nothing is removed")
             folders.append(report)
     for folder in folders:
         shutil.rmtree(folder)
@@ -245,13 +225,3 @@ def remove_runs(names: Sequence[str]) -> list[str]:
 
 def _head(page: Path) -> str:
     return page.read_text(encoding="utf-8", errors="replace")[:1000] if page.is_file() else ""
-
-
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except (PermissionError, OverflowError):
-        return True  # it belongs to someone else, but it is there
-    return True

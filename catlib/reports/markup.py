@@ -27,9 +27,7 @@ IMAGE = re.compile(r"data:image/(png|jpeg|webp|gif|svg\+xml);base64,[A-Za-z0-9+/
 QUALITY = 78  # of WebP, where a picture is lossy: photos lose nothing that a reader sees at this size
 PICTURES = ("PNG", "JPEG", "WEBP", "GIF")  # what a notebook puts out; nothing else is decoded
 WIDEST = 1400  # pixels
-ACTIVE = re.compile(
-    r"<script|<foreignObject|\bon\w+\s*=|javascript:|href=[\"'](?!#|data:image/)", re.IGNORECASE
-)  # in SVG
+ACTIVE = re.compile(r"(?i)<script|<foreignObject|\bon\w+\s*=|javascript:|href=[\"'](?!#|data:image/)")  # in SVG
 WIDE = 4  # tables with more columns become a block a row on narrow screens
 
 
@@ -97,6 +95,8 @@ def arrange(body: str, prefix: str) -> str:
         image["src"], (width, height) = compact(str(image["src"]))
         if width:
             image["width"], image["height"] = str(width), str(height)
+        if image.parent is not None:
+            image.parent["tabindex"] = "0"  # on narrow screens a picture is moved sideways
     return tidy(soup)
 
 
@@ -128,6 +128,7 @@ def tidy(page: str | BeautifulSoup) -> str:
             for row in table.select("tbody tr"):
                 for cell, name in zip(row.find_all(["th", "td"], recursive=False), names, strict=False):
                     cell["data-label"] = name
+        table["tabindex"] = "0"  # what can be scrolled has to be reached by the keyboard
         if table.parent is None or "scroll" not in (table.parent.get("class") or []):
             table.wrap(soup.new_tag("div", attrs={"class": "scroll"}))
     return str(soup)

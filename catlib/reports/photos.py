@@ -20,7 +20,6 @@ from catlib.data.records import Prediction, PredictionSet, image_root_of, read_p
 from catlib.errors import InputError
 from catlib.evaluation.outcomes import NO_ANSWER, Outcomes, outcomes
 from catlib.evaluation.plots_model import confusion_counts, similarity_order
-from catlib.evaluation.tables import share
 from catlib.paths import resolve
 from catlib.reports import html
 from catlib.reports.markup import webp
@@ -108,7 +107,8 @@ def _album(versions: tuple[Any, ...], root: Path, room: int, most_right: int, fi
     sets = {name: found[name] for name in ordered(found)}
     answers = {name: {p.id: p for p in predictions.predictions} for name, predictions in sets.items()}
     main = next(iter(sets))
-    thumbnails, cards, left_out = Thumbnails(root, room), {}, Counter[str]()
+    thumbnails, left_out = Thumbnails(root, room), Counter[str]()
+    cards: dict[str, dict[str, Any]] = {}
     for kind, number, photo in by_interest(answers, main):
         picture = thumbnails.add(photo.image) if kind != "right" or number <= most_right else None
         if picture is None:
@@ -149,32 +149,22 @@ def _breeds(o: Outcomes, figures: Mapping[str, Any]) -> dict[str, Any]:
     """A model's confusion matrix, breeds that are often confused side by side, and its photos by true breed and answer."""
     counts, kept = confusion_counts(o)
     order = [kept[i] for i in similarity_order(counts[:, :-1])]
-    groups: dict[int, dict[int, list[str]]] = defaultdict(lambda: defaultdict(list))
+    groups: dict[int, dict[int, list[str]]] = {int(true): defaultdict(list) for true in sorted(set(o.true))}
     for id, true, said in zip(o.ids, o.true.tolist(), o.predicted.tolist(), strict=True):
         groups[true][said].append(id)
-    rows = [
-        {
-            "number": true,
-            "breed": o.breeds[true],
-            "f1": share({"value": f1.get("f1"), "ci95": f1.get("f1_ci95")}),
-            "value": f1.get("f1") or 0.0,
-            "n": sum(map(len, said.values())),
-            "right": len(said.get(true, ())),
-            "groups": sorted(said.items(), key=lambda group: (group[0] == true, -len(group[1]))),
-        }
-        for true, said in sorted(groups.items(), key=lambda group: o.breeds[group[0]])
-        for f1 in (figures.get(o.breeds[true], {}),)
-    ]
-    orders = {"breed": rows, "F1": sorted(rows, key=itemgetter("value")), "photos": sorted(rows, key=itemgetter("n"))}
+    rows = []
+    for true, said in groups.items():
+        f1, n = figures.get(o.breeds[true], {}), sum(map(len, said.values()))
+        figure = {"value": f1.get("f1"), "ci95": f1.get("f1_ci95")}
+        rows.append({"number": true, "breed": o.breeds[true], "f1": figure, "F1": f1.get("f1") or 0.0, "photos": n})
     return {
         "name": o.name,
         "names": {NO_ANSWER: NO_BREED} | dict(enumerate(o.breeds)),
         "rows": [true for true in order if true in groups],
         "columns": order + [NO_ANSWER] * bool(counts[:, -1].any()),
         "groups": groups,
-        "orders": orders,
+        "breeds": rows,
         "wrong": int((~o.correct).sum()),
-        "n": len(o),
     }
 
 
@@ -183,9 +173,8 @@ def _disagreements(
 ) -> dict[str, Any]:
     """The photos that two models name differently, side by side, in three lists of at most MOST_ROWS."""
     lists: dict[str, list[Any]] = {"only the first is right": [], "only the second is right": [], "both are wrong": []}
-    both = [(a[id], b[id]) for id in a if id in b and a[id].predicted != b[id].predicted]
-    for one, other in both:
+    for one, other in ((a[id], b[id]) for id in a if id in b and a[id].predicted != b[id].predicted):
         kind = 0 if one.predicted == one.breed else 1 if other.predicted == other.breed else 2
         lists[list(lists)[kind]].append((one, other))
     shown = {kind: [pair for pair in rows if pair[0].id in cards][:MOST_ROWS] for kind, rows in lists.items()}
-    return {"lists": shown, "counts": {kind: len(rows) for kind, rows in lists.items()}, "n": len(both)}
+    return {"lists": shown, "counts": {kind: len(rows) for kind, rows in lists.items()}}

@@ -66,34 +66,26 @@ def run_profile(
     with locked(run_dir / ".lock", busy), _terminable():
         remove_leftovers(run_dir)
         with (run_dir / "log.txt").open("a", encoding="utf-8") as log_file:
-            values = {key: value for stage in stages for key, value in stage.parameters.items()}
-            write_text(run_dir / "parameters.yaml", yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
-            runner = _Runner(run_dir, force, log_file, tell, _begin(run, profile, stages, earlier), earlier)
-            log_file.write(f"--- {runner.state['started']} {' '.join(sys.argv)}\n")
+            _write_parameters(run_dir, {key: value for stage in stages for key, value in stage.parameters.items()})
+            kept = copy.deepcopy(earlier["stages"]) if earlier else {}
+            entries = {s.name: {"status": "not run"} | kept.get(s.name, {}) | {"title": s.title} for s in stages}
+            state = {"run": run, "profile": profile.stem, "status": "running", "pid": os.getpid(), "started": _now()}
+            state |= {"commit": git_commit(), "versions": package_versions(), "stages": entries}
+            runner = _Runner(run_dir, force, log_file, tell, state, earlier)
+            log_file.write(f"--- {state['started']} {' '.join(sys.argv)}\n")
             try:
                 runner.run(stages, chosen)
             except BaseException as unexpected:
-                runner.state["status"] = "interrupted" if isinstance(unexpected, KeyboardInterrupt) else "failed"
+                state["status"] = _ending(unexpected)
                 raise
             finally:
-                runner.state["finished"] = _now()
+                state["finished"] = _now()
                 runner.save()
-        return runner.state
+        return state
 
 
-def _begin(run: str, profile: Path, stages: Sequence[Stage], earlier: Mapping[str, Any] | None) -> dict[str, Any]:
-    """The state of a run that starts now, with what an earlier one of the same name has left."""
-    kept = copy.deepcopy(earlier["stages"]) if earlier else {}
-    return {
-        "run": run,
-        "profile": profile.stem,
-        "status": "running",
-        "pid": os.getpid(),
-        "started": _now(),
-        "commit": git_commit(),
-        "versions": package_versions(),
-        "stages": {s.name: {"status": "not run"} | kept.get(s.name, {}) | {"title": s.title} for s in stages},
-    }
+def _ending(unexpected: BaseException) -> str:
+    return "interrupted" if isinstance(unexpected, KeyboardInterrupt) else "failed"
 
 
 @dataclass
@@ -133,7 +125,6 @@ class _Runner:
             self.tell(f"{stage.name:<22} {entry['status']} in {entry['duration_s']:.0f} s")
             if entry["status"] != "done":
                 return
-            self.save()
         done = all(entry["status"] == "done" for entry in self.state["stages"].values())
         self.state["status"] = "done" if done else "incomplete"
 
@@ -153,7 +144,7 @@ class _Runner:
         try:
             error = _execute(stage, self.run_dir, self.force, self.log_file)
         except BaseException as unexpected:
-            entry["status"] = "interrupted" if isinstance(unexpected, KeyboardInterrupt) else "failed"
+            entry["status"] = _ending(unexpected)
             raise
         finally:
             entry["duration_s"] = round(time.monotonic() - clock, 1)
@@ -167,9 +158,8 @@ class _Runner:
         samples = {key.removesuffix("_data"): resolve(str(stage.parameters.get(key, ""))) for key in DATA}
         digests = {part: digest(path.read_bytes())[:8] for part, path in samples.items() if path.is_file()}
         entry |= {"status": "done", "fingerprint": dict(now), "outputs": signatures(written), "data": digests}
-        for other in self.state["stages"]:  # what an earlier stage has begun, this one may have added to
-            if other == stage.name:
-                break
+        names = list(self.state["stages"])
+        for other in names[: names.index(stage.name)]:  # what an earlier stage has begun, this one may have added to
             theirs = self.state["stages"][other].get("outputs", {})
             theirs |= {path: signature for path, signature in entry["outputs"].items() if path in theirs}
 
@@ -188,8 +178,7 @@ class _Runner:
             now = self.state["stages"].get(name, {})
             if name != training and now.get("fingerprint") != entry.get("fingerprint"):
                 (folder / f"{name}.ipynb").unlink(missing_ok=True)  # run again since, for other data
-        values = index.parameters_of(state)
-        write_text(folder / "parameters.yaml", yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
+        _write_parameters(folder, index.parameters_of(state))
         index.settle(state, folder)
         write_json(folder / "state.json", state)
         index.render_run(state, folder)
@@ -256,6 +245,10 @@ def _logged_kernel(log_file: TextIO) -> type[AsyncKernelManager]:
 def _kinds(kind: type[CatlibError] = CatlibError) -> dict[str, type[CatlibError]]:
     """catlib's error classes by name."""
     return {kind.__name__: kind} | {name: sub for own in kind.__subclasses__() for name, sub in _kinds(own).items()}
+
+
+def _write_parameters(run_dir: Path, values: Mapping[str, Any]) -> None:
+    write_text(run_dir / "parameters.yaml", yaml.safe_dump(dict(values), sort_keys=False, allow_unicode=True))
 
 
 def _now() -> str:

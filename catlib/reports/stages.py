@@ -34,12 +34,9 @@ class Stage:
 def find_notebooks() -> dict[str, Path]:
     """The numbered notebooks of the project in order, by name. Raises InputError when there are none."""
     folder = notebooks_folder()
-    found = {path.stem: path for path in sorted(folder.glob("[0-9][0-9]_*.ipynb"))}
-    if not found:
-        raise InputError(
-            f"{folder}: no notebooks; run the command in a checkout of the project, or set CATLIB_ROOT to it"
-        )
-    return found
+    if found := {path.stem: path for path in sorted(folder.glob("[0-9][0-9]_*.ipynb"))}:
+        return found
+    raise InputError(f"{folder}: no notebooks; run the command in a checkout of the project, or set CATLIB_ROOT to it")
 
 
 def select(names: Sequence[str], wanted: str) -> list[str]:
@@ -58,9 +55,8 @@ def declared(notebook: nbformat.NotebookNode, where: str) -> dict[str, Any]:
             try:
                 return {line.targets[0].id: ast.literal_eval(line.value) for line in ast.parse(cell.source).body}
             except (AttributeError, SyntaxError, ValueError) as error:
-                raise InputError(
-                    f"{where}: its parameters cell must hold assignments of literals only ({error})"
-                ) from None
+                reason = f"{where}: its parameters cell must hold assignments of literals only ({error})"
+                raise InputError(reason) from None
     raise InputError(f"{where}: no cell is tagged 'parameters'")
 
 
@@ -142,12 +138,10 @@ def output_files(stage: Stage) -> list[Path]:
 def signatures(paths: Iterable[str | Path]) -> dict[str, str]:
     """For each path that is a file, by its name relative to the project, a text that changes with its content."""
     found = {}
-    for path in map(resolve, paths):
-        if path.is_file():
-            facts = path.stat()
-            small = facts.st_size <= WHOLE_FILE
-            mark = digest(path.read_bytes())[:16] if small else str(facts.st_mtime_ns)
-            found[relative(path)] = f"{facts.st_size}:{mark}"
+    for path in filter(Path.is_file, map(resolve, paths)):
+        facts = path.stat()
+        mark = digest(path.read_bytes())[:16] if facts.st_size <= WHOLE_FILE else str(facts.st_mtime_ns)
+        found[relative(path)] = f"{facts.st_size}:{mark}"
     return found
 
 
@@ -162,9 +156,7 @@ def _listing(value: str) -> Any:
 
 def _profile_name(profile: Path) -> str:
     """What a notebook's `profile` says for this file: the name of one of the project's, else a path, relative in the project."""
-    if profile.parent == notebooks_folder() / "profiles":
-        return profile.stem
-    return relative(profile.absolute())
+    return profile.stem if profile.parent == notebooks_folder() / "profiles" else relative(profile.absolute())
 
 
 def _title(notebook: nbformat.NotebookNode) -> str:

@@ -12,6 +12,7 @@ from markupsafe import Markup
 from catlib.classifiers.tracks import TUNED, names_of, track
 from catlib.errors import InputError
 from catlib.evaluation.plots import learning_curve, slope
+from catlib.evaluation.seeds import said_of_seeds
 from catlib.evaluation.tables import share
 from catlib.files import write_text
 from catlib.paths import resolve
@@ -77,7 +78,10 @@ def curve_page(run: str, key: str, runs: Sequence[tuple[Any, str]]) -> Path:
     measured = [(values[0], metrics) for values, _, metrics in found if metrics.get("models")]
     if not measured:  # the notebooks that were asked for have no figures
         return render_all_runs()
-    numbers = len(keys) == 1 and not any(isinstance(value, (bool, str)) or value <= 0 for value, _ in measured)
+    seeds = said_of_seeds([m for _, m in measured]) if keys == ["train_seed"] and len(measured) > 1 else []
+    numbers = (
+        len(keys) == 1 and not seeds and not any(isinstance(value, (bool, str)) or value <= 0 for value, _ in measured)
+    )
     models = [name for name in (TUNED, *names_of("opponent")) if any(name in m["models"] for _, m in measured)]
     rows = [
         dict(zip(keys, map(written, values), strict=True))
@@ -90,7 +94,7 @@ def curve_page(run: str, key: str, runs: Sequence[tuple[Any, str]]) -> Path:
     path = resolve("reports") / f"sweep-{run}-{'-'.join(keys)}.html"
     values = {
         "title": title,
-        "said": [slope(measured, key, name, figure) for name in models for figure in FIGURES] if numbers else [],
+        "said": [slope(measured, key, name, figure) for name in models for figure in FIGURES] if numbers else seeds,
         "curve": Markup(learning_curve(measured, key)._repr_html_()) if numbers else "",
         "rows": pd.DataFrame(rows),
         "meaning": {key: all_options()[key].metadata["help"] for key in keys},

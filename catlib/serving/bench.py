@@ -1,16 +1,27 @@
-"""The engines that can run the tuned model, measured on the same photos: what notebook 05 does before there is a table."""
+"""The engines that can run the tuned model, measured on the same photos at several loads: time, throughput, memory, agreement."""
 
 import gc
+import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+from urllib.parse import urlsplit
 
+import numpy as np
+import psutil
 import torch
+from PIL.Image import Image
 
-from catlib.classifiers.tracks import ZERO_SHOT, track
+from catlib.classifiers.base import Classifier
+from catlib.classifiers.clip import ClipZeroShot
+from catlib.classifiers.encoder import ClipEncoder
+from catlib.classifiers.endpoint import EndpointClassifier
+from catlib.classifiers.photo_urls import crop_side
+from catlib.classifiers.tracks import ZERO_SHOT, names_of, track
 from catlib.classifiers.vlm import VLMClassifier
 from catlib.data.images import inside, open_image
 from catlib.data.prepare import load_dataset
@@ -22,18 +33,82 @@ from catlib.files import write_json
 from catlib.parsing import BreedParser
 from catlib.paths import resolve
 from catlib.progress import track as progress
-from catlib.serving.latency import Load, MemoryMeter, measure_load, server_memory_mb
-from catlib.serving.service import VLMService
 from catlib.serving.worker import Worker
 from catlib.settings import ServingSettings, split_list
 from catlib.vlm.checkpoint import PRECISIONS, Checkpoint, find_checkpoint, open_vlm
+from catlib.vlm.decoding import answer_limit
 from catlib.vlm.models import pick_device
 
-if TYPE_CHECKING:
-    from catlib.classifiers.clip import ClipZeroShot
-
 FILE = "serving.json"
-Loads = tuple[list[Load], float | None]  # and the memory, MB
+MB = 1e6
+LOCAL = frozenset({"localhost", "127.0.0.1", "::1"})
+
+
+@dataclass(frozen=True)
+class Load:
+    """Photos asked about with `concurrency` requests under way. Times are those of single requests, from file to answer."""
+
+    concurrency: int
+    p50: float  # milliseconds
+    p95: float
+    photos_per_s: float
+    answers: tuple[Any, ...]  # in the order of the photos
+
+
+def measure_load(ask: Callable[[Path], Any], photos: Sequence[Path], concurrency: int, warm_up: int = 2) -> Load:
+    """Ask about every photo once, `concurrency` at a time; the first `warm_up` are asked about before the clock runs."""
+    for photo in photos[:warm_up]:
+        ask(photo)
+
+    def timed(photo: Path) -> tuple[Any, float]:
+        start = time.perf_counter()
+        answer = ask(photo)
+        return answer, 1000 * (time.perf_counter() - start)
+
+    with ThreadPoolExecutor(concurrency, thread_name_prefix="ask") as pool:
+        start = time.perf_counter()
+        answers, times = zip(*pool.map(timed, photos), strict=True)
+        rate = len(photos) / (time.perf_counter() - start)
+    p50, p95 = (round(float(ms), 2) for ms in np.percentile(times, [50, 95]))
+    return Load(concurrency, p50, p95, round(rate, 3), answers)
+
+
+class MemoryMeter:
+    """Memory of a model in this process: made before it is loaded, asked after it has answered.
+
+    On a GPU the allocator's peak, else the growth of the resident set; never less than the weights, since what an earlier model
+    has left to the allocator is used again unseen.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+        self.before = self._now()
+
+    def growth_mb(self, *models: torch.nn.Module) -> float:
+        """Megabytes (10^6 bytes)."""
+        weights = sum(p.nbytes for model in models for p in [*model.parameters(), *model.buffers()])
+        return round(max(weights, self._now() - self.before) / MB, 1)
+
+    def _now(self) -> int:
+        on_gpu = self.device.type == "cuda"
+        return torch.cuda.max_memory_allocated(self.device) if on_gpu else psutil.Process().memory_info().rss
+
+
+def server_memory_mb(url: str) -> float | None:
+    """Resident memory of the processes that listen at a local URL, their children included; None when it is not known."""
+    address = urlsplit(url)
+    if address.hostname not in LOCAL:
+        return None
+    try:
+        listening = (c for c in psutil.net_connections("tcp") if c.status == psutil.CONN_LISTEN)
+        owners = [psutil.Process(pid) for pid in {c.pid for c in listening if c.laddr[1:] == (address.port,)} if pid]
+        family = {process for owner in owners for process in (owner, *owner.children(recursive=True))}
+        total = sum(process.memory_info().rss for process in family)
+    except psutil.Error:  # another user's process, or one that ended meanwhile
+        return None
+    return round(total / MB, 1) if total else None
 
 
 @dataclass(frozen=True)
@@ -71,14 +146,9 @@ class ServingBench:
 
     settings: ServingSettings
     checkpoint: Checkpoint
-    image_root: Path
     samples: tuple[Sample, ...]
+    photos: tuple[Path, ...]  # of the samples
     concurrency: tuple[int, ...]
-
-    @property
-    def photos(self) -> list[Path]:
-        """The files of the samples."""
-        return [inside(self.image_root, sample.image) for sample in self.samples]
 
     def summary(self) -> str:
         """What is asked about what, and what differs from the training."""
@@ -87,36 +157,45 @@ class ServingBench:
         asked = f"{len(self.samples)} test photos; {adapter}`{Path(what.base).name}` is asked “{what.question}”"
         return " ".join([f"{asked}, with {len(what.breeds)} breeds as candidates.", *what.remarks])
 
-    def vlm(self) -> VLMClassifier:
-        """The tuned model as the classifier that scores every breed, in the first of `serving_precisions`."""
-        precision = split_list(self.settings.serving_precisions)[0]
-        return VLMClassifier(open_vlm(self.checkpoint, device=self.settings.device, precision=precision))
+    def vlm(self, precision: str = "", decoding: str = "score") -> VLMClassifier:
+        """The tuned model in a precision, by default the first of `serving_precisions`; by default it scores every breed."""
+        precision = precision or split_list(self.settings.serving_precisions)[0]
+        return VLMClassifier(
+            open_vlm(self.checkpoint, device=self.settings.device, precision=precision), None, decoding
+        )
 
-    def clip(self) -> "ClipZeroShot | None":
+    def clip(self) -> ClipZeroShot | None:
         """Zero-shot CLIP as the settings name it; None where they name none."""
-        if not self.settings.clip_model:
+        s = self.settings
+        if not s.clip_model:
             return None
-        from catlib.classifiers.clip import ClipZeroShot
-        from catlib.classifiers.encoder import ClipEncoder
+        return ClipZeroShot(ClipEncoder.load(s.clip_model, s.device), self.checkpoint.breeds, s.clip_prompts)
 
-        encoder = ClipEncoder.load(self.settings.clip_model, self.settings.device)
-        return ClipZeroShot(encoder, self.checkpoint.breeds, self.settings.clip_prompts)
+    def served(self, url: str) -> EndpointClassifier:
+        """The model behind a URL, asked as this checkpoint is. Raises InputError, EndpointError."""
+        if not url:
+            raise InputError("no URL given")
+        what = self.checkpoint
+        crop = (crop_side(what.folder) if what.folder else 0) or crop_side(Path(what.base))
+        return EndpointClassifier(url, what.breeds, what.question, crop=crop, tries=3, max_tokens=answer_limit(what))
 
     def measure(self) -> list[Engine]:
         """Every engine's figures, written to serving.json in the run's folder as well, one that cannot be asked with the
         reason. The first engine is what the others are compared with.
         """
-        precisions = split_list(self.settings.serving_precisions)
-        ways: list[tuple[str, str, Callable[[], Loads]]] = [
-            *((f"transformers, {name}", "process", partial(self._in_process, name)) for name in precisions),
-            ("vLLM", "server", partial(self._served, self.settings.vllm_url)),
-            ("llama.cpp", "server", partial(self._served, self.settings.llamacpp_url)),
-            (track(ZERO_SHOT).short, "clip", self._clip),
+        urls = {"vLLM": self.settings.vllm_url, "llama.cpp": self.settings.llamacpp_url}
+        ways: list[tuple[str, str, Callable[[], Classifier | None]]] = [
+            *(
+                (f"transformers, {name}", "process", partial(self.vlm, name, "free"))
+                for name in split_list(self.settings.serving_precisions)
+            ),
+            *((name, "server", partial(self.served, url)) for name, url in urls.items()),
+            (track(ZERO_SHOT).short, "clip", self.clip),
         ]
         found: list[Engine] = []
-        for name, kind, measure in progress(ways, "engines", unit="engines"):
+        for name, kind, make in progress(ways, "engines", unit="engines"):
             try:
-                loads, memory = measure()
+                loads, memory = self._measured(make)
             except (CatlibError, torch.OutOfMemoryError) as error:
                 if not found:
                     raise  # there is nothing to compare the others with
@@ -130,47 +209,37 @@ class ServingBench:
         write_json(resolve(self.settings.run_dir) / FILE, [asdict(engine) for engine in found])
         return found
 
-    def _loads(self, ask: Callable[[Path], Any]) -> list[Load]:
-        return [measure_load(ask, self.photos, n, warm_up=2) for n in self.concurrency]
-
-    def _in_process(self, precision: str) -> Loads:
+    def _measured(self, make: Callable[[], Classifier | None]) -> tuple[list[Load], float | None]:
+        """The loads of a classifier, and the memory in MB. In this process, requests that wait share a batch."""
         meter = MemoryMeter(pick_device(self.settings.device))
-        with closing(VLMService(max_batch=max(self.concurrency))) as service:
-            service.load(self.checkpoint, self.settings.device, precision)
-            loads = self._loads(lambda photo: service.predict_finetuned(photo).answer)
-            return loads, meter.growth_mb(*filter(None, [service.model]))
-
-    def _served(self, url: str) -> Loads:
-        from catlib.classifiers.endpoint import EndpointClassifier
-        from catlib.classifiers.photo_urls import crop_side
-
-        if not url:
-            raise InputError("no URL given")
-        what = self.checkpoint
-        crop = (crop_side(what.folder) if what.folder else 0) or crop_side(Path(what.base))
-        with closing(EndpointClassifier(url, what.breeds, what.question, crop=crop, tries=3)) as endpoint:
-            loads = self._loads(lambda photo: endpoint.ask(open_image(photo)))
-            return loads, server_memory_mb(endpoint.url)
-
-    def _clip(self) -> Loads:
-        meter = MemoryMeter(pick_device(self.settings.device))
-        clip = self.clip()
-        if clip is None:
+        classifier = make()
+        if classifier is None:
             raise InputError("no CLIP model given")
-        with closing(Worker(lambda _, photos: clip.classify(photos).predicted, max(self.concurrency))) as worker:
-            loads = self._loads(lambda photo: worker.submit("", lambda: open_image(photo)).result())
-        return loads, meter.growth_mb(clip.encoder.model)
+
+        def answer(_: str, photos: Sequence[Image]) -> Sequence[str | None]:
+            batch = classifier.classify(photos)
+            return batch.answers or batch.predicted
+
+        if isinstance(classifier, EndpointClassifier):
+            with closing(classifier):
+                asked = classifier.ask
+                loads = [measure_load(lambda photo: asked(open_image(photo)), self.photos, n) for n in self.concurrency]
+                return loads, server_memory_mb(classifier.url)
+        with closing(Worker(answer, max(self.concurrency))) as worker:
+            ask = partial(_ask, worker)
+            loads = [measure_load(ask, self.photos, n) for n in self.concurrency]
+        module = classifier.vlm.model if isinstance(classifier, VLMClassifier) else classifier.encoder.model  # type: ignore
+        return loads, meter.growth_mb(module)
 
     def _probes(self) -> list[Engine]:
         """The linear probes as notebook 04 has timed them, photo by photo; none where it has not run."""
         path = resolve(self.settings.run_dir) / METRICS_FILE
         models = read_metrics(path).get("models", {}) if path.is_file() else {}
-        timed = {name: model["latency_ms"] for name, model in models.items() if track(name).role == "opponent"}
-        return [
-            Engine(track(name).short, "probe", (Load(1, ms["p50"], ms["p95"], round(1000 / ms["p50"], 3), ()),))
-            for name, ms in timed.items()
-            if track(name).make and ms["p50"]
+        times = [(track(name).short, models[name]["latency_ms"]) for name in names_of("opponent") if name in models]
+        loads = [
+            (name, Load(1, ms["p50"], ms["p95"], round(1000 / ms["p50"], 3), ())) for name, ms in times if ms["p50"]
         ]
+        return [Engine(name, "probe", (load,)) for name, load in loads]
 
     def _agreement(self, loads: Sequence[Load], reference: Sequence[str]) -> tuple[float, float, float]:
         """Shares of the photos with the reference's answer, with its breed, and with one answer at every load."""
@@ -180,24 +249,23 @@ class ServingBench:
         return sum(a == b for a, b in pairs) / n, sum(parse(a) == parse(b) for a, b in pairs) / n, steady / n
 
 
+def _ask(worker: Worker, photo: Path) -> Any:
+    return worker.submit("", lambda: open_image(photo)).result()
+
+
 def open_serving(settings: ServingSettings) -> ServingBench:
     """Checkpoint and photos that the settings name. Raises InputError when something is missing or ill-formed."""
     dataset = load_dataset(resolve(settings.test_data).parent)
     test = read_samples(resolve(settings.test_data), dataset.image_root)
-    under_way = split_list(settings.serving_concurrency)
+    under_way, precisions = split_list(settings.serving_concurrency), split_list(settings.serving_precisions)
     if not all(n.isdecimal() and int(n) for n in under_way) or settings.serving_photos < 1:
-        raise InputError(
-            "serving_concurrency and serving_photos: expected whole numbers of at least 1, found "
-            f"{settings.serving_concurrency!r} and {settings.serving_photos}"
-        )
-    precisions = split_list(settings.serving_precisions)
+        found = f"{settings.serving_concurrency!r} and {settings.serving_photos}"
+        raise InputError(f"serving_concurrency and serving_photos: expected whole numbers of at least 1, found {found}")
     if not precisions or set(precisions) - set(PRECISIONS[1:]):
-        raise InputError(
-            f"serving_precisions: expected some of {', '.join(PRECISIONS[1:])}; found {settings.serving_precisions!r}"
-        )
-    checkpoint = find_checkpoint(
-        settings.checkpoint, base_model=settings.base_model, question=settings.prompt, breeds=dataset.breeds
-    )
+        known = ", ".join(PRECISIONS[1:])
+        raise InputError(f"serving_precisions: expected some of {known}; found {settings.serving_precisions!r}")
+    about = {"base_model": settings.base_model, "question": settings.prompt, "breeds": dataset.breeds}
+    checkpoint = find_checkpoint(settings.checkpoint, **about)
     samples = evenly(test, settings.serving_photos, settings.seed)
-    concurrency = tuple(sorted({1, *map(int, under_way)}))
-    return ServingBench(settings, checkpoint, dataset.image_root, samples, concurrency)
+    photos = tuple(inside(dataset.image_root, sample.image) for sample in samples)
+    return ServingBench(settings, checkpoint, samples, photos, tuple(sorted({1, *map(int, under_way)})))

@@ -13,10 +13,9 @@ from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-import httpx
-
 from catlib.errors import CatlibError, InputError
 from catlib.serving.engines import Command
+from catlib.transfer import Client, TransferError
 
 log = logging.getLogger(__name__)
 POLL_S = 0.1
@@ -67,13 +66,14 @@ def running(command: Command, timeout_s: float = 600.0, output: Path | None = No
     try:
         arguments = [sys.executable, "-c", WATCH, str(process.pid)]
         watch = subprocess.Popen(arguments, stdin=subprocess.PIPE, stderr=subprocess.DEVNULL, start_new_session=True)
-        while not _healthy(command.url):
-            if (code := process.poll()) is not None:
-                raise CatlibError(f"{command.engine} ended before it answered, {_how(code)}{_last_lines(output)}")
-            if time.perf_counter() - start > timeout_s:
-                late = f"{command.engine} did not answer at {command.url} within {timeout_s:g} s"
-                raise CatlibError(late + _last_lines(output))
-            time.sleep(POLL_S)
+        with Client() as http:
+            while not _healthy(http, command.url):
+                if (code := process.poll()) is not None:
+                    raise CatlibError(f"{command.engine} ended before it answered, {_how(code)}{_last_lines(output)}")
+                if time.perf_counter() - start > timeout_s:
+                    late = f"{command.engine} did not answer at {command.url} within {timeout_s:g} s"
+                    raise CatlibError(late + _last_lines(output))
+                time.sleep(POLL_S)
         yield Running(process, time.perf_counter() - start)
     finally:
         stop(process)
@@ -131,13 +131,11 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def _healthy(url: str) -> bool:
-    """Whether /health, which all engines have, says 200."""
-    try:  # never by way of a proxy, without loading certificates each time, and without reading what it says
-        with httpx.stream("GET", f"{url}/health", timeout=5, trust_env=False, verify=False) as answer:
-            return answer.status_code == 200
-    except httpx.HTTPError:
-        return False
+def _healthy(http: Client, url: str) -> bool:
+    """Whether /health, which all engines have, says 200; in time, whatever listens there."""
+    with suppress(TransferError):
+        return http.send("GET", f"{url}/health", within_s=5).status == 200
+    return False
 
 
 def _signal_group(process: subprocess.Popen, number: signal.Signals) -> None:

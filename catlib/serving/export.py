@@ -118,7 +118,8 @@ def export_dtype(checkpoint: Checkpoint, dtype: str) -> str:
 def load_plain(checkpoint: Checkpoint, device: torch.device, dtype: str) -> VLM:
     """The checkpoint's base without its adapter, in any of DTYPES: asked its question, answering with its breeds."""
     model = load_base(checkpoint.base, device, DTYPES[dtype])
-    return VLM(model, load_processor(checkpoint.base), replace(checkpoint, adapter=None), family_of(model))
+    processor = load_processor(checkpoint.base, checkpoint.max_pixels)
+    return VLM(model, processor, replace(checkpoint, adapter=None), family_of(model))
 
 
 def save_plain(vlm: VLM, folder: Path, dtype: torch.dtype, shard: str = "4GB") -> None:

@@ -28,7 +28,6 @@ Photo = str | Path | bytes | Image.Image  # a file, a file's content, or a pictu
 T = TypeVar("T")
 log = logging.getLogger(__name__)
 DEFAULT = Path("outputs/vlm_checkpoints/llava-cat-breeds")  # the plan's
-QUESTIONS = 8  # whose labels are kept prepared
 __all__ = ["BreedAnswer", "Busy", "Photo", "VLMService", "read_photo"]
 
 
@@ -51,24 +50,9 @@ Outcome = BreedAnswer | BaseException
 
 @dataclass(frozen=True)
 class _Loaded:
-    """A classifier in memory, with the variants of it that other questions need. `reopen` loads it once more."""
-
     classifier: Classifier
     calibration: Calibration | None
-    reopen: Callable[[], "_Loaded"]
-    variants: dict[str, Classifier] = field(default_factory=dict)
-
-    def asked(self, question: str) -> Classifier:
-        own = self.classifier
-        if not question or (isinstance(own, VLMClassifier) and question == own.prompt):
-            return own
-        if not isinstance(own, VLMClassifier):
-            raise InputError(f"{own.name} answers no questions: leave the prompt out")
-        if question not in self.variants:
-            while len(self.variants) >= QUESTIONS:
-                self.variants.pop(next(iter(self.variants)))
-            self.variants[question] = own.asking(question)
-        return self.variants[question]
+    reopen: Callable[[], "_Loaded"]  # loads the same once more
 
 
 class VLMService:
@@ -217,20 +201,22 @@ class VLMService:
 
     def _answer(self, question: str, photos: Sequence[Image.Image]) -> list[BreedAnswer]:
         loaded = self._require()
-        classifier = loaded.asked(question)
+        classifier = own = loaded.classifier
+        if question:
+            if not isinstance(own, VLMClassifier):
+                raise InputError(f"{own.name} answers no questions: leave the prompt out")
+            classifier = own if question == own.prompt else own.asking(question)
         batch = classifier.classify(photos)
         words: Sequence[str] = batch.answers or [breed or "" for breed in batch.predicted]
         if self.reasons and isinstance(classifier, VLMClassifier) and classifier.decoding != "free":
             words = generate_free(classifier.vlm, photos, classifier.prompt)
         if batch.log_probs is None:
             return [BreedAnswer(text, breed) for text, breed in zip(words, batch.predicted, strict=True)]
-        fitted = loaded.calibration if classifier is loaded.classifier else None
+        fitted = loaded.calibration if classifier is own else None
         chances = np.exp(fitted.scaled(batch.log_probs) if fitted else batch.log_probs)
-        answers = []
-        for text, breed, row in zip(words, batch.predicted, chances, strict=True):
-            ranked = {classifier.breeds[i]: float(row[i]) for i in np.argsort(-row, kind="stable")}
-            answers.append(BreedAnswer(text, breed, ranked, fitted.is_sure(row.max()) if fitted else None))
-        return answers
+        ranked = [{classifier.breeds[i]: float(row[i]) for i in np.argsort(-row, kind="stable")} for row in chances]
+        sure = [fitted.is_sure(row.max()) if fitted else None for row in chances]
+        return [BreedAnswer(*answer) for answer in zip(words, batch.predicted, ranked, sure, strict=True)]
 
     def _load(self, checkpoint: Checkpoint, device: str, precision: str) -> "Future[None]":
         def open_it() -> _Loaded:
@@ -249,15 +235,14 @@ class VLMService:
         """Load in the model's thread. On a GPU, which may not hold two models, the one before makes room, and comes back on a failure."""
 
         def load() -> None:
-            before = self._loaded
-            if before is None or not torch.cuda.is_available():
-                self._loaded = open_it()
-                return
-            self._release()
+            reopen = self._loaded.reopen if self._loaded else None
+            if torch.cuda.is_available():
+                self._release()
             try:
                 self._loaded = open_it()
             except BaseException:
-                self._loaded = before.reopen()
+                if self._loaded is None and reopen:
+                    self._loaded = reopen()
                 raise
 
         return self._worker.run(load)
@@ -284,11 +269,6 @@ def read_photo(image: Photo) -> Image.Image:
             return open_image(stream)
         if isinstance(image, str | Path):
             return open_image(Path(image).expanduser())
-    except (
-        OSError,
-        ValueError,
-        RuntimeError,
-        SyntaxError,
-    ) as error:  # a picture that Pillow has not decoded yet, `~nobody/…`
+    except (OSError, ValueError, RuntimeError, SyntaxError) as error:  # a lazy picture is broken; `~nobody/x.jpg`
         raise InputError(f"the photo cannot be read: {error}") from None
     raise InputError(f"a photo is a path, a file's bytes or a PIL image, not a {type(image).__name__}")

@@ -50,17 +50,17 @@ def form_opinion(image: Photo, vlm: VLMClassifier, clip: Classifier | None = Non
 @figure
 def opinion_figure(opinion: Opinion, most: int = 5) -> tuple[Figure, str]:
     """A photo, the VLM's likeliest breeds and CLIP's as bars, below them the answer and the traits."""
-    layout = "PVC;WWW" if opinion.clip else "PV;WW"
+    bars = {"V": ("the tuned VLM", opinion.vlm, BLUE), "C": ("zero-shot CLIP", opinion.clip, ORANGE)}
+    shown = {panel: bar for panel, bar in bars.items() if bar[1]}
+    layout = [["P", *shown], ["W"] * (1 + len(shown))]
     drawn, axes = plt.subplot_mosaic(layout, figsize=(WIDTH, 4.2), height_ratios=(3.2, 1))
     photo = opinion.photo.copy()
     photo.thumbnail((PIXELS, PIXELS))
     axes["P"].imshow(photo)
     axes["P"].set_axis_off()
-    draw_bars(axes["V"], opinion.vlm[:most])
-    axes["V"].set_title("the tuned VLM")
-    if opinion.clip:
-        draw_bars(axes["C"], opinion.clip[:most], hue=ORANGE)
-        axes["C"].set_title("zero-shot CLIP")
+    for panel, (title, scores, hue) in shown.items():
+        draw_bars(axes[panel], scores[:most], hue=hue)
+        axes[panel].set_title(title)
     words = [f"The VLM says: “{opinion.answer}”", f"What to look for. {opinion.traits}."]
     text = "\n".join(textwrap.fill(line, 132, max_lines=3, placeholder=" …") for line in words)
     axes["W"].text(0, 1, text, va="top", color=BLUE if opinion.breed else ORANGE, linespacing=1.4)
@@ -91,8 +91,8 @@ class PhotoWidget:
         self.status = ipywidgets.HTML()
         picture = self.shown.png() if self.shown else b""
         self.picture = ipywidgets.Image(value=picture, format="png", layout={"max_width": "100%"})
-        self.upload.observe(self._uploaded, "value")
-        self.examples.observe(self._chosen, "value")
+        self.upload.observe(self._picked, "value")
+        self.examples.observe(self._picked, "value")
         bar = ipywidgets.HBox([self.upload, *([self.examples] if photos else []), self.status])
         self.box = ipywidgets.VBox([bar, self.picture])
 
@@ -108,17 +108,13 @@ class PhotoWidget:
         self.picture.value = self.shown.png()
         self.status.value = ""
 
-    def _uploaded(self, change: dict[str, Any]) -> None:
-        if change["new"]:
-            self.look(bytes(change["new"][-1]["content"]))
-
-    def _chosen(self, change: dict[str, Any]) -> None:
-        if change["new"] is not None:
-            self.look(change["new"])
+    def _picked(self, change: dict[str, Any]) -> None:
+        """A file that was uploaded, or an example that was chosen."""
+        new = change["new"]
+        if new:
+            self.look(new if isinstance(new, Path) else bytes(new[-1]["content"]))
 
     def _repr_mimebundle_(self, **options: Any) -> dict[str, Any]:
         """The widget for front ends that know widgets, and the figure for all others."""
         bundle = dict(self.box._repr_mimebundle_(**options) or {}) if self.box else {}
-        if self.shown:
-            bundle["text/html"] = self.shown._repr_html_()
-        return bundle
+        return bundle | ({"text/html": self.shown._repr_html_()} if self.shown else {})

@@ -12,7 +12,7 @@ from PIL.Image import Image
 from catlib.classifiers.base import Batch, Classifier
 from catlib.classifiers.clip import ClipZeroShot
 from catlib.classifiers.encoder import ClipEncoder
-from catlib.classifiers.probe import LinearProbe
+from catlib.classifiers.probe import Probe
 from catlib.classifiers.vlm import DECODINGS, VLMClassifier
 from catlib.data.records import meta_path, read_predictions
 from catlib.errors import CatlibError, InputError
@@ -144,8 +144,8 @@ def _open(folder: Path, name: str, device: str) -> Classifier:
     classifier: Classifier
     if "endpoint" in about or not base:
         raise InputError(f"{folder}: {name} was asked at {about.get('endpoint')}: use predict --model endpoint:URL")
-    if way == "linear probe":
-        classifier = LinearProbe.restore(folder / "probes" / f"{name}.npz", device, dtype)
+    if "probe" in about:
+        classifier = Probe.restore(folder / "probes" / f"{name}.npz", device, dtype)
     elif way == "cosine":
         style = str(about.get("prompt") or "").partition(":")[0]
         classifier = ClipZeroShot(ClipEncoder.load(base, device, dtype), about["breeds"], style, name)
@@ -166,6 +166,8 @@ def _open_vlm(folder: Path, name: str, about: Mapping[str, Any], device: str) ->
     parameters = folder / "parameters.yaml"
     set_to = parse_yaml(read_text(parameters), str(parameters)) if parameters.is_file() else {}
     adapter, base = about.get("adapter"), about["base_model"]
+    if adapter and not Path(adapter).is_dir():  # the project was moved
+        adapter = resolve(set_to.get("checkpoint") or adapter)
     known = {"question": about.get("question") or "", "breeds": about["breeds"]}
     found = find_checkpoint(Path(adapter) if adapter else base, base_model=base if adapter else "", **known)
     found = replace(found, spelled=about.get("spelled") or {})  # of the untuned base, too, those of the tuned one

@@ -14,12 +14,14 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate.utils import patch_environment
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerCallback, TrainerState
 from transformers.integrations import MLflowCallback, TensorBoardCallback, WandbCallback
 
 from catlib.files import read_json, write_json
 from catlib.paths import resolve, without_secrets
+from catlib.progress import LOG_EVERY_S
 from catlib.training.record import HISTORY
+from catlib.training.validation import WATCHED
 
 if TYPE_CHECKING:
     from catlib.training.trainer import Trainer
@@ -34,8 +36,9 @@ class Flow(TrainerCallback):
 
     def __init__(self, trainer: "Trainer") -> None:
         self.trainer = trainer
+        self.said = 0.0  # when the last line of progress was
 
-    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         t, progress = self.trainer, self.trainer.record.progress
         torch.set_rng_state(t.drawn)  # as LoRA's matrices left it; a resumed training then loads its own
         rank = t.processes.process_index
@@ -51,41 +54,45 @@ class Flow(TrainerCallback):
         if args.get_warmup_steps(state.max_steps) >= state.max_steps:
             log.warning("all %d steps are warm-up: the learning rate never reaches lr", state.max_steps)
 
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         t = self.trainer
         if t.processes.num_processes > 1:  # a signal that reached one of them counts for all
             flags = t.accelerator.gather(torch.tensor([t.interrupts.wanted], device=args.device))
             t.interrupts.wanted = bool(flags.any())
         ends = control.should_training_stop or float(state.epoch).is_integer()
         control.should_log |= ends
+        silent = time.perf_counter() - self.said > LOG_EVERY_S  # of long steps each is said
+        if silent and t.processes.is_main_process and not control.should_log:
+            self.said = time.perf_counter()
+            log.info("step %d%s", state.global_step, self._left(state))
         due = t.settings.save_steps and state.global_step % t.settings.save_steps == 0
         if (due or t.interrupts.wanted) and not ends:  # the end of an epoch is saved with its validation
             t.tick()
             control.should_save = True
 
-    def on_log(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: Any = None, **more: Any
-    ) -> None:
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **more: Any) -> None:
         if "loss" in logs:
-            seconds, step = self.trainer.record.progress.seconds, state.global_step
+            self.said = time.perf_counter()
             row = {**logs, "lr": more["lr_scheduler"].get_last_lr()[0]}
             names = ("epoch", "loss", "lr", "grad_norm", "photos_per_second", "peak_memory_gb")
-            left = f" of {state.max_steps}, {seconds / step * (state.max_steps - step) / 60:.0f} min left"
-            self.trainer.record.add("step", step, {name: row[name] for name in names}, left)
+            figures = {name: row[name] for name in names}
+            self.trainer.record.add("step", state.global_step, figures, self._left(state))
 
-    def on_evaluate(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, metrics: Any = None, **_: Any
-    ) -> None:
+    def _left(self, state: TrainerState) -> str:
+        minutes = self.trainer.record.progress.seconds / state.global_step * (state.max_steps - state.global_step) / 60
+        return f" of {state.max_steps}, {minutes:.0f} min left"
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Any = None, **_: Any) -> None:
         t = self.trainer
         if t.is_in_train:
             epoch = float(state.epoch)
             figures = {"epoch": int(epoch) if epoch.is_integer() else epoch, "val_loss": metrics["eval_loss"]}
-            figures |= {k: metrics[f"eval_{k}"] for k in ("accuracy", "priority_f1") if f"eval_{k}" in metrics}
+            figures |= {k: metrics[f"eval_{k}"] for k in WATCHED if f"eval_{k}" in metrics}
             figures |= {"seconds": t.record.progress.seconds, "peak_memory_gb": t.peak_memory_gb()}
             control.should_training_stop |= not t.record.add_epoch(state.global_step, figures)
             t.tick()
 
-    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if self.trainer.interrupts.wanted:
             raise KeyboardInterrupt
 
@@ -115,7 +122,7 @@ class Tracker(TrainerCallback):
         if self.inner is not None:
             self._guarded(endings[self.name])
 
-    def _event(self, event: str, args: Any, state: TrainerState, control: TrainerControl, **more: Any) -> None:
+    def _event(self, event: str, args: Any, state: TrainerState, control: Any, **more: Any) -> None:
         if state.is_world_process_zero and event == "on_train_begin":
             self._guarded(lambda: self._open(state.global_step))
         if self.inner is not None:

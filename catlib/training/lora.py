@@ -10,12 +10,15 @@ from peft import LoraConfig, get_peft_model
 from peft.utils.constants import DUMMY_TARGET_MODULES
 
 from catlib.errors import CatlibError, InputError
+from catlib.paths import resolve
 from catlib.settings import TrainSettings, split_list
+from catlib.vlm.adapters import load_adapter
 from catlib.vlm.families import Family, family_of
 from catlib.vlm.models import VLM
 
 log = logging.getLogger(__name__)
 USUAL_RANKS = (16, 32)  # the plan's
+OF_LORA = ("r", "lora_alpha", "lora_dropout", "use_rslora", "use_dora", "target_modules", "modules_to_save")
 
 
 def with_alpha(settings: TrainSettings) -> TrainSettings:
@@ -38,39 +41,25 @@ def lora_module_names(model: torch.nn.Module, targets: Sequence[str], family: Fa
     layer.
     """
     prefix = (family or family_of(model)).language_model + "."
-    names = [
-        name
-        for name, module in model.named_modules()
-        if name.startswith(prefix) and name.rsplit(".", 1)[-1] in targets and hasattr(module, "in_features")
-    ]
-    missing = set(targets) - {name.rsplit(".", 1)[-1] for name in names}
-    if missing:
-        last = {
-            n.rsplit(".", 1)[-1] for n, m in model.named_modules() if n.startswith(prefix) and hasattr(m, "in_features")
-        }
-        raise InputError(
-            f"lora_targets: no layer {', '.join(sorted(missing))} in {prefix[:-1]}; it has {', '.join(sorted(last))}"
-        )
-    return names
-
-
-def projector_linears(model: torch.nn.Module, family: Family) -> list[str]:
-    """Full paths of the projector's linear layers."""
-    prefix = family.projector + "."
-    return [n for n, m in model.named_modules() if n.startswith(prefix) and isinstance(m, torch.nn.Linear)]
+    layers = [n for n, m in model.named_modules() if n.startswith(prefix) and hasattr(m, "in_features")]
+    last = {name: name.rsplit(".", 1)[-1] for name in layers}
+    if missing := set(targets) - set(last.values()):
+        there = ", ".join(sorted(set(last.values())))
+        raise InputError(f"lora_targets: no layer {', '.join(sorted(missing))} in {prefix[:-1]}; it has {there}")
+    return [name for name in layers if last[name] in targets]
 
 
 def lora_config(model: torch.nn.Module, settings: TrainSettings, family: Family | None = None) -> LoraConfig:
     """peft's configuration for the settings; in mode `projector` there is no LoRA, the projector is trained in full.
 
-    The pattern is matched against a module's whole path (peft matches a list against its end, which would hit namesakes), the
-    layers' numbers replaced by any number; it is checked that it matches exactly the layers that are meant.
+    A pattern is matched against a module's whole path; peft would match a list against its end, which would hit namesakes.
     """
     family = family or family_of(model)
     full = settings.mode == "projector" or settings.train_projector == "full"
     names = [] if settings.mode == "projector" else lora_module_names(model, split_list(settings.lora_targets), family)
     if settings.mode != "projector" and settings.train_projector == "lora":
-        names += projector_linears(model, family)
+        linears = [n for n, m in model.named_modules() if isinstance(m, torch.nn.Linear)]
+        names += [name for name in linears if name.startswith(f"{family.projector}.")]
     pattern = "|".join(dict.fromkeys(re.sub(r"\\\.\d+\\\.", r"\\.\\d+\\.", re.escape(name)) for name in names))
     matched = {name for name, _ in model.named_modules() if re.fullmatch(pattern, name)} if names else set()
     if matched != set(names):
@@ -98,7 +87,18 @@ def add_lora(vlm: VLM, settings: TrainSettings) -> None:
         log.warning("%s", remark)
     config = lora_config(vlm.model, settings, vlm.family)
     vlm.model.requires_grad_(False)
-    vlm.model = peft_model(vlm.model, config)
+    if settings.init_adapter:
+        checkpoint, folder = vlm.checkpoint, resolve(settings.init_adapter)
+        load_adapter(vlm, folder, trainable=True)
+        in_float32(vlm.model)
+        vlm.checkpoint = checkpoint  # what is trained is another one
+        old, new = vlm.model.peft_config["default"].to_dict(), config.to_dict()
+        if other := [f"{key} {old[key]!r} in place of {new[key]!r}" for key in OF_LORA if old[key] != new[key]]:
+            raise InputError(
+                f"init_adapter: {folder} has {', '.join(other)}; set lora_* and train_projector as it was trained"
+            )
+    else:
+        vlm.model = peft_model(vlm.model, config)
     keep_training_layout(vlm.model)
     check_trainable(vlm.model, vlm.family)
     vlm.model.train()
@@ -107,7 +107,11 @@ def add_lora(vlm: VLM, settings: TrainSettings) -> None:
 
 def peft_model(model: torch.nn.Module, config: LoraConfig, empty: bool = False) -> torch.nn.Module:
     """The model with adapters attached, everything that is trained in float32; `empty`: adapters without data, on the meta device."""
-    model = get_peft_model(model, config, autocast_adapter_dtype=True, low_cpu_mem_usage=empty)
+    return in_float32(get_peft_model(model, config, autocast_adapter_dtype=True, low_cpu_mem_usage=empty))
+
+
+def in_float32(model: torch.nn.Module) -> torch.nn.Module:
+    """The model with what is trained in float32."""
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()

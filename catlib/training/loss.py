@@ -6,7 +6,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from catlib.vlm.batches import Batch, answer_positions
-from catlib.vlm.features import embedded
+from catlib.vlm.features import embedded, tower_vectors
 from catlib.vlm.models import VLM
 
 
@@ -38,12 +38,13 @@ class AnswerLoss(torch.nn.Module):
         vlm = self._vlm[0]
         base = vlm.base
         inputs: dict[str, Any] = dict(batch.pixels or {})
-        if batch.features is not None:
-            inputs["inputs_embeds"] = embedded(vlm, batch.input_ids, batch.features, batch.image_at)
+        if vlm.family.caches_features:
+            vectors = tower_vectors(vlm, inputs) if batch.features is None else batch.features
+            inputs = {"inputs_embeds": embedded(vlm, batch.input_ids, vectors, batch.image_at)}
         else:
             inputs["input_ids"] = batch.input_ids
-        if "pixel_values" in inputs:
-            inputs["pixel_values"] = inputs["pixel_values"].to(vlm.dtype)
+            if "pixel_values" in inputs:
+                inputs["pixel_values"] = inputs["pixel_values"].to(vlm.dtype)
         # Padding stands on the right, where a causal model never looks from a real token: without a mask the attention
         # kernel takes its fast way. Models that work out positions from the mask still get it where there is padding.
         needed = (batch.padded and not vlm.family.caches_features) or "token_type_ids" in inputs
@@ -51,6 +52,5 @@ class AnswerLoss(torch.nn.Module):
         hidden = base.model(**inputs, attention_mask=mask, use_cache=False).last_hidden_state.flatten(0, 1)
         at = answer_positions(batch.labels) if batch.answer_at is None else batch.answer_at
         targets = batch.labels.flatten()[at]
-        head = base.get_output_embeddings()
-        logits = head(hidden)[at - 1] if self.full_logits else head(hidden[at - 1])
-        return cross_entropy(logits.float(), targets, reduction="sum"), len(at)
+        logits = vlm.logits(hidden)[at - 1] if self.full_logits else vlm.logits(hidden[at - 1])
+        return cross_entropy(logits, targets, reduction="sum"), len(at)

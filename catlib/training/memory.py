@@ -4,36 +4,43 @@ Nothing is looked up in a table. The model is built without weights from its con
 on tensors without data (`catlib.training.memory_trace`).
 """
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Collection
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from transformers import AutoConfig
 
-from catlib.errors import InputError
+from catlib.errors import CatlibError, InputError
 from catlib.files import read_json
 from catlib.paths import resolve
 from catlib.settings import TrainSettings
 from catlib.training.lora import count_parameters, lora_config, peft_model
 from catlib.training.memory_trace import Shape, StepTrace, quantizable, trace_step, trace_tower
-from catlib.vlm.families import Family, family_of, find_family
+from catlib.vlm.families import Family, family_of, find_family, image_token_of
+from catlib.vlm.features import worth_caching
 from catlib.vlm.models import empty_model, load_config
+from catlib.vlm.processors import load_processor
+from catlib.vlm.prompting import model_inputs, prompt_text
 from catlib.vlm.scoring import LOGITS_LIMIT
 
 CONFIGS = Path(__file__).parents[1] / "assets" / "configs"  # of a few hub models, so that no hub is asked
-NF4_BYTES = (
-    0.5 + 1 / 64 + 4 / (64 * 256)
-)  # 4 bits, an 8-bit scale for 64 weights, a float for 256 scales (arXiv 2305.14314)
+NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)  # 4 bits, 8-bit scales of 64 weights, floats of 256 scales (arXiv 2305.14314)
 TEXT_TOKENS, ANSWER_TOKENS = 40, 8  # question with answer, and the answer; the breeds' names have 2 to 13 tokens
+USUAL_PHOTOS = ((1024, 1024), (1600, 800), (800, 1600))  # width and height
 BREEDS, NODES = 67, 5  # names that validation scores, and tokens of each that no other name shares
 RESERVE = 0.05  # of the free memory that `auto` leaves
 SLACK = 1.05  # the allocator's rounding and fragments
-CPU_HEAP = (
-    250_000_000  # bytes that the C library's heap keeps beside what tensors use (docs/memory-and-gpus.md, measured)
-)
+CPU_HEAP = 250_000_000  # bytes that the C library's heap keeps beside what tensors use (docs/memory-and-gpus.md)
 GB = 1e9
+# Dense bf16 products with float32 sums, FLOP/s, by the makers' data sheets.
+CARDS = {"RTX 3090": 71e12, "RTX 4090": 165e12, "A100": 312e12, "H100": 989e12}
+ASSUMED = 0.5  # of that rate
+MEASURED = {"H100": 0.42}  # LLaVA-1.5-7B, LoRA r 32, 8 photos in a pass, 2026-11-26: 25.3 photos/s
+FILLING = 4096  # tokens of a pass from which an H100 does no more with a larger one: 4, 8, 16 photos: 19.1, 25.3, 25.1 a second
 
 
 @dataclass(frozen=True)
@@ -97,6 +104,7 @@ class Footprint:
     tower: tuple[int, int]  # (bytes for each photo, photos at once or 0 for the batch)
     text: Any
     vision_width: int
+    linear: int  # parameters of the language model's matrices
     heap: int = 0
 
     @classmethod
@@ -117,14 +125,15 @@ class Footprint:
         dtype = dtype or (torch.float32 if settings.dtype == "float32" else torch.bfloat16)
         if settings.mode == "qlora":
             dtype = torch.bfloat16
-        shape = shape or usual_shape(config)
+        shape = shape or usual_shape(config, 0, settings.base_model, settings.max_pixels)
         model = empty_model(config)
         family = family_of(model)
         weights = _weight_bytes(model, family, dtype, settings.mode == "qlora")
+        linear = sum(m.weight.numel() for m in quantizable(model, family.language_model).values())
         parameters = sum(p.numel() for p in model.parameters())
         model.requires_grad_(False)
         trainable, _ = count_parameters(peft_model(model, lora_config(model, settings, family), empty=True))
-        cached = settings.cache_features and not settings.augment and family.caches_features
+        cached = not settings.augment and worth_caching(settings, model, family)
         return cls(
             settings,
             shape,
@@ -140,6 +149,7 @@ class Footprint:
             ),
             config.get_text_config(),
             config.vision_config.hidden_size,
+            linear,
             CPU_HEAP if cpu else 0,
         )
 
@@ -172,6 +182,15 @@ class Footprint:
             heap=self.heap,
         )
 
+    def flops(self) -> float:
+        """Operations that training one photo once needs: 4 a frozen weight and token, 6 a trained one, causal attention.
+
+        With gradient checkpointing the forward pass comes on top; it is no need of the mathematics and not counted.
+        """
+        tokens, text = self.shape.image_tokens + self.shape.text_tokens, self.text
+        attention = 3.5 * 2.0 * tokens**2 * text.hidden_size * text.num_hidden_layers
+        return 4.0 * self.linear * tokens + 6.0 * self.trainable * tokens + attention
+
     def _watching(self, batch: int) -> int:
         """Closed-set validation: the cache of the batch's prompts, one layer at work, three copies of the names' logits."""
         text, tokens = self.text, batch * (self.shape.image_tokens + self.shape.text_tokens)
@@ -190,16 +209,33 @@ def estimate(
     return Footprint.of(settings, config, shape, dtype).at(settings.batch_size)
 
 
-def usual_shape(config: Any, image_tokens: int = 0) -> Shape:
-    """A photo of this model with question and answer of the usual length. Raises InputError where the photo's tokens are not known."""
+def usual_shape(config: Any, image_tokens: int = 0, ref: str = "", max_pixels: int = 0) -> Shape:
+    """A photo of this model with question and answer of the usual length; `ref`: where its processor is, which is asked where the
+    configuration does not tell. Raises InputError where neither does.
+    """
     family = find_family(config)
     if not image_tokens and family is not None and family.image_tokens is not None:
-        image_tokens = family.image_tokens(config)
+        image_tokens = family.image_tokens(config, max_pixels)
     if not image_tokens:
-        raise InputError(
-            f"how many tokens a photo has cannot be told from the configuration of a {config.model_type}; say it with --image_tokens"
-        )
+        try:
+            image_tokens = photo_tokens(load_processor(ref or config.name_or_path, max_pixels), config, USUAL_PHOTOS)
+        except CatlibError as error:
+            raise InputError(
+                f"how many tokens a photo of a {config.model_type} has cannot be told; say it with --image_tokens ({error})"
+            ) from None
     return Shape(image_tokens, TEXT_TOKENS, ANSWER_TOKENS)
+
+
+def photo_tokens(processor: Any, config: Any, sizes: Collection[tuple[int, int]]) -> int:
+    """The most image tokens that the processor makes of photos of these (width, height): it is asked about the extreme ones."""
+    areas, shapes = sorted(sizes, key=math.prod), sorted(sizes, key=lambda size: size[0] / size[1])
+    square = min(sizes, key=lambda size: max(size) / min(size))
+    token, text = image_token_of(config), prompt_text(processor, "?")
+    counts = [
+        int((model_inputs(processor, [Image.new("RGB", size)], [text])["input_ids"] == token).sum())
+        for size in {areas[0], areas[-1], shapes[0], shapes[-1], square}
+    ]
+    return max(counts)
 
 
 def largest_batch(footprint: Footprint, vram: float) -> int:
@@ -212,14 +248,18 @@ def choose(
 ) -> Estimate:
     """The estimate of the way to train in `free` bytes: the settings', or what `gradient_checkpointing: auto` comes to.
 
-    Without recomputation where batch_size fits so; then, with `any_batch`, the most photos in a pass that fit and divide the
-    photos of an optimizer step. A part of the memory stays in reserve where it can. If nothing fits, the smallest need.
+    Without recomputation where batch_size fits so; then, with `any_batch`, as many photos in a pass as fill the device, or the
+    most that fit; they divide the photos of an optimizer step. A part of the memory stays in reserve where it can. If nothing
+    fits, the smallest need.
     """
     ways, sizes = [settings], [settings.batch_size]
     if settings.gradient_checkpointing == "auto":
         ways = [replace(settings, gradient_checkpointing=way) for way in ("false", "true")]
         step = settings.batch_size * settings.gradient_accumulation
-        sizes = [n for n in range(step, 0, -1) if step % n == 0] if any_batch else sizes
+        shape = of(ways[0]).shape
+        enough = FILLING / (shape.image_tokens + shape.text_tokens)
+        divisors = [n for n in range(1, step + 1) if step % n == 0]
+        sizes = sorted(divisors, key=lambda n: n if n >= enough else 2 * step - n) if any_batch else sizes
     for share in (1 - RESERVE, 1.0):
         for way in ways:
             for n in sizes:

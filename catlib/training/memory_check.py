@@ -14,11 +14,10 @@ import torch
 
 from catlib.data.images import size_of
 from catlib.data.records import Sample
-from catlib.errors import InputError
+from catlib.errors import CatlibError, InputError
 from catlib.settings import TrainSettings
-from catlib.training.memory import GB, Estimate, Footprint, choose, largest_batch, model_config, usual_shape
+from catlib.training.memory import GB, Estimate, Footprint, choose, largest_batch, model_config, photo_tokens
 from catlib.training.memory_trace import Shape
-from catlib.vlm.families import find_family
 from catlib.vlm.models import pick_device, pick_dtype
 from catlib.vlm.processors import load_processor
 from catlib.vlm.prompting import answer_tokens, prompt_text, text_tokens
@@ -27,37 +26,34 @@ log = logging.getLogger(__name__)
 
 
 def check_fits(settings: TrainSettings, ref: str, samples: Iterable[tuple[Sample, Path]]) -> Estimate | None:
-    """The estimate of a run on (sample, photo's path), with the batch and way that `choose` found; None where the device's memory cannot be told (Apple's GPU), or how many
-    tokens a photo has.
+    """The estimate of a run on (sample, photo's path), with the batch and way that `choose` found.
 
-    Raises InputError when the device has less memory, naming what would fit; with `force` it only warns.
+    None where the device's memory cannot be told (Apple's GPU), or the estimate fails, which is logged. Raises InputError when the
+    device has less memory, naming what would fit; with `force` it only warns.
     """
     device = pick_device(settings.device)
     free = device_memory(device)
     if free is None:
         return None
     dtype, config, pairs = pick_dtype(settings.dtype, device), model_config(ref), list(samples)
-    family = find_family(config)
-    if family is None or family.image_tokens is None:
-        log.info("no estimate of the memory: how many tokens a photo has is not known of a %s", config.model_type)
-        return None
-    shape = longest(load_processor(ref), config, pairs)
     breeds = len({sample.breed for sample, _ in pairs})
 
     @cache
     def of(way: TrainSettings) -> Footprint:
         return Footprint.of(way, config, shape, dtype, breeds, photos=len(pairs), cpu=device.type == "cpu")
 
-    need = choose(
-        settings, of, free, any_batch=device.type == "cuda"
-    )  # on a CPU threads share the batch as it is given
-    log.info(
-        "%d photos in a pass, %s gradient checkpointing: estimated peak memory %.2f GB of %.1f GB free",
-        need.batch_size,
-        "with" if need.gradient_checkpointing else "without",
-        need.peak / GB,
-        free / GB,
-    )
+    try:
+        shape = longest(load_processor(ref, settings.max_pixels), config, pairs)
+        # on a CPU threads share the batch as it is given
+        need = choose(settings, of, free, any_batch=device.type == "cuda")
+    except CatlibError:
+        raise
+    except Exception as error:  # an architecture that tensors without data cannot pass: the run does not depend on it
+        log.warning("no estimate of the memory of a %s: %r. Training goes on without one", config.model_type, error)
+        return None
+    way = "with" if need.gradient_checkpointing else "without"
+    room = f"estimated peak memory {need.peak / GB:.2f} GB of {free / GB:.1f} GB free"
+    log.info("%d photos in a pass, %s gradient checkpointing: %s", need.batch_size, way, room)
     if need.peak <= free:
         return need
     fits = ways_that_fit(settings, of, free)
@@ -89,12 +85,7 @@ def longest(processor: Any, config: Any, samples: Iterable[tuple[Sample, Path]])
     answers = {(q, a): len(answer_tokens(processor, q, a)) for q, a in texts}
     prompts = {q: len(text_tokens(processor, prompt_text(processor, q))) for q, _ in texts}
     text = max(prompts[q] - 1 + n for (q, _), n in answers.items())  # one token of the prompt stands for the photo
-    tokens = usual_shape(config).image_tokens
-    if (family := find_family(config)) and family.keeps_shape and hasattr(processor, "_get_num_multimodal_tokens"):
-        sizes = {size_of(path)[::-1] for _, path in pairs}
-        tokens = max(
-            processor._get_num_multimodal_tokens(image_sizes=[list(size) for size in sizes])["num_image_tokens"]
-        )
+    tokens = photo_tokens(processor, config, {size_of(path) for _, path in pairs})
     mean = sum(answers[sample.question, sample.answer] for sample, _ in pairs) / len(pairs)
     return Shape(tokens, text, math.ceil(mean))
 

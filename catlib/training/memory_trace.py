@@ -20,11 +20,12 @@ from torch.utils._pytree import tree_map_only
 from torch.utils.weak import WeakIdKeyDictionary
 from transformers import AutoConfig
 
-from catlib.settings import TrainSettings
+from catlib.settings import TrainSettings, split_list
 from catlib.training.kernels import constant_factors, fuse
 from catlib.training.lora import lora_config, peft_model
-from catlib.vlm.families import Family, family_of, find_family
-from catlib.vlm.models import empty_model
+from catlib.vlm.families import family_of, find_family
+from catlib.vlm.features import embedded, tower_vectors
+from catlib.vlm.models import VLM, Checkpoint, empty_model
 
 RELEVANT = ("mode", "train_projector", "lora_r", "lora_targets", "use_rslora", "use_dora", "gradient_checkpointing")
 
@@ -91,7 +92,8 @@ def trace_tower(config: Any, dtype: torch.dtype, photos: int, image_tokens: int)
     vision = config.vision_config
     family = find_family(config)
     if family is None or not family.traces_tower:
-        return int(photos * image_tokens * (8 * vision.hidden_size + 2 * vision.intermediate_size) * dtype.itemsize)
+        inner = getattr(vision, "intermediate_size", 4 * vision.hidden_size)
+        return int(photos * image_tokens * (8 * vision.hidden_size + 2 * inner) * dtype.itemsize)
     model = empty_model(_config_with(config, layers=1, vision_layers=1)).to(dtype).eval().requires_grad_(False)
     with FakeTensorMode(), torch.no_grad():
         _make_fake(model, set())
@@ -99,11 +101,7 @@ def trace_tower(config: Any, dtype: torch.dtype, photos: int, image_tokens: int)
         tracker.ignore([*model.parameters(), *model.buffers()])
         with tracker:
             pixels = torch.empty(photos, 3, vision.image_size, vision.image_size)
-            model.model.get_image_features(
-                pixel_values=pixels.to(dtype),
-                vision_feature_layer=config.vision_feature_layer,
-                vision_feature_select_strategy=config.vision_feature_select_strategy,
-            )
+            tower_vectors(VLM(model, None, Checkpoint("", ""), family), {"pixel_values": pixels})
     return tracker.peak
 
 
@@ -150,21 +148,20 @@ def _trace(
     """(kept by the layers, by the output layer, transient) of a slice of the model."""
     model = empty_model(_config_with(config, layers, vision_layers=1)).to(dtype)
     family = family_of(model)
-    plain = not settings.use_dora
-    four_bit = (
-        {m.weight for m in quantizable(model, family.language_model).values()}
-        if settings.mode == "qlora" and plain
-        else set()
-    )
-    # Dropout draws numbers, which data-free tensors cannot; what it keeps for a moment is added by the caller.
-    wrapped = peft_model(model, lora_config(model, replace(settings, lora_dropout=0.0), family), empty=True)
+    quantized = settings.mode == "qlora" and not settings.use_dora
+    linear = quantizable(model, family.language_model)
+    four_bit = {m.weight for m in linear.values()} if quantized else set()
+    # A slice need not have all kinds of layers. Dropout draws numbers, which data-free tensors cannot; what it keeps for a moment
+    # is added by the caller.
+    kinds = {name.rsplit(".", 1)[-1] for name in linear}
+    targets = ",".join(name for name in split_list(settings.lora_targets) if name in kinds) or settings.lora_targets
+    sliced = replace(settings, lora_dropout=0.0, lora_targets=targets)
+    wrapped = peft_model(model, lora_config(model, sliced, family), empty=True)
     fuse(wrapped)
     if settings.recomputes:
         with warnings.catch_warnings(action="ignore", category=FutureWarning):
             model.gradient_checkpointing_enable({"use_reentrant": False})
     wrapped.train()
-    text = config.get_text_config()
-    length = shape.image_tokens + shape.text_tokens
     with FakeTensorMode():
         _make_fake(wrapped, four_bit)
         trained = [p for p in wrapped.parameters() if p.requires_grad]
@@ -172,17 +169,14 @@ def _trace(
             parameter.grad = torch.zeros_like(parameter)
         tracker = LiveBytes()
         tracker.ignore([*wrapped.parameters(), *wrapped.buffers(), *(p.grad for p in trained)])
+        low = torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype is torch.bfloat16)
         with constant_factors(wrapped) as held, tracker:
             tracker.ignore(held)
-            with torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype is torch.bfloat16):
-                embedded = _embeddings(
-                    model, family, torch.empty(batch, length, text.hidden_size, dtype=dtype), shape.image_tokens
-                )
-                hidden = model.get_submodule(family.language_model)(
-                    inputs_embeds=embedded, use_cache=False
-                ).last_hidden_state
-                del embedded
-                rows = hidden[:, -shape.answer_tokens - 1 : -1].clone().view(-1, text.hidden_size)
+            with low:
+                texts = _embeddings(VLM(wrapped, None, Checkpoint("", ""), family), dtype, shape, batch)
+                hidden = model.get_submodule(family.language_model)(inputs_embeds=texts, use_cache=False)[0]
+                del texts
+                rows = hidden[:, -shape.answer_tokens - 1 : -1].clone().flatten(0, 1)
                 of_layers = tracker.live - rows.nbytes - hidden.nbytes
                 logits = model.get_output_embeddings()(rows).float()
                 loss = cross_entropy(logits, torch.empty(len(rows), dtype=torch.long), reduction="sum")
@@ -192,19 +186,19 @@ def _trace(
     return of_layers, kept - of_layers, tracker.peak - kept
 
 
-def _embeddings(model: torch.nn.Module, family: Family, embedded: torch.Tensor, image_tokens: int) -> torch.Tensor:
-    """The text's embeddings with the photos' in their places, from the tower's features, as the training loss makes them."""
-    projector: Any = model.get_submodule(family.projector)
-    batch, length, _width = embedded.shape
-    if not family.caches_features:  # a projector of its own kind: three copies of its output
-        grad = any(p.requires_grad for p in projector.parameters())
-        photos = torch.empty(3, *embedded.shape, dtype=embedded.dtype, requires_grad=grad)
-        return photos[0] + embedded
-    kind = next(projector.parameters()).dtype
-    features = torch.empty(batch * image_tokens, projector.linear_1.in_features, dtype=embedded.dtype).to(kind)
-    projected = torch.cat([projector(features)], dim=0).to(embedded.dtype)
-    mask = torch.empty(batch, length, 1, dtype=torch.bool)
-    return embedded.masked_scatter(mask, projected)
+def _embeddings(vlm: VLM, dtype: torch.dtype, shape: Shape, batch: int) -> torch.Tensor:
+    """The texts' embeddings with the photos' in their places, as the training loss makes them."""
+    length = shape.image_tokens + shape.text_tokens
+    if vlm.family.caches_features:
+        tokens = batch * shape.image_tokens
+        projector: Any = vlm.projector
+        features = torch.empty(tokens, projector.linear_1.in_features, dtype=dtype)
+        return embedded(vlm, torch.zeros(batch, length, dtype=torch.long), features, torch.arange(tokens))
+    # a projector of its own kind: three copies of its output
+    grad = any(p.requires_grad for p in vlm.projector.parameters())
+    width = vlm.base.get_input_embeddings().embedding_dim
+    photos = torch.empty(3, batch, length, width, dtype=dtype, requires_grad=grad)
+    return photos[0] + torch.empty(batch, length, width, dtype=dtype)
 
 
 def _config_with(config: Any, layers: int, vision_layers: int | None) -> Any:
@@ -240,19 +234,16 @@ def _make_fake(model: Any, four_bit: set[torch.Tensor]) -> None:
 
 def _four_bit(shape: torch.Size) -> torch.nn.Parameter:
     n = shape.numel()
-    blocks = n // 64
-    scales = QuantState(
-        absmax=torch.empty(-(-blocks // 256)), blocksize=256, code=torch.empty(256), dtype=torch.float32
-    )
+    blocks, code = n // 64, torch.empty(256)
+    scales = QuantState(absmax=torch.empty(-(-blocks // 256)), blocksize=256, code=code, dtype=torch.float32)
+    more = {
+        "code": code[:16].clone(),
+        "blocksize": 64,
+        "quant_type": "nf4",
+        "offset": torch.empty(()),
+        "state2": scales,
+    }
+    absmax = torch.empty(blocks, dtype=torch.uint8)
     weight: Any = torch.nn.Parameter(torch.empty((n + 1) // 2, 1, dtype=torch.uint8), requires_grad=False)
-    weight.quant_state = QuantState(
-        absmax=torch.empty(blocks, dtype=torch.uint8),
-        shape=shape,
-        code=torch.empty(16),
-        blocksize=64,
-        quant_type="nf4",
-        dtype=torch.bfloat16,
-        offset=torch.empty(()),
-        state2=scales,
-    )
+    weight.quant_state = QuantState(absmax=absmax, shape=shape, dtype=torch.bfloat16, **more)
     return weight

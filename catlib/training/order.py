@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
@@ -25,6 +26,7 @@ def epoch_order(samples: Sequence[Sample], seed: int, epoch: int, balance: str =
     return torch.multinomial(weights, len(samples), replacement=True, generator=generator).tolist()
 
 
+@dataclass
 class Steps:
     """A batch sampler of one epoch: the indices of each optimizer step, all processes' together; the last may be smaller.
 
@@ -32,18 +34,13 @@ class Steps:
     it before) and `soon` with the samples of the step that comes and of the one after it.
     """
 
-    def __init__(
-        self,
-        samples: Sequence[Sample],
-        size: int,
-        seed: int,
-        balance: str,
-        done: Callable[[], int],
-        begin: Callable[[int, Sequence[Sample]], None],
-        soon: Callable[[Sequence[Sample]], None],
-    ) -> None:
-        self.samples, self.size, self.seed, self.balance = samples, size, seed, balance
-        self.done, self.begin, self.soon = done, begin, soon
+    samples: Sequence[Sample]
+    size: int
+    seed: int
+    balance: str
+    done: Callable[[], int]
+    begin: Callable[[int, Sequence[Sample]], None]
+    soon: Callable[[Sequence[Sample]], None]
 
     def __len__(self) -> int:
         return math.ceil(len(self.samples) / self.size)

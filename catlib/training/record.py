@@ -10,7 +10,7 @@ from typing import Any
 
 from transformers import TrainingArguments
 
-from catlib.data.conversations import gives_reasons
+from catlib.data.conversations import gives_reasons, longest_answer
 from catlib.errors import CatlibError
 from catlib.files import appending, read_jsonl, read_text, write_json, write_text
 from catlib.training.lora import rank_remark
@@ -109,8 +109,10 @@ class Record:
             "other_questions": data.others,
             "spelled": data.spelled,
             "reasons": gives_reasons(data.train),
+            "answer_tokens": longest_answer(self.run.vlm.processor.tokenizer, data.train),
             "base_fingerprint": fingerprint(self.run.vlm),
             "data": data.digests,
+            "lineage": data.lineage,
             "figures": _finite(figures),
             "outcome": self.outcome(),
             "remarks": [remark for remark in (rank_remark(self.run.settings),) if remark],

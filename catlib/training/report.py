@@ -9,6 +9,7 @@ import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.figure import Figure
 
+from catlib.errors import CatlibError
 from catlib.figures import BLUE, GREEN, GREY, ORANGE, PINK, WIDTH, figure, percent_axis
 from catlib.training.lora import count_parameters
 from catlib.training.memory import estimate
@@ -63,6 +64,7 @@ def epochs_table(history: Rows) -> pd.DataFrame:
             "validation loss": f"{row['val_loss']:.3f}",
             "accuracy": _percent(row.get("accuracy")),
             "priority macro-F1": _percent(row.get("priority_f1")),
+            **({"breeds known before": _percent(row["old_accuracy"])} if "old_accuracy" in row else {}),
             "time so far": f"{row['seconds']:.0f} s",
         }
         for row in of_kind(history, "epoch")
@@ -109,8 +111,10 @@ def cost_table(trainer: Trainer, result: TrainResult) -> pd.DataFrame:
     """Time, speed and memory of the training, the memory beside the estimate."""
     rates = sorted(row["photos_per_second"] for row in of_kind(result.history, "step"))
     device = trainer.vlm.device.type
-    known = trainer.vlm.family.image_tokens is not None  # of how many tokens a photo has
-    need = f"{estimate(trainer.settings, trainer.vlm.base.config).peak / 1e9:.2f} GB" if known else "not known"
+    try:
+        need = f"{estimate(trainer.settings, trainer.vlm.base.config).peak / 1e9:.2f} GB"
+    except CatlibError:
+        need = "not known"
     halved = result.outcome["out_of_memory"]
     rows = {
         "time": f"{result.outcome['seconds']:.0f} s",

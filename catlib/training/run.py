@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import repeat
 from pathlib import Path
+from typing import Any
 
 from accelerate import PartialState
 
@@ -25,9 +26,10 @@ from catlib.training.kernels import fuse
 from catlib.training.lora import add_lora
 from catlib.training.memory_check import check_fits
 from catlib.training.sharding import shard
+from catlib.vlm.adapters import WEIGHTS, base_of, read_training
 from catlib.vlm.batches import Collator
 from catlib.vlm.checkpoint import find_checkpoint, open_vlm
-from catlib.vlm.features import FrozenFeatures
+from catlib.vlm.features import FrozenFeatures, worth_caching
 from catlib.vlm.models import VLM, pick_device, pick_dtype
 
 log = logging.getLogger(__name__)
@@ -48,6 +50,12 @@ class TrainingData:
     question: str  # that most validation samples ask: the checkpoint's
     others: int  # validation samples that ask another one
     spelled: dict[str, str]  # beginnings of the answers that are more than a breed's name
+    lineage: dict[str, Any]  # the adapter that training goes on from: folder, digest, breeds, its own lineage
+
+    @property
+    def old_breeds(self) -> list[str]:
+        """Breeds that the model has learned before."""
+        return self.lineage.get("breeds", [])
 
     @property
     def parts(self) -> tuple[tuple[Path, tuple[Sample, ...]], ...]:
@@ -73,7 +81,8 @@ def load_data(settings: TrainSettings) -> TrainingData:
     paths = [resolve(settings.train_data), resolve(settings.val_data)]
     roots = [image_root_of(path) for path in paths]
     train, val = (tuple(_with_digests(read_samples(path, root), root)) for path, root in zip(paths, roots, strict=True))
-    breeds = tuple(sorted({s.breed for s in train}))
+    lineage = lineage_of(settings.init_adapter)
+    breeds = tuple(sorted({s.breed for s in train} | set(lineage.get("breeds", []))))
     check_names(breeds)
     if unknown := sorted({s.breed for s in val} - set(breeds)):
         raise InputError(f"{paths[1]}: validation has breeds without a training photo: {', '.join(unknown)}")
@@ -88,15 +97,23 @@ def load_data(settings: TrainSettings) -> TrainingData:
     digests = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
     question, others = questions_of(val)
     if others:
-        log.warning(
-            "%d of %d validation samples ask something else than %r, which is the checkpoint's question",
-            others,
-            len(val),
-            question,
-        )
+        asked = f"{others} of {len(val)} validation samples ask something else than {question!r}"
+        log.warning("%s, which is the checkpoint's question", asked)
     return TrainingData(
-        train, val, roots[0], roots[1], breeds, priority, digests, question, others, spelled_answers(val)
+        train, val, roots[0], roots[1], breeds, priority, digests, question, others, spelled_answers(val), lineage
     )
+
+
+def lineage_of(adapter: str) -> dict[str, Any]:
+    """What is recorded of the adapter that training goes on from; empty without one. Raises InputError."""
+    if not adapter:
+        return {}
+    folder = resolve(adapter)
+    base_of(folder)  # raises where no adapter is
+    earlier = read_training(folder)
+    weights = hashlib.sha256((folder / WEIGHTS).read_bytes()).hexdigest()
+    known = {key: earlier[key] for key in ("breeds", "lineage") if key in earlier}
+    return {"folder": adapter, "sha256": weights, **known}
 
 
 def set_up(settings: TrainSettings, data: TrainingData, sharded: bool = False) -> Run:
@@ -104,9 +121,9 @@ def set_up(settings: TrainSettings, data: TrainingData, sharded: bool = False) -
     checkpoint = find_checkpoint(settings.base_model)
     if checkpoint.adapter is not None:
         raise InputError(f"base_model {settings.base_model!r} is an adapter; name the model that is to be trained")
-    need = check_fits(
-        settings, checkpoint.base, [(s, inside(root, s.image)) for root, part in data.parts for s in part]
-    )
+    checkpoint = replace(checkpoint, max_pixels=settings.max_pixels)
+    photos = [(sample, inside(root, sample.image)) for root, part in data.parts for sample in part]
+    need = check_fits(settings, checkpoint.base, photos)
     recomputes = settings.recomputes if need is None else need.gradient_checkpointing
     settings = replace(settings, gradient_checkpointing=str(recomputes).lower())
     dtype = str(pick_dtype(settings.dtype, pick_device(settings.device))).removeprefix("torch.")
@@ -116,14 +133,12 @@ def set_up(settings: TrainSettings, data: TrainingData, sharded: bool = False) -
     log.info("%d layers use gradients written by hand", fuse(vlm.model))
     if recomputes:
         vlm.base.gradient_checkpointing_enable({"use_reentrant": False})
-    augment = Augment(settings.seed) if settings.augment else None
     features = _features(settings, vlm, data)
     if sharded:
         shard(vlm, PartialState().num_processes)
+    augment = Augment(settings.training_seed) if settings.augment else None
     if augment is not None:
-        log.info(
-            "augmentation is on: every photo goes through the vision tower each time, the feature cache is not used"
-        )
+        log.info("augmentation is on: every photo goes through the tower each time, the feature cache is not used")
     collate = Collator(vlm, data.image_root, None if augment else features, augment, settings.num_workers)
     val_collate = Collator(vlm, data.val_root, features)
     micro = settings.batch_size if need is None else need.batch_size
@@ -131,10 +146,8 @@ def set_up(settings: TrainSettings, data: TrainingData, sharded: bool = False) -
 
 
 def _features(settings: TrainSettings, vlm: VLM, data: TrainingData) -> FrozenFeatures | None:
-    if not settings.cache_features:
-        return None
-    if not vlm.family.caches_features:
-        log.info("%s: features cannot be cached for this architecture", type(vlm.base).__name__)
+    if not worth_caching(settings, vlm.base, vlm.family):
+        log.info("every photo goes through the vision tower each time: its features are not cached")
         return None
     processes = PartialState()
     cache = FrozenFeatures(vlm, resolve(FEATURE_CACHE), settings.cache_limit_gb / processes.num_processes)

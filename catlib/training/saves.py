@@ -18,27 +18,18 @@ from catlib.errors import CatlibError, InputError
 from catlib.files import locked, read_json, remove_leftovers, write_json
 from catlib.paths import resolve
 from catlib.runs import set_aside
-from catlib.settings import TrainSettings
+from catlib.settings import TrainSettings, split_list
 from catlib.training.record import Progress, Record
 from catlib.vlm.adapters import TRAINING
 
 log = logging.getLogger(__name__)
 STATE, WEIGHTS = "progress.json", "trained.safetensors"
 # Settings that do not change what comes out of a training, or only where it is written and which epoch is kept.
-FREE = {
-    *("run", "run_dir", "hint", "output_dir", "train_data", "val_data", "priority_breeds", "device", "num_workers"),
-    *(
-        "cache_limit_gb",
-        "gradient_checkpointing",
-        "log_steps",
-        "save_steps",
-        "report_to",
-        "tracker",
-        "resume",
-        "overwrite",
-    ),
-    *("force", "attn_implementation", "watch", "watch_photos", "early_stopping"),
-}
+FREE = set(
+    split_list("""run, run_dir, hint, output_dir, train_data, val_data, priority_breeds, device, num_workers, cache_features,
+    cache_limit_gb, gradient_checkpointing, attn_implementation, log_steps, save_steps, report_to, tracker, resume,
+    overwrite, force, watch, watch_photos, early_stopping""")
+)
 
 
 class SavingTrainer(transformers.Trainer):

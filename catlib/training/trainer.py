@@ -69,7 +69,7 @@ class Trainer(SavingTrainer):
         self.processes = PartialState(cpu=settings.device == "cpu")
         data = load_data(settings)
         prepare_folder(self.folder, settings, data.digests)
-        torch.manual_seed(settings.seed)  # before LoRA's matrices are drawn
+        torch.manual_seed(settings.training_seed)  # before LoRA's matrices are drawn
         self.run: Run = set_up(settings, data, sharded and self.processes.num_processes > 1)
         self.settings = settings = self.run.settings  # with what `auto` came to
         self.drawn = torch.get_rng_state()
@@ -92,8 +92,7 @@ class Trainer(SavingTrainer):
             self.add_callback(self.tracker)
         self.lanes = lanes_for(self.vlm, settings, self.processes.num_processes)
         watched = evenly(data.val, settings.watch_photos, settings.seed) if settings.watch_photos else ()
-        known = (data.breeds, data.priority, data.question, data.spelled)
-        self.watch = Watch(self.vlm, self.run.val_collate, watched, *known) if watched else None
+        self.watch = Watch(self.run, watched) if watched else None
         # Three times the loss of guessing among all tokens: no longer bad luck but a broken training.
         self.most = 3 * math.log(self.vlm.base.config.get_text_config().vocab_size)
         if self.vlm.device.type == "cuda":
@@ -161,7 +160,7 @@ class Trainer(SavingTrainer):
                 self.run.collate.prefetch(part)
 
         size = s.batch_size * s.gradient_accumulation  # whatever the number of processes: they share it
-        steps = Steps(samples, size, s.seed, s.balance, lambda: self.state.global_step, begin, soon)
+        steps = Steps(samples, size, s.training_seed, s.balance, lambda: self.state.global_step, begin, soon)
         return DataLoader(samples, batch_sampler=steps, collate_fn=list, generator=torch.Generator())  # type: ignore[arg-type]
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
@@ -176,10 +175,7 @@ class Trainer(SavingTrainer):
         return self.optimizer
 
     def training_step(self, model: torch.nn.Module, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
-        """Put into `.grad` the gradient of the mean loss over all supervised tokens of a step, however it is cut up.
-
-        Raises CatlibError for a loss that is no number or explodes, and when not even one sample fits.
-        """
+        """Put into `.grad` the gradient of the mean loss over all supervised tokens of a step, however it is cut up."""
         model.train()
         self._samples = inputs
         loss = self._within_memory(lambda: self._gradients(model, inputs))
@@ -278,9 +274,8 @@ class Trainer(SavingTrainer):
 
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> float:
         norm, scaler = float(super()._get_grad_norm(model, grad_norm)), self.accelerator.scaler
-        if not math.isfinite(norm) and (
-            scaler is None or scaler.get_scale() <= 1
-        ):  # fp16's scale is lowered until it fits
+        lowest = scaler is None or scaler.get_scale() <= 1  # else fp16's scale is lowered, and the step left out
+        if not math.isfinite(norm) and lowest:
             ids = ", ".join(sample.id for sample in self._samples)
             raise CatlibError(f"step {self.state.global_step + 1}: the gradient is not finite, in the samples {ids}")
         return norm
@@ -295,17 +290,15 @@ class Trainer(SavingTrainer):
             except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
                 if not out_of_memory(error):
                     raise
-                if (
-                    progress.micro_batch == 1 or self.processes.num_processes > 1
-                ):  # others wait in the middle of an exchange
+                several = self.processes.num_processes > 1  # others wait in the middle of an exchange
+                if progress.micro_batch == 1 or several:
                     raise CatlibError(
                         f"out of memory at a micro-batch of {progress.micro_batch}: set gradient_checkpointing, mode qlora, or a "
                         f"smaller batch_size ({str(error).splitlines()[0]})"
                     ) from error
             progress.micro_batch, progress.out_of_memory = progress.micro_batch // 2, progress.out_of_memory + 1
             self.loss.zero_grad()
-            if torch.cuda.is_available():
-                torch.cuda.empty_cache()
+            torch.cuda.empty_cache()
             log.warning("out of memory: micro-batches of %d from here, the effective batch stays", progress.micro_batch)
 
 

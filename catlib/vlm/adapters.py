@@ -1,8 +1,10 @@
-"""Adapters in the layout that peft, transformers and vLLM read: saving, and loading that refuses what does not fit."""
+"""Adapters on disk: written whole or not at all, and put into a base only where each tensor has its place there."""
 
 import hashlib
 import io
 import json
+import logging
+import re
 import tempfile
 from collections.abc import Mapping
 from dataclasses import replace
@@ -12,17 +14,22 @@ from typing import Any
 import torch
 from peft import PeftConfig, PeftModel
 from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
-from safetensors import SafetensorError
+from peft.utils.constants import DUMMY_TARGET_MODULES
+from peft.utils.transformers_weight_conversion import convert_peft_adapter_state_dict_for_transformers
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
+from transformers.utils.hub import cached_file
 
 from catlib.errors import InputError
 from catlib.files import read_json, read_text, saving, write_bytes, write_json, write_text
 from catlib.vlm.models import VLM
-from catlib.vlm.processors import TRIAL_S, ends_in_time, from_files, is_doubtful
+from catlib.vlm.processors import first_line, from_files
 
+log = logging.getLogger(__name__)
 WEIGHTS, CONFIG, TRAINING = "adapter_model.safetensors", "adapter_config.json", "training.json"
-MOST_RANK = 2**16
 DIGEST = f"{WEIGHTS}.sha256"  # SHA-256 of the weights, and of those that they replaced
+SCHEME = "2:"  # of the fingerprints that are made now; those without a number are of the first
+SAMPLED = 64  # values of each tensor in a fingerprint
 
 
 def save_adapter(vlm: VLM, folder: Path) -> None:
@@ -100,33 +107,64 @@ def check_weights(adapter: Path) -> None:
         )
 
 
+def check_config(adapter: Path) -> None:
+    """Compare the configuration with the weights' header, before anything is built from it.
+
+    Raises InputError when the ranks differ, or a pattern might not end: only plain names are read as patterns.
+    """
+    facts = read_json(adapter / CONFIG)
+    ranks, alphas = facts.get("rank_pattern") or {}, facts.get("alpha_pattern") or {}
+    if not isinstance(ranks, dict) or not isinstance(alphas, dict):
+        raise InputError(f"{adapter / CONFIG}: rank_pattern and alpha_pattern must be objects")
+    if odd := [key for key in (*ranks, *alphas) if re.search(r"[*+{?(]", key)]:
+        raise InputError(f"{adapter / CONFIG}: the pattern {odd[0]!r} repeats or groups; name the modules plainly")
+    try:
+        with safe_open(adapter / WEIGHTS, framework="pt") as tensors:
+            found = {name: tensors.get_slice(name).get_shape()[0] for name in tensors.keys() if ".lora_A." in name}
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{adapter / WEIGHTS}: broken: {error}") from None
+    for name, rank in found.items():
+        if rank not in (facts.get("r"), *ranks.values()):
+            raise InputError(f"{adapter}: {CONFIG} says r {facts.get('r')}, but {name} in {WEIGHTS} has rank {rank}")
+
+
 def load_adapter(vlm: VLM, adapter: Path, trainable: bool = False) -> None:
     """Put an adapter's weights into `vlm`; for inference they take the base's dtype.
 
-    Raises InputError when the base is not the one it was trained on, or a tensor is missing, left over or of another shape:
-    peft itself would only warn, and answer with an untrained adapter.
+    Which modules it changes is read off its weights, under the names of transformers 4 or 5; the expression in its configuration
+    is not run. Raises InputError when the base is not the one it was trained on, or a tensor is missing, left over or of another
+    shape: peft itself would only warn, and answer with an untrained adapter.
     """
     facts = read_training(adapter)
-    if (expected := facts.get("base_fingerprint")) and expected != (found := fingerprint(vlm)):
-        raise InputError(
-            f"{adapter} was trained on {facts.get('base_model')!r} (fingerprint {expected}), not on {vlm.name!r} ({found})"
-        )
+    if expected := facts.get("base_fingerprint"):
+        first = not expected.startswith(SCHEME)
+        if first:
+            log.warning(
+                "%s: its fingerprint is of the first scheme, which sees norms and embeddings of the base", adapter
+            )
+        if expected != (found := _first_fingerprint(vlm) if first else fingerprint(vlm)):
+            raise InputError(
+                f"{adapter} was trained on {facts.get('base_model')!r} (fingerprint {expected}), not on {vlm.name!r} ({found})"
+            )
     check_weights(adapter)
-    _check_patterns(vlm, adapter)
-    try:
-        saved = load_file(adapter / WEIGHTS)
-    except (SafetensorError, OSError) as error:
-        raise InputError(f"{adapter / WEIGHTS}: broken: {error}") from None
+    check_config(adapter)
     try:
         config = from_files(PeftConfig, str(adapter))
+        saved = convert_peft_adapter_state_dict_for_transformers(vlm.base, config, load_file(adapter / WEIGHTS))
+        ranks = {
+            n.removeprefix("base_model.model.").split(".lora_")[0]: len(t) for n, t in saved.items() if ".lora_A." in n
+        }
+        config.target_modules = set(ranks) or DUMMY_TARGET_MODULES
+        config.exclude_modules = config.layers_to_transform = config.layers_pattern = None
+        config.rank_pattern = {re.escape(name): rank for name, rank in ranks.items() if rank != config.r}
+        config.inference_mode = not trainable
         model = PeftModel(vlm.base, config, autocast_adapter_dtype=trainable)
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{adapter / WEIGHTS}: broken: {error}") from None
     except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise InputError(
-            f"{adapter / CONFIG} does not fit {vlm.name!r}: {(str(error) or type(error).__name__).splitlines()[0]}"
-        ) from None
+        raise InputError(f"{adapter / CONFIG} does not fit {vlm.name!r}: {first_line(error)}") from None
     state = get_peft_model_state_dict(model, save_embedding_layers=False)
-    wanted = {name: tuple(tensor.shape) for name, tensor in state.items()}
-    shapes = {name: tuple(tensor.shape) for name, tensor in saved.items()}
+    wanted, shapes = ({name: tuple(t.shape) for name, t in tensors.items()} for tensors in (state, saved))
     problems = [
         *(f"{name} is missing" for name in wanted.keys() - shapes.keys()),
         *(f"{name} is left over" for name in shapes.keys() - wanted.keys()),
@@ -138,26 +176,11 @@ def load_adapter(vlm: VLM, adapter: Path, trainable: bool = False) -> None:
         )
     set_peft_model_state_dict(model, saved)
     if not trainable:
-        dtype = vlm.dtype
         for name, parameter in model.named_parameters():
             if "lora_" in name or "modules_to_save" in name:
-                parameter.data = parameter.data.to(dtype)
+                parameter.data = parameter.data.to(vlm.dtype)
         model.requires_grad_(False).eval()
     vlm.model, vlm.checkpoint = model, replace(vlm.checkpoint, adapter=adapter)
-
-
-def _check_patterns(vlm: VLM, adapter: Path) -> None:
-    """Raise InputError for a regular expression in the configuration that does not end on the model's names, and a rank of no adapter."""
-    facts = read_json(adapter / CONFIG)
-    texts = [facts.get(key) for key in ("target_modules", "exclude_modules", "layers_pattern")]
-    texts += [key for name in ("rank_pattern", "alpha_pattern") for key in (facts.get(name) or {})]
-    doubtful = [text for text in texts if isinstance(text, str) and is_doubtful(text)]
-    names = [name for name, _ in vlm.base.named_modules()]
-    if doubtful and not ends_in_time(json.dumps({"patterns": doubtful, "names": names})):
-        raise InputError(f"{adapter / CONFIG}: the pattern {doubtful[0]!r:.200} does not end within {TRIAL_S} s")
-    ranks = [facts.get("r"), *(facts.get("rank_pattern") or {}).values()]
-    if any(isinstance(rank, int) and rank > MOST_RANK for rank in ranks):
-        raise InputError(f"{adapter / CONFIG}: a rank above {MOST_RANK}")
 
 
 def read_training(folder: Path) -> dict[str, Any]:
@@ -167,11 +190,31 @@ def read_training(folder: Path) -> dict[str, Any]:
 
 
 def fingerprint(vlm: VLM) -> str:
-    """16 hex digits that change with the base's weights and are the same in bf16, float32 and 4-bit.
+    """The scheme's number and 16 hex digits that change with any tensor of the base, tower and projector included, and are the
+    same however it is loaded, cut into files or named; empty where the base has no safetensors files.
 
-    Hashes what is never quantized, rounded to bf16: all norms and biases of the language model, rows of the embeddings, the
-    shapes of everything. Adapters and a projector that is trained do not count.
+    Hashes SAMPLED values of each tensor in the files, rounded to bf16, with its size and the end of its name.
     """
+    base, seen = vlm.checkpoint.base, []
+
+    def find(name: str) -> str | None:
+        return cached_file(base, name, local_files_only=True, _raise_exceptions_for_missing_entries=False)
+
+    index = find("model.safetensors.index.json")
+    names = set(read_json(Path(index))["weight_map"].values()) if index else {"model.safetensors"}
+    for path in filter(None, map(find, names)):
+        with safe_open(path, framework="pt") as tensors:
+            for name in tensors.keys():
+                tensor = tensors.get_tensor(name).flatten()
+                if tensor.is_floating_point() and not name.endswith("inv_freq"):
+                    values = tensor[:: max(1, len(tensor) // SAMPLED) | 1].to(torch.bfloat16).tolist()
+                    end = re.search(r"[^.]+\.\d+\..*|[^.]+\.[^.]+$", name)
+                    seen.append(f"{end[0] if end else name} {len(tensor)} {values}")
+    return SCHEME + hashlib.sha256("\n".join(sorted(seen)).encode()).hexdigest()[:16] if seen else ""
+
+
+def _first_fingerprint(vlm: VLM) -> str:
+    """The first scheme's: norms and biases of the language model and rows of the embeddings, as they are in memory."""
     digest = hashlib.sha256(type(vlm.base).__name__.encode())
     language_model = vlm.base.get_submodule(vlm.family.language_model)
     embeddings = vlm.base.get_input_embeddings().weight

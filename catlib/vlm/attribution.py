@@ -1,4 +1,4 @@
-"""Which image patches drove the score of a breed's name: gradients or occlusion on its image tokens."""
+"""Which image patches drove the score of a breed's name: gradients on its image tokens, and scores with tokens hidden."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -44,31 +44,6 @@ def patch_gradients(vlm: VLM, image: Image, question: str, breed: Label, steps: 
             (gradient,) = torch.autograd.grad(score, held[:1])
         relevance += (gradient[0, positions].float() * held[1].float()).sum(-1) / steps
     return relevance.cpu().numpy().reshape(grid)
-
-
-@torch.inference_mode()
-def patch_occlusion(vlm: VLM, image: Image, question: str, breed: Label, window: int = 0) -> np.ndarray:
-    """Fall of log p(breed | photo) in nats (h, w) when a window of image tokens is replaced by the photo's mean token.
-
-    `window`: its side in tokens, 0 for a quarter of the photo's; windows overlap by half. Each patch gets the mean
-    over the windows that cover it (Zeiler & Fergus 2014, arXiv 1311.2901). One forward pass a window: slower than the
-    gradient, but exact.
-    """
-    inputs, _ = _inputs_with_answer(vlm, image, question, breed)
-    _, (height, width) = image_positions(vlm, inputs["input_ids"][0])
-    window = window or max(1, round(min(height, width) / 4))
-    masks = []
-    for top in _starts(height, window):
-        for left in _starts(width, window):
-            mask = np.zeros((height, width), dtype=bool)
-            mask[top : top + window, left : left + window] = True
-            masks.append(mask)
-    whole, *hidden = occluded_scores(vlm, image, question, breed, [np.zeros((height, width), dtype=bool), *masks])
-    falls, covered = np.zeros((height, width)), np.zeros((height, width))
-    for mask, score in zip(masks, hidden, strict=True):
-        falls[mask] += whole - score
-        covered[mask] += 1
-    return falls / covered
 
 
 @torch.inference_mode()
@@ -142,9 +117,3 @@ def _edited(vlm: VLM, edit: Callable[[torch.Tensor], torch.Tensor]) -> Iterator[
         yield
     finally:
         handle.remove()
-
-
-def _starts(length: int, window: int) -> list[int]:
-    """First indices of windows, half a window apart, that cover `length` to its end."""
-    last = max(0, length - window)
-    return sorted({*range(0, last + 1, max(1, window // 2)), last})

@@ -1,5 +1,6 @@
 """From samples to training tensors: the chat template's own text, only the answer and its end token supervised."""
 
+import copy
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -76,15 +77,24 @@ class Collator:
         workers: int = 0,
     ) -> None:
         self.vlm, self.image_root, self.features, self.augment = vlm, image_root, features, augment
-        self.processor, self.image_token = vlm.processor, image_token_of(vlm.base.config)
+        self.image_token = image_token_of(vlm.base.config)
         pad = vlm.processor.tokenizer.pad_token_id
         self.pad = 0 if pad is None else pad
         self.ends = known_ends(vlm)
         self._prompts: dict[str, list[int]] = {}
         self._answers: dict[tuple[str, str], list[int]] = {}
-        self._workers = ThreadPoolExecutor(workers, "photos") if workers else None
         self._coming: dict[str, Future[dict[str, torch.Tensor]]] = {}
-        self._reading = threading.Lock()  # a tokenizer serves one thread at a time
+        self._thread = (
+            threading.local()
+        )  # a tokenizer serves one thread at a time: each worker has a processor of its own
+        own = [copy.deepcopy(vlm.processor) for _ in range(workers)]
+        give = lambda: setattr(self._thread, "processor", own.pop())  # noqa: E731
+        self._workers = ThreadPoolExecutor(workers, "photos", initializer=give) if workers else None
+
+    @property
+    def processor(self) -> Any:
+        """The one of this thread."""
+        return getattr(self._thread, "processor", self.vlm.processor)
 
     def prefetch(self, samples: Sequence[Sample]) -> None:
         """Begin to decode, change and resize the photos of samples that will be asked for next; not where features are cached."""
@@ -127,8 +137,7 @@ class Collator:
         """What is supervised of a sample: its answer's tokens and the end token."""
         key = sample.question, sample.answer
         if key not in self._answers:
-            with self._reading:
-                tokens = answer_tokens(self.processor, *key, self.ends)
+            tokens = answer_tokens(self.processor, *key, self.ends)
             if len(tokens) < 2:
                 raise CatlibError(f"the answer {key[1]!r} has no token of its own: nothing would be learned from it")
             self._answers[key] = tokens
@@ -137,8 +146,7 @@ class Collator:
     def prompt_ids(self, question: str, photo: PhotoFeatures) -> list[int]:
         """The prompt's tokens up to where the answer begins, the photo's in the place of its placeholder."""
         if question not in self._prompts:
-            with self._reading:
-                self._prompts[question] = text_tokens(self.processor, prompt_text(self.processor, question))
+            self._prompts[question] = text_tokens(self.processor, prompt_text(self.processor, question))
         prompt = self._prompts[question]
         if (count := prompt.count(self.image_token)) != 1:
             raise CatlibError(f"the prompt holds {count} image placeholders in place of one")
@@ -158,10 +166,8 @@ class Collator:
         image = open_image(inside(self.image_root, sample.image))
         if self.augment is not None:
             image = self.augment(image, sample.id)
-        answer = self.answer_ids(sample)
-        with self._reading:
-            inputs = model_inputs(self.processor, [image], [prompt_text(self.processor, sample.question)])
-        inputs = continued(self.vlm, inputs, answer)
+        inputs = model_inputs(self.processor, [image], [prompt_text(self.processor, sample.question)])
+        inputs = continued(self.vlm, inputs, self.answer_ids(sample))
         del inputs["attention_mask"]  # made anew for the whole batch
         return inputs
 

@@ -8,19 +8,27 @@ import torch
 from PIL.Image import Image
 from transformers import GenerationConfig
 
-from catlib.vlm.models import VLM
+from catlib.vlm.models import VLM, Checkpoint
 from catlib.vlm.prompting import end_tokens, inference_inputs, label_tokens
 
 MAX_NEW_TOKENS = 50  # the plan's
+MOST_NEW_TOKENS = 512
 
 
 @torch.inference_mode()
-def generate_free(vlm: VLM, images: Sequence[Image], question: str, max_new_tokens: int = MAX_NEW_TOKENS) -> list[str]:
-    """Greedy answers, one a photo. Only new tokens are decoded: nothing of the prompt can be taken for an answer."""
+def generate_free(vlm: VLM, images: Sequence[Image], question: str, max_new_tokens: int = 0) -> list[str]:
+    """Greedy answers, one a photo, of at most `max_new_tokens` (0: `answer_limit`). Only new tokens are decoded: nothing of the
+    prompt can be taken for an answer."""
     inputs = inference_inputs(vlm, images, [question] * len(images))
-    output = generate_greedy(vlm, inputs, max_new_tokens)
+    output = generate_greedy(vlm, inputs, max_new_tokens or answer_limit(vlm.checkpoint))
     new = output[:, inputs["input_ids"].shape[1] :]
     return [text.strip() for text in vlm.processor.tokenizer.batch_decode(new, skip_special_tokens=True)]
+
+
+def answer_limit(checkpoint: Checkpoint) -> int:
+    """The plan's 50 new tokens, or as many as the longest answer of the training had, where that gave reasons."""
+    longest = checkpoint.training.get("answer_tokens")
+    return max(MAX_NEW_TOKENS, min(longest, MOST_NEW_TOKENS)) if type(longest) is int else MAX_NEW_TOKENS
 
 
 @torch.inference_mode()

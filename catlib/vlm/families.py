@@ -1,9 +1,10 @@
 """The model families: all that is particular to an architecture, one entry each. A new family is an entry in FAMILIES.
 
-Tests: a row in tests/test_vlm_families.py. What can be asked of a model or its processor directly (image token, positions on three
-axes, sliding layers) is asked there and does not stand here.
+Tests: a row of the matrix in tests/family_matrix.py. What can be asked of a model or its processor directly (image token, tokens
+of a photo, positions on three axes, sliding layers) is asked there and does not stand here.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,11 +16,8 @@ from catlib.errors import InputError
 FILL_TOKENS = (
     9216  # image tokens that a tower sees at once, 16 photos of LLaVA-1.5: it attends over all photos of a batch
 )
-CLIP_TOWER, SIGLIP_TOWER, PIXTRAL_TOWER = (
-    "clip_vision_model",
-    "siglip_vision_model",
-    "pixtral",
-)  # `model_type` of towers
+# `model_type` of towers
+CLIP_TOWER, SIGLIP_TOWER, PIXTRAL_TOWER = "clip_vision_model", "siglip_vision_model", "pixtral"
 # towers whose weights the hub keeps one level deeper than transformers 5 writes them for a model built from a configuration
 HUB_TOWERS: Mapping[str, str] = {CLIP_TOWER: "vision_model.", SIGLIP_TOWER: "vision_model."}
 # what processors write for each token of the text beside the token itself
@@ -28,6 +26,17 @@ ALONG_TEXT = ("attention_mask", "token_type_ids", "mm_token_type_ids", "cross_at
 RMS_NORMS = ("LlamaRMSNorm", "MistralRMSNorm", "Qwen2RMSNorm")
 GATED_MLPS = ("LlamaMLP", "MistralMLP", "Qwen2MLP")
 ATTENTIONS = ("LlamaAttention", "MistralAttention", "Qwen2Attention")
+# Chat templates, by the processor's class, of models that come without one; and the end of a prompt that a processor writes itself.
+TEMPLATES: Mapping[str, str] = {
+    "PaliGemmaProcessor": "{% for message in messages %}{% for part in message['content'] %}{% if part['type'] == 'image' %}"
+    "<image>{% else %}{{ part['text'] | trim }}{% endif %}{% endfor %}{% if message['role'] == 'assistant' %}{{ eos_token }}"
+    "{% else %}{{ '\\n' }}{% endif %}{% endfor %}"
+}
+PROMPT_ENDS: Mapping[str, str] = {"PaliGemmaProcessor": "\n"}
+# Layers that keep a state of all they have read, which cannot be cut back as a cache of keys and values can.
+STATEFUL = {"linear_attention", "conv", "mamba", "recurrent"}
+# `model_type` of dual encoders that learned from lower-case texts padded to full length. Not each one's tokenizer lowers them.
+PADDED_TEXT = ("siglip", "siglip2")
 
 
 @dataclass(frozen=True)
@@ -35,92 +44,72 @@ class Family:
     """What catlib has to know of an architecture.
 
     `tower`, `projector`, `language_model`: full module paths; matching by last names would hit the tower's layers as well.
-    `image_tokens`: of one photo, from the model's configuration: the most there can be where they depend on the photo's shape;
-    None where the configuration does not tell.
+    `image_tokens`: the most that a photo has, from the configuration and `max_pixels`, for when the processor is not at hand.
     """
 
     name: str
     model_types: tuple[str, ...]  # `model_type` of the configurations that belong to it
-    tower: str
-    projector: str
-    language_model: str
+    tower: str = "model.vision_tower"
+    projector: str = "model.multi_modal_projector"
+    language_model: str = "model.language_model"
     towers: tuple[str, ...] = ()  # `model_type` of the vision configuration; empty: any
-    image_tokens: Callable[[Any], int] | None = None
-    keeps_shape: bool = False  # how many image tokens a photo has depends on its shape; the processor knows
+    image_tokens: Callable[[Any, int], int] | None = None
     tiled: bool = False  # a photo is cut into tiles, and the last of them shows it whole
     caches_features: bool = False  # the projector reads nothing but the tower's output, so that can be kept on disk
+    caps_logits: bool = (
+        False  # by the language model's `final_logit_softcapping`, which not every model with one applies
+    )
     traces_tower: bool = False  # the tower does not branch on data: its memory is counted by running it without any
-    answer_along: Mapping[str, int] = field(
-        default_factory=dict
-    )  # of ALONG_TEXT: what an answer's tokens have, if not the prompt's
+    # of ALONG_TEXT: what an answer's tokens have, if not the prompt's
+    answer_along: Mapping[str, int] = field(default_factory=dict)
     served_names: Mapping[str, str] = field(default_factory=dict)  # vLLM's prefixes of module paths, where they differ
 
     def photos_at_once(self, config: Any) -> int:
         """Photos that go through the tower together when the feature cache is filled, 16 at most."""
-        tokens = self.image_tokens(config) if self.image_tokens else FILL_TOKENS
+        tokens = self.image_tokens(config, 0) if self.image_tokens else FILL_TOKENS
         return max(1, min(16, FILL_TOKENS // tokens))
 
 
-def _patches(config: Any) -> int:
+def _patches(config: Any, most: int) -> int:
+    return (config.vision_config.image_size // config.vision_config.patch_size) ** 2
+
+
+def _rows_with_breaks(config: Any, most: int) -> int:
     vision = config.vision_config
-    return (vision.image_size // vision.patch_size) ** 2
-
-
-def _rows_with_breaks(config: Any) -> int:
-    side = config.vision_config.image_size // config.vision_config.patch_size
+    side = min(vision.image_size, math.isqrt(most) or vision.image_size) // vision.patch_size
     return side * (side + 1)  # a row break after each row
 
 
-def _sixteen_tiles_and_the_whole(config: Any) -> int:
-    side = config.vision_config.image_size // config.vision_config.patch_size
-    return 17 * (side // config.scale_factor) ** 2 + 17 * 4  # each between marks
+def _tiles_and_the_whole(config: Any, most: int) -> int:
+    vision = config.vision_config
+    tiles = math.ceil(math.isqrt(most) / vision.image_size) ** 2 if most else 16
+    count = tiles + 1 if not most or most >= 2 * vision.image_size**2 else 1
+    return count * ((vision.image_size // vision.patch_size // config.scale_factor) ** 2 + 4)  # each between marks
 
 
-_LLAVA_PATHS = ("model.vision_tower", "model.multi_modal_projector", "model.language_model")
-_LLAVA_SERVED = {
+_SERVED = {
     "model.language_model.": "language_model.model.",
     "model.multi_modal_projector.": "multi_modal_projector.",
 }
+_VISION_MODEL = ("model.vision_model", "model.connector", "model.text_model")
+_VISUAL = ("model.visual", "model.visual.merger")
+_CACHED: dict[str, Any] = {"caches_features": True, "served_names": _SERVED}
 FAMILIES = (
-    Family(
-        "Pixtral",
-        ("llava",),
-        *_LLAVA_PATHS,
-        towers=(PIXTRAL_TOWER,),
-        image_tokens=_rows_with_breaks,
-        keeps_shape=True,
-        caches_features=True,
-        served_names=_LLAVA_SERVED,
-    ),
-    Family(
-        "LLaVA-1.5",
-        ("llava",),
-        *_LLAVA_PATHS,
-        image_tokens=_patches,
-        caches_features=True,
-        traces_tower=True,
-        served_names=_LLAVA_SERVED,
-    ),
-    Family("Mistral3", ("mistral3",), *_LLAVA_PATHS, image_tokens=_rows_with_breaks, keeps_shape=True),
+    Family("Pixtral", ("llava",), towers=(PIXTRAL_TOWER,), image_tokens=_rows_with_breaks, **_CACHED),
+    Family("LLaVA-1.5", ("llava",), image_tokens=_patches, traces_tower=True, **_CACHED),
+    Family("LLaVA-NeXT", ("llava_next",)),
+    Family("LLaVA-OneVision", ("llava_onevision",)),
+    Family("Mistral3", ("mistral3",)),
+    Family("Gemma3", ("gemma3",)),
     # prompt and photo attend both ways, an answer (type 1) only backwards
-    Family("PaliGemma", ("paligemma",), *_LLAVA_PATHS, image_tokens=_patches, answer_along={"token_type_ids": 1}),
-    Family("LLaVA-NeXT", ("llava_next", "llava_onevision"), *_LLAVA_PATHS, image_tokens=_patches),
-    Family(
-        "Idefics3",
-        ("idefics3", "smolvlm"),
-        tower="model.vision_model",
-        projector="model.connector",
-        language_model="model.text_model",
-        image_tokens=_sixteen_tiles_and_the_whole,
-        tiled=True,
-    ),
-    Family(
-        "Qwen-VL",
-        ("qwen2_vl", "qwen2_5_vl", "qwen3_vl"),
-        tower="model.visual",
-        projector="model.visual.merger",
-        language_model="model.language_model",
-    ),
+    Family("PaliGemma", ("paligemma",), image_tokens=_patches, caps_logits=True, answer_along={"token_type_ids": 1}),
+    Family("AyaVision", ("aya_vision",), tiled=True),
+    Family("InternVL", ("internvl",), tiled=True),
+    Family("Mllama", ("mllama",), tower="model.vision_model"),
+    Family("LFM2-VL", ("lfm2_vl",)),
+    Family("Idefics2", ("idefics2",), *_VISION_MODEL),
+    Family("Idefics3", ("idefics3", "smolvlm"), *_VISION_MODEL, image_tokens=_tiles_and_the_whole, tiled=True),
+    Family("Qwen-VL", ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_5"), *_VISUAL),
 )
 PARTS = ("tower", "projector", "language_model")
 UNQUANTIZED = ("lm_head", *sorted({getattr(family, part) for family in FAMILIES for part in ("tower", "projector")}))

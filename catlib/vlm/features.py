@@ -3,7 +3,8 @@
 import hashlib
 import json
 import logging
-from collections.abc import Iterator, Sequence
+import threading
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,10 +19,12 @@ from catlib.data.images import open_image
 from catlib.errors import CatlibError
 from catlib.files import remove_leftovers, replacing
 from catlib.progress import track
-from catlib.vlm.families import image_token_of
-from catlib.vlm.models import VLM
+from catlib.settings import TrainSettings
+from catlib.vlm.families import Family, image_token_of
+from catlib.vlm.models import VLM, out_of_memory
 
 log = logging.getLogger(__name__)
+WORTH = 0.05  # a tower whose work is less of a training step is run each time
 
 
 @dataclass(frozen=True)
@@ -43,7 +46,14 @@ class PhotoFeatures:
 
 
 class _Caught(Exception):
-    """Ends the forward pass at the projector's door."""
+    """Ends the tower's forward pass at the projector's door."""
+
+
+class _Thread(threading.local):
+    at_the_door = False  # whether this thread wants what comes to the projector's door
+
+
+_thread = _Thread()
 
 
 class FrozenFeatures:
@@ -57,40 +67,36 @@ class FrozenFeatures:
     def __init__(self, vlm: VLM, folder: Path, limit_gb: float) -> None:
         if not vlm.family.caches_features:
             raise CatlibError(f"features of a {type(vlm.base).__name__} cannot be cached")
-        self.vlm = vlm
-        self.folder = folder / model_key(vlm)
+        self.vlm, self.folder, self.limit = vlm, folder / model_key(vlm), limit_gb * 1e9
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.limit = limit_gb * 1e9
         remove_leftovers(folder, older_s=24 * 3600)  # other trainings may be writing
         self.size = sum(f.stat().st_size for f in folder.rglob("*.safetensors"))
 
     def fill(self, photos: Sequence[tuple[Path, str]], workers: int = 4) -> int:
-        """Compute what is missing of (path, sha256) pairs; returns how many photos had to be left out for lack of room."""
+        """Compute what is missing of (path, sha256) pairs; returns how many photos had to be left out for lack of room.
+
+        These are not even decoded, apart from those that were read ahead.
+        """
         wanted = {sha: path for path, sha in photos}
         with ThreadPoolExecutor(max(1, workers)) as pool:
             whole = pool.map(lambda sha: self.get(sha) is not None, wanted)
             missing = [entry for entry, there in zip(wanted.items(), whole, strict=True) if not there]
-        size = self.vlm.family.photos_at_once(self.vlm.base.config)
-        chunks = [missing[i : i + size] for i in range(0, len(missing), size)]
-        left_out = 0
-        for chunk, images in track(_decoded(chunks, workers), "vision features", total=len(chunks), unit="batches"):
-            if self.size >= self.limit:
-                left_out += len(chunk)
-                continue
+        size, done = self.vlm.family.photos_at_once(self.vlm.base.config), 0
+        chunks = [missing[i : i + size] for i in range(0, len(missing), size)] if self.size < self.limit else []
+        for images in track(_decoded(chunks, workers), "vision features", total=len(chunks), unit="batches"):
             shas, decoded = zip(*images, strict=True)
-            for sha, features in zip(shas, compute_features(self.vlm, decoded), strict=True):
-                try:
+            try:
+                for sha, features in zip(shas, compute_features(self.vlm, decoded), strict=True):
                     self._write(sha, features)
-                except CatlibError as error:
-                    log.warning("%s; training goes on, the photos that are left go through the tower each time", error)
-                    self.limit = 0.0
-                    break
-        if left_out:
-            log.warning(
-                "the feature cache is full at %.1f GB: %d photos go through the tower each time",
-                self.limit / 1e9,
-                left_out,
-            )
+                    done += 1
+            except CatlibError as error:
+                log.warning("%s; training goes on, the photos that are left go through the tower each time", error)
+                self.limit = 0.0
+            if self.size >= self.limit:
+                break
+        if left_out := len(missing) - done:
+            full = f"the feature cache is full at {self.limit / 1e9:.1f} GB"
+            log.warning("%s: %d photos go through the tower each time", full, left_out)
         return left_out
 
     def get(self, sha: str) -> PhotoFeatures | None:
@@ -112,44 +118,76 @@ class FrozenFeatures:
             self.size += path.stat().st_size
 
 
-@torch.no_grad()
+def worth_caching(settings: TrainSettings, model: torch.nn.Module, family: Family) -> bool:
+    """Whether features are kept: where they can be and it is asked for, or with `auto` where the tower is some part of a step.
+
+    Its forward pass is set against the language model's forward pass and the backward pass through it, by their parameters.
+    """
+    asked = str(settings.cache_features).lower()
+    if asked == "auto":
+
+        def size(path: str) -> int:
+            return sum(p.numel() * (1 + (p.dtype is torch.uint8)) for p in model.get_submodule(path).parameters())
+
+        asked = str(size(family.tower) >= WORTH * 2 * size(family.language_model)).lower()
+    return family.caches_features and asked == "true"
+
+
 def compute_features(vlm: VLM, images: Sequence[Image]) -> list[PhotoFeatures]:
-    """Run the frozen tower over photos. The projector's input is caught on its way in, whatever the tower's kind."""
-    processor, base = vlm.processor, vlm.base
-    token = processor.image_token
-    inputs = processor(
-        images=[[image] for image in images], text=[token] * len(images), padding=True, return_tensors="pt"
-    )
-    caught: list[torch.Tensor] = []
-
-    def catch(_: torch.nn.Module, args: tuple[torch.Tensor, ...]) -> None:
-        caught.append(args[0])
-        raise _Caught  # what the projector would do with it is not needed
-
-    handle = vlm.projector.register_forward_pre_hook(catch)
+    """Run the frozen tower over photos, fewer at a time where the device's memory is full."""
+    processor, token = vlm.processor, vlm.processor.image_token
+    texts = [token] * len(images)
+    inputs = processor(images=[[image] for image in images], text=texts, padding=True, return_tensors="pt")
     try:
-        tower_dtype = next(base.get_submodule(vlm.family.tower).parameters()).dtype
-        extra = {"image_sizes": inputs["image_sizes"].to(base.device)} if "image_sizes" in inputs else {}
-        base.model.get_image_features(
-            pixel_values=inputs["pixel_values"].to(base.device, tower_dtype),
-            vision_feature_layer=base.config.vision_feature_layer,
-            vision_feature_select_strategy=base.config.vision_feature_select_strategy,
-            **extra,
-        )
-    except _Caught:
-        pass
-    finally:
-        handle.remove()
-    image_id = base.config.image_token_id
+        vectors = tower_vectors(vlm, inputs)
+    except (MemoryError, RuntimeError) as error:
+        if len(images) == 1 or not out_of_memory(error):
+            raise
+        half = len(images) // 2
+        return compute_features(vlm, images[:half]) + compute_features(vlm, images[half:])
+    image_id = vlm.base.config.image_token_id
     special = set(processor.tokenizer("").input_ids)  # begin-of-sequence, where the tokenizer writes one
     blocks = []
     for ids, mask in zip(inputs["input_ids"], inputs["attention_mask"], strict=True):
         row = ids[mask.bool()]
-        first = int((row == image_id).nonzero()[0, 0])
-        blocks.append(row[first:] if not special else row[first : len(row) - _trailing(row, special)])
+        first, end = int((row == image_id).nonzero()[0, 0]), len(row)
+        while int(row[end - 1]) in special:
+            end -= 1
+        blocks.append(row[first:end])
     counts = [int((block == image_id).sum()) for block in blocks]
-    vectors = caught[0].flatten(0, -2).split(counts)
-    return [PhotoFeatures(v.clone(), b.clone()) for v, b in zip(vectors, blocks, strict=True)]
+    return [PhotoFeatures(v.clone(), b.clone()) for v, b in zip(vectors.split(counts), blocks, strict=True)]
+
+
+@torch.no_grad()
+def tower_vectors(vlm: VLM, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    """What the frozen tower makes of a processor's tensors: (image tokens of all photos, width).
+
+    The projector's input is caught on its way in, whatever the tower's kind; threads may do so side by side.
+    """
+    base, projector = vlm.base, vlm.projector
+    if _door not in projector._forward_pre_hooks.values():
+        projector.register_forward_pre_hook(_door)
+    extra = {"image_sizes": inputs["image_sizes"].to(base.device)} if "image_sizes" in inputs else {}
+    _thread.at_the_door = True
+    try:
+        base.model.get_image_features(
+            pixel_values=inputs["pixel_values"].to(
+                base.device, next(base.get_submodule(vlm.family.tower).parameters()).dtype
+            ),
+            vision_feature_layer=base.config.vision_feature_layer,
+            vision_feature_select_strategy=base.config.vision_feature_select_strategy,
+            **extra,
+        )
+    except _Caught as caught:
+        return caught.args[0].flatten(0, -2)
+    finally:
+        _thread.at_the_door = False
+    raise CatlibError(f"{type(base).__name__}: nothing came to the projector's door")
+
+
+def _door(_: torch.nn.Module, args: tuple[torch.Tensor, ...]) -> None:
+    if _thread.at_the_door:
+        raise _Caught(args[0])
 
 
 def embedded(vlm: VLM, ids: torch.Tensor, vectors: torch.Tensor, at: torch.Tensor | None = None) -> torch.Tensor:
@@ -162,13 +200,6 @@ def embedded(vlm: VLM, ids: torch.Tensor, vectors: torch.Tensor, at: torch.Tenso
         at = (ids == image_token_of(vlm.base.config)).flatten().nonzero()[:, 0]
     projected = vlm.projector(vectors.to(texts.device, next(vlm.projector.parameters()).dtype)).to(texts.dtype)
     return texts.flatten(0, 1).index_copy(0, at, projected).view_as(texts)
-
-
-def _trailing(row: torch.Tensor, special: set[int]) -> int:
-    n = 0
-    while n < len(row) and int(row[-1 - n]) in special:
-        n += 1
-    return n
 
 
 def model_key(vlm: VLM) -> str:
@@ -188,16 +219,14 @@ def model_key(vlm: VLM) -> str:
     return digest.hexdigest()[:24]
 
 
-def _decoded(
-    chunks: list[list[tuple[str, Path]]], workers: int
-) -> Iterator[tuple[list[tuple[str, Path]], list[tuple[str, Image]]]]:
-    """Chunks with the digests and pixels of their photos; the next chunk is decoded while the tower works on this one."""
+def _decoded(chunks: list[list[tuple[str, Path]]], workers: int) -> Iterator[list[tuple[str, Image]]]:
+    """Digests and pixels of each chunk's photos; the next chunk is decoded while the tower works on this one."""
     with ThreadPoolExecutor(max(1, workers)) as pool:
         coming = (pool.map(_hashed, [path for _, path in chunk]) for chunk in chunks)
         ahead = next(coming, iter(()))
-        for chunk in chunks:
+        for _ in chunks:
             now, ahead = ahead, next(coming, iter(()))
-            yield chunk, list(now)
+            yield list(now)
 
 
 def _hashed(path: Path) -> tuple[str, Image]:

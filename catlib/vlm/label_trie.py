@@ -5,21 +5,17 @@ from dataclasses import dataclass
 
 import numpy as np
 
-ROOT = -1  # the state after the prompt, before the first token of a label
-
 
 @dataclass(frozen=True)
 class TokenTrie:
     """The labels' tokens, without the end token that closes each, as a tree laid out flat with parents before children.
 
-    `tokens`, `parents`, `depths`: (nodes,) the token of each node, its parent's index (ROOT above the first level) and
-    its distance from the root, 1 for first tokens. `ancestors`: (nodes, nodes) bool, row i marks node i and all
-    above it, the nodes that node i may attend to. `paths`: for each label, in the caller's order, the nodes it runs
-    through.
+    `tokens`, `depths`: (nodes,) the token of each node and its distance from the root, 1 for first tokens. `ancestors`:
+    (nodes, nodes) bool, row i marks node i and all above it, the nodes that node i may attend to. `paths`: for each label, in the
+    caller's order, the nodes it runs through.
     """
 
     tokens: np.ndarray
-    parents: np.ndarray
     depths: np.ndarray
     ancestors: np.ndarray
     paths: tuple[tuple[int, ...], ...]
@@ -29,37 +25,14 @@ class TokenTrie:
 
 
 def build_trie(labels: Sequence[Sequence[int]]) -> TokenTrie:
-    """The trie of token sequences. A label may be the prefix of another: the end token tells the two apart.
-
-    Raises ValueError on an empty label or on two equal ones, which no score could tell apart.
-    """
-    tokens: list[int] = []
-    parents: list[int] = []
-    depths: list[int] = []
-    children: dict[tuple[int, int], int] = {}
-    paths = []
-    for label in labels:
-        if not len(label):
-            raise ValueError("a label without tokens cannot be scored")
-        node = ROOT
-        path: list[int] = []
-        for token in label:
-            child = children.get((node, token))
-            if child is None:
-                child = children[node, token] = len(tokens)
-                tokens.append(token)
-                parents.append(node)
-                depths.append(len(path) + 1)
-            path.append(child)
-            node = child
-        paths.append(tuple(path))
-    if len(set(paths)) != len(paths):
-        raise ValueError("two labels have the same tokens")
-    ancestors = np.eye(len(tokens), dtype=bool)
-    for node, parent in enumerate(parents):
-        if parent != ROOT:
-            ancestors[node] |= ancestors[parent]
-    return TokenTrie(np.array(tokens), np.array(parents), np.array(depths), ancestors, tuple(paths))
+    """The trie of token sequences, none of them empty or twice. A label may be the prefix of another: the end token tells them apart."""
+    nodes = list(dict.fromkeys(tuple(label[:n]) for label in labels for n in range(1, len(label) + 1)))
+    number = {node: i for i, node in enumerate(nodes)}
+    paths = tuple(tuple(number[tuple(label[:n])] for n in range(1, len(label) + 1)) for label in labels)
+    ancestors = np.zeros((len(nodes), len(nodes)), dtype=bool)
+    for node, i in number.items():
+        ancestors[i, [number[node[:n]] for n in range(1, len(node) + 1)]] = True
+    return TokenTrie(np.array([node[-1] for node in nodes]), np.array(list(map(len, nodes))), ancestors, paths)
 
 
 def split_labels(labels: Sequence[Sequence[int]], max_nodes: int) -> list[list[int]]:

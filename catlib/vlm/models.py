@@ -1,6 +1,5 @@
-"""A model on disk (Checkpoint) and in memory (VLM), and the loading of processors, weights and configurations."""
+"""A model on disk (Checkpoint) and in memory (VLM), and the loading of weights and configurations."""
 
-import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
@@ -8,15 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForImageTextToText, BitsAndBytesConfig
 
 from catlib.breeds import BREEDS
 from catlib.data.conversations import QUESTION
 from catlib.errors import InputError
 from catlib.vlm.families import UNQUANTIZED, Family
-from catlib.vlm.processors import from_files
+from catlib.vlm.processors import first_line, from_files
 
-log = logging.getLogger(__name__)
+MOST_LAYERS = 1000
 FULL = ("out of memory", "not enough memory", "can't allocate memory", "cublas_status_alloc_failed")  # a device's words
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
@@ -33,9 +33,9 @@ class Checkpoint:
     breeds: tuple[str, ...] = tuple(breed.name for breed in BREEDS)  # of the training, else the 67
     question: str = QUESTION  # the one to ask
     trained_question: str = ""  # empty: not known
-    spelled: Mapping[str, str] = field(
-        default_factory=dict
-    )  # answers that training taught where they are more than a name
+    # answers that training taught where they are more than a name
+    spelled: Mapping[str, str] = field(default_factory=dict)
+    max_pixels: int = 0  # of a photo, as the processor hands it on; 0: the processor's own size
     training: Mapping[str, Any] = field(default_factory=dict)  # training.json
     remarks: tuple[str, ...] = ()  # what is asked otherwise than it was trained
 
@@ -59,6 +59,10 @@ class VLM:
     checkpoint: Checkpoint
     family: Family
 
+    def __post_init__(self) -> None:
+        if grid := getattr(self.processor.image_processor, "image_grid_pinpoints", None):
+            self.base.config.image_grid_pinpoints = grid  # the model finds a photo's tiles by a copy of its own
+
     @property
     def base(self) -> Any:
         """The transformers model itself, adapters injected, without peft's wrapper."""
@@ -73,31 +77,23 @@ class VLM:
         """The base model's folder or hub name, as it is recorded."""
         return self.checkpoint.base_name or self.checkpoint.base
 
-    @property
-    def adapter(self) -> Path | None:
-        """The folder whose LoRA weights are in the model."""
-        return self.checkpoint.adapter
-
-    @property
-    def question(self) -> str:
-        return self.checkpoint.question
-
-    @property
-    def breeds(self) -> tuple[str, ...]:
-        return self.checkpoint.breeds
-
-    @property
-    def spelled(self) -> Mapping[str, str]:
-        return self.checkpoint.spelled
-
-    @property
-    def device(self) -> torch.device:
-        return self.base.device
+    # the folder whose LoRA weights are in the model, and what is asked and answered: the checkpoint's
+    adapter = property(lambda self: self.checkpoint.adapter)
+    question = property(lambda self: self.checkpoint.question)
+    breeds = property(lambda self: self.checkpoint.breeds)
+    spelled = property(lambda self: self.checkpoint.spelled)
+    device = property(lambda self: self.base.device)
 
     @property
     def dtype(self) -> torch.dtype:
         """What is computed in: the dtype of the embeddings, since quantized weights are stored as bytes."""
         return self.base.get_input_embeddings().weight.dtype
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """The output layer's logits of the language model's last states, in float32, capped where the model caps them."""
+        logits = self.base.get_output_embeddings()(hidden).float()
+        cap = self.family.caps_logits and getattr(self.base.config.get_text_config(), "final_logit_softcapping", None)
+        return cap * (logits / cap).tanh() if cap else logits
 
 
 def pick_device(device: str = "auto") -> torch.device:
@@ -138,9 +134,18 @@ def load_base(
         dtype = torch.float16 if dtype is torch.float16 else torch.bfloat16
         extra["quantization_config"] = quantization(list(UNQUANTIZED), dtype)
     try:
-        model = from_files(AutoModelForImageTextToText, ref, dtype=dtype, device_map={"": device}, **extra)
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        raise InputError(f"base model {ref!r} cannot be loaded: {_first_line(error)}") from None
+        extra |= {"device_map": {"": device}, "output_loading_info": True}
+        model, found = from_files(AutoModelForImageTextToText, ref, dtype=dtype, **extra)
+    except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
+        raise InputError(f"base model {ref!r} cannot be loaded: {first_line(error)}") from None
+    except RuntimeError as error:
+        if "size" not in str(error):
+            raise
+        raise InputError(f"base model {ref!r}: weights of other shapes than its config.json says ({error})") from None
+    wrong = {kind: sorted(map(str, found[f"{kind}_keys"])) for kind in ("missing", "unexpected", "mismatched")}
+    if wrong := {kind: names for kind, names in wrong.items() if names}:
+        listed = "; ".join(f"{len(names)} {kind}, first {names[0]}" for kind, names in wrong.items())
+        raise InputError(f"base model {ref!r}: its weights are not those that its config.json asks for: {listed}")
     model.requires_grad_(False)
     if quantize and device.type == "cpu":  # views of the mapped file would keep all of the unquantized file resident
         for parameter in model.parameters():
@@ -167,23 +172,23 @@ def empty_model(config: Any) -> Any:
             return AutoModelForImageTextToText.from_config(config, trust_remote_code=False)
     except Exception as error:  # an entry that makes no sense, such as patches of size 0, raises anything
         raise InputError(
-            f"no model can be built as configured: {type(error).__name__}: {_first_line(error)}"
+            f"no model can be built as configured: {type(error).__name__}: {first_line(error)}"
         ) from error
 
 
 def load_config(ref: str) -> Any:
-    """The configuration of a hub model or folder. Raises InputError."""
+    """The configuration of a hub model or folder. Raises InputError, also for one of so many layers that no such model exists."""
     try:
-        return from_files(AutoConfig, ref)
+        config = from_files(AutoConfig, ref)
     except (OSError, ValueError) as error:
-        raise InputError(f"no configuration for model {ref!r}: {_first_line(error)}") from None
+        raise InputError(f"no configuration for model {ref!r}: {first_line(error)}") from None
+    for part in (config, *(getattr(config, name, None) for name in ("text_config", "vision_config"))):
+        if (getattr(part, "num_hidden_layers", 0) or 0) > MOST_LAYERS:
+            raise InputError(f"model {ref!r}: its config.json asks for {part.num_hidden_layers} layers")
+    return config
 
 
 def out_of_memory(error: BaseException) -> bool:
     """Whether an error says that a device's memory is full, in CUDA's words or the CPU allocator's."""
     words = str(error).lower()
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(sign in words for sign in FULL)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:300]

@@ -1,8 +1,8 @@
-"""A model's processor for photos and text, also where torchvision is not installed.
+"""A model's files through transformers, never its code; its processor for photos and text, also where torchvision is not installed.
 
 transformers prepares photos with PIL where torchvision is missing, but two things of it still ask for torchvision: the video
-part of a processor (Qwen-VL, InternVL, SmolVLM, LLaVA-OneVision), which no photo needs, and Pixtral's processor, for a function
-about sizes that the PIL module has as well. Everything else is transformers' own classes and the model's own files.
+part of a processor, which no photo needs, and processors that take a function about sizes from a module that needs torchvision,
+where the PIL module has the same function. Everything else is transformers' own classes and the model's own files.
 """
 
 import importlib
@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import transformers
-from transformers import AutoConfig, AutoImageProcessor, AutoProcessor, AutoTokenizer
+from transformers import AutoConfig, AutoImageProcessor, AutoProcessor, AutoTokenizer, processing_utils
 from transformers.image_processing_base import ImageProcessingMixin
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES
 from transformers.processing_utils import ProcessorMixin
@@ -26,6 +26,7 @@ from transformers.video_processing_utils import VideoProcessorMixin
 
 from catlib.errors import CatlibError, InputError
 from catlib.files import read_json
+from catlib.vlm.families import TEMPLATES
 
 # The largest sizes that a configuration may name, by how the entry's name ends: several times those of any published model.
 # Beyond them building the model alone takes minutes, or more memory than there is.
@@ -41,19 +42,30 @@ LARGEST = {
 POSITIVE = ("hidden_size", "intermediate_size", "vocab_size", "image_size", "patch_size", "num_attention_heads")
 TRIAL_S, TRIAL_GB = 20, 4  # what a template or pattern may take: it needs milliseconds
 CODE = ("auto_map", "custom_pipelines")  # entries by which a model's files name Python code of their own
+MISSING_FILE = "does not appear to have"  # transformers' words where a repository is there and lacks a file
 
 
 def from_files(kind: Any, ref: str | Path, **options: Any) -> Any:
     """`kind.from_pretrained(ref)`, the one call of it in catlib: weights and settings are read, code of the model's own never runs.
 
-    Raises InputError for a folder that names code, whatever stands on standard input, or sizes that no model has; and what
-    transformers raises: OSError, ValueError, KeyError, ImportError, or ValueError for whatever else it stumbles over.
+    Raises InputError for a folder that names code, whatever stands on standard input, or sizes that no model has, and for a hub
+    name that gives nothing (misspelt, gated, or offline and not in the cache); and what transformers raises: OSError, ValueError,
+    KeyError, ImportError, or ValueError for whatever else it stumbles over.
     """
     for path in sorted(Path(ref).glob("*config.json")):
         _check_entries(read_json(path), path)
     try:
         return kind.from_pretrained(ref, trust_remote_code=False, **options)
-    except (OSError, ValueError, KeyError, ImportError, MemoryError):
+    except (OSError, ValueError) as error:
+        hub = isinstance(error, OSError) or type(error).__name__ == "HFValidationError"  # a name that no hub could have
+        if Path(ref).is_dir() or not hub or MISSING_FILE in str(error):
+            raise
+        raise InputError(
+            f"model {str(ref)!r} is neither a folder here nor to be had from the hub: check the spelling (OWNER/NAME); for a gated "
+            "model accept its terms on its page and log in (hf auth login); without a network, or with HF_HUB_OFFLINE=1, it must "
+            f"have been downloaded before ({first_line(error)})"
+        ) from None
+    except (KeyError, ImportError, MemoryError):
         raise
     except Exception as error:  # a nonsensical entry makes a model's own code raise anything
         if isinstance(error, RuntimeError) and "memory" in str(error).lower():
@@ -82,27 +94,69 @@ def _check_entries(value: Any, path: Path) -> None:
         _check_entries(inner, path)
 
 
-def load_processor(ref: str) -> Any:
-    """The processor of a hub model or a folder.
+def first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:300]
 
-    Raises InputError when it is missing, has no chat template, or needs a package that is not installed.
+
+def load_processor(ref: str, max_pixels: int = 0) -> Any:
+    """The processor of a hub model or a folder, its chat template in `chat_template` wherever the files have it.
+
+    Raises InputError when it is missing, has no chat template, needs a package that is not installed, or cannot keep photos at
+    `max_pixels` (see `limit_pixels`).
     """
     try:
         processor = from_files(AutoProcessor, ref) if is_torchvision_available() else _without_torchvision(ref)
     except (ImportError, OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         text = str(error).strip() or type(error).__name__
-        if missing := next((name for name in ("torchvision", "num2words", "sentencepiece") if name in text), None):
+        if missing := next(
+            (name for name in ("torchvision", "num2words", "sentencepiece") if name in text.lower()), None
+        ):
             raise InputError(f"the processor of model {ref!r} needs {missing}: pip install {missing}") from None
         raise InputError(
             f"model {ref!r} has no usable processor: it needs tokenizer files and processor_config.json or "
-            f"preprocessor_config.json ({text.splitlines()[0][:300]})"
+            f"preprocessor_config.json ({first_line(error)})"
         ) from None
     if not hasattr(processor, "image_processor") or not hasattr(processor, "tokenizer"):
         raise InputError(f"model {ref!r} has no image-and-text processor; found only a {type(processor).__name__}")
-    if not getattr(processor, "chat_template", None) and not getattr(processor.tokenizer, "chat_template", None):
-        raise InputError(f"model {ref!r}: its processor has no chat template (chat_template.jinja is missing)")
+    own = getattr(processor, "chat_template", None) or getattr(processor.tokenizer, "chat_template", None)
+    processor.chat_template = own or TEMPLATES.get(type(processor).__name__)
+    if not processor.chat_template:
+        raise InputError(
+            f"model {ref!r}: its processor has no chat template. Snapshots from before 2025 lack it: download the model again, or "
+            "put the chat_template.jinja of the model's page on the hub into the folder"
+        )
     _try_out(processor, ref)
+    limit_pixels(processor.image_processor, max_pixels, ref)
     return processor
+
+
+def limit_pixels(images: Any, most: int, ref: str = "") -> None:
+    """Let the image processor hand on at most about so many pixels of a photo, in as many tiles as that makes; 0: as it does.
+
+    A small view of the whole photo that comes beside the tiles does not count. Raises InputError where photos have one size.
+    """
+    if not most:
+        return
+    size, edge = {name: value for name, value in dict(images.size).items() if value}, math.isqrt(most)
+    if hasattr(images, "merge_size"):  # here sizes are areas
+        images.size = {name: min(value, most) for name, value in size.items()}
+    elif grid := getattr(images, "image_grid_pinpoints", None):
+        side = min(map(min, grid))
+        images.image_grid_pinpoints = [shape for shape in grid if math.prod(shape) <= most] or [[side, side]]
+    elif hasattr(images, "crop_to_patches"):
+        images.max_patches = max(1, min(images.max_patches, most // (size["height"] * size["width"])))
+        images.crop_to_patches = images.crop_to_patches and images.max_patches > 1
+    elif hasattr(images, "tile_size"):
+        tiles = min(images.max_tiles, most // images.tile_size**2)
+        images.max_tiles = max(images.min_tiles, tiles)
+        images.do_image_splitting = images.do_image_splitting and tiles >= images.min_tiles
+    elif tile := dict(getattr(images, "max_image_size", None) or {}).get("longest_edge"):
+        images.do_image_splitting = images.do_image_splitting and most >= 2 * tile**2
+        images.size = {"longest_edge": max(tile, min(size["longest_edge"], edge))}
+    elif "longest_edge" in size:
+        images.size = {name: min(value, edge) for name, value in size.items()}
+    else:
+        raise InputError(f"max_pixels: a photo of model {ref!r} always has {size}; it cannot be made smaller")
 
 
 def _try_out(processor: Any, ref: str) -> None:
@@ -111,7 +165,7 @@ def _try_out(processor: Any, ref: str) -> None:
     Only a process of its own can be stopped in the middle of either, so that each template is rendered there first, and a
     tokenizer where it holds a doubtful pattern.
     """
-    template = getattr(processor, "chat_template", None) or processor.tokenizer.chat_template
+    template = processor.chat_template
     templates = list(template.values()) if isinstance(template, dict) else [template]
     path = Path(ref) / "tokenizer.json"
     patterns = re.findall(r'"Regex"\s*:\s*"((?:[^"\\]|\\.)*)"', path.read_text("utf-8")) if path.is_file() else []
@@ -154,7 +208,7 @@ def ends_in_time(data: str) -> bool:
 class VideoSettings(VideoProcessorMixin):
     """Stands in a processor for its video part: keeps the settings, so that they are saved again, and reads no video."""
 
-    num_frames = fps = None  # SmolVLM's chat template asks for them
+    num_frames = fps = None  # a chat template may ask for them
 
     def __init__(self, **settings: Any) -> None:
         self.settings = settings
@@ -173,11 +227,17 @@ def _without_torchvision(ref: str) -> Any:
         return from_files(AutoProcessor, ref)
     if "video_processor" not in (attributes := kind.get_attributes()):
         return from_files(kind, ref)
-    vars(transformers)["VideoProcessorMixin"] = VideoProcessorMixin  # a processor checks its parts by exported names
+    # a processor checks its parts by the names that transformers exports, in a copy of the package that it holds
+    setattr(processing_utils.transformers_module, "VideoProcessorMixin", VideoProcessorMixin)  # noqa: B010
+    try:
+        settings, _ = VideoProcessorMixin.get_video_processor_dict(ref)
+    except OSError:
+        settings = {}
+    settings.pop("image_processor_type", None)
     parts = {
         "image_processor": from_files(AutoImageProcessor, ref),
         "tokenizer": from_files(AutoTokenizer, ref),
-        "video_processor": VideoSettings(**_video_settings(ref)),
+        "video_processor": VideoSettings(**settings),
     }
     facts, _ = kind.get_processor_dict(ref)
     return kind.from_args_and_dict([parts[name] for name in attributes], facts)
@@ -185,38 +245,21 @@ def _without_torchvision(ref: str) -> Any:
 
 def _processor_class(ref: str) -> type[ProcessorMixin] | None:
     """The class that the model's files name, or the one of its type; None where there is none."""
-    facts, _ = ProcessorMixin.get_processor_dict(ref)
-    name = facts.get("processor_class")
+    config = from_files(AutoConfig, ref)
+    name = ProcessorMixin.get_processor_dict(ref)[0].get("processor_class")
     if not name:
         try:
             name = ImageProcessingMixin.get_image_processor_dict(ref)[0].get("processor_class")
         except OSError:
             name = None
-    if not name:
-        try:
-            name = PROCESSOR_MAPPING_NAMES.get(from_files(AutoConfig, ref).model_type)
-        except (OSError, ValueError):
-            return None
-    if name == "PixtralProcessor":
-        return _pixtral_processor_class()
-    return getattr(transformers, name or "", None)
-
-
-def _pixtral_processor_class() -> type[ProcessorMixin]:
-    """Pixtral's processor, its module imported with the PIL module in the place of the one that needs torchvision."""
-    package = "transformers.models.pixtral"
-    taken = f"{package}.image_processing_pixtral"
-    sys.modules[taken] = importlib.import_module(f"{package}.image_processing_pil_pixtral")
+    kind = getattr(transformers, name or PROCESSOR_MAPPING_NAMES.get(config.model_type) or "", None)
+    if "torchvision" not in getattr(kind, "_backends", ()):
+        return kind
+    # transformers' placeholder: import the class with the PIL module in the place of the one that needs torchvision
+    module = kind.__module__  # type: ignore[union-attr]
+    taken, pil = (module.replace(".processing_", f".image_processing_{middle}") for middle in ("", "pil_"))
+    sys.modules[taken] = importlib.import_module(pil)
     try:
-        return importlib.import_module(f"{package}.processing_pixtral").PixtralProcessor
+        return getattr(importlib.import_module(module), kind.__name__)  # type: ignore[union-attr]
     finally:
         del sys.modules[taken]
-
-
-def _video_settings(ref: str) -> dict[str, Any]:
-    """What the model's files say about videos; empty where they say nothing."""
-    try:
-        settings, _ = VideoProcessorMixin.get_video_processor_dict(ref)
-    except OSError:
-        return {}
-    return {name: value for name, value in settings.items() if name != "image_processor_type"}

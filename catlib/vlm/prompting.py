@@ -8,7 +8,7 @@ import torch
 from PIL.Image import Image
 
 from catlib.errors import CatlibError
-from catlib.vlm.families import ALONG_TEXT
+from catlib.vlm.families import ALONG_TEXT, PROMPT_ENDS
 from catlib.vlm.models import VLM
 
 
@@ -31,7 +31,7 @@ def special_tokens(processor: Any, text: str) -> dict[str, bool]:
     `apply_chat_template(tokenize=True)`.
     """
     bos = processor.tokenizer.bos_token
-    return {"add_special_tokens": not (bos and text.startswith(bos))}
+    return {"add_special_tokens": False} if bos and text.startswith(bos) else {}
 
 
 def text_tokens(processor: Any, text: str) -> list[int]:
@@ -106,18 +106,20 @@ def label_tokens(vlm: VLM, question: str, breed: str, spelled: Mapping[str, str]
     return tokens[:-1] if text != breed and text.endswith(".") else tokens
 
 
-def continued(vlm: VLM, inputs: Mapping[str, Any], answer: Sequence[int]) -> dict[str, Any]:
-    """A processor's inputs, rows that end where an answer begins, with the answer's tokens appended.
+def continued(vlm: VLM, inputs: Mapping[str, Any], answer: Sequence[int] | torch.Tensor) -> dict[str, Any]:
+    """A processor's inputs, rows that end where an answer begins, with the answer's tokens (n,) or (rows, n) appended.
 
     What runs along the text goes on as it stands at the prompt's end, or as the family says.
     """
-    rows, n = len(inputs["input_ids"]), len(answer)
+    tokens = torch.as_tensor(answer, device=inputs["input_ids"].device)
+    tokens = tokens.expand(len(inputs["input_ids"]), -1)
+    n = tokens.shape[1]
     more = {name: inputs[name][:, -1:] for name in ALONG_TEXT if name in inputs}
     more |= {
         name: torch.full_like(more[name], value) for name, value in vlm.family.answer_along.items() if name in more
     }
     more = {name: last.expand(-1, n, *last.shape[2:]) for name, last in more.items()}
-    more["input_ids"] = torch.tensor(answer, device=inputs["input_ids"].device).expand(rows, -1)
+    more["input_ids"] = tokens
     return {**inputs, **{name: torch.cat([inputs[name], tail], dim=1) for name, tail in more.items()}}
 
 
@@ -126,15 +128,16 @@ def model_inputs(processor: Any, images: Sequence[Image], text: Sequence[str]) -
 
     Raises CatlibError for a tensor of which it is not known whether it runs along the text.
     """
+    end = PROMPT_ENDS.get(type(processor).__name__, "")
     encoded = processor(
         images=[[image] for image in images],
-        text=list(text),
+        text=[prompt.removesuffix(end) for prompt in text],
         padding=True,
         padding_side="left",
         return_tensors="pt",
         **special_tokens(processor, text[0]),
     )
-    encoded.pop("labels", None)  # PaliGemma's, which are of the prompt
+    encoded.pop("labels", None)  # of the prompt
     known = {"input_ids", *ALONG_TEXT, *processor.image_processor.model_input_names}
     if unknown := sorted(set(encoded) - known):
         raise CatlibError(

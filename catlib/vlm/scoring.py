@@ -6,22 +6,23 @@ have in its own sentence. The result equals one plain forward pass per name, at 
 """
 
 import copy
-import logging
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import torch
 from PIL.Image import Image
 
-from catlib.errors import CatlibError, InputError
-from catlib.vlm.families import ALONG_TEXT
+from catlib.errors import CatlibError, InputError, NotFinite
+from catlib.vlm.families import ALONG_TEXT, STATEFUL
 from catlib.vlm.label_trie import TokenTrie, build_trie, split_labels
 from catlib.vlm.models import VLM
-from catlib.vlm.prompting import inference_inputs, label_tokens
+from catlib.vlm.prompting import continued, inference_inputs, label_tokens
 
-log = logging.getLogger(__name__)
 LOGITS_LIMIT = 2**27  # logits held at once: 512 MB in float32
+PLAIN_ROWS = 16  # names in one plain pass
 
 
 class LabelScorer:
@@ -29,8 +30,9 @@ class LabelScorer:
 
     `spelled`: the text that settles a breed for models that learned longer answers (see `label_tokens`).
 
-    `mode`: "tree" is the trie in one pass; "padded" expands the cache to one row for each name and pads, for models
-    whose attention takes no 4D mask (flash attention, sliding windows) or whose positions are no plain numbers; "auto" picks. Sums are independent of batch size and of the order of `breeds` up to rounding.
+    `mode`: "tree" is the trie in one pass; "plain" reads each name behind photo and question anew, for models with layers that keep
+    no cache that could be shared, and for prompts that leave no room in a sliding window; "auto" picks. Sums are independent of
+    batch size and of the order of `breeds` up to rounding.
     """
 
     def __init__(
@@ -42,7 +44,16 @@ class LabelScorer:
         spelled: Mapping[str, str] | None = None,
     ) -> None:
         self.vlm, self.breeds, self.question, self.spelled = vlm, tuple(breeds), question, dict(spelled or {})
-        self.mode = mode if mode != "auto" else ("tree" if takes_tree_mask(vlm.base.config) else "padded")
+        text = vlm.base.config.get_text_config()
+        kinds = set(
+            getattr(text, "layer_types", None) or ["sliding_attention"]
+        )  # one kind for all, if there is a window
+        self.mode = mode if mode != "auto" else "plain" if kinds & STATEFUL else "tree"
+        window = getattr(text, "sliding_window", None) if "sliding_attention" in kinds else None
+        self.window = window or math.inf
+        self.cuts_back = not getattr(
+            text, "cross_attention_layers", None
+        )  # else the photo's part of the cache would be cut
         self.labels = [self.tokens(breed) for breed in self.breeds]
         same = {tuple(label): breed for label, breed in zip(self.labels, self.breeds, strict=True)}
         if len(same) != len(self.breeds):
@@ -57,7 +68,8 @@ class LabelScorer:
     def score(self, images: Sequence[Image], questions: Sequence[str] | None = None) -> np.ndarray:
         """Summed label log-likelihoods (n photos, breeds), natural log, float64.
 
-        `questions` puts another question to each photo; the labels' tokens must be the same after all of them.
+        `questions` puts another question to each photo; the labels' tokens must be the same after all of them. Raises CatlibError
+        naming the photo whose scores are no finite numbers.
         """
         questions = [self.question] * len(images) if questions is None else list(questions)
         for question in set(questions) - {self.question}:
@@ -65,7 +77,12 @@ class LabelScorer:
                 raise CatlibError(
                     f"after the question {question!r} the breeds are tokenized differently; score it apart"
                 )
-        return self.score_inputs(inference_inputs(self.vlm, images, questions))
+        if self.mode == "tree":
+            inputs = inference_inputs(self.vlm, images, questions)
+            if self.room(inputs["input_ids"].shape[1]):
+                return self.score_inputs(inputs)
+        each = (inference_inputs(self.vlm, [image], [q]) for image, q in zip(images, questions, strict=True))
+        return _checked(torch.stack([self._plain(inputs) for inputs in each]))
 
     @torch.inference_mode()
     def prior(self) -> np.ndarray:
@@ -78,27 +95,38 @@ class LabelScorer:
 
     @torch.inference_mode()
     def score_inputs(self, inputs: dict[str, Any]) -> np.ndarray:
-        """Scores (n, breeds) of inputs made elsewhere, padded on the left: the trainer's, from cached features."""
+        """Scores (n, breeds) of inputs made elsewhere, padded on the left: the trainer's, from cached features.
+
+        A single photo, where there is no room for a tree behind it.
+        """
+        room = self.room(inputs["attention_mask"].shape[1])
+        if not room:
+            return _checked(self._plain(inputs)[None])
         first, cache, mask = self._prefill(inputs)
         # what each token may look at of the photo, where that is told token by token: the names see what the prompt's end does
         looks = {name: inputs[name][:, -1:] for name in ALONG_TEXT if name in inputs and inputs[name].dim() > 2}
         rows, vocabulary = first.shape
         bodies = [label[:-1] for label in self.labels]  # the end token is only predicted, never read
-        scores = np.empty((rows, len(bodies)))
-        run = self._tree if self.mode == "tree" else self._padded
-        for group in split_labels(bodies, max(1, LOGITS_LIMIT // (rows * vocabulary))):
-            scores[:, group] = run([self.labels[i] for i in group], first, cache, mask, looks).double().cpu().numpy()
-        return scores
+        scores = first.new_empty(rows, len(bodies))
+        groups = split_labels(bodies, int(min(room, max(1, LOGITS_LIMIT // (rows * vocabulary)))))
+        for number, group in enumerate(groups, start=1):
+            own = cache if self.cuts_back or number == len(groups) else copy.deepcopy(cache)
+            scores[:, group] = self._tree([self.labels[i] for i in group], first, own, mask, looks)
+        return _checked(scores)
+
+    def room(self, length: int) -> float:
+        """Nodes of a tree that fit behind a prompt of this length into every layer's view; 0 where not even the longest name does."""
+        room = self.window - 1 - length
+        return room if self.mode == "tree" and room >= max(map(len, self.labels)) else 0
 
     def _prefill(self, inputs: dict[str, torch.Tensor]) -> tuple[torch.Tensor, Any, torch.Tensor]:
         """Log-probabilities of the first answer token (n, vocabulary), the cache, and the prompt's mask (n, length)."""
         mask = inputs["attention_mask"]
-        if self._plain_positions:
+        if self._axes == 1:
             inputs = {**inputs, "position_ids": (mask.cumsum(-1) - 1).clamp(min=0)}
         # Not the model's own logits_to_keep=1: on a CPU its slice is multiplied as a batch, with a copy of the output layer a photo.
         output = self.vlm.base.model(**inputs, use_cache=True)
-        logits = self.vlm.base.get_output_embeddings()(output.last_hidden_state[:, -1])
-        return logits.float().log_softmax(-1), output.past_key_values, mask
+        return self.vlm.logits(output.last_hidden_state[:, -1]).log_softmax(-1), output.past_key_values, mask
 
     def _tree(
         self,
@@ -110,71 +138,70 @@ class LabelScorer:
     ) -> torch.Tensor:
         trie = build_trie([label[:-1] for label in labels])
         device, rows = first.device, len(first)
-        tokens = torch.as_tensor(trie.tokens, device=device).expand(rows, -1)
-        depths = torch.as_tensor(trie.depths, device=device)
-        output = self.vlm.base(
-            input_ids=tokens,
-            attention_mask=tree_mask(trie, mask, self.vlm.dtype),
-            position_ids=mask.sum(-1, keepdim=True) - 1 + depths,
-            past_key_values=cache,
-            use_cache=True,
-            **{name: look.expand(-1, len(trie), *look.shape[2:]) for name, look in looks.items()},
-        )
-        cache.crop(-len(trie))  # back to the prompt, for the next group of labels
-        normaliser = output.logits.float().logsumexp(-1)  # (rows, nodes)
-        sums = []
-        for label, path in zip(labels, trie.paths, strict=True):
-            score = first[:, label[0]]
-            for node, following in zip(path, label[1:], strict=True):
-                score = score + output.logits[:, node, following].float() - normaliser[:, node]
-            sums.append(score)
-        return torch.stack(sums, dim=1)
-
-    def _padded(
-        self,
-        labels: list[list[int]],
-        first: torch.Tensor,
-        cache: Any,
-        mask: torch.Tensor,
-        looks: Mapping[str, torch.Tensor],
-    ) -> torch.Tensor:
-        device, rows, longest = first.device, len(first), max(map(len, labels)) - 1
-        tokens = torch.zeros(len(labels), longest, dtype=torch.long, device=device)
-        real = torch.zeros(len(labels), longest, dtype=mask.dtype, device=device)
-        for i, label in enumerate(labels):
-            tokens[i, : len(label) - 1] = torch.tensor(label[:-1], device=device)
-            real[i, : len(label) - 1] = 1
-        cache = copy.deepcopy(cache)
-        cache.batch_repeat_interleave(len(labels))
-        start = mask.sum(-1, keepdim=True).repeat_interleave(len(labels), dim=0)
-        positions = start + torch.arange(longest, device=device)
-        if (
-            not self._plain_positions
-        ):  # after a photo the text goes on from the photo's longest side, the same on all three axes
+        positions = mask.sum(-1, keepdim=True) - 1 + torch.as_tensor(trie.depths, device=device)
+        if self._axes > 1:  # after a photo the text goes on from the photo's longest side, the same on all axes
             shift = self.vlm.base.model.rope_deltas
-            positions = (
-                positions if shift is None else positions + shift.repeat_interleave(len(labels), dim=0).to(device)
+            positions = (positions if shift is None else positions + shift.to(device)).expand(self._axes, -1, -1)
+        with _masked_attention(self.vlm.base.config):
+            output = self.vlm.base.model(
+                input_ids=torch.as_tensor(trie.tokens, device=device).expand(rows, -1),
+                attention_mask=tree_mask(trie, mask, self.vlm.dtype),
+                position_ids=positions,
+                past_key_values=cache,
+                use_cache=True,
+                **{name: look.expand(-1, len(trie), *look.shape[2:]) for name, look in looks.items()},
             )
-            positions = positions.expand(3, -1, -1)
-        output = self.vlm.base(
-            input_ids=tokens.repeat(rows, 1),
-            attention_mask=torch.cat([mask.repeat_interleave(len(labels), dim=0), real.repeat(rows, 1)], dim=1),
-            past_key_values=cache,
-            position_ids=positions,
-            use_cache=True,
-            **{
-                name: look.repeat_interleave(len(labels), dim=0).expand(-1, longest, *look.shape[2:])
-                for name, look in looks.items()
-            },
-        )
-        following = torch.tensor([label[1:] + [0] * (longest + 1 - len(label)) for label in labels], device=device)
-        chosen = output.logits.float().log_softmax(-1).gather(-1, following.repeat(rows, 1)[..., None])[..., 0]
-        sums = (chosen * real.repeat(rows, 1)).sum(-1).reshape(rows, len(labels))
-        return sums + first[:, [label[0] for label in labels]]
+        if self.cuts_back:
+            cache.crop(-len(trie))  # back to the prompt, for the next group of labels
+        steps = self.vlm.logits(output.last_hidden_state)
+        nodes = torch.as_tensor([node for path in trie.paths for node in path], device=device)
+        following = torch.as_tensor([token for label in labels for token in label[1:]], device=device)
+        owner = torch.as_tensor([i for i, path in enumerate(trie.paths) for _ in path], device=device)
+        chosen = steps[:, nodes, following] - steps.logsumexp(-1)[:, nodes]
+        return first[:, [label[0] for label in labels]].index_add(1, owner, chosen)
+
+    def _plain(self, inputs: Mapping[str, Any]) -> torch.Tensor:
+        """Scores (breeds,) of one photo: every name behind photo and question, without a shared cache."""
+        sums = []
+        for start in range(0, len(self.labels), PLAIN_ROWS):
+            labels = self.labels[start : start + PLAIN_ROWS]
+            length = max(map(len, labels))
+            # Padding stands behind a name, where nothing that counts looks.
+            padded = torch.tensor([[*label, *label[-1:] * (length - len(label))] for label in labels])
+            padded = padded.to(self.vlm.device)
+            real = torch.tensor([[1] * len(label) + [0] * (length - len(label)) for label in labels]).to(
+                self.vlm.device
+            )
+            rows = {name: x.repeat(len(labels), *[1] * (x.dim() - 1)) for name, x in inputs.items()}
+            output = self.vlm.base.model(**continued(self.vlm, rows, padded[:, :-1]), use_cache=False)
+            steps = self.vlm.logits(output.last_hidden_state[:, -length:]).log_softmax(-1)
+            sums.append((steps.gather(-1, padded[..., None])[..., 0] * real).sum(-1))
+        return torch.cat(sums)
 
     @property
-    def _plain_positions(self) -> bool:
-        return not _has_multimodal_positions(self.vlm.base.config)
+    def _axes(self) -> int:
+        """3 where positions are triples (time, height, width), which the model itself must work out for a photo."""
+        rope = getattr(self.vlm.base.config.get_text_config(), "rope_parameters", None) or {}
+        return 3 if "mrope_section" in rope else 1
+
+
+def _checked(scores: torch.Tensor) -> np.ndarray:
+    found = scores.double().cpu().numpy()
+    for row in np.flatnonzero(~np.isfinite(found).all(axis=1)):
+        raise NotFinite(int(row))
+    return found
+
+
+@contextmanager
+def _masked_attention(config: Any) -> Iterator[None]:
+    """While open, the language model attends by a kernel that takes a 4D mask."""
+    text = config.get_text_config()
+    before = text._attn_implementation
+    text._attn_implementation = before if before in ("sdpa", "eager") else "sdpa"
+    try:
+        yield
+    finally:
+        text._attn_implementation = before
 
 
 def tree_mask(trie: TokenTrie, mask: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
@@ -191,24 +218,3 @@ def tree_mask(trie: TokenTrie, mask: torch.Tensor, dtype: torch.dtype) -> torch.
         dim=-1,
     )
     return torch.zeros(seen.shape, dtype=dtype, device=mask.device).masked_fill_(~seen, torch.finfo(dtype).min)[:, None]
-
-
-def takes_tree_mask(config: Any) -> bool:
-    """Whether the language model attends by a 4D mask: eager or sdpa attention, every layer over the whole sequence."""
-    text = config.get_text_config()
-    if getattr(
-        text, "cross_attention_layers", None
-    ):  # what the photo has in the cache could not be kept when it is cut back
-        return False
-    if getattr(text, "_attn_implementation", None) not in ("sdpa", "eager") or _has_multimodal_positions(config):
-        return False
-    kinds = getattr(text, "layer_types", None)
-    if kinds is not None:
-        return set(kinds) <= {"full_attention"}
-    return getattr(text, "sliding_window", None) is None
-
-
-def _has_multimodal_positions(config: Any) -> bool:
-    """Whether positions are triples (time, height, width), which the model itself must work out."""
-    rope = getattr(config.get_text_config(), "rope_parameters", None) or {}
-    return "mrope_section" in rope
