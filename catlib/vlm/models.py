@@ -171,9 +171,7 @@ def empty_model(config: Any) -> Any:
         with torch.device("meta"):
             return AutoModelForImageTextToText.from_config(config, trust_remote_code=False)
     except Exception as error:  # an entry that makes no sense, such as patches of size 0, raises anything
-        raise InputError(
-            f"no model can be built as configured: {type(error).__name__}: {first_line(error)}"
-        ) from error
+        raise InputError(f"no model can be built as configured: {type(error).__name__}: {first_line(error)}") from error
 
 
 def load_config(ref: str) -> Any:
