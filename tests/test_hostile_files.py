@@ -1181,13 +1181,19 @@ def test_a_server_that_repeats_the_key_is_not_quoted(monkeypatch):
         httpx.Response(200, text="[" * 100_000),
     ]
     for reply in replies:
-        transport = httpx.MockTransport(lambda request, reply=reply: reply)
+
+        def answer(_: httpx.Request, reply: httpx.Response = reply) -> httpx.Response:
+            return httpx.Response(reply.status_code, stream=httpx.ByteStream(reply.content))
+
+        transport = httpx.MockTransport(answer)
         monkeypatch.setattr(
-            httpx, "Client", lambda *_, transport=transport, real=httpx.Client, **__: real(transport=transport)
+            httpx,
+            "AsyncClient",
+            lambda *_, transport=transport, real=httpx.AsyncClient, **__: real(transport=transport),
         )
         with pytest.raises(CatlibError) as caught:
             endpoint.EndpointClassifier("http://host/v1", BREEDS, "?", tries=1)
-        assert SECRET not in str(caught.value)
+        assert SECRET not in str(caught.value) and "ConnectError" not in str(caught.value)
         monkeypatch.undo()
         monkeypatch.setenv("CATLIB_API_KEY", SECRET)
 
