@@ -9,24 +9,13 @@ from importlib import import_module
 from catlib import __version__
 from catlib.errors import CatlibError
 
-COMMANDS = (
-    *(
-        "report",
-        "runs",
-        "params",
-        "render",
-        "data",
-        "train",
-        "predict",
-        "evaluate",
-        "compare",
-        "verdict",
-        "gate",
-        "memory",
-    ),
-    *("export", "serve"),
-)
-log = logging.getLogger("catlib")
+RUNS, WORK = ("report", "runs", "params", "render"), ("data", "train", "predict", "evaluate", "compare")
+COMMANDS = RUNS + WORK + ("verdict", "gate", "memory", "export", "serve")
+COMMON = {
+    "--debug": "show the traceback of a failure",
+    "--quiet": "log warnings only",
+    "--json": "print the result as JSON, for a program to read",
+}
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -40,9 +29,8 @@ def build_parser() -> argparse.ArgumentParser:
         about = (module.__doc__ or "").partition(": ")[2]
         usage, epilog = (getattr(module, text, None) for text in ("USAGE", "EPILOG"))
         command = subparsers.add_parser(name, help=about, description=about, usage=usage, epilog=epilog)
-        command.add_argument("--debug", action="store_true", help="show the traceback of a failure")
-        command.add_argument("--quiet", action="store_true", help="log warnings only")
-        command.add_argument("--json", action="store_true", help="print the result as JSON, for a program to read")
+        for flag, meaning in COMMON.items():
+            command.add_argument(flag, action="store_true", help=meaning)
         module.add_options(command)
         command.set_defaults(run=module.run)
     return parser
@@ -66,10 +54,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:
         if args.debug:
             raise
-        known = isinstance(error, CatlibError)
-        said = error if known else f"{type(error).__name__}: {error} (run again with --debug for the traceback)"
-        print(f"catlib: {said}", file=sys.stderr)
-        return error.exit_code if known else 1
+        if isinstance(error, CatlibError):
+            print(f"catlib: {error}", file=sys.stderr)
+            return error.exit_code
+        print(f"catlib: {type(error).__name__}: {error} (run again with --debug for the traceback)", file=sys.stderr)
+        return 1
 
 
 if __name__ == "__main__":

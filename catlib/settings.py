@@ -10,7 +10,7 @@ import json
 import logging
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, Self
 
@@ -20,19 +20,18 @@ from catlib.files import parse_yaml, read_text
 from catlib.paths import notebooks_folder, public_url, resolve
 
 log = logging.getLogger(__name__)
+RANGE = {"least": 0, "most": 2**31 - 1, "mapping": False}
 PROFILE = "profile"  # the one parameter that is no setting: it chooses where the others come from
+SWITCH, ATTENTION = ("auto", "true", "false"), ("auto", "sdpa", "eager", "flash_attention_2", "flash_attention_3")
+LINEAR = "q_proj,k_proj,v_proj,o_proj,gate_proj,up_proj,down_proj"
 SOURCES = ("data_dir", "output_dir")  # settings from which those of other notebooks follow
 
 
-def option(
-    default: Any, help: str, *choices: str, least: float = 0, most: float = 2**31 - 1, mapping: bool = False
-) -> Any:
-    """A dataclass field with its meaning (units included) and what it may be: a text's choices, a number's range.
-
-    `mapping`: the text is a YAML mapping, and may be given as one.
+def option(default: Any, help: str, *choices: str, **more: Any) -> Any:
+    """A dataclass field with its meaning (units included) and what it may be: a text's choices, `least` and `most` of a number,
+    `mapping` for a text that is a YAML mapping and may be given as one.
     """
-    about = {"help": help, "choices": choices, "least": least, "most": most, "mapping": mapping}
-    return field(default=default, metadata=about)
+    return field(default=default, metadata={"help": help, "choices": choices, **RANGE, **more})
 
 
 @dataclass(frozen=True)
@@ -49,8 +48,7 @@ class Settings:
     def collect(cls, namespace: Mapping[str, Any]) -> Self:
         """A notebook's settings, from its `globals()`: its profile, with what its parameters cell and papermill set on top.
 
-        Outside IPython the names of `namespace` that are settings count. None stands for the profile's value.
-        Raises InputError on an unknown name, an ill-typed value or one that is no choice.
+        Outside IPython the names of `namespace` that are settings count. None stands for the profile's value. Raises InputError.
         """
         given = bound_parameters(namespace)
         if given is None:
@@ -74,12 +72,12 @@ class Settings:
     @classmethod
     def build(cls, values: Mapping[str, Any], where: str = "parameters") -> Self:
         """Settings from a mapping as it is. Raises InputError on an unknown key, an ill-typed value or one that is no choice."""
-        return cls(**_checked(values, {f.name: f for f in fields(cls)}, where))
+        return cls(**_checked(values, cls.__dataclass_fields__, where))
 
     @classmethod
     def names(cls) -> list[str]:
         """The names of these settings, in order."""
-        return [f.name for f in fields(cls)]
+        return [*cls.__dataclass_fields__]
 
 
 @dataclass(frozen=True)
@@ -100,14 +98,10 @@ class DataSettings(Settings):
     keep_split: bool = option(True, "photos keep the part that an earlier split in the same folder gave them")
     near_duplicate_bits: int = option(6, "photos whose 64-bit hashes differ in at most so many bits are one group")
     group_by: str = option(
-        "auto",
-        "what else makes photos one group, joined by commas: id (in the name), numbers (near ones at the end of names), exif "
-        "(camera and time), folder (below the breed's), none; auto: id, numbers after a text, exif",
+        "auto", "what else joins photos: id, numbers, exif, folder, none (commas); auto: the first three"
     )
     join_similar: float = option(0.0, "join the pairs of similar.csv from this cosine similarity on; 0: none", most=1)
-    encoder: str = option(
-        "", "CLIP or VLM (folder or hub name) whose frozen features show wrong labels and near test photos; empty: none"
-    )
+    encoder: str = option("", "CLIP or VLM whose features show wrong labels and near test photos; empty: none")
     min_side: int = option(32, "smallest side of a usable photo, pixels")
     quality: str = option(
         "brightness<30,brightness>215,contrast<20,sharpness<1.6,entropy<4,aspect>2.5,border>0.2",
@@ -160,15 +154,11 @@ class TrainSettings(_OfAModel):
     lora_r: int = option(32, "rank of the LoRA matrices", least=1, most=2**16)
     lora_alpha: int = option(0, "LoRA scale; the update is multiplied by alpha / r; 0: alpha is twice the rank")
     lora_dropout: float = option(0.05, "dropout before the LoRA matrices", most=0.99)
-    lora_targets: str = option(
-        "q_proj,k_proj,v_proj,o_proj,gate_proj,up_proj,down_proj", "linear layers of the language model that get LoRA"
-    )
+    lora_targets: str = option(LINEAR, "linear layers of the language model that get LoRA")
     use_rslora: bool = option(False, "scale by alpha / sqrt(r) instead")
     use_dora: bool = option(False, "decompose weights into magnitude and direction")
     epochs: int = option(3, "passes over the training photos", least=1)
-    max_pixels: int = option(
-        0, "most pixels of a photo that the model sees, in tiles where it cuts; 0: as the model comes"
-    )
+    max_pixels: int = option(0, "most pixels of a photo that the model sees; 0: as the model comes")
     batch_size: int = option(4, "photos in one forward pass", least=1)
     gradient_accumulation: int = option(8, "forward passes for one optimizer step", least=1)
     lr: float = option(2e-4, "peak learning rate of LoRA")
@@ -178,22 +168,9 @@ class TrainSettings(_OfAModel):
     weight_decay: float = option(0.0, "AdamW weight decay")
     max_grad_norm: float = option(1.0, "gradients are clipped to this norm")
     dtype: str = option("auto", "weights of the frozen base", "auto", "bfloat16", "float32")
-    gradient_checkpointing: str = option(
-        "false",
-        "recompute activations: less memory, about a third slower; auto: only where the GPU's free memory needs it, the photos "
-        "in one forward pass then as many as fit and divide batch_size x gradient_accumulation",
-        *("auto", "true", "false"),
-    )
-    attn_implementation: str = option(
-        "auto",
-        "how attention is computed; auto: sdpa where the model has it",
-        *("auto", "sdpa", "eager", "flash_attention_2", "flash_attention_3"),
-    )
-    cache_features: str = option(
-        "auto",
-        "compute the frozen tower's features once and keep them on disk; auto: where the tower is 5 % of a step or more",
-        *("auto", "true", "false"),
-    )
+    gradient_checkpointing: str = option("false", "recompute activations; auto: where the memory needs it", *SWITCH)
+    attn_implementation: str = option("auto", "how attention is computed; auto: sdpa where it can be", *ATTENTION)
+    cache_features: str = option("auto", "keep the tower's features on disk; auto: where that saves 5 %", *SWITCH)
     cache_limit_gb: float = option(20.0, "largest size of the feature cache, GB")
     augment: bool = option(False, "light random crops, flips and colour changes; switches the feature cache off")
     balance: str = option("none", "how often rare breeds are drawn", "none", "sqrt", "uniform")
@@ -207,9 +184,7 @@ class TrainSettings(_OfAModel):
     resume: bool = option(True, "continue an interrupted run of the same settings")
     overwrite: bool = option(False, "set a checkpoint of other settings aside as NAME~1 where it would be refused")
     trainer_args: str = option("", "further transformers.TrainingArguments, as in {optim: adafactor}", mapping=True)
-    train_seed: int = option(
-        -1, "seed of the training alone; -1: as seed, which also draws split and test photos", least=-1
-    )
+    train_seed: int = option(-1, "seed of the training alone; -1: the one of split and test photos", least=-1)
     force: bool = option(False, "train even where the memory estimate says that it cannot fit")
 
     @property
@@ -228,9 +203,7 @@ class EvaluationSettings(_OfMetrics, _OfTheTuned):
     """Predictions and metrics of the VLM, untuned and tuned (notebook 03, `catlib predict`, `catlib evaluate`)."""
 
     decoding: str = option("score", "how a breed is read off the model", "score", "constrained", "free")
-    further_decodings: str = option(
-        "constrained,free", "other ways to read the tuned model, each a track of its own; free is the plan's"
-    )
+    further_decodings: str = option("constrained,free", "other ways to read the tuned model, each a track of its own")
     score_norm: str = option("sum", "label log-likelihood: summed, or the mean of its tokens", "sum", "mean")
     prior_correction: bool = option(False, "subtract the scores without a photo; strength fitted on validation")
     evaluate_base: bool = option(True, "measure the untuned base model as well")
@@ -249,14 +222,10 @@ class ComparisonSettings(_OfMetrics, _OfClip):
     target_gain_points: float = option(3.0, "points of accuracy over zero-shot CLIP that count as success", most=100)
     clip_good_enough: float = option(0.8, "CLIP's priority accuracy above which a VLM is not worth it", most=1)
     clip_priority_f1: float = option(0.6, "CLIP's priority macro-F1 below which the plan says to try a VLM", most=1)
-    explanations_wanted: bool = option(
-        False, "reasons are wanted with the breed; counts for a VLM trained to give them"
-    )
+    explanations_wanted: bool = option(False, "reasons are wanted with the breed, and the VLM is trained to give them")
     accuracy_first: bool = option(False, "accuracy outranks latency: a missed latency budget does not decide")
     price_per_hour: float = option(0.0, "price of an hour on this machine, for the cost of 1,000 photos; 0: not told")
-    budget_hours: float = option(
-        0.0, "hours that a training may take, for catlib gate; 0: as many as it needs, on a CPU 24"
-    )
+    budget_hours: float = option(0.0, "hours that a training may take (catlib gate); 0: any, on a CPU 24")
 
 
 @dataclass(frozen=True)
@@ -281,7 +250,7 @@ NOTEBOOK_SETTINGS: dict[str, type[Settings]] = {
 
 def all_options() -> dict[str, Any]:
     """Every parameter of a run by name; a name that several notebooks share has one type and meaning."""
-    return {f.name: f for cls in NOTEBOOK_SETTINGS.values() for f in fields(cls)}
+    return {name: f for cls in NOTEBOOK_SETTINGS.values() for name, f in cls.__dataclass_fields__.items()}
 
 
 def split_list(text: str) -> list[str]:

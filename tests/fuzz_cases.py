@@ -369,14 +369,18 @@ class Place:
         refused(read_csv, out / "t.csv")
 
     def _endpoint_answers(self, data: bytes, out: Path) -> None:
-        real, answer = httpx.Client, httpx.MockTransport(lambda request: httpx.Response(200, content=data))
-        httpx.Client = lambda *_, **__: real(transport=answer)  # type: ignore[assignment,misc]
+        def reply(_: httpx.Request) -> httpx.Response:
+            return httpx.Response(200, stream=httpx.ByteStream(data))
+
+        real, answer = httpx.AsyncClient, httpx.MockTransport(reply)
+        httpx.AsyncClient = lambda *_, **__: real(transport=answer)  # type: ignore[assignment,misc]
         try:
             asked = refused(lambda url: EndpointClassifier(url, BREEDS, "?", tries=1), "http://h/v1")
             if asked is not None:
                 refused(asked.classify, [picture(1)])
+                asked.close()
         finally:
-            httpx.Client = real  # type: ignore[misc]
+            httpx.AsyncClient = real  # type: ignore[misc]
 
     def _html(self, data: bytes, out: Path) -> None:
         text = data.decode("utf-8", "replace")

@@ -3,23 +3,28 @@
 import ast
 import errno
 import hashlib
+import io
 import json
+import logging
 import os
+import re
 import resource
+import shutil
 import socket
 import subprocess
 import sys
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from evaluation_cases import make_set, truth, write_set
-from photo_makers import encoded, jpeg, picture
+from photo_makers import encoded, fill, jpeg, picture
 from safetensors.torch import load_file
 from tiny_encoders import clip, save_llava, tuned, write_photos
+from tiny_models import write_dataset
 
 from catlib.classifiers.base import Batch, Classifier
 from catlib.classifiers.endpoint import EndpointClassifier
@@ -822,6 +827,84 @@ def test_an_export_that_finds_no_room_leaves_the_former(tmp_path):
     assert (tmp_path / "out" / "weights").read_text() == "former"
 
 
+def spoken(*words) -> tuple[int, str]:
+    """Exit code and standard error of a command; what it prints goes to memory, as pytest's own files have no room either."""
+    out, err = io.StringIO(), io.StringIO()
+    with redirect_stdout(out), redirect_stderr(err):
+        code = main([str(word) for word in words])
+    logging.basicConfig(force=True)
+    return code, err.getvalue()
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.fixture(scope="module")
+def commands(place, tmp_path_factory):
+    """The words of each command that writes, up to its output."""
+    data = write_dataset(tmp_path_factory.mktemp("full") / "data")
+    fill(data.parent / "breeds", {"Manx": 12, "Persian": 12})
+    sets = [str(write_set(make_set("vlm", truth(3), truth(3)), data.parent / "sets"))]
+    paths = ("--base_model", place / "llava", "--train_data", data / "train.jsonl", "--val_data", data / "val.jsonl")
+    small = ("--lora_r", 4, "--epochs", 1, "--batch_size", 4, "--gradient_accumulation", 1, "--dtype", "float32")
+    return {
+        "data": ("data", data.parent / "breeds", "--min-side", 16, "--out"),
+        "train": ("train", *paths, *small, "--device", "cpu", "--num_workers", 0, "--watch_photos", 0, "--output_dir"),
+        "predict": ("predict", "--checkpoint", place / "tuned", place / "photos", "--device", "cpu", "--out"),
+        "evaluate": ("evaluate", "--bootstrap", 100, "--predictions", *sets, "--out"),
+        "export": ("export", "merge", "--checkpoint", place / "tuned", "--device", "cpu", "--force", "--out"),
+    }
+
+
+NAMES = {"predict": "p.jsonl", "evaluate": "m.json"}
+
+
+@pytest.mark.parametrize("kept", [0.0, 0.1, 0.5, 0.9])
+@pytest.mark.parametrize("name", ["data", "train", "predict", "evaluate", "export"])
+def test_a_command_that_finds_no_room_says_where_and_leaves_what_was_there(commands, tmp_path, monkeypatch, name, kept):
+    """`kept`: the room for each file, as a share of the largest that the command writes."""
+    monkeypatch.setenv("CATLIB_ROOT", str(tmp_path))
+    monkeypatch.setenv("TQDM_DISABLE", "1")
+    whole, out = (tmp_path / folder / NAMES.get(name, "x") for folder in ("whole", "out"))
+    assert spoken(*commands[name], whole)[0] == 0
+    shutil.rmtree(tmp_path / "outputs", ignore_errors=True)  # the feature cache
+    largest = max(map(len, contents(whole.parent).values()))
+    with room(int(kept * largest)):
+        code, said = spoken(*commands[name], out)
+    assert code == 1 and re.search(rf"{re.escape(str(tmp_path))}.*: cannot be written: ", said), said
+    assert "Traceback" not in said and "--debug" not in said
+    assert not [path for path in out.parent.rglob(".*") if "writing-" in path.name]
+    assert spoken(*commands[name], out)[0] == 0
+    before = contents(out.parent)
+    with room(int(kept * largest)):
+        spoken(*commands[name], out)  # where all is there already there may be nothing to write
+    after = contents(out.parent)
+    assert before.keys() <= after.keys()
+    if name in ("evaluate", "export", "data"):  # a hidden file says how far an audit came
+
+        def shown(files: dict[str, bytes]) -> dict[str, bytes]:
+            return {key: value for key, value in files.items() if not Path(key).name.startswith(".")}
+
+        assert shown(after) == shown(before)
+
+
+def test_a_full_cache_disk_does_not_end_a_training(commands, tmp_path, monkeypatch):
+    from catlib.vlm import features
+
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setenv("CATLIB_ROOT", str(tmp_path))
+    assert spoken(*commands["train"], tmp_path / "a")[0] == 0
+    shutil.rmtree(tmp_path / "outputs")
+    monkeypatch.setattr(features, "save_file", full)
+    code, said = spoken(*commands["train"], tmp_path / "b")
+    assert code == 0 and "cannot be written" in said
+    one, other = (load_file(tmp_path / run / "adapter_model.safetensors") for run in "ab")
+    assert all(torch.allclose(one[key], other[key], atol=1e-5) for key in one)
+
+
 # 10: strict readers
 
 
@@ -1098,13 +1181,19 @@ def test_a_server_that_repeats_the_key_is_not_quoted(monkeypatch):
         httpx.Response(200, text="[" * 100_000),
     ]
     for reply in replies:
-        transport = httpx.MockTransport(lambda request, reply=reply: reply)
+
+        def answer(_: httpx.Request, reply: httpx.Response = reply) -> httpx.Response:
+            return httpx.Response(reply.status_code, stream=httpx.ByteStream(reply.content))
+
+        transport = httpx.MockTransport(answer)
         monkeypatch.setattr(
-            httpx, "Client", lambda *_, transport=transport, real=httpx.Client, **__: real(transport=transport)
+            httpx,
+            "AsyncClient",
+            lambda *_, transport=transport, real=httpx.AsyncClient, **__: real(transport=transport),
         )
         with pytest.raises(CatlibError) as caught:
             endpoint.EndpointClassifier("http://host/v1", BREEDS, "?", tries=1)
-        assert SECRET not in str(caught.value)
+        assert SECRET not in str(caught.value) and "ConnectError" not in str(caught.value)
         monkeypatch.undo()
         monkeypatch.setenv("CATLIB_API_KEY", SECRET)
 

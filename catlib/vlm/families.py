@@ -59,7 +59,6 @@ class Family:
     caps_logits: bool = (
         False  # by the language model's `final_logit_softcapping`, which not every model with one applies
     )
-    traces_tower: bool = False  # the tower does not branch on data: its memory is counted by running it without any
     # of ALONG_TEXT: what an answer's tokens have, if not the prompt's
     answer_along: Mapping[str, int] = field(default_factory=dict)
     served_names: Mapping[str, str] = field(default_factory=dict)  # vLLM's prefixes of module paths, where they differ
@@ -96,7 +95,7 @@ _VISUAL = ("model.visual", "model.visual.merger")
 _CACHED: dict[str, Any] = {"caches_features": True, "served_names": _SERVED}
 FAMILIES = (
     Family("Pixtral", ("llava",), towers=(PIXTRAL_TOWER,), image_tokens=_rows_with_breaks, **_CACHED),
-    Family("LLaVA-1.5", ("llava",), image_tokens=_patches, traces_tower=True, **_CACHED),
+    Family("LLaVA-1.5", ("llava",), image_tokens=_patches, **_CACHED),
     Family("LLaVA-NeXT", ("llava_next",)),
     Family("LLaVA-OneVision", ("llava_onevision",)),
     Family("Mistral3", ("mistral3",)),
