@@ -121,12 +121,14 @@ def check_config(adapter: Path) -> None:
         raise InputError(f"{adapter / CONFIG}: the pattern {odd[0]!r} repeats or groups; name the modules plainly")
     try:
         with safe_open(adapter / WEIGHTS, framework="pt") as tensors:
-            found = {name: tensors.get_slice(name).get_shape()[0] for name in tensors.keys() if ".lora_A." in name}
+            found = {name: tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys() if ".lora_A." in name}
     except (SafetensorError, OSError) as error:
         raise InputError(f"{adapter / WEIGHTS}: broken: {error}") from None
-    for name, rank in found.items():
-        if rank not in (facts.get("r"), *ranks.values()):
-            raise InputError(f"{adapter}: {CONFIG} says r {facts.get('r')}, but {name} in {WEIGHTS} has rank {rank}")
+    for name, shape in found.items():
+        if not shape or shape[0] not in (facts.get("r"), *ranks.values()):
+            raise InputError(
+                f"{adapter / WEIGHTS}: {name} is {shape} in place of the rank in {CONFIG}, r {facts.get('r')}"
+            )
 
 
 def load_adapter(vlm: VLM, adapter: Path, trainable: bool = False) -> None:
