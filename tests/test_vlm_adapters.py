@@ -101,9 +101,9 @@ def test_an_expression_is_not_run_and_wrong_ranks_are_refused_before_the_base_is
     assert np.isfinite(scores(folder)).all()
     monkeypatch.setattr("catlib.vlm.checkpoint.load_base", lambda *_: pytest.fail("the base was loaded"))
     for facts, said in (
-        ({"r": 10**9}, "rank 4"),
-        ({"r": 8}, "rank 4"),
-        ({"r": None}, "rank 4"),
+        ({"r": 10**9}, r"\(4, \d+\) in place of"),
+        ({"r": 8}, r"\(4, \d+\) in place of"),
+        ({"r": None}, r"\(4, \d+\) in place of"),
         ({"alpha_pattern": {"(a+)+$": 4}}, "repeats"),
         ({"rank_pattern": {".*q_proj": 4}}, "repeats"),
         ({"rank_pattern": [4]}, "objects"),

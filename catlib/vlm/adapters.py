@@ -121,12 +121,14 @@ def check_config(adapter: Path) -> None:
         raise InputError(f"{adapter / CONFIG}: the pattern {odd[0]!r} repeats or groups; name the modules plainly")
     try:
         with safe_open(adapter / WEIGHTS, framework="pt") as tensors:
-            found = {name: tensors.get_slice(name).get_shape()[0] for name in tensors.keys() if ".lora_A." in name}
+            found = {name: tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys() if ".lora_A." in name}
     except (SafetensorError, OSError) as error:
         raise InputError(f"{adapter / WEIGHTS}: broken: {error}") from None
-    for name, rank in found.items():
-        if rank not in (facts.get("r"), *ranks.values()):
-            raise InputError(f"{adapter}: {CONFIG} says r {facts.get('r')}, but {name} in {WEIGHTS} has rank {rank}")
+    for name, shape in found.items():
+        if not shape or shape[0] not in (facts.get("r"), *ranks.values()):
+            raise InputError(
+                f"{adapter / WEIGHTS}: {name} is {shape} in place of the rank in {CONFIG}, r {facts.get('r')}"
+            )
 
 
 def load_adapter(vlm: VLM, adapter: Path, trainable: bool = False) -> None:
@@ -152,13 +154,12 @@ def load_adapter(vlm: VLM, adapter: Path, trainable: bool = False) -> None:
     try:
         config = from_files(PeftConfig, str(adapter))
         saved = convert_peft_adapter_state_dict_for_transformers(vlm.base, config, load_file(adapter / WEIGHTS))
-        ranks = {
-            n.removeprefix("base_model.model.").split(".lora_")[0]: len(t) for n, t in saved.items() if ".lora_A." in n
-        }
+        parts = {n: n.removeprefix("base_model.model.").split(".lora_")[0] for n in saved if ".lora_" in n}
+        ranks = {module: len(saved[name]) for name, module in parts.items() if ".lora_A." in name}
         if config.peft_type != "LORA":
             raise ValueError(f"a {config.peft_type} adapter; only LoRA is known")
         stated = {name: getattr(config, name) for name in BY_PATTERN}
-        config.target_modules = set(ranks) or DUMMY_TARGET_MODULES
+        config.target_modules = set(parts.values()) or DUMMY_TARGET_MODULES
         config.exclude_modules = config.layers_to_transform = config.layers_pattern = None
         config.rank_pattern = {re.escape(name): rank for name, rank in ranks.items() if rank != config.r}
         config.inference_mode = not trainable
