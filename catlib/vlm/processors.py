@@ -189,7 +189,7 @@ def is_doubtful(pattern: str) -> bool:
 
 @cache
 def ends_in_time(data: str) -> bool:
-    """Whether the trial (see trial.py) of a template, a tokenizer or patterns, as JSON, comes to an end, be it an error."""
+    """Whether the trial (see trial.py) of a template or a tokenizer, as JSON, comes to an end, be it an error."""
     command = [sys.executable, "-I", str(Path(__file__).with_name("trial.py")), str(TRIAL_GB)]
     frugal = {
         "RAYON_NUM_THREADS": "1",
