@@ -95,8 +95,8 @@ def build(root: Path, photos: int) -> Path:
     results = Results(read_folder(run_dir / "predictions"), {}, tuple(PRIORITY_BREEDS), bootstrap=500)
     results.save(run_dir)
     tuned, versus, image_root = results.calibrated["vlm-tuned"], results.versus, dataset.image_root
-    inspected = [data_plots.counts(dataset), data_plots.samples(dataset, 0), data_plots.sizes(findings)]
-    inspected += [data_plots.worst(findings, image_root), data_plots.widths(dataset), data_tables.counts(dataset)]
+    inspected = [data_plots.counts(dataset), data_plots.samples(dataset, 0), data_plots.quality(findings)]
+    inspected += [data_plots.worst(findings, image_root), data_tables.counts(dataset)]
     notebook(run_dir / "01_data_inspection.ipynb", "Data inspection", inspected)
     models = results.models
     shown = [tables.model_table(models), plots.overview(models), plots_model.f1_by_breed(models, "vlm-tuned")]
@@ -126,9 +126,9 @@ def main() -> None:
         build(args.folder.resolve(), args.photos)
     state = index.read_state(run_dir)
     assert state is not None
-    start = time.perf_counter()
+    start, cpu = time.perf_counter(), time.process_time()
     index.render(state, run_dir)
-    print(f"rendered in {time.perf_counter() - start:.1f} s")
+    print(f"rendered in {time.perf_counter() - start:.1f} s, {time.process_time() - cpu:.1f} s of them on the CPU")
     for page in sorted(index.report_path("large").parent.rglob("*.html")):
         said = f"{page.relative_to(args.folder.resolve())!s:<50} {page.stat().st_size / 1e6:6.2f} MB"
         if shutil.which("chromium"):

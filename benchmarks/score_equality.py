@@ -71,7 +71,7 @@ def main() -> int:
     order = np.random.default_rng(0).permutation(len(breeds))
     turned = LabelScorer(vlm, [breeds[i] for i in order], QUESTIONS[0]).score(images, questions)
     worst["breeds in another order"] = np.abs(whole[:, order] - turned).max()
-    other = LabelScorer(vlm, breeds, QUESTIONS[0], "padded" if scorer.mode == "tree" else "tree")
+    other = LabelScorer(vlm, breeds, QUESTIONS[0], "plain" if scorer.mode == "tree" else "tree")
     worst[f"labels as {other.mode}"] = np.abs(whole - other.score(images, questions)).max()
     scoring.LOGITS_LIMIT = len(images) * vlm.base.get_input_embeddings().num_embeddings * 40
     worst["labels in small groups"] = np.abs(whole - scorer.score(images, questions)).max()

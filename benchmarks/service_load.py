@@ -198,17 +198,14 @@ def main() -> int:
         f"{result['right']} of {result['of']} breeds equal the expected ones ({result['different_breeds']} different ones)"
     )
     print(f"{result['errors']} of {result['bad']} bad photos refused, for example: {result['error_example']}")
-    print(
-        f"{result['photos_per_s']} photos/s, one after the other {result['sequential_photos_per_s']}: {result['ratio']}x"
-    )
+    beside = f", one after the other {result['sequential_photos_per_s']}: {result['ratio']}x" if result["ratio"] else ""
+    print(f"{result['photos_per_s']} photos/s{beside}")
     pauses = result["loop_longest_ms"]
     print(f"longest pause of the event loop: {pauses['service_alone']} ms for the service's calls alone, ", end="")
     print(f"{pauses['with_http']} ms through HTTP ({pauses['http_alone']} ms of an empty handler's requests), ", end="")
-    print(
-        f"{result['loop_longest_while_loading_ms']} ms while loading, {result['loop_longest_naive_ms']} ms with the model ",
-        end="",
-    )
-    print("called in the handler itself")
+    naive = result["loop_longest_naive_ms"]
+    print(f"{result['loop_longest_while_loading_ms']} ms while loading", end="")
+    print(f", {naive} ms with the model called in the handler itself" if naive else "")
     print(f"resident memory over {result['long_requests']} requests, MB: {', '.join(map(str, result['resident_mb']))}")
     print(f"{os.cpu_count()} cores")
     return 0

@@ -86,7 +86,8 @@ def describe(breed: Breed | str, turn: int = 0) -> str:
     """
     build, *phrases = features(breed)
     turn %= len(phrases)
-    return f"{_article(build)} cat with {_list([*phrases[turn:], *phrases[:turn]])}"
+    phrases = [*phrases[turn:], *phrases[:turn]]
+    return f"{_article(build)} cat with {', '.join(phrases[:-1])} and {phrases[-1]}"
 
 
 def features(breed: Breed | str) -> list[str]:
@@ -95,23 +96,12 @@ def features(breed: Breed | str) -> list[str]:
     if found is None:
         raise KeyError(breed)
     t = found.traits
-    build, _, clause = t.build.partition(", with ")
-    phrases = [_coat(t), clause, t.face, f"{t.ears} ears", f"{_either(t.eyes)} eyes", _tail(t.tail), t.mark]
-    return [build, *filter(None, phrases)]
-
-
-def _coat(t: Traits) -> str:
-    look = f"{_either(t.patterns)}, in {_either(t.colors)}"
-    if t.coat_length == "hairless":
-        return f"bare, {t.coat} skin ({look})"
-    return f"a {'medium-length' if t.coat_length == 'medium' else t.coat_length}, {t.coat} coat ({look})"
-
-
-def _tail(tail: str) -> str:
-    if tail == "none":
-        return "no tail"
-    adjective, separator, clause = tail.partition(", with ")
-    return f"{_article(adjective)} tail{' with ' if separator else ''}{clause}"
+    length, look = t.coat_length.replace("medium", "medium-length"), f"{_either(t.patterns)}, in {_either(t.colors)}"
+    coat = f"bare, {t.coat} skin ({look})" if length == "hairless" else f"a {length}, {t.coat} coat ({look})"
+    kind, separator, clause = t.tail.partition(", with ")
+    tail = "no tail" if t.tail == "none" else f"{_article(kind)} tail{' with ' if separator else ''}{clause}"
+    build, _, more = t.build.partition(", with ")
+    return [build, *filter(None, (coat, more, t.face, f"{t.ears} ears", f"{_either(t.eyes)} eyes", tail, t.mark))]
 
 
 def _article(words: str) -> str:
@@ -120,10 +110,6 @@ def _article(words: str) -> str:
 
 def _either(words: Sequence[str]) -> str:
     return " or ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
-
-
-def _list(phrases: Sequence[str]) -> str:
-    return f"{', '.join(phrases[:-1])} and {phrases[-1]}"
 
 
 def _parse(row: Mapping[str, Any]) -> Breed:

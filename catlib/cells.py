@@ -1,12 +1,15 @@
 """The parameters that a notebook's own cells have set: its parameters cell, and the one that papermill injects."""
 
 import ast
+import logging
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from catlib.errors import InputError
 
 INJECTED = "# Parameters"  # how papermill begins the cell that it adds after the parameters cell
+PROFILE_CELL = re.compile(r"(?:\s*#[^\n]*\n|\s)*profile\s*=\s*['\"]")  # how the parameters cell begins, comments aside
 
 
 def bound_parameters(namespace: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -19,6 +22,8 @@ def bound_parameters(namespace: Mapping[str, Any]) -> dict[str, Any] | None:
     history = namespace.get("In")
     if not isinstance(history, list):
         return None
+    if "get_ipython" in namespace:
+        _show_log()
     found: dict[str, Any] | None = None
     for source in history:
         try:
@@ -27,20 +32,19 @@ def bound_parameters(namespace: Mapping[str, Any]) -> dict[str, Any] | None:
             continue
         if source.lstrip().startswith(INJECTED):
             found = (found or {}) | dict(_bindings(body, namespace))
-        elif body and _chooses_profile(body[0]):
+        elif PROFILE_CELL.match(source):
             found = dict(_bindings(body, namespace))
     if found is None:
         raise InputError('the parameters cell has not been run: it begins with profile = "NAME"')
     return found
 
 
-def _chooses_profile(statement: ast.stmt) -> bool:
-    return (
-        isinstance(statement, ast.Assign)
-        and [target.id for target in statement.targets if isinstance(target, ast.Name)] == ["profile"]
-        and isinstance(statement.value, ast.Constant)
-        and isinstance(statement.value.value, str)
-    )
+def _show_log() -> None:
+    """Let a notebook show what catlib logs, its progress above all, unless the notebook has arranged that itself."""
+    log = logging.getLogger("catlib")
+    if not (log.handlers or logging.getLogger().handlers):
+        log.addHandler(logging.StreamHandler())
+        log.setLevel(logging.INFO)
 
 
 def _bindings(body: list[ast.stmt], namespace: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:

@@ -87,13 +87,11 @@ class _Mention:
 class BreedParser:
     """Reads breeds off answers, in any script.
 
-    The whole answer, or its first sentence (reasons may follow), is a name or an alias: that is the answer. Otherwise
-    names are found as whole words (a plural is allowed), the longest first, and words used by a longer one do not count
-    again ("Manx Cat" is no "Manx"); those of the 67 that are not candidates use up their words, too. Codes such as MAN
-    count in capitals, everyday words such as Tiger beside "cat" or "breed". What is denied ("not a Siamese", "rather
-    than a Persian") does not count, what is only compared with counts if nothing else is named, and the word for a coat
-    yields to a pedigree ("a grey tabby Maine Coon"). One breed left: that is the answer. None left, or several
-    ("Siamese or Balinese"): None, which counts as wrong.
+    The whole answer, or its first sentence, is a name or an alias: that is the answer. Otherwise names are found as whole words,
+    the longest first; words used once do not count again ("Manx Cat" is no "Manx"), those of the 67 that are not candidates use up
+    theirs, too. Codes such as MAN count in capitals, everyday words such as Tiger beside "cat" or "breed". What is denied does not
+    count, what is only compared with counts if nothing else is named, and the word for a coat yields to a pedigree ("a grey tabby
+    Maine Coon"). One breed left: that is the answer. None left, or several: None, which counts as wrong.
 
     Raises InputError where two breeds have the same letters, or one has none.
     """

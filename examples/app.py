@@ -24,10 +24,11 @@ from starlette.requests import ClientDisconnect
 
 from catlib.breeds import describe, find
 from catlib.classifiers.base import Classifier
-from catlib.classifiers.explain import explain, seen_photo
+from catlib.classifiers.explain import seen_photo
 from catlib.classifiers.vlm import VLMClassifier
 from catlib.errors import CatlibError, InputError
 from catlib.serving.service import Busy, VLMService, read_photo
+from catlib.vlm.attribution import patch_gradients
 from catlib.vlm.prompting import label_tokens
 
 PAGE = Path(__file__).with_name("page.html")
@@ -115,7 +116,7 @@ def heat_map(model: Classifier, photo: Image.Image, breed: str, over: str = "") 
     if unknown := [name for name in wanted if name not in model.breeds]:
         raise InputError(f"not among the breeds of this model: {', '.join(unknown)[:100]}")
     labels = [label_tokens(model.vlm, model.prompt, name, model.spelled) for name in wanted]
-    own, *other = (explain(model.vlm, photo, model.prompt, label) for label in labels)
+    own, *other = (patch_gradients(model.vlm, photo, model.prompt, label) for label in labels)
     heat = own - other[0] if other else own
     seen = seen_photo(model.vlm, photo)
     limit = float(np.quantile(np.abs(heat), 0.99)) or 1.0  # a single extreme patch would leave all others pale

@@ -1,5 +1,7 @@
 """Zero-shot CLIP and SigLIP against transformers' own forward pass, and the prompts behind them."""
 
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -115,3 +117,14 @@ def test_every_breed_has_distinct_clean_sentences():
     for style in ("plain", "ensemble", "traits"):
         seen = [sentence for breed in BREEDS for sentence in prompts.breed_prompts(breed.name, style)]
         assert len(set(seen)) == len(seen) and not any("{" in s or "  " in s or "Cat cat" in s for s in seen)
+
+
+def test_every_sentence_reads_as_english():
+    """Articles fit, a tail with rings stays one thing, and a name that another animal has stands beside the word cat."""
+    every = {s: b.name for b in BREEDS for style in ("plain", "ensemble") for s in prompts.breed_prompts(b.name, style)}
+    assert len(every) > 67 * 12
+    for sentence, breed in every.items():
+        text = sentence.casefold().replace("an m on", "")
+        assert not re.search(r"\ba [aei]|\ban [^aeio]|, with|\bcat cat|\bno tail tail", text), sentence
+        assert "cat" in text and sentence.endswith("."), (breed, sentence)
+    assert "a photo of a Chausie, a cat with a three-quarter-length tail with dark rings." in every

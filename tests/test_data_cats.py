@@ -116,6 +116,17 @@ def test_tables_that_say_nothing_are_said_and_names_group(tmp_path, capsys, kind
     assert words in capsys.readouterr().out
 
 
+def test_a_relabelled_photo_does_not_cost_its_cat_the_id(tmp_path):
+    cats(tmp_path)
+    prepare(settings(tmp_path))
+    (tmp_path / "data" / "vlm" / "corrections.csv").write_text(
+        f"image,action,to\nimages/Bengal/{IDS[0]}_1.jpg,relabel,Manx\n"
+    )
+    dataset = prepare(settings(tmp_path))
+    assert in_two_parts(dataset) == [] and dataset.card["cats"]["no_ids"] == []
+    assert check(tmp_path / "data" / "vlm").problems == ()
+
+
 def test_a_table_that_may_not_be_read_or_is_no_text_table_is_said(tmp_path):
     root = cats(tmp_path)
     (root / "Cats.XLSX").write_bytes(b"PK")

@@ -60,7 +60,7 @@ def test_blocks_of_near_numbers_go_whole_into_one_part(tmp_path, name, group_by)
     for part in ("train", "val", "test"):
         for sample in dataset.part(part):
             where[sample.group].add(part)
-    assert all(len(parts) == 1 for parts in where.values()) and len(where) == 24
+    assert all(len(parts) == 1 for parts in where.values()) and len(where) == 40
     assert any("numbered names" in line for line in dataset.card["cats"]["said"])
     checked = check(tmp_path / "data" / "vlm")
     assert checked.problems == () and not any("stand beside" in remark for remark in checked.remarks)

@@ -53,7 +53,7 @@ def test_flipped_labels_come_first_with_the_breed_that_they_had_and_the_rate():
     assert first["image"].isin(wrong).mean() > 0.9 and first["image"].isin(wrong).sum() >= 0.75 * len(wrong)
     true = {sample.image: BREEDS[int(sample.image[:-4]) % 4] for sample in samples}
     assert (first["likely"] == first["image"].map(true)).mean() > 0.9
-    assert abs(found.noise - len(wrong) / len(samples)) < 0.03 and found.judged == 240
+    assert abs(found.noise - len(wrong) / len(samples)) < 0.05 < found.noise_at_most and found.judged == 240
     assert found.by_breed["photos"].sum() == 240 and set(found.by_breed.index) == set(BREEDS)
     top = {(row["label"], row["likely"]) for row in found.confusion.head(4).to_dict("records")}
     assert top == {(BREEDS[(i + 1) % 4], BREEDS[i]) for i in range(4)}
@@ -142,6 +142,16 @@ def test_decisions_are_applied_recorded_and_not_asked_again(tmp_path, delimiter)
     edit(again, {names[4]: ("drop", "")})
     assert len(prepare(settings(tmp_path)).part("train")) == len(dataset.train) - 1
     assert len(read_corrections(record.parent)) == 5
+
+
+def test_a_record_by_hand_may_name_photos_by_their_path(tmp_path):
+    fill(tmp_path / "photos", {"Bengal": 15, "Manx": 15})
+    dataset = prepare(settings(tmp_path))
+    name = dataset.train[0].image
+    (tmp_path / "data" / "vlm" / "corrections.csv").write_text(f"Image;Action\n{name};drop\n")
+    again = prepare(settings(tmp_path))
+    assert again.card["left_out"] == {"dropped": 1} and name not in {sample.image for sample in again.train}
+    assert prepare(settings(tmp_path)).train == again.train
 
 
 @pytest.mark.parametrize(

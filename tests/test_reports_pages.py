@@ -175,6 +175,26 @@ def test_learning_curve_page(run, tmp_path):
     assert 'href="sweep-demo-photos_per_breed.html"' in (tmp_path / "reports" / "index.html").read_text()
 
 
+def test_a_sweep_over_seeds_and_modes_tells_the_seeds_of_each_mode_together(run, tmp_path):
+    gains = {("lora", 0): 5.0, ("lora", 1): 5.2, ("qlora", 0): 9.0, ("qlora", 1): -9.0}
+    runs = []
+    for (mode, seed), gain in gains.items():
+        folder = run[0].parent / f"demo-{mode}-{seed}"
+        folder.mkdir()
+        against = {"a": "vlm-tuned", "b": "clip-zero-shot", "accuracy_gain_points": gain, "ci95": [gain - 1, gain + 1]}
+        metrics = {
+            "models": {"vlm-tuned": model(0.5, 0.5), "clip-zero-shot": model(0.3, 0.1)},
+            "comparisons": [against],
+        }
+        write_run(folder, run[1] | {"run": folder.name, "stages": {}}, metrics)
+        runs.append(((mode, seed), folder.name))
+    runs.append((("lora", 2), "a run that failed"))
+    page = Elements(sweep.curve_page("demo", "mode,train_seed", runs).read_text())
+    assert "mode=lora: Over" in page.text and "mode=qlora: Over" in page.text and "5.1" in page.text
+    assert "no figures" in page.text and "img" not in {tag for tag, _ in page.found}  # no curve over texts
+    assert sweep.parse_sweep("lora_targets=q_proj,v_proj;all")[1] == ["q_proj,v_proj", "all"]
+
+
 def test_members_of_a_sweep_do_not_share_what_differs(monkeypatch, tmp_path):
     profile = tmp_path / "p.yaml"
     profile.write_text("data_dir: data/x\noutput_dir: models/x\n")

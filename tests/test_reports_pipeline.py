@@ -280,6 +280,9 @@ def test_own_errors_keep_message_and_exit_code(project, capsys, raised, code):
         (["small", "--run", "../elsewhere"], ["becomes a folder"]),
         (["small", "--sweep", "seed=1"], ["two or more"]),
         (["small", "--sweep", "sede=1,2"], ["unknown parameter 'sede'"]),
+        (["small", "--sweep", "seed=1,2", "--sweep", "seed=3,4"], ["twice"]),
+        (["small", "--sweep", "seed=1,2", "--sweep", "epochs=1,many"], ["epochs must be a whole number"]),
+        (["small", "--sweep", "base_model=a/b,a:b", "-p", "seed=1"], ["same name"]),
     ],
 )
 def test_wrong_input_stops_before_anything_runs(project, capsys, arguments, words):
@@ -346,6 +349,28 @@ def test_the_progress_of_a_notebook_is_one_line():
     console = Console("02_training", log, None)
     console.write(lines[0] + "\n")
     assert log.getvalue().endswith(lines[0] + "\n")
+
+
+@pytest.mark.slow
+def test_the_training_s_log_reaches_the_terminal_as_progress(project, capsys):
+    for path in (project / "notebooks").glob("*.ipynb"):
+        path.unlink()
+    code = (
+        "import logging\nfrom catlib.settings import TrainSettings\nsettings = TrainSettings.collect(globals())\n"
+        'logging.getLogger("catlib.training").info("step 40 of 159, 3 min left: epoch 0.25, loss 0.21")'
+    )
+    write_notebook(
+        project / "notebooks/02_training.ipynb", "Training", code, 'profile = "small"  # p\nrun_dir = None  # r\n'
+    )
+    source = nbformat.read(project / "notebooks/02_training.ipynb", as_version=4)
+    del source.cells[2]  # which counts, in a folder that this notebook's own parameters do not name
+    nbformat.write(source, project / "notebooks/02_training.ipynb")
+    assert cli.main(["report", "small"]) == 0
+    assert "02_training 40/159 · loss 0.21 · 3 min left" in capsys.readouterr().err
+    assert (
+        "step 40 of 159" in page(project, "02_training")
+        and "step 40" in (project / "outputs/runs/small/log.txt").read_text()
+    )
 
 
 @pytest.mark.long

@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shutil
+import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -241,3 +242,16 @@ def test_params_are_what_papermill_reads(capsys, monkeypatch):
     assert found["profile"] == found["run"] == "demo" and found["bootstrap"] == 500 and "lora_r" not in found
     assert cli.main(["params", "demo"]) == 0 and "lora_r" in yaml.safe_load(capsys.readouterr().out)
     assert cli.main(["params", "demo", "09"]) == cli.main(["params", "nothing"]) == 2
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="no make")
+def test_make_clean_leaves_what_other_runs_use_and_lab_keeps_outputs_out_of_git():
+    root = Path(__file__).resolve().parents[1]
+    said = {
+        target: subprocess.run(["make", "-n", target], cwd=root, capture_output=True, text=True, check=True).stdout
+        for target in ("clean", "lab")
+    }
+    assert "outputs/runs/demo" in said["clean"] and "cache" not in said["clean"].replace("__pycache__", "").replace(
+        "_cache", ""
+    )
+    assert "nbstripout --install" in said["lab"] and "--keep-id" in said["lab"]

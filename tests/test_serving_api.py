@@ -33,14 +33,22 @@ def checkpoint(tmp_path_factory):
     return save_tuned(tmp_path_factory.mktemp("api"))
 
 
+def loaded():
+    spec = importlib.util.spec_from_file_location("example", ROOT / "examples" / "app.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_example_has_its_routes():
+    assert {"/", "/health", "/breed", "/heat"} <= {route.path for route in loaded().app.routes}
+
+
 @pytest.fixture
 def example(checkpoint, monkeypatch):
     monkeypatch.setenv("CHECKPOINT", str(checkpoint))
     monkeypatch.delenv("RUN", raising=False)
-    spec = importlib.util.spec_from_file_location("example", ROOT / "examples" / "app.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    yield module
+    yield loaded()
     gc.unfreeze()  # what the application froze would stay so for the other tests
 
 
@@ -114,7 +122,7 @@ def test_the_heat_map_is_that_of_the_breed(example, monkeypatch):
         maps.append(patch_gradients(*arguments))
         return maps[-1]
 
-    monkeypatch.setattr("catlib.classifiers.explain.patch_gradients", kept)
+    monkeypatch.setattr(example, "patch_gradients", kept)
 
     async def talk(client):
         one = await client.post(f"/heat?breed={BREEDS[0]}&over={BREEDS[1]}", content=jpeg(1))

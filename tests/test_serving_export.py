@@ -20,8 +20,7 @@ from transformers import AutoModelForImageTextToText
 from catlib.cli import main
 from catlib.files import whole_folder
 from catlib.serving import export, export_verify
-from catlib.serving.export import find_mergeable, merge
-from catlib.serving.export_layout import hub_name, lacks_hub_names, weight_names
+from catlib.serving.export import find_mergeable, hub_name, lacks_hub_names, merge, weight_names
 from catlib.serving.export_verify import Answers, Photos, choose_photos, compare
 from catlib.training.lora import add_lora
 from catlib.vlm.adapters import save_adapter

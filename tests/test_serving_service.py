@@ -409,7 +409,7 @@ def test_probabilities_are_calibrated_by_what_lies_beside_the_weights(checkpoint
 
     answer, expected = asked(), np.exp(log_softmax(scores / 2, axis=1)).max()
     assert answer.probabilities[answer.breed] == pytest.approx(expected, rel=1e-4)
-    assert answer.sure == (expected >= 0.4) and sum(answer.probabilities.values()) == pytest.approx(1)
+    assert answer.sure is bool(expected >= 0.4) and sum(answer.probabilities.values()) == pytest.approx(1)
     store_calibration(folder, Calibration(2.0, None, 0.95, 30, way))
     assert asked().sure is False  # no confidence was enough on the validation photos
     store_calibration(folder, Calibration(2.0, 0.4, 0.95, 30, {**way, "question": "Another?"}))

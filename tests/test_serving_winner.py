@@ -3,6 +3,7 @@
 import json
 import logging
 import shutil
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -40,10 +41,10 @@ def project(tmp_path_factory):
     root = tmp_path_factory.mktemp("winner")
     save_tuned(root)
     clip(root / "clip")
-    data = write_dataset(root / "data", train=16, val=8)
-    (data / "test.jsonl").write_text(
-        (data / "train.jsonl").read_text().replace("train", "test").replace('"sha256": "', '"sha256": "t')
-    )
+    data = write_dataset(root / "data", train=32, val=8)
+    lines = (data / "train.jsonl").read_text().splitlines(keepends=True)
+    (data / "train.jsonl").write_text("".join(lines[:16]))
+    (data / "test.jsonl").write_text("".join(lines[16:]))
     common = {
         "run_dir": str(root / "outputs/runs/small"),
         "base_model": str(root / "base"),
@@ -59,9 +60,7 @@ def project(tmp_path_factory):
     bench = open_bench(tuned)
     predict_candidates(bench, tuned).save(root / "outputs/runs/small")
     predict_candidates(bench, tuned, readings=True).save(root / "outputs/runs/small")
-    others = ComparisonSettings(
-        clip_model=str(root / "clip"), opponents="linear", train_data=str(data / "train.jsonl"), **common
-    )
+    others = ComparisonSettings(clip_model=str(root / "clip"), train_data=str(data / "train.jsonl"), **common)
     results = predict_opponents(open_bench(others), others)
     results.save(root / "outputs/runs/small")
     write_metrics(root / "outputs/runs/small", verdict={"recommendation": {"decision": "adopt", "use": "vlm-tuned"}})
@@ -91,7 +90,7 @@ def same(found, measured):
 @pytest.mark.slow
 def test_every_way_to_read_the_model_is_a_track(project):
     folder = project / "outputs/runs/small"
-    assert {path.stem for path in (folder / "predictions").glob("*.jsonl")} == set(TRACKS)
+    assert {path.stem for path in (folder / "predictions").glob("*.jsonl")} >= set(TRACKS)
     metrics = read_json(folder / "metrics.json")["models"]
     for name in TRACKS:
         assert metrics[name]["latency_ms"]["p50"] > 0 and metrics[name]["n"] == 16
@@ -104,7 +103,7 @@ def test_every_way_to_read_the_model_is_a_track(project):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", TRACKS)
+@pytest.mark.parametrize("name", [*TRACKS, "clip-tip", "clip-projection", "tower-knn"])
 def test_predict_by_run_equals_the_runs_file(root, tmp_path, capsys, caplog, name):
     write_metrics(root / "outputs/runs/small", verdict={"recommendation": {"use": name}})
     assert recommended(run_folder("small")) == name
@@ -116,6 +115,7 @@ def test_predict_by_run_equals_the_runs_file(root, tmp_path, capsys, caplog, nam
         answers = [service.predict_finetuned(path) for path in photos_of(root)]
         assert [a.breed for a in answers] == [p.predicted for p in measured]
         assert all((a.probabilities is None) == (p.scores is None) for a, p in zip(answers, measured, strict=True))
+        json.dumps([asdict(answer) for answer in answers])  # plain values
         if name in TRACKS[4:]:
             with pytest.raises(InputError, match="no questions"):
                 service.predict_finetuned(photos_of(root)[0], "Which breed?")
@@ -133,7 +133,9 @@ def test_the_average_of_two_is_the_fitted_one(root, caplog):
     fitted = pair["combination"]
     temperatures = (fitted["temperature_a"], fitted["temperature_b"])
     scores = [np.array([p.scores for p in rows]) for rows in (own, other)]
-    assert np.allclose(found, mix(fitted["weight_a"], temperatures, *scores), atol=1e-3)
+    assert np.allclose(
+        found, mix(fitted["weight_a"], temperatures, *scores), atol=5e-3
+    )  # five digits at a low temperature
     assert "combination" in winner.classifier.describe()
     write_metrics(folder, verdict={"recommendation": {"use": "vlm-tuned-free+clip-probe"}})
     with pytest.raises(InputError, match="no weight was fitted"):

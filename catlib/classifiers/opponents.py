@@ -64,7 +64,8 @@ class Kind:
 
 def choose_and_fit(kind: str, photos: Photos, seed: int = 0) -> tuple[str, Arrays, dict[str, Any]]:
     """(pooling, arrays, report): pooling and settings with the least log-loss on held-out folds, then a fit on all photos."""
-    way, tried = KINDS[kind], []
+    way = KINDS[kind]
+    tried: list[dict[str, Any]] = []
     rng = np.random.default_rng(seed)
     some = np.sort(rng.permutation(len(photos.labels))[:MOST_CHOSEN_ON])
     names = [p for p in photos.features if p in way.poolings] if way.poolings else list(photos.features)

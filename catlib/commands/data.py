@@ -101,7 +101,13 @@ def _suspects(args: argparse.Namespace, words: list[str]) -> int:
     similar = similar_pairs(samples, features)
     path = write_suspects(folder, found.table, similar)
     noise = {breed: round(float(value), 4) for breed, value in found.by_breed["estimated noise"].items()}
-    facts = {"suspects": str(path), "judged": found.judged, "found": len(found.table), "noise": round(found.noise, 4)}
+    facts = {
+        "suspects": str(path),
+        "judged": found.judged,
+        "found": len(found.table),
+        "noise": round(found.noise, 4),
+        "noise_at_most": round(found.noise_at_most, 4),
+    }
     facts |= {"noise_by_breed": noise, "accuracy": round(found.accuracy, 4), "similar_pairs": len(similar)}
     confusion = found.confusion.head(10).to_dict("records")
     text = f"{found.table.head(20).drop(columns=['sha256', 'group']).to_string()}\n{found.caption}\n{path}: "

@@ -50,51 +50,38 @@ def gather(
     `plan` (the plan's hardware table beside ours). `largest_batch`, `fits` and `auto` (what `gradient_checkpointing: auto`
     comes to) are null without `vram`.
     """
-    from catlib.training.memory import (
-        ASSUMED,
-        CARDS,
-        GB,
-        MEASURED,
-        Footprint,
-        choose,
-        largest_batch,
-        model_config,
-        usual_shape,
-    )
+    from catlib.training import memory
 
-    config = model_config(settings.base_model)
-    shape = usual_shape(config, image_tokens or 0, settings.base_model, settings.max_pixels)
-    limit = vram * GB if vram else None
-    of = cache(lambda variant: Footprint.of(variant, config, shape))
+    config = memory.model_config(settings.base_model)
+    shape = memory.usual_shape(config, image_tokens or 0, settings.base_model, settings.max_pixels)
+    limit = vram * memory.GB if vram else None
+    of = cache(lambda variant: memory.Footprint.of(variant, config, shape))
 
     def row(limit: float | None, **changes: Any) -> dict[str, Any]:
         footprint = of(replace(settings, **changes))
-        most = None if limit is None else largest_batch(footprint, limit)
+        most = None if limit is None else memory.largest_batch(footprint, limit)
         return {"peak": footprint.at(settings.batch_size).peak, "largest_batch": most}
 
-    auto = choose(settings, of, limit) if limit and settings.gradient_checkpointing == "auto" else None
-    settings = replace(
-        settings, gradient_checkpointing=str(bool(auto and auto.gradient_checkpointing) or settings.recomputes).lower()
-    )
+    auto = memory.choose(settings, of, limit) if limit and settings.gradient_checkpointing == "auto" else None
+    recomputes = auto.gradient_checkpointing if auto else settings.recomputes
+    settings = replace(settings, gradient_checkpointing=str(recomputes).lower())
     saving = {"": {"gradient_checkpointing": "false"}, ", gradient checkpointing": {"gradient_checkpointing": "true"}}
     modes = {mode + way: row(limit, mode=mode, **on) for mode in ("lora", "qlora") for way, on in saving.items()}
     plan = []
     for what, mode, rank, gb in PLAN:
-        plain, less = (row(gb * GB, mode=mode, lora_r=rank, **on) for on in saving.values())
-        plan.append({"what": what, "plan": gb * GB, "ours": plain, "ours_gradient_checkpointing": less})
+        plain, less = (row(gb * memory.GB, mode=mode, lora_r=rank, **on) for on in saving.values())
+        plan.append({"what": what, "plan": gb * memory.GB, "ours": plain, "ours_gradient_checkpointing": less})
     need, largest = of(settings).at(settings.batch_size), row(limit)["largest_batch"]
     fits = None if limit is None else need.peak <= limit
     more = {"vram": limit, "fits": fits, "largest_batch": largest, "modes": modes, "plan": plan}
-    chosen = (
-        None if auto is None else {key: auto.as_dict()[key] for key in ("batch_size", "gradient_checkpointing", "peak")}
-    )
+    chosen = auto and {key: auto.as_dict()[key] for key in ("batch_size", "gradient_checkpointing", "peak")}
     total = of(settings).flops() * photos * settings.epochs
     time = []
-    for card, rate in CARDS.items():
-        share = MEASURED.get(card, ASSUMED)
+    for card, rate in memory.CARDS.items():
+        share = memory.MEASURED.get(card, memory.ASSUMED)
         hours = total / rate / share / 3600
         cost = None if price is None else price * hours
-        time.append({"card": card, "hours": hours, "share": share, "measured": card in MEASURED, "cost": cost})
+        time.append({"card": card, "hours": hours, "share": share, "measured": card in memory.MEASURED, "cost": cost})
     steps = settings.epochs * math.ceil(photos / (settings.batch_size * settings.gradient_accumulation))
     work = {"photos": photos, "epochs": settings.epochs, "steps": steps, "flops": total, "time": time}
     return {**need.as_dict(), **more, "auto": chosen, "work": work}

@@ -25,23 +25,19 @@ def add_settings_options(
             continue
         names = (f"--{option.name.replace('_', '-')}", f"--{option.name}", *ALSO.get(option.name, ()))
         text, choices = option.metadata["help"].replace("%", "%%"), option.metadata["choices"]
-        if option.type is bool:
+        kind_of: Any = option.type
+        if kind_of is bool:
             default = "yes" if option.default else "no"
             more: dict[str, Any] = {"action": argparse.BooleanOptionalAction}
         else:
-            default = option.default if option.default != "" else "''"
-            letter = {str: "TEXT", int: "N", float: "X"}[option.type]
+            default = "''" if option.default == "" else str(option.default)
+            letter = {str: "TEXT", int: "N", float: "X"}[kind_of]
             more = {"metavar": f"{{{','.join(choices)}}}" if choices else letter}
             if "true" in choices:  # a flag too: --name, --no-name
                 more |= {"nargs": "?", "const": "true"}
-                off = dict.fromkeys(f"--no-{name[2:]}" for name in names)
-                plain = {
-                    "action": "store_const",
-                    "const": "false",
-                    "default": argparse.SUPPRESS,
-                    "help": argparse.SUPPRESS,
-                }
-                group.add_argument(*off, dest=PREFIX + option.name, **plain)
+                off: dict[str, Any] = {"const": "false", "default": argparse.SUPPRESS, "help": argparse.SUPPRESS}
+                flags = dict.fromkeys(f"--no-{name[2:]}" for name in names)
+                group.add_argument(*flags, dest=PREFIX + option.name, action="store_const", **off)
         more |= {"help": f"{text} (default: {default})", "default": argparse.SUPPRESS}
         group.add_argument(*dict.fromkeys(names), dest=PREFIX + option.name, **more)
 

@@ -79,14 +79,15 @@ def audit(
                 for s, f in zip(states, chunk, strict=True)
             ]
 
-        done: list[Finding] = []
+        def results() -> Iterator[Finding]:
+            for judged in pool.map(judge, chunks):
+                keep([(state, finding) for state, finding in judged if state not in known])
+                yield from (finding for _, finding in judged)
+
         with warnings.catch_warnings(), ThreadPoolExecutor(min(os.cpu_count() or 1, WORKERS)) as pool:
             # once, here: filters are the process's, and threads that set them would undo one another's
             warnings.simplefilter("ignore")
-            for judged in track(pool.map(judge, chunks), "audit", total=len(chunks), unit=f"times {CHUNK} photos"):
-                keep([(state, finding) for state, finding in judged if state not in known])
-                done += [finding for _, finding in judged]
-    return done
+            return list(track(results(), "audit", total=len(findings)))
 
 
 def quality_limits(quality: str) -> Limits:

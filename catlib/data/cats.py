@@ -8,6 +8,7 @@ from datetime import datetime
 from itertools import pairwise
 from pathlib import PurePosixPath
 
+from catlib.data.corrections import RELABELLED
 from catlib.data.findings import Finding
 from catlib.data.names import SHOWN
 from catlib.errors import InputError
@@ -16,7 +17,7 @@ from catlib.settings import split_list
 MOST_PHOTOS = 30  # of one cat; a number that more photos share is a class, a camera's prefix or a date
 SESSION = 600  # seconds between two photos of one camera that are taken for one sitting
 # Numbers in a block, by the least number of photos in the run: small enough that every part gets its share of blocks.
-BLOCKS = ((50, 5), (20, 2), (0, 1))
+BLOCKS = ((50, 3), (20, 2), (0, 1))
 AUTO = ("id", "numbers", "exif")
 RULES = (*AUTO, "folder")
 # What follows the second number marks a copy: 7003_1 (1).jpg, 7003_1_small.jpg
@@ -108,7 +109,8 @@ def ids_in_names(
         if id:
             members[id].append(finding)
     told = {f.animal for f in findings}  # what a table says is one cat may span breeds
-    spanning = {id for id, photos in members.items() if len({photo.breed for photo in photos}) > 1} - told
+    under = {id: {f.breed for f in photos if RELABELLED not in f.remarks} for id, photos in members.items()}
+    spanning = {id for id, breeds in under.items() if len(breeds) > 1} - told
     many = {id for id, photos in members.items() if len(photos) > MOST_PHOTOS} - spanning
     reasons = ((spanning, "its photos lie under several breeds"), (many, f"more than {MOST_PHOTOS} photos share it"))
     said = [

@@ -14,10 +14,16 @@ from catlib.errors import InputError
 from catlib.files import csv_text, write_text
 
 SUSPECTS, CORRECTIONS, SIMILAR = "suspects.csv", "corrections.csv", "similar.csv"  # beside the split
-COLUMNS = ("sha256", "image", "breed", "action", "to")  # of corrections.csv; a photo is known by its bytes
+COLUMNS = (
+    "sha256",
+    "image",
+    "breed",
+    "action",
+    "to",
+)  # of corrections.csv; a photo is known by its bytes, else by its path
 ACTIONS = ("keep", "relabel", "drop")
 RELABELLED = "relabelled (was"  # how the remark on such a photo begins
-Corrections = Mapping[str, Mapping[str, str]]  # SHA-256 → row
+Corrections = Mapping[str, Mapping[str, str]]  # SHA-256, or path where that is empty → row
 
 
 def read_corrections(folder: Path) -> Corrections:
@@ -30,7 +36,7 @@ def read_corrections(folder: Path) -> Corrections:
     for name in (CORRECTIONS, SUSPECTS):
         path = folder / name
         columns = {column: (column,) for column in (*COLUMNS, "likely")}
-        for line, row in enumerate(read_sheet(path, columns, ("sha256",)) if path.is_file() else [], start=2):
+        for line, row in enumerate(read_sheet(path, columns, ("sha256", "image")) if path.is_file() else [], start=2):
             row = {column: value.removeprefix("'") for column, value in row.items()}
             action = row.get("action", "").casefold()
             if not action:
@@ -42,7 +48,7 @@ def read_corrections(folder: Path) -> Corrections:
                 raise InputError(f"{path}:{line}: relabel needs a breed in the column 'to'")
             known = find(to)
             row = {column: row.get(column, "") for column in COLUMNS}
-            decided[row["sha256"]] = row | {"action": action, "to": known.name if known else to}
+            decided[row["sha256"] or row["image"]] = row | {"action": action, "to": known.name if known else to}
     return decided
 
 
@@ -52,9 +58,10 @@ def apply_corrections(
     """The findings with the labels as decided, and what is to be said of it. Raises InputError on a breed that is none of `breeds`."""
     done, used, seen = [], Counter[str](), set()
     for finding in findings:
-        row = corrections.get(finding.sha256) if finding.kept else None
-        if row:
-            seen.add(finding.sha256)
+        key = next((key for key in (finding.sha256, finding.image, finding.name) if key and key in corrections), "")
+        if key and finding.kept:
+            row = corrections[key]
+            seen.add(key)
             used[row["action"]] += 1
             if row["action"] == "drop":
                 finding = replace(finding, verdict="dropped", detail=f"as {CORRECTIONS} says")

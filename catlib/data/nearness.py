@@ -17,7 +17,7 @@ from catlib.data.findings import Finding
 UNRELATED = "unrelated training photos"
 APART = 5  # numbers; photos of one run that are nearer than that are not taken for unrelated
 MOST = 3000  # photos of a breed and part that are looked at, evenly chosen; against all training photos
-AT_ONCE = 256  # rows of a block of distances
+CELLS = 2_000_000  # distances that are computed at a time
 BESIDE = 0.2  # share of a part with a training photo's number beside its own, from where on it is said
 NEARER, SURE = 0.6, 0.001  # chance that a photo is nearer than an unrelated one (0.5: the same), and its p-value
 MEASURES = {"bits": "perceptual hash, bits", "distance": "features, 1 - cosine"}
@@ -57,7 +57,7 @@ def nearness(findings: Sequence[Finding], features: Mapping[str, np.ndarray] | N
         of_breed = frame["breed"].to_numpy() == breed
         train, index = (np.flatnonzero(of_breed & (frame["part"].to_numpy() == one)) for one in ("train", part))
         chosen = index[np.unique(np.linspace(0, len(index) - 1, min(MOST, len(index))).astype(int))]
-        for i in np.array_split(chosen, -(-len(chosen) // AT_ONCE)) if len(train) else ():
+        for i in np.array_split(chosen, 1 + len(chosen) * len(train) // CELLS) if len(train) else ():
             gap = np.where(run_code[i, None] == run_code[train], np.abs(number[i, None] - number[train]), np.inf)
             related = (
                 (group[i, None] == group[train]) | (gap <= APART) if part == "train" else np.zeros(gap.shape, bool)

@@ -53,7 +53,7 @@ def prepare(settings: DataSettings, out: Path | None = None) -> Dataset:
     opened = _open(source, names, settings, table)
     with writing(out):  # from reading the earlier split to the last file, so that two runs cannot mix theirs
         corrections = read_corrections(out)
-        opened, corrected = apply_corrections(opened, corrections, names.breeds)
+        opened, corrected = apply_corrections(opened, corrections, {f.breed for f in opened if f.breed})
         opened = judge_copies(opened)
         kin = kin_of(opened, settings.group_by)
         judged = group_photos(opened, settings.near_duplicate_bits, kin.keys, _similar(out, settings.join_similar))

@@ -70,23 +70,32 @@ def read_samples(path: Path, image_root: Path | None = None) -> list[Sample]:
     if not path.is_file() and card.is_file() and (reason := read_json(card).get("absent", {}).get(path.stem)):
         raise InputError(f"{path}: {reason}")
     samples = []
-    seen: dict[str, str] = {}
+    ids: dict[str, str] = {}
     for where, row in read_rows(path):
-        sample = parse_sample(row, where)
-        if (first := seen.setdefault(sample.id, where)) != where:
-            raise InputError(f"{where}: id {sample.id!r} stands already in {first}; ids are unique")
-        if image_root is not None:
-            sample = replace(sample, image=slashed(image_root, sample.image))
-            try:
-                photo = inside(image_root, sample.image)
-            except InputError as error:
-                raise InputError(f"{where}: {error}") from None
-            if not photo.is_file():
-                raise InputError(f"{where}: photo {sample.image!r} is not below the image root {image_root}")
+        sample = placed(parse_sample(row, where), where, ids, image_root)
+        if image_root is not None and not (image_root / sample.image).is_file():
+            raise InputError(f"{where}: photo {sample.image!r} is not below the image root {image_root}")
         samples.append(sample)
     if not samples:
         raise InputError(f"{path}: no samples in it")
     return samples
+
+
+def placed(sample: Sample, where: str, ids: dict[str, str], image_root: Path | None) -> Sample:
+    """The sample with its photo's path as it stands below the root. `ids`: where each id stands, this one's from now on.
+
+    Raises InputError that begins with `where` when the path leaves the root or the id stands already.
+    """
+    if (first := ids.setdefault(sample.id, where)) != where:
+        raise InputError(f"{where}: id {sample.id!r} stands already in {first}; ids are unique")
+    if image_root is None:
+        return sample
+    sample = replace(sample, image=slashed(image_root, sample.image))
+    try:
+        inside(image_root, sample.image)
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from None
+    return sample
 
 
 def sample_line(sample: Sample) -> str:

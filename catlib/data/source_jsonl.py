@@ -1,12 +1,10 @@
 """Photos that come with conversations: LLaVA's own JSON or JSONL files."""
 
-from dataclasses import replace
 from pathlib import Path
 
 from catlib.data.findings import Finding, Source
-from catlib.data.images import inside
 from catlib.data.llava import one_question, plain_row, read_rows, slashed, without_photo
-from catlib.data.records import DATASET_CARD, PARTS, Sample, image_root_of, parse_sample
+from catlib.data.records import DATASET_CARD, PARTS, Sample, image_root_of, parse_sample, placed
 from catlib.errors import InputError
 
 ENDINGS = (".jsonl", ".json")
@@ -48,14 +46,7 @@ def read_jsonl_source(photos: Path) -> Source:
             continue
         asked = one_question(plain := plain_row(row, where), where)
         longer += [where] * (asked.get("conversations") != plain.get("conversations"))
-        sample = parse_sample(asked, where)
-        sample = replace(sample, image=slashed(root, sample.image))
-        try:
-            inside(root, sample.image)
-        except InputError as error:
-            raise InputError(f"{where}: {error}") from None
-        if (first := ids.setdefault(sample.id, where)) != where:
-            raise InputError(f"{where}: id {sample.id!r} stands already in {first}; ids are unique")
+        sample = placed(parse_sample(asked, where), where, ids, root)
         if sample.image in samples:
             raise InputError(f"{where}: photo {sample.image!r} stands in two lines; one conversation a photo")
         samples[sample.image] = sample

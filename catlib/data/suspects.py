@@ -25,6 +25,7 @@ from catlib.data.records import Sample
 from catlib.errors import InputError
 
 FOLDS = 5
+SURE_PHOTOS = 100  # at least so many of the surest answers are asked for the share of wrong labels
 PENALTIES = (0.0003, 0.003, 0.03)  # C of the probe; the one with the least log-loss out of fold is taken
 SIMILAR = 0.9  # cosine; what is less alike is not listed
 SIMILAR_AT_ONCE = 512  # photos whose cosines are computed together
@@ -41,14 +42,15 @@ class Suspects:
     by_breed: pd.DataFrame  # breed → photos, estimated noise
     confusion: pd.DataFrame  # pairs of breeds: label, likely, photos (estimated)
     judged: int  # photos; those of a breed with a single group cannot be
-    noise: float  # estimated share of wrong labels among them; too high by much of what the probe gets wrong
+    noise: float  # estimated share of wrong labels: that of the surest fifth of the probe's answers that differ
+    noise_at_most: float  # the same by confident learning; the probe's own errors are in it
     accuracy: float  # of the probe against the labels, out of fold
 
     @property
     def caption(self) -> str:
         return (
-            f"{len(self.table):,} of {self.judged:,} labels are doubted. At most about {100 * self.noise:.0f} % are wrong: the probe's own "
-            f"errors are in this estimate (it agrees with {100 * self.accuracy:.0f} % of the labels)."
+            f"{len(self.table):,} of {self.judged:,} labels are doubted. About {100 * self.noise:.0f} % are wrong, at most "
+            f"{100 * self.noise_at_most:.0f} % (the probe agrees with {100 * self.accuracy:.0f} % of the labels)."
         )
 
 
@@ -83,9 +85,14 @@ def find_suspects(samples: Sequence[Sample], features: np.ndarray, seed: int = 0
         score=get_label_quality_scores(labels, found, method="normalized_margin").round(5),
     )
     shown = frame[doubted & (likely != labels)].sort_values(["score", "image"], ignore_index=True)
-    agrees, noise = float((likely == labels).mean()), float(1 - np.trace(joint))
+    # The probe's own errors are in the joint distribution. Where it is surest it hardly errs, so that what differs there are labels.
+    sure = np.argsort(-found.max(1), kind="stable")[: max(SURE_PHOTOS, len(frame) // 5)]
+    agrees, noise, most = (likely == labels).mean(), (likely != labels)[sure].mean(), 1 - np.trace(joint)
+    by_breed["estimated noise"] *= noise / max(most, 1e-12)
+    confusion["Num Overlapping Examples"] *= noise / max(most, 1e-12)
     confusion = confusion.rename(columns=names)[list(names.values())]
-    return Suspects(shown, by_breed[["photos", "estimated noise"]], confusion, len(frame), noise, agrees)
+    by_breed = by_breed[["photos", "estimated noise"]]
+    return Suspects(shown, by_breed, confusion, len(frame), float(noise), float(most), float(agrees))
 
 
 def out_of_fold(

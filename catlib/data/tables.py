@@ -106,8 +106,10 @@ def remarks(findings: Sequence[Finding]) -> pd.DataFrame:
 def nearness(near: pd.DataFrame) -> pd.DataFrame:
     """How near each part is to training, in words for shares."""
     table = by_part(near)
-    look = {name: "{:.0%}" if name.startswith(("nearer", "number")) else "{:,.4g}" for name in table.columns}
-    return table.apply(lambda column: column.map((look[column.name] if column.name != "photos" else "{:,.0f}").format))
+    look = {n: "{:.0%}" if n.startswith(("nearer", "number")) else "{:,.4g}" for n in map(str, table)} | {
+        "photos": "{:,.0f}"
+    }
+    return table.apply(lambda column: column.map(look[str(column.name)].format))
 
 
 def conclusion(

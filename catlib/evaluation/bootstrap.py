@@ -120,7 +120,12 @@ def resample(
     counts = np.zeros((kinds.shape[0], resamples))
     for b in np.unique(breed):
         columns = np.flatnonzero((breed == b) & (mass > 0))
-        drawn = rng.multinomial(max(int(groups[b]) - 1, 1), mass[columns] / mass[columns].sum(), size=resamples).T
+        times, share = max(int(groups[b]) - 1, 1), mass[columns] / mass[columns].sum()
+        if len(columns) > 200 and np.ptp(share) == 0:  # many equal ones: an index a draw is ten times as fast
+            which = rng.integers(len(columns), size=(resamples, times)) + np.arange(resamples)[:, None] * len(columns)
+            drawn = np.bincount(which.ravel(), minlength=resamples * len(columns)).reshape(resamples, -1).T
+        else:
+            drawn = rng.multinomial(times, share, size=resamples).T
         part = kinds[:, columns]
         rows = np.unique(part.indices)
         sums = part.tocsr()[rows] @ drawn

@@ -168,7 +168,7 @@ class Calibration:
 
     def is_sure(self, probability: float) -> bool:
         """Whether the likeliest breed's probability reaches the threshold."""
-        return self.threshold is not None and probability >= self.threshold
+        return self.threshold is not None and bool(probability >= self.threshold)
 
 
 def fit_calibration(validation: Outcomes, target: float = 0.95) -> Calibration:

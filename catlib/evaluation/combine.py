@@ -1,5 +1,4 @@
-"""Would using both models be better than either? Their calibrated log-probabilities averaged, the weight chosen on
-validation."""
+"""Would using both models be better than either? Their calibrated log-probabilities averaged, the weight chosen on validation."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -24,8 +23,7 @@ def mix(weight: float, temperatures: Sequence[float], *scores: np.ndarray) -> np
 def combine(
     a: Outcomes, b: Outcomes, val_a: PredictionSet | None, val_b: PredictionSet | None, *, bootstrap: int, seed: int
 ) -> dict[str, Any] | None:
-    """What averaging two models gives on test photos that both have seen (`a`, `b` in the same order); None without
-    scores.
+    """What averaging two models gives on test photos that both have seen (`a`, `b` in the same order); None without scores.
 
     Temperatures and the weight of `a` come from validation predictions alone: the weight with the least negative
     log-likelihood. The gain in points is over the model that is the better one on these test photos, the harder
@@ -58,8 +56,7 @@ def combine(
 
 
 def _only(predictions: PredictionSet, ids: set[str], breeds: tuple[str, ...]) -> Outcomes | None:
-    """The photos `ids` sorted by id, or None when there are none or they are of breeds that the test knows nothing
-    of."""
+    """The photos `ids` sorted by id, or None when there are none or they are of breeds that the test knows nothing of."""
     rows = tuple(sorted((p for p in predictions.predictions if p.id in ids), key=lambda p: p.id))
     if not rows or not {p.breed for p in rows} <= set(breeds):
         return None

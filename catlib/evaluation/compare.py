@@ -60,8 +60,7 @@ def compare(
     bootstrap: int = 2000,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """The gain of model `a` over model `b` on the photos that both have seen: an entry of `comparisons` in
-    metrics.json.
+    """The gain of model `a` over model `b` on the photos that both have seen: an entry of `comparisons` in metrics.json.
 
     Every gain is a minus b. With validation predictions of both, `combination` holds what averaging the two gives.
     Raises InputError when the photos do not match or a priority breed has none.
@@ -122,9 +121,8 @@ def sign_flip(net: np.ndarray, group: np.ndarray) -> float:
 
 @threadpool_limits.wrap(limits=1, user_api="blas")  # as metrics.evaluate_outcomes
 def paired_gains(a: Outcomes, b: Outcomes, priority: Sequence[str], *, bootstrap: int, seed: int) -> dict[str, Any]:
-    """Accuracy (all, and outside the priority breeds), macro-F1 and priority macro-F1 of a minus b, in points, each
-    {"value", "ci95"}; the same photos are
-    drawn for both."""
+    """Accuracy (all, and outside the priority breeds), macro-F1 and priority macro-F1 of a minus b, in points, each {"value", "ci95"};
+    the same photos are drawn for both."""
     chosen, present, k = a.index(priority), np.flatnonzero(a.support), len(a.breeds)
     cells = make_cells(a.true, np.column_stack([a.predicted, b.predicted]), group=a.group)
     every, rare = np.minimum(a.support, 1), np.isin(np.arange(k), chosen)

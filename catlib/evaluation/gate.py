@@ -72,10 +72,10 @@ def training_need(settings: TrainSettings, budget_hours: float = 0.0) -> dict[st
     device = pick_device(settings.device)
     config, dtype, cpu = model_config(settings.base_model), pick_dtype(settings.dtype, device), device.type == "cpu"
     where = (
-        "a CPU, as there is no GPU"
-        if cpu
-        else torch.cuda.get_device_name(device)
+        torch.cuda.get_device_name(device)
         if device.type == "cuda"
+        else "a CPU, as there is no GPU"
+        if cpu
         else device.type
     )
     facts["device"] = device.type

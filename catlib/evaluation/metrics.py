@@ -41,9 +41,8 @@ def evaluate(
     return evaluate_outcomes(outcomes(predictions), priority, bootstrap=bootstrap, seed=seed)
 
 
-@threadpool_limits.wrap(
-    limits=1, user_api="blas"
-)  # thousands of small products, at which several threads only wait for each other
+# Thousands of small products, at which several threads only wait for each other.
+@threadpool_limits.wrap(limits=1, user_api="blas")
 def evaluate_outcomes(
     o: Outcomes, priority: Sequence[str] = (), *, bootstrap: int = 2000, seed: int = 0
 ) -> dict[str, Any]:
@@ -88,12 +87,10 @@ def evaluate_outcomes(
 
 
 def per_breed(o: Outcomes, priority: Sequence[str] = ()) -> dict[str, dict[str, Any]]:
-    """Precision, recall, F1 and support of each breed; `no_answer` counts its photos for which the model named no
-    breed.
+    """Precision, recall, F1 and support of each breed; `no_answer` counts its photos for which the model named no breed.
 
-    F1's interval is Wilson's for TP / (TP + FP + FN), carried over by F1 = 2 J / (1 + J); where photos are grouped, for as
-    many as they are worth (`effective_share`). A breed without photos has no
-    recall and no F1 (None), but stays in the table with what was wrongly called by its name.
+    F1's interval is Wilson's for J = TP / (TP + FP + FN), carried over by F1 = 2 J / (1 + J), for as many photos as grouped ones are
+    worth (`effective_share`). A breed without photos has no recall and no F1 (None), but stays with what was wrongly called so.
     """
     labels = np.arange(len(o.breeds))
     precision, recall, f1, support = precision_recall_fscore_support(
@@ -123,8 +120,7 @@ def per_breed(o: Outcomes, priority: Sequence[str] = ()) -> dict[str, dict[str, 
 
 
 def in_top(o: Outcomes, k: int) -> np.ndarray | None:
-    """(n,) whether fewer than k other breeds score as high as the true one: a tie counts against the model. None
-    without scores."""
+    """(n,) whether fewer than k other breeds score as high as the true one: a tie counts against the model. None without scores."""
     if o.log_probs is None:
         return None
     own = o.log_probs[np.arange(len(o)), o.true]
@@ -132,8 +128,7 @@ def in_top(o: Outcomes, k: int) -> np.ndarray | None:
 
 
 def equal_mass_bins(confidence: np.ndarray, bins: int = ECE_BINS) -> np.ndarray:
-    """(n,) bin of each photo: photos sorted by confidence, cut into `bins` groups of equal size (at least 5 photos
-    each)."""
+    """(n,) bin of each photo: photos sorted by confidence, cut into `bins` groups of equal size (at least 5 photos each)."""
     bins = max(1, min(bins, len(confidence) // 5))
     code = np.empty(len(confidence), dtype=int)
     for number, rows in enumerate(np.array_split(np.argsort(confidence, kind="stable"), bins)):
@@ -185,18 +180,12 @@ def _invalid(o: Outcomes) -> dict[str, Any]:
 
 
 def _scored(o: Outcomes, bootstrap: int, seed: int, widen: float | None) -> dict[str, Any]:
-    """ECE and Brier score with their intervals, None without scores.
+    """ECE and Brier score (0 to 2, Brier 1950) with their intervals, None without scores.
 
-    The Brier score is the mean over photos of the squared distance between the probabilities and the truth, 0 to 2 (Brier
-    1950).
-
-    With few photos the ECE is too large: even a perfectly calibrated model shows one, as absolute gaps cannot cancel.
-    How much too large depends on the true gaps: two estimates bracket it, one from the gaps as they are (too little),
-    one from gaps shrunk by their noise (too much). Where all gaps have the same sign the ECE is not too large at
-    all, and the draws centred on it say how uncertain it is. The interval is the span of both basic intervals (Efron
-    and Tibshirani 1993, chapter 13), of the centred one and of the ECE itself. It reaches down to 0 when a chi-squared
-    test of the gaps does not refute perfect calibration at 5 %; their variance is then that of honest confidences,
-    c (1 - c) times the gaps' design effect, as a bin without a mistake shows none of its own. `benchmarks/interval_coverage.py` has the coverage.
+    With few photos the ECE is too large, as absolute gaps cannot cancel: its interval is the span of two basic intervals (Efron and
+    Tibshirani 1993, chapter 13), from the gaps as they are and shrunk by their noise, of one from draws centred on it (right where all
+    gaps have one sign), and of the ECE itself. It reaches down to 0 when a chi-squared test of the gaps, whose variance is then that of
+    honest confidences, c (1 - c) times the design effect, does not refute perfect calibration at 5 %.
     """
     if o.log_probs is None:
         return {"ece": None, "brier": None}

@@ -5,16 +5,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from scipy.special import logsumexp
 
 from catlib.data.hashing import components
 from catlib.data.records import Prediction, PredictionSet
 from catlib.errors import InputError
 
 NO_ANSWER = -1  # index of "named no breed": always wrong, in no breed's precision, visible as the invalid rate
-LOG_FLOOR = (
-    -50.0
-)  # scores below this (e^-50) are raised to it, so that one impossible breed does not make the NLL infinite
+LOG_FLOOR = -50.0  # scores below are raised to it, so that one impossible breed does not make the NLL infinite
 NORMALISED_WITHIN = 0.02  # how far the sum of a row's probabilities may be from 1
 
 
@@ -63,8 +60,7 @@ class Outcomes:
         return np.where(self.predicted == NO_ANSWER, 0.0, said)
 
     def index(self, names: Sequence[str], what: str = "priority breed") -> np.ndarray:
-        """Indices of breeds by name. Raises InputError for one without a photo in the data: its F1 would be an empty
-        average."""
+        """Indices of breeds by name. Raises InputError for one without a photo in the data: its F1 would be an empty average."""
         support = dict(zip(self.breeds, self.support, strict=True))
         if absent := [name for name in names if not support.get(name)]:
             raise InputError(
@@ -75,8 +71,7 @@ class Outcomes:
 
 
 def outcomes(predictions: PredictionSet, breeds: Sequence[str] | None = None) -> Outcomes:
-    """Arrays of a prediction set. Raises InputError when it is empty, has photos of unknown breed, or scores that are
-    no log-probabilities.
+    """Arrays of a prediction set. Raises InputError when it is empty, has photos of unknown breed, or scores that are none.
 
     `breeds` puts the arrays in another order of breeds than the sidecar's. In a file that has scores, a photo without
     any (an answer that could not be scored) counts as uniform: the model knew nothing.
@@ -131,7 +126,8 @@ def _log_probs(
         return None
     uniform = tuple([-np.log(len(listed))] * len(listed))
     scores = np.array([uniform if p.scores is None else p.scores for p in rows])
-    total = np.exp(logsumexp(scores, axis=1))
+    with np.errstate(over="ignore"):
+        total = np.exp(scores).sum(axis=1)
     if (off := np.flatnonzero(~(np.abs(total - 1) < NORMALISED_WITHIN))).size:
         raise InputError(
             f"{name}: the scores of photo {rows[off[0]].id!r} are no log-probabilities: their exp sums to "

@@ -127,7 +127,12 @@ def _predict_all(bench: Bench, settings: EvaluationSettings | ComparisonSettings
     bench.free()
     folder = bench.run_dir / "predictions"
     found = Results(read_folder(folder), read_folder(folder / "val"), bench.priority, settings.bootstrap, settings.seed)
-    return found.only(made if "candidate" in roles else [*made, *names_of("candidate")])
+    if "candidate" in roles:
+        return found.only(made)
+    # The verdict is told of the further ways to read the VLM, where they are of the same photos.
+    ids = {name: {p.id for p in predictions.predictions} for name, predictions in found.test.items()}
+    ways = [t.name for t in TRACKS if t.of and t.name in ids and ids[t.name] == ids.get(t.of)]
+    return found.only([*made, *names_of("candidate"), *ways])
 
 
 def predict_track(

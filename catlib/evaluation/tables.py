@@ -24,7 +24,7 @@ def _reasons(r: Entry | None) -> dict[str, str]:
     """The columns on reasons: how many are whole, and whose traits they name."""
     names = ("whole reasons", "traits of the breed named", "traits of the true breed", "breeds with several reasons")
     keys = ("complete", "of_breed_named", "of_true_breed", "breeds_with_several")
-    return {name: percent(r and r[key]) for name, key in zip(names, keys, strict=True)}
+    return {name: percent(r[key] if r else None) for name, key in zip(names, keys, strict=True)}
 
 
 def model_table(models: Mapping[str, Entry]) -> pd.DataFrame:
@@ -72,7 +72,7 @@ def cost(m: Entry, price_per_hour: float = 0.0) -> str:
         return "not measured"
     seconds = 1000 / rate if rate else p50
     said = f"{number(seconds)} s" if seconds < 120 else f"{number(seconds / 60)} min"
-    return said + (f" ({price_per_hour * seconds / 3600:.2g} of your money)" if price_per_hour else "")
+    return said + (f" (price {price_per_hour * seconds / 3600:.2g})" if price_per_hour else "")
 
 
 def breed_table(metrics: Entry, only_priority: bool = False) -> pd.DataFrame:

@@ -108,17 +108,13 @@ def judge(
         raise InputError(
             f"the models were measured on different photos ({', '.join(map(str, sorted(counts)))} of them)"
         )
-    facts = _facts_of_others(models, want, candidate) | {
-        "obstacle": "",
-        **(need or {}),
-        "need": (need or {}).get("text", ""),
-    }
-    outcome = (record or {}).get("outcome") or {}
-    gives = bool((need or record or {}).get("reasons") or (candidate and models[candidate].get("reasons")))
-    facts |= {
-        "wanted_reasons": want.explanations_wanted and gives,
-        "reasons_not_given": want.explanations_wanted > gives,
-    }
+    need, outcome = need or {}, (record or {}).get("outcome") or {}
+    facts = _facts_of_others(models, want, candidate) | {"obstacle": "", **need, "need": need.get("text", "")}
+    gives = bool({**(record or {}), **need}.get("reasons") or (candidate and models[candidate].get("reasons")))
+    facts["wanted_reasons"], facts["reasons_not_given"] = (
+        want.explanations_wanted and gives,
+        want.explanations_wanted > gives,
+    )
     facts["lifted"] = want.accuracy_first or facts["wanted_reasons"]
     if candidate is not None:
         facts |= _facts_of_candidate(models, comparisons, want, candidate, facts)
@@ -205,13 +201,11 @@ def _facts_of_others(models: Mapping[str, Entry], want: ComparisonSettings, cand
     rival = _best(apart, others) or reference
     zero_shot = models.get(reference) if reference in names_of("baseline") else None
     slow = in_time(models, candidate, budget) is False
-    if slow and candidate and models[candidate]["latency_ms"]["p50"] is not None:
-        needed = f"{milliseconds(models[candidate])} for a photo on this hardware ({models[candidate].get('device') or 'not known'})"
-        why = (
-            f"{track(candidate).title} needs {needed}, over the budget of {budget:g} ms: it cannot be used within that."
-        )
-    else:
-        why = f"the budget of {budget:g} ms is under the plan's {PLAN_BUDGET_MS:g} ms: it says to skip the VLM then."
+    why = f"the budget of {budget:g} ms is under the plan's {PLAN_BUDGET_MS:g} ms: it says to skip the VLM then."
+    if candidate and models[candidate]["latency_ms"]["p50"] is not None:
+        device = models[candidate].get("device") or "not known"
+        why = f"{track(candidate).title} needs {milliseconds(models[candidate])} for a photo on this hardware ({device}), over the "
+        why += f"budget of {budget:g} ms: it cannot be used within that."
     said = {True: "keeps it", False: "exceeds it", UNDECIDED: "may keep it or not"}
     return {
         "want": want,
@@ -262,9 +256,7 @@ def _facts_of_candidate(
     versus, own = over[reference], tuned["priority_macro_f1"]
     gain, mixed = accuracy_gain(versus), over[rival].get("combination")
     gain_met = at_least(gain, want.target_gain_points)
-    rare_met = (
-        True if own is None else more_than(own, want.target_priority_f1)
-    )  # without them nothing is asked about them
+    rare_met = True if own is None else more_than(own, want.target_priority_f1)  # nothing is asked about none
     times = [models[n]["latency_ms"].get("p50_ci95") for n in (candidate, rival)]
     return {
         "photos": versus["n"],
@@ -310,10 +302,8 @@ def _measured(
     losses = " → ".join(f"{loss:.3f}" for loss in outcome.get("val_losses") or ())
     asked = {True: "asked for", False: "not asked for"}
     low = at_least(clip["priority_macro_f1"], want.clip_priority_f1, operator.lt)
-    needless, tight = (
-        more_than(clip["priority_accuracy"], want.clip_good_enough),
-        0 < want.latency_budget_ms < PLAN_BUDGET_MS,
-    )
+    needless = more_than(clip["priority_accuracy"], want.clip_good_enough)
+    tight = 0 < want.latency_budget_ms < PLAN_BUDGET_MS
     reasons = f"{asked[want.explanations_wanted]}, {'' if gives else 'not '}given"
     shown = {
         "finished": (None, finished, f"out of memory {halved} times" if outcome else "no record of the training"),

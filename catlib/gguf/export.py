@@ -23,8 +23,7 @@ from catlib.paths import resolve
 from catlib.progress import track
 from catlib.serving.engine_process import free_port, running
 from catlib.serving.engines import Where
-from catlib.serving.export import is_export, load_plain, merge, write_record
-from catlib.serving.export_layout import lacks_hub_names, weight_files
+from catlib.serving.export import is_export, lacks_hub_names, load_plain, merge, write_record
 from catlib.serving.export_verify import Photos, choose_photos
 from catlib.vlm.checkpoint import Checkpoint
 from catlib.vlm.models import pick_device
@@ -129,7 +128,7 @@ def prepare(plain: Path, stage: Path) -> Path:
     """A folder for the converter: the plain model's files, the weights as links, its tokenizer as the converter reads it."""
     stage.mkdir(parents=True)
     for path in plain.iterdir():
-        if path in weight_files(plain):
+        if path in sorted(plain.glob("*.safetensors")):
             (stage / path.name).symlink_to(path.resolve())
         elif path.is_file() and path.suffix in (".json", ".jinja", ".model"):
             shutil.copyfile(path, stage / path.name)

@@ -8,7 +8,7 @@ from safetensors import safe_open
 
 from catlib.errors import InputError, MissingExtra
 from catlib.files import read_json
-from catlib.serving.export_layout import tower_type, weight_files
+from catlib.serving.export import tower_type
 from catlib.vlm.families import CLIP_TOWER
 
 PARTS = ("vision_tower.", "multi_modal_projector.")
@@ -58,7 +58,7 @@ def write_clip_mmproj(folder: Path, out: Path, half: bool = True) -> None:
     if vision["hidden_act"] != "quick_gelu":  # what llama.cpp takes without a word
         writer.add_vision_use_gelu(True)
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.MMPROJ, layers)
-    for path in weight_files(folder):
+    for path in sorted(folder.glob("*.safetensors")):
         with safe_open(path, framework="pt") as tensors:
             for name in tensors.keys():
                 if not name.startswith(PARTS) or UNUSED in name or _layer_of(name) >= layers:

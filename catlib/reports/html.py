@@ -3,7 +3,7 @@
 import logging
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache
 from os.path import exists
 from pathlib import Path
@@ -41,7 +41,7 @@ class Body:
 
     html: Markup
     sections: list[tuple[str, str]]
-    files: Mapping[str, bytes] = field(default_factory=dict)
+    files: Mapping[str, bytes]
 
 
 @cache

@@ -93,10 +93,8 @@ def render_run(state: Mapping[str, Any], run_dir: Path) -> None:
     folder, run, stages, metrics = report_path(state["run"]).parent, state["run"], state["stages"], results(run_dir)
     bodies = {name: body for name in stages if (body := _body(run_dir / f"{name}.ipynb"))}
     left = min(photos.ROOM_TO_MAIL, photos.MAIL - sum(len(body.html) for body in bodies.values()))
-    every, chosen = (
-        photos.album(run_dir, parameters_of(state), metrics, *limits)
-        for limits in ((photos.ROOM, 1 << 30), (left, photos.RIGHT_TO_MAIL))
-    )
+    limits = (photos.ROOM, 1 << 30), (left, photos.RIGHT_TO_MAIL)
+    every, chosen = photos.albums(run_dir, parameters_of(state), metrics.get("models", {}), limits)
     links = [(f"{name}.html", entry["title"], name in bodies) for name, entry in stages.items()]
     links = [("index.html", run, True), *links, *[("photos/index.html", "Photos", True)] * bool(every)]
     common: dict[str, Any] = {"state": state, "bodies": bodies, "pages": links, "metrics": metrics, "run": run}

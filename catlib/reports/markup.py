@@ -117,9 +117,12 @@ def tidy(page: str | BeautifulSoup) -> str:
             if not first[0].get_text() and not any(cell.get_text() for cell in second[1:]):
                 first[0].string = second[0].get_text()
                 heads.pop().decompose()
-        names = [cell.get_text(strip=True) for cell in heads[-1].find_all("th")] if heads else []
+        names = [cell.get_text(strip=True) for cell in heads[-1].find_all(["th", "td"])] if heads else []
         for cell in table.select("th"):
             cell["scope"] = "row" if cell.find_parent("tbody") else "col"
+            if not cell.get_text(strip=True):  # the corner of a table heads nothing
+                cell.name = "td"
+                del cell["scope"]
         for cell in table.select("td"):
             if re.fullmatch(r"[^\[]*\[[^\]]*\]", cell.get_text()) and not cell.find(True):
                 cell["class"] = "figure"

@@ -1,10 +1,9 @@
 """The photos behind the figures: confusion matrices whose cells lead to them, breed by breed, and where two models disagree."""
 
-import json
 import logging
 import math
 from collections import Counter, defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from operator import itemgetter
@@ -83,30 +82,29 @@ def image_root(parameters: Mapping[str, Any]) -> Path:
     return image_root_of(resolve(str(parameters.get("test_data", "data/vlm/test.jsonl"))))
 
 
-def album(
-    run_dir: Path, parameters: Mapping[str, Any], metrics: Mapping[str, Any], room: int, most_right: int
-) -> Album | None:
-    """The photos of a run; None where there are no predictions that can be read.
+def albums(
+    run_dir: Path, parameters: Mapping[str, Any], models: Mapping[str, Any], limits: Sequence[tuple[int, int]]
+) -> list[Album | None]:
+    """The photos of a run, once for each of the limits; None where there are no predictions that can be read.
 
-    `room`: bytes that thumbnails and cards may take. `most_right`: so many photos of a breed that every model has right.
+    `models`: the entries of metrics.json. A limit: bytes that thumbnails and cards may take, and how many photos of a breed that
+    every model has right.
     """
-    files = sorted((run_dir / "predictions").glob("*.jsonl"))
-    versions = tuple((path, path.stat().st_mtime_ns) for path in files)
-    per_breed = {name: model.get("per_breed", {}) for name, model in metrics.get("models", {}).items()}
     try:
-        figures = json.dumps(per_breed)
-        return _album(versions, image_root(parameters), room, most_right, figures) if files else None
+        found = {path.stem: read_predictions(path) for path in (run_dir / "predictions").glob("*.jsonl")}
+        tracks = {name: _breeds(outcomes(found[name]), models.get(name, {})) for name in ordered(found)}
+        root = image_root(parameters)
     except InputError as error:
         log.warning("no page of photos: %s", error)
-        return None
+        return [None] * len(limits)
+    return [_album(root, found, tracks, *limit) if tracks else None for limit in limits]
 
 
-@lru_cache(4)
-def _album(versions: tuple[Any, ...], root: Path, room: int, most_right: int, figures: str) -> Album:
-    found, per_breed = {path.stem: read_predictions(path) for path, _ in versions}, json.loads(figures)
-    sets = {name: found[name] for name in ordered(found)}
-    answers = {name: {p.id: p for p in predictions.predictions} for name, predictions in sets.items()}
-    main = next(iter(sets))
+def _album(
+    root: Path, sets: Mapping[str, PredictionSet], tracks: Mapping[str, Any], room: int, most_right: int
+) -> Album:
+    main, *others = tracks
+    answers = {name: {p.id: p for p in sets[name].predictions} for name in tracks}
     thumbnails, left_out = Thumbnails(root, room), Counter[str]()
     cards: dict[str, dict[str, Any]] = {}
     for kind, number, photo in by_interest(answers, main):
@@ -114,12 +112,11 @@ def _album(versions: tuple[Any, ...], root: Path, room: int, most_right: int, fi
         if picture is None:
             left_out[kind] += 1
         else:
-            said = [(track(m).short, *_said(answers[m][photo.id], sets[m])) for m in sets if photo.id in answers[m]]
+            said = [(track(m).short, *_said(answers[m][photo.id], sets[m])) for m in tracks if photo.id in answers[m]]
             cards[photo.id] = {"number": len(cards), "picture": picture, "name": Path(photo.image).name, "said": said}
-    values = {"cards": cards, "left_out": left_out, "n": len(answers[main]), "main": main}
-    values["tracks"] = [_breeds(outcomes(predictions), per_breed.get(name, {})) for name, predictions in sets.items()]
-    values["pairs"] = [_disagreements(answers[main], answers[name], cards) for name in sets if name != main]
-    values["titles"] = {name: track(name).short for name in sets}
+    values = {"cards": cards, "left_out": left_out, "n": len(answers[main]), "main": main, "tracks": [*tracks.values()]}
+    values["pairs"] = [_disagreements(answers[main], answers[name], cards) for name in others]
+    values["titles"] = {name: track(name).short for name in tracks}
     return Album(html.part("album.html.j2", values), thumbnails.style)
 
 
@@ -145,7 +142,7 @@ def _said(answer: Prediction, of: PredictionSet) -> tuple[bool, str]:
     return answer.predicted == answer.breed, f"{named} “{answer.answer[:80]}”" if answer.answer else named
 
 
-def _breeds(o: Outcomes, figures: Mapping[str, Any]) -> dict[str, Any]:
+def _breeds(o: Outcomes, model: Mapping[str, Any]) -> dict[str, Any]:
     """A model's confusion matrix, breeds that are often confused side by side, and its photos by true breed and answer."""
     counts, kept = confusion_counts(o)
     order = [kept[i] for i in similarity_order(counts[:, :-1])]
@@ -154,7 +151,7 @@ def _breeds(o: Outcomes, figures: Mapping[str, Any]) -> dict[str, Any]:
         groups[true][said].append(id)
     rows = []
     for true, said in groups.items():
-        f1, n = figures.get(o.breeds[true], {}), sum(map(len, said.values()))
+        f1, n = model.get("per_breed", {}).get(o.breeds[true], {}), sum(map(len, said.values()))
         figure = {"value": f1.get("f1"), "ci95": f1.get("f1_ci95")}
         rows.append({"number": true, "breed": o.breeds[true], "f1": figure, "F1": f1.get("f1") or 0.0, "photos": n})
     return {

@@ -20,6 +20,7 @@ from catlib.reports import html
 from catlib.reports.index import render_all_runs, results
 from catlib.settings import DataSettings, all_options, parse_assignment, parse_value, read_profile
 
+SEED = "train_seed"
 FIGURES = {"accuracy": "accuracy", "priority_macro_f1": "priority F1"}
 
 
@@ -58,12 +59,16 @@ def written(value: Any) -> str:
 def members(
     run: str, profile: Path, overrides: Mapping[str, Any], sweeps: Sequence[tuple[str, Sequence[Any]]]
 ) -> list[tuple[tuple[Any, ...], str, dict[str, Any]]]:
-    """Values, name and parameters of each run: one for every combination of the swept parameters' values."""
+    """Values, name and parameters of each run: one for every combination of the swept parameters' values.
+
+    Raises InputError where two runs would have one name.
+    """
     found: list[tuple[tuple[Any, ...], str, dict[str, Any]]] = [((), run, dict(overrides))]
     for key, values in sweeps:
-        found = [
-            (before + (v,), *member(name, profile, given, key, v)) for before, name, given in found for v in values
-        ]
+        found = [((*at, v), *member(name, profile, given, key, v)) for at, name, given in found for v in values]
+    names, keys = {name for _, name, _ in found}, {key for key, _ in sweeps}
+    if len(names) < len(found) or len(keys) < len(sweeps):
+        raise InputError("--sweep: a parameter stands twice, or two of its values give a run the same name")
     return found
 
 
@@ -78,10 +83,9 @@ def curve_page(run: str, key: str, runs: Sequence[tuple[Any, str]]) -> Path:
     measured = [(values[0], metrics) for values, _, metrics in found if metrics.get("models")]
     if not measured:  # the notebooks that were asked for have no figures
         return render_all_runs()
-    seeds = said_of_seeds([m for _, m in measured]) if keys == ["train_seed"] and len(measured) > 1 else []
-    numbers = (
-        len(keys) == 1 and not seeds and not any(isinstance(value, (bool, str)) or value <= 0 for value, _ in measured)
-    )
+    seeds = _over_seeds(keys, [(values, metrics) for values, _, metrics in found if metrics.get("models")])
+    plain = len(keys) == 1 and not seeds
+    numbers = plain and not any(isinstance(value, (bool, str)) or value <= 0 for value, _ in measured)
     models = [name for name in (TUNED, *names_of("opponent")) if any(name in m["models"] for _, m in measured)]
     rows = [
         dict(zip(keys, map(written, values), strict=True))
@@ -103,3 +107,13 @@ def curve_page(run: str, key: str, runs: Sequence[tuple[Any, str]]) -> Path:
     write_text(path, html.render("sweep.html.j2", **values))
     render_all_runs()
     return path
+
+
+def _over_seeds(keys: Sequence[str], runs: Sequence[tuple[tuple[Any, ...], Mapping[str, Any]]]) -> list[str]:
+    """What runs that differ by their training seed alone say together, for each combination of the other parameters."""
+    groups: dict[str, list[Mapping[str, Any]]] = {}
+    for values, metrics in runs if SEED in keys else ():
+        others = (f"{key}={written(v)}" for key, v in zip(keys, values, strict=True) if key != SEED)
+        groups.setdefault(", ".join(others), []).append(metrics)
+    several = {name: own for name, own in groups.items() if len(own) > 1}
+    return [f"{name}: {said}".removeprefix(": ") for name, own in several.items() for said in said_of_seeds(own)]

@@ -183,13 +183,11 @@ class ServingBench:
         """Every engine's figures, written to serving.json in the run's folder as well, one that cannot be asked with the
         reason. The first engine is what the others are compared with.
         """
-        urls = {"vLLM": self.settings.vllm_url, "llama.cpp": self.settings.llamacpp_url}
+        precisions = split_list(self.settings.serving_precisions)
         ways: list[tuple[str, str, Callable[[], Classifier | None]]] = [
-            *(
-                (f"transformers, {name}", "process", partial(self.vlm, name, "free"))
-                for name in split_list(self.settings.serving_precisions)
-            ),
-            *((name, "server", partial(self.served, url)) for name, url in urls.items()),
+            *((f"transformers, {name}", "process", partial(self.vlm, name, "free")) for name in precisions),
+            ("vLLM", "server", partial(self.served, self.settings.vllm_url)),
+            ("llama.cpp", "server", partial(self.served, self.settings.llamacpp_url)),
             (track(ZERO_SHOT).short, "clip", self.clip),
         ]
         found: list[Engine] = []
@@ -222,14 +220,15 @@ class ServingBench:
 
         if isinstance(classifier, EndpointClassifier):
             with closing(classifier):
-                asked = classifier.ask
-                loads = [measure_load(lambda photo: asked(open_image(photo)), self.photos, n) for n in self.concurrency]
+                loads = self._loads(lambda photo: classifier.ask(open_image(photo)))
                 return loads, server_memory_mb(classifier.url)
         with closing(Worker(answer, max(self.concurrency))) as worker:
-            ask = partial(_ask, worker)
-            loads = [measure_load(ask, self.photos, n) for n in self.concurrency]
+            loads = self._loads(lambda photo: worker.submit("", lambda: open_image(photo)).result())
         module = classifier.vlm.model if isinstance(classifier, VLMClassifier) else classifier.encoder.model  # type: ignore
         return loads, meter.growth_mb(module)
+
+    def _loads(self, ask: Callable[[Path], Any]) -> list[Load]:
+        return [measure_load(ask, self.photos, n) for n in self.concurrency]
 
     def _probes(self) -> list[Engine]:
         """The linear probes as notebook 04 has timed them, photo by photo; none where it has not run."""
@@ -249,10 +248,6 @@ class ServingBench:
         return sum(a == b for a, b in pairs) / n, sum(parse(a) == parse(b) for a, b in pairs) / n, steady / n
 
 
-def _ask(worker: Worker, photo: Path) -> Any:
-    return worker.submit("", lambda: open_image(photo)).result()
-
-
 def open_serving(settings: ServingSettings) -> ServingBench:
     """Checkpoint and photos that the settings name. Raises InputError when something is missing or ill-formed."""
     dataset = load_dataset(resolve(settings.test_data).parent)
@@ -264,7 +259,7 @@ def open_serving(settings: ServingSettings) -> ServingBench:
     if not precisions or set(precisions) - set(PRECISIONS[1:]):
         known = ", ".join(PRECISIONS[1:])
         raise InputError(f"serving_precisions: expected some of {known}; found {settings.serving_precisions!r}")
-    about = {"base_model": settings.base_model, "question": settings.prompt, "breeds": dataset.breeds}
+    about: dict[str, Any] = {"base_model": settings.base_model, "question": settings.prompt, "breeds": dataset.breeds}
     checkpoint = find_checkpoint(settings.checkpoint, **about)
     samples = evenly(test, settings.serving_photos, settings.seed)
     photos = tuple(inside(dataset.image_root, sample.image) for sample in samples)

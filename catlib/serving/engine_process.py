@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from catlib.errors import CatlibError, InputError
 from catlib.serving.engines import Command
@@ -54,7 +55,7 @@ def running(command: Command, timeout_s: float = 600.0, output: Path | None = No
     refuse_taken_port(command)
     start, environment = time.perf_counter(), {**os.environ, **command.environment}
     # A group of its own: Ctrl-C reaches this process alone, which then ends the group.
-    options = {"env": environment, "stdin": subprocess.DEVNULL, "start_new_session": True}
+    options: dict[str, Any] = {"env": environment, "stdin": subprocess.DEVNULL, "start_new_session": True}
     with output.open("wb") if output else nullcontext() as stream:
         try:
             process = subprocess.Popen(

@@ -14,7 +14,7 @@ from safetensors import safe_open
 from catlib.errors import InputError
 from catlib.files import parse_json, read_json
 from catlib.paths import without_secrets
-from catlib.serving.export_layout import lacks_hub_names
+from catlib.serving.export import lacks_hub_names
 from catlib.vlm.adapters import CONFIG, WEIGHTS, check_weights
 from catlib.vlm.families import FAMILIES
 

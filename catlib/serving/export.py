@@ -1,19 +1,20 @@
 """A plain checkpoint out of a tuned one: adapter and projector merged, the hub's key names, verified before it is done."""
 
 import logging
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
+from safetensors import safe_open
 
 from catlib.errors import CatlibError, InputError
 from catlib.files import read_json, whole_folder, write_json, write_text
-from catlib.serving.export_layout import hub_name
 from catlib.serving.export_verify import LIMITS, Verification, ask, choose_photos, compare
 from catlib.vlm.adapters import TRAINING, load_adapter, save_processor
 from catlib.vlm.checkpoint import VLM, Checkpoint, find_checkpoint, open_vlm
-from catlib.vlm.families import family_of
+from catlib.vlm.families import HUB_TOWERS, family_of
 from catlib.vlm.models import load_base, load_config, pick_device
 from catlib.vlm.processors import load_processor
 
@@ -98,10 +99,8 @@ def merge(
             facts["against_4bit"] = {key: value for key, value in asdict(as_trained).items() if key != "limit"}
         write_record(checkpoint, folder, "merged", facts)
         made = f"with the adapter `{checkpoint.adapter.name}` merged into it" if checkpoint.adapter else "written anew"
-        card = (
-            f"# A merged model\n\n`{checkpoint.base}` {made}; plain weights in {name}.\n\nVerified on {verification}.\n"
-        )
-        write_text(folder / "README.md", card)
+        said = f"`{checkpoint.base}` {made}; plain weights in {name}.\n\nVerified on {verification}."
+        write_text(folder / "README.md", f"# A merged model\n\n{said}\n")
     size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file()) / 1e9
     return Merged(out, name, size, verification, as_trained)
 
@@ -146,3 +145,33 @@ def write_record(checkpoint: Checkpoint, folder: Path, kind: str, facts: Mapping
     write_json(folder / EXPORT, {"kind": kind, "base_model": checkpoint.base, "adapter": adapter, **facts})
     if checkpoint.training:
         write_json(folder / TRAINING, dict(checkpoint.training))
+
+
+def weight_names(folder: Path) -> set[str]:
+    """The names of all tensors of a checkpoint folder, without loading them."""
+    names: set[str] = set()
+    for path in folder.glob("*.safetensors"):
+        with safe_open(path, framework="pt") as tensors:
+            names.update(tensors.keys())
+    return names
+
+
+def tower_type(folder: Path) -> str:
+    """`model_type` of the vision configuration in a folder's config.json, empty where there is none."""
+    return str((read_json(folder / "config.json").get("vision_config") or {}).get("model_type", ""))
+
+
+def hub_name(name: str, tower: str) -> str:
+    """The hub's name of a LLaVA tensor; `tower` is the `model_type` of the vision configuration.
+
+    >>> hub_name("vision_tower.encoder.layers.0.layer_norm1.bias", "clip_vision_model")
+    'vision_tower.vision_model.encoder.layers.0.layer_norm1.bias'
+    """
+    deeper = HUB_TOWERS.get(tower, "")
+    return re.sub(rf"^((?:model\.)?vision_tower\.)(?!{re.escape(deeper)})", rf"\g<1>{deeper}", name) if deeper else name
+
+
+def lacks_hub_names(folder: Path) -> bool:
+    """Whether some tensor has another name on the hub."""
+    tower = tower_type(folder)
+    return any(hub_name(name, tower) != name for name in weight_names(folder))

@@ -79,10 +79,7 @@ class VLMService:
 
     @classmethod
     def from_run(cls, run: str | Path, use: str = "", device: str = "auto", **options: Any) -> "VLMService":
-        """A service that answers as the verdict of a run says (`use`: another of its models, which is warned of).
-
-        `run`: its name or folder. `options`: those of the constructor. Raises InputError as `open_winner` does.
-        """
+        """A service, made with the constructor's `options`, after `load_run`."""
         service = cls(**options)
         try:
             service.load_run(run, use, device)
@@ -92,7 +89,10 @@ class VLMService:
         return service
 
     def load_run(self, run: str | Path, use: str = "", device: str = "auto") -> None:
-        """Load what the verdict of a run says, or `use`, as the run has measured it."""
+        """Load what the verdict of a run (its name or folder) says, as the run has measured it.
+
+        `use`: another of its models, which is warned of. Raises InputError as `open_winner` does.
+        """
 
         def open_it() -> _Loaded:
             winner = open_winner(run, use, device)

@@ -128,7 +128,7 @@ def _generate(vlm: VLM, photo: Image) -> tuple[list[tuple[int, float]], list[flo
     tokens = output.sequences[0, len(prompt) :].tolist()
     chances = [float(step[0].float().softmax(-1)[token]) for step, token in zip(output.logits, tokens, strict=True)]
     tower, projector = (marks[f"{part} ends"] - marks[f"{part} begins"] for part in ("tower", "projector"))
-    if vlm.family.projector.startswith(f"{vlm.family.tower}."):  # Qwen-VL's is a part of its tower
+    if vlm.family.projector.startswith(f"{vlm.family.tower}."):  # it is a part of the tower
         tower -= projector
     ready, read = marks["ready"], marks["language_model ends"]
     seconds = [ready - marks["start"], tower, projector, read - ready - tower - projector, marks["done"] - read]

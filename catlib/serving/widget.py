@@ -52,7 +52,7 @@ def opinion_figure(opinion: Opinion, most: int = 5) -> tuple[Figure, str]:
     """A photo, the VLM's likeliest breeds and CLIP's as bars, below them the answer and the traits."""
     bars = {"V": ("the tuned VLM", opinion.vlm, BLUE), "C": ("zero-shot CLIP", opinion.clip, ORANGE)}
     shown = {panel: bar for panel, bar in bars.items() if bar[1]}
-    layout = [["P", *shown], ["W"] * (1 + len(shown))]
+    layout = f"P{''.join(shown)};{'W' * (1 + len(shown))}"
     drawn, axes = plt.subplot_mosaic(layout, figsize=(WIDTH, 4.2), height_ratios=(3.2, 1))
     photo = opinion.photo.copy()
     photo.thumbnail((PIXELS, PIXELS))

@@ -22,6 +22,7 @@ from catlib.evaluation.metrics_file import METRICS_FILE, read_metrics
 from catlib.evaluation.outcomes import LOG_FLOOR, outcomes
 from catlib.files import parse_yaml, read_json, read_text
 from catlib.paths import resolve
+from catlib.provenance import git_commit, package_versions
 from catlib.vlm.checkpoint import find_checkpoint, open_vlm
 
 log = logging.getLogger(__name__)
@@ -120,7 +121,7 @@ def open_winner(run: str | Path, use: str = "", device: str = "auto") -> Winner:
 
 def _combination(folder: Path, use: str) -> Mapping[str, float]:
     comparisons = read_metrics(folder / METRICS_FILE).get("comparisons", [])
-    pair = next((c for c in comparisons if f"{c.get('a')}+{c.get('b')}" == use), {})
+    pair: Mapping[str, Any] = next((c for c in comparisons if f"{c.get('a')}+{c.get('b')}" == use), {})
     if not (fitted := pair.get("combination")):
         raise InputError(
             f"{folder}: no weight was fitted for {use} (it takes scores of both on the validation photos); name one of the two"
@@ -155,10 +156,15 @@ def _open(folder: Path, name: str, device: str) -> Classifier:
         raise InputError(f"{folder}: {name} decodes by {way!r}, which cannot be loaded again")
     now = classifier.describe()
     if about.get("weights") and now.get("dtype") == dtype and now["weights"] != about["weights"]:
-        raise InputError(
-            f"{name}: the weights ({now['weights']}) are not those that {folder.name} has measured ({about['weights']}): they were "
-            "trained or replaced since. Run catlib report again, or load the checkpoint itself"
+        told = (
+            f"{name}: the weights ({now['weights']}) are not those that {folder.name} has measured ({about['weights']})"
         )
+        if (about.get("commit"), about.get("versions")) != (git_commit(), package_versions()):
+            log.warning("%s, or another version of the code named them otherwise: compare some predictions", told)
+        else:
+            raise InputError(
+                f"{told}: trained or replaced since. Run catlib report again, or load the checkpoint itself"
+            )
     return classifier
 
 

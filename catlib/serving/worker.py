@@ -52,10 +52,7 @@ class Worker:
         self._closed = False
 
     def submit(self, question: str, read: Callable[[], Image]) -> Future:
-        """Queue a call; `read` decodes its photo, in another thread. What it raises is what the call raises.
-
-        Raises Busy when `max_waiting` calls are queued, CatlibError after `close`.
-        """
+        """Queue a call; `read` decodes its photo, in another thread. Raises Busy when `max_waiting` calls are queued."""
         call = _Call(question, read)
         with self._lock:
             self._refuse_closed()
@@ -129,9 +126,9 @@ class Worker:
             log.warning("a batch of %d photos failed (%s); trying them one by one", len(asked), error)
             for pair in asked:
                 self._ask([pair])
-        else:
-            for (call, _), answer in zip(asked, answers, strict=True):
-                call.result.set_result(answer)
+            return
+        for (call, _), answer in zip(asked, answers, strict=True):
+            call.result.set_result(answer)
 
 
 def _settle(result: Future, task: Callable[[], Any]) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from functools import partial
 from importlib import import_module
 from pathlib import Path
-from types import FrameType, TracebackType
+from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -166,10 +166,9 @@ class Tracker(TrainerCallback):
 
 
 class Interrupts:
-    """While open, the first SIGINT, SIGTERM or SIGHUP only sets `wanted`; a second one interrupts at once.
+    """While open, the first SIGINT, SIGTERM or SIGHUP only sets `wanted`, so that a whole state is saved; a second one interrupts.
 
-    So what is saved then is a whole state and not half of one. Without effect outside the main thread; a signal that the process
-    ignores (nohup) stays ignored.
+    Without effect outside the main thread; a signal that the process ignores (nohup) stays ignored.
     """
 
     def __init__(self) -> None:
@@ -184,9 +183,7 @@ class Interrupts:
                     self._before[number] = signal.signal(number, self._note)
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
         self._before = {}

@@ -88,12 +88,10 @@ def drawing_from(generator: torch.Generator) -> Iterator[None]:
 
 @contextmanager
 def constant_factors(model: torch.nn.Module) -> Iterator[list[torch.Tensor]]:
-    """While open, LoRA's matrices do not change: they are cast to the dtype that is computed in once and not at each use.
-
-    Yields the copies.
-    """
-    groups = {id(m.group): m.group for m in model.modules() if isinstance(getattr(m, "group", None), Group)}.values()
-    held = []
+    """While open, LoRA's matrices do not change: they are cast once and not at each use. Yields the copies."""
+    found: list[Any] = [getattr(module, "group", None) for module in model.modules()]
+    groups = {id(group): group for group in found if isinstance(group, Group)}.values()
+    held: list[torch.Tensor] = []
     try:
         for group in groups:
             group.held = group.cast()
@@ -101,8 +99,7 @@ def constant_factors(model: torch.nn.Module) -> Iterator[list[torch.Tensor]]:
         yield held
     finally:
         for group in groups:
-            group.held = None
-            group.clear()
+            group.held, group.thread = None, threading.local()
 
 
 class Group:
@@ -118,9 +115,6 @@ class Group:
         self.ranks = [m.lora_A[name].out_features for m in members]
         self._matrices = [part[name] for m in members for part in (m.lora_A, m.lora_B)]
         self.held: tuple[torch.Tensor, list[torch.Tensor]] | None = None
-        self.clear()
-
-    def clear(self) -> None:
         self.thread = threading.local()
 
     @property
@@ -133,11 +127,11 @@ class Group:
         if self.held is not None:
             return self.held
         with torch.no_grad():
-            dtype = _dtype(self.layers[0])
-            factors = self.factors
+            dtype, factors = _dtype(self.layers[0]), self.factors
             return (torch.cat(factors[::2]) * self.scale).to(dtype), [b.detach().to(dtype) for b in factors[1::2]]
 
     def forward(self, module: Any, x: torch.Tensor) -> torch.Tensor:
+        """A member's output."""
         now = self.thread
         if getattr(now, "x", None) is not x or id(module) not in now.waiting:
             outputs = LoraFunction.apply(x, self, self.cast(), _probability(module), *self.factors)
@@ -329,12 +323,10 @@ def _product(a: torch.Tensor, b: torch.Tensor, dtype: torch.dtype) -> torch.Tens
 
 
 def _on_gpu(x: torch.Tensor) -> bool:
-    """A function, so that tests can take this way without a GPU."""
-    return x.is_cuda
+    return x.is_cuda  # a function, so that tests can take this way without a GPU
 
 
 def _generator(x: torch.Tensor) -> torch.Generator:
-    """The one that torch's own dropout draws from."""
     return torch.cuda.default_generators[x.device.index] if x.is_cuda else torch.default_generator
 
 
@@ -374,9 +366,8 @@ def _undrop(dlow: torch.Tensor, a: torch.Tensor, dropped: torch.Tensor, p: float
 def _dropped(x: torch.Tensor, p: float, seed: int) -> torch.Tensor:
     """Positions in the flattened x that dropout sets to 0, each with probability p; the same ones for the same seed. For the CPU.
 
-    The gaps between them are geometric, and log(u) / log(1 - p) rounded down is a geometric variable (Devroye 1986, Non-Uniform
-    Random Variate Generation, X.2). So only p of the random numbers are needed that `bernoulli_` draws, which was a fifth of the
-    time of a training step.
+    The gaps between them are geometric: log(u) / log(1 - p) rounded down (Devroye 1986, Non-Uniform Random Variate Generation, X.2).
+    So only p of the random numbers are needed that `bernoulli_` draws, which was a fifth of the time of a step.
     """
     generator = torch.Generator().manual_seed(seed)
     n = x.numel()

@@ -35,8 +35,8 @@ class Lanes:
     def run(self, work: Callable[[T], R], parts: Sequence[T]) -> list[R]:
         """`work` on each part, all at the same time, and the results in order. Raises the first part's error when all have ended.
 
-        The threads are in the caller's gradient mode and autocast. Dropout draws from a generator for each part, seeded by torch's
-        global one, so that which thread is faster changes nothing.
+        The threads are in the caller's gradient mode and autocast. Dropout draws from a generator for each part: which thread is
+        faster changes nothing.
         """
         if len(parts) == 1:
             return [work(parts[0])]
@@ -62,9 +62,7 @@ class Lanes:
             share = max(1, mine // self.count)
             self._pool = ThreadPoolExecutor(self.count, "lane", initializer=torch.set_num_threads, initargs=(share,))
             wait([self._pool.submit(torch.get_num_threads) for _ in range(self.count)])
-            torch.set_num_threads(
-                mine
-            )  # the number is each thread's own, but the last one set is that of threads to come
+            torch.set_num_threads(mine)  # each thread has its own number, but those to come have the last one set
         return self._pool
 
 
@@ -75,19 +73,10 @@ def lanes_for(vlm: VLM, settings: TrainSettings, processes: int = 1) -> Lanes:
     fused layers (both depend on the one global random state), and with several processes, whose exchange of gradients hangs on the
     backward pass of the whole model.
     """
-    apart = (
-        vlm.base.device.type == "cpu"
-        and processes == 1
-        and settings.mode != "qlora"
-        and not settings.recomputes
-        and vlm.family.caches_features
-        and not _draws_elsewhere(vlm.model)
-    )
+    fused = {id(part) for module in vlm.model.modules() if is_fused(module) for part in module.modules()}
+    others = [m for m in vlm.model.modules() if id(m) not in fused]
+    draws = any(isinstance(m, torch.nn.Dropout) and m.p > 0 for m in others)
+    draws |= any(getattr(m, "attention_dropout", 0) for m in vlm.model.modules())
+    alone = vlm.base.device.type != "cpu" or processes > 1 or settings.mode == "qlora" or settings.recomputes
+    apart = vlm.family.caches_features and not alone and not draws
     return Lanes(min(torch.get_num_threads(), settings.batch_size) if apart else 1)
-
-
-def _draws_elsewhere(model: torch.nn.Module) -> bool:
-    """Whether a forward pass in training draws random numbers outside the fused layers."""
-    fused = {id(part) for module in model.modules() if is_fused(module) for part in module.modules()}
-    dropouts = [m for m in model.modules() if isinstance(m, torch.nn.Dropout) and m.p > 0 and id(m) not in fused]
-    return bool(dropouts) or any(getattr(m, "attention_dropout", 0) for m in model.modules())

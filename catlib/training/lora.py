@@ -18,7 +18,7 @@ from catlib.vlm.models import VLM
 
 log = logging.getLogger(__name__)
 USUAL_RANKS = (16, 32)  # the plan's
-OF_LORA = ("r", "lora_alpha", "lora_dropout", "use_rslora", "use_dora", "target_modules", "modules_to_save")
+OF_LORA = ("r", "lora_alpha", "lora_dropout", "use_rslora", "use_dora", "modules_to_save")
 
 
 def with_alpha(settings: TrainSettings) -> TrainSettings:
@@ -89,14 +89,19 @@ def add_lora(vlm: VLM, settings: TrainSettings) -> None:
     vlm.model.requires_grad_(False)
     if settings.init_adapter:
         checkpoint, folder = vlm.checkpoint, resolve(settings.init_adapter)
+        wanted = {name for name, _ in vlm.model.named_modules() if re.fullmatch(str(config.target_modules), name)}
         load_adapter(vlm, folder, trainable=True)
         in_float32(vlm.model)
         vlm.checkpoint = checkpoint  # what is trained is another one
-        old, new = vlm.model.peft_config["default"].to_dict(), config.to_dict()
-        if other := [f"{key} {old[key]!r} in place of {new[key]!r}" for key in OF_LORA if old[key] != new[key]]:
+        own = vlm.model.peft_config["default"]
+        found = {name for name, module in vlm.base.named_modules() if hasattr(module, "lora_A")}
+        differ = [key for key in OF_LORA if getattr(own, key) != getattr(config, key)]
+        other = [f"{key} {getattr(own, key)!r} in place of {getattr(config, key)!r}" for key in differ]
+        if other := other + ["other lora_targets"] * (found != wanted):
             raise InputError(
-                f"init_adapter: {folder} has {', '.join(other)}; set lora_* and train_projector as it was trained"
+                f"init_adapter: {folder} has {', '.join(other)}; set lora_* and train_projector as they were"
             )
+        own.target_modules = config.target_modules  # as it is saved: a pattern and not hundreds of names
     else:
         vlm.model = peft_model(vlm.model, config)
     keep_training_layout(vlm.model)

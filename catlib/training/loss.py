@@ -14,7 +14,7 @@ class AnswerLoss(torch.nn.Module):
     """Maps a batch to (summed cross entropy, number of supervised tokens).
 
     A module of its own, so that one wrapper (accelerate's autocast, DDP) sees all of the model's work. A sum and not a mean, so
-    that batches of unequal numbers of tokens add up to the right gradient under accumulation and over processes. LLaVA-1.5 has
+    that batches of unequal numbers of tokens add up to the right gradient under accumulation and over processes. A 7B model has
     32,064 logits for each of ~600 positions; an answer has about five.
     """
 

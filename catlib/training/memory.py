@@ -19,7 +19,7 @@ from catlib.files import read_json
 from catlib.paths import resolve
 from catlib.settings import TrainSettings
 from catlib.training.lora import count_parameters, lora_config, peft_model
-from catlib.training.memory_trace import Shape, StepTrace, quantizable, trace_step, trace_tower
+from catlib.training.memory_trace import Shape, StepTrace, quantizable, trace_step
 from catlib.vlm.families import Family, family_of, find_family, image_token_of
 from catlib.vlm.features import worth_caching
 from catlib.vlm.models import empty_model, load_config
@@ -80,11 +80,6 @@ class Estimate:
     def peak(self) -> int:
         return max(self.phases.values())
 
-    @property
-    def worst(self) -> str:
-        """The phase that needs most."""
-        return max(self.phases, key=self.phases.__getitem__)
-
     def as_dict(self) -> dict[str, Any]:
         return {**asdict(self), "phases": self.phases, "peak": self.peak}
 
@@ -134,6 +129,8 @@ class Footprint:
         model.requires_grad_(False)
         trainable, _ = count_parameters(peft_model(model, lora_config(model, settings, family), empty=True))
         cached = not settings.augment and worth_caching(settings, model, family)
+        vision = config.vision_config
+        tower = shape.image_tokens * (8 * vision.hidden_size + 2 * vision.intermediate_size) * dtype.itemsize
         return cls(
             settings,
             shape,
@@ -143,10 +140,7 @@ class Footprint:
             parameters,
             weights,
             trace_step(config, settings, dtype, shape),
-            (
-                trace_tower(config, dtype, 1, shape.image_tokens),
-                min(family.photos_at_once(config), photos or 16) if cached else 0,
-            ),
+            (tower, min(family.photos_at_once(config), photos or 16) if cached else 0),
             config.get_text_config(),
             config.vision_config.hidden_size,
             linear,
@@ -218,7 +212,8 @@ def usual_shape(config: Any, image_tokens: int = 0, ref: str = "", max_pixels: i
         image_tokens = family.image_tokens(config, max_pixels)
     if not image_tokens:
         try:
-            image_tokens = photo_tokens(load_processor(ref or config.name_or_path, max_pixels), config, USUAL_PHOTOS)
+            where = str(folder) if (folder := resolve(ref or config.name_or_path)).is_dir() else ref
+            image_tokens = photo_tokens(load_processor(where, max_pixels), config, USUAL_PHOTOS)
         except CatlibError as error:
             raise InputError(
                 f"how many tokens a photo of a {config.model_type} has cannot be told; say it with --image_tokens ({error})"
@@ -265,7 +260,7 @@ def choose(
             for n in sizes:
                 if (way.recomputes or n >= settings.batch_size) and of(way).at(n).peak <= share * free:
                     return of(way).at(n)
-    return of(ways[-1]).at(sizes[-1])
+    return of(ways[-1]).at(min(sizes))
 
 
 def model_config(ref: str) -> Any:

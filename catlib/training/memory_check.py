@@ -58,7 +58,7 @@ def check_fits(settings: TrainSettings, ref: str, samples: Iterable[tuple[Sample
         return need
     fits = ways_that_fit(settings, of, free)
     message = (
-        f"training {ref} at batch_size {need.batch_size} needs about {need.peak / GB:.1f} GB ({need.worst}), and {device} has "
+        f"training {ref} at batch_size {need.batch_size} needs about {need.peak / GB:.1f} GB ({max(need.phases, key=need.phases.__getitem__)}), and {device} has "
         f"{free / GB:.1f} GB free. What fits: {'; '.join(fits) or 'nothing, not even QLoRA with gradient checkpointing at batch_size 1'}"
     )
     if not settings.force:

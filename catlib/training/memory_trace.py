@@ -9,6 +9,7 @@ import warnings
 import weakref
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -23,9 +24,9 @@ from transformers import AutoConfig
 from catlib.settings import TrainSettings, split_list
 from catlib.training.kernels import constant_factors, fuse
 from catlib.training.lora import lora_config, peft_model
-from catlib.vlm.families import family_of, find_family
-from catlib.vlm.features import embedded, tower_vectors
-from catlib.vlm.models import VLM, Checkpoint, empty_model
+from catlib.vlm.families import Family, family_of
+from catlib.vlm.features import embedded
+from catlib.vlm.models import empty_model
 
 RELEVANT = ("mode", "train_projector", "lora_r", "lora_targets", "use_rslora", "use_dora", "gradient_checkpointing")
 
@@ -87,24 +88,6 @@ def _step(config_json: str, settings: TrainSettings, dtype: torch.dtype, shape: 
     return StepTrace(*(Line(2 * one - two, two - one) for one, two in zip(*at_batch, strict=True)))
 
 
-def trace_tower(config: Any, dtype: torch.dtype, photos: int, image_tokens: int) -> int:
-    """Bytes that the frozen tower needs for a moment to look at so many photos, their pixels included."""
-    vision = config.vision_config
-    family = find_family(config)
-    if family is None or not family.traces_tower:
-        inner = getattr(vision, "intermediate_size", 4 * vision.hidden_size)
-        return int(photos * image_tokens * (8 * vision.hidden_size + 2 * inner) * dtype.itemsize)
-    model = empty_model(_config_with(config, layers=1, vision_layers=1)).to(dtype).eval().requires_grad_(False)
-    with FakeTensorMode(), torch.no_grad():
-        _make_fake(model, set())
-        tracker = LiveBytes()
-        tracker.ignore([*model.parameters(), *model.buffers()])
-        with tracker:
-            pixels = torch.empty(photos, 3, vision.image_size, vision.image_size)
-            tower_vectors(VLM(model, None, Checkpoint("", ""), family), {"pixel_values": pixels})
-    return tracker.peak
-
-
 class LiveBytes(TorchDispatchMode):
     """Counts the bytes of all storages that operations make, from their first sight until they are freed."""
 
@@ -146,7 +129,7 @@ def _trace(
     config: Any, settings: TrainSettings, dtype: torch.dtype, shape: Shape, layers: int, batch: int
 ) -> tuple[int, int, int]:
     """(kept by the layers, by the output layer, transient) of a slice of the model."""
-    model = empty_model(_config_with(config, layers, vision_layers=1)).to(dtype)
+    model = empty_model(_config_with(config, layers)).to(dtype)
     family = family_of(model)
     quantized = settings.mode == "qlora" and not settings.use_dora
     linear = quantizable(model, family.language_model)
@@ -173,7 +156,7 @@ def _trace(
         with constant_factors(wrapped) as held, tracker:
             tracker.ignore(held)
             with low:
-                texts = _embeddings(VLM(wrapped, None, Checkpoint("", ""), family), dtype, shape, batch)
+                texts = _embeddings(model, family, dtype, shape, batch)
                 hidden = model.get_submodule(family.language_model)(inputs_embeds=texts, use_cache=False)[0]
                 del texts
                 rows = hidden[:, -shape.answer_tokens - 1 : -1].clone().flatten(0, 1)
@@ -186,30 +169,28 @@ def _trace(
     return of_layers, kept - of_layers, tracker.peak - kept
 
 
-def _embeddings(vlm: VLM, dtype: torch.dtype, shape: Shape, batch: int) -> torch.Tensor:
+def _embeddings(model: Any, family: Family, dtype: torch.dtype, shape: Shape, batch: int) -> torch.Tensor:
     """The texts' embeddings with the photos' in their places, as the training loss makes them."""
-    length = shape.image_tokens + shape.text_tokens
-    if vlm.family.caches_features:
+    length, projector = shape.image_tokens + shape.text_tokens, model.get_submodule(family.projector)
+    if family.caches_features:
         tokens = batch * shape.image_tokens
-        projector: Any = vlm.projector
         features = torch.empty(tokens, projector.linear_1.in_features, dtype=dtype)
+        vlm: Any = SimpleNamespace(base=model, projector=projector)
         return embedded(vlm, torch.zeros(batch, length, dtype=torch.long), features, torch.arange(tokens))
     # a projector of its own kind: three copies of its output
-    grad = any(p.requires_grad for p in vlm.projector.parameters())
-    width = vlm.base.get_input_embeddings().embedding_dim
+    width, grad = model.get_input_embeddings().embedding_dim, any(p.requires_grad for p in projector.parameters())
     photos = torch.empty(3, batch, length, width, dtype=dtype, requires_grad=grad)
     return photos[0] + torch.empty(batch, length, width, dtype=dtype)
 
 
-def _config_with(config: Any, layers: int, vision_layers: int | None) -> Any:
-    """A copy of a configuration with fewer layers."""
+def _config_with(config: Any, layers: int) -> Any:
+    """A copy of a configuration with fewer layers, of the tower those up to the one that is read."""
     small = AutoConfig.for_model(config.model_type, **{k: v for k, v in config.to_dict().items() if k != "model_type"})
     text = small.get_text_config()
     text.num_hidden_layers = layers
     if getattr(text, "layer_types", None):
         text.layer_types = text.layer_types[:layers]
-    if vision_layers is not None:
-        small.vision_config.num_hidden_layers = max(vision_layers, abs(getattr(small, "vision_feature_layer", 1) or 1))
+    small.vision_config.num_hidden_layers = abs(getattr(small, "vision_feature_layer", 1) or 1)
     return small
 
 

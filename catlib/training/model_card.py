@@ -63,7 +63,7 @@ Made with {versions}; commit {commit}.
 def model_card(vlm: VLM, settings: TrainSettings, data: Any, figures: dict[str, Any]) -> str:
     """Markdown with the metadata block that the Hugging Face hub reads (https://huggingface.co/docs/hub/model-cards)."""
     trainable, total = count_parameters(vlm.model)
-    metadata = {"base_model": vlm.name, "library_name": "peft", "pipeline_tag": "image-text-to-text"}
+    metadata: dict[str, Any] = {"base_model": vlm.name, "library_name": "peft", "pipeline_tag": "image-text-to-text"}
     metadata |= {"tags": ["lora", "vision-language", "cat-breeds", "image-classification"]}
     train, val = (Counter(sample.breed for sample in part) for part in (data.train, data.val))
     names = {breed: breed + " (priority)" * (breed in data.priority) for breed in data.breeds}

@@ -16,8 +16,7 @@ T = TypeVar("T")
 def epoch_order(samples: Sequence[Sample], seed: int, epoch: int, balance: str = "none") -> list[int]:
     """Indices of one epoch, as many as there are samples.
 
-    `none`: each sample once, shuffled. `sqrt`, `uniform`: drawn with replacement, a breed of n photos having the chance sqrt(n) or
-    1 instead of n; rare breeds are seen more often without copied lines.
+    `none`: each sample once, shuffled. `sqrt`, `uniform`: drawn with replacement, a breed of n photos with the chance sqrt(n) or 1.
     """
     generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
     if balance == "none":

@@ -115,7 +115,7 @@ class Record:
             "lineage": data.lineage,
             "figures": _finite(figures),
             "outcome": self.outcome(),
-            "remarks": [remark for remark in (rank_remark(self.run.settings),) if remark],
+            "remarks": list(filter(None, [rank_remark(self.run.settings)])),
         }
 
     def outcome(self) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 import html
 import itertools
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -18,7 +19,11 @@ from catlib.vlm.batches import image_token_of, segments
 
 Rows = Sequence[dict[str, Any]]
 LEVEL = 1.02  # a validation loss within 2 % of the best one is no sign of overfitting
-COLOURS = {"prompt": "#5b6670", "image": "#8A949E", "answer": "#0b6b3a"}
+STYLES = {
+    "prompt": "color:#5b6670",
+    "image": "color:#8A949E",
+    "answer": "color:#0b6b3a;font-weight:700;background:#e3f4ea",
+}
 
 
 def setup_table(trainer: Trainer) -> pd.DataFrame:
@@ -45,14 +50,10 @@ def supervised_html(trainer: Trainer, samples: int = 3) -> str:
     token = image_token_of(trainer.vlm.base.config)
     lines = []
     for row, sample in enumerate(chosen):
-        spans = "".join(
-            f'<span style="color:{COLOURS[role]};{"font-weight:700;background:#e3f4ea" if role == "answer" else ""}">'
-            f"{html.escape(text)}</span>"
-            for text, role in segments(batch, row, trainer.vlm.processor, token)
-        )
-        lines.append(
-            f'<div style="margin:.4em 0"><small>{html.escape(sample.id)}</small><br><code>{spans}</code></div>'
-        )
+        parts = segments(batch, row, trainer.vlm.processor, token)
+        spans = "".join(f'<span style="{STYLES[role]}">{html.escape(text)}</span>' for text, role in parts)
+        name = f"<small>{html.escape(sample.id)}</small>"
+        lines.append(f'<div style="margin:.4em 0">{name}<br><code>{spans}</code></div>')
     return "\n".join(lines)
 
 
@@ -79,11 +80,8 @@ def curves(history: Rows) -> tuple[Figure, str]:
     drawn, ((loss, accuracy), (rate, norm)) = plt.subplots(2, 2, figsize=(WIDTH, 6.2))
 
     def line(axes: Any, rows: Rows, key: str, color: str, label: str = "", marker: str = "") -> None:
-        known = [r for r in rows if r.get(key) is not None]
-        if known:
-            axes.plot(
-                [r["step"] for r in known], [r[key] for r in known], color=color, label=label or None, marker=marker
-            )
+        if known := [(row["step"], row[key]) for row in rows if row.get(key) is not None]:
+            axes.plot(*zip(*known, strict=True), color=color, label=label or None, marker=marker)
 
     line(loss, steps, "loss", GREY, "training")
     line(loss, epochs, "val_loss", BLUE, "validation", "o")
@@ -111,8 +109,9 @@ def cost_table(trainer: Trainer, result: TrainResult) -> pd.DataFrame:
     """Time, speed and memory of the training, the memory beside the estimate."""
     rates = sorted(row["photos_per_second"] for row in of_kind(result.history, "step"))
     device = trainer.vlm.device.type
+    settings = replace(trainer.settings, batch_size=result.outcome["micro_batch"])
     try:
-        need = f"{estimate(trainer.settings, trainer.vlm.base.config).peak / 1e9:.2f} GB"
+        need = f"{estimate(settings, trainer.vlm.base.config).peak / 1e9:.2f} GB"
     except CatlibError:
         need = "not known"
     halved = result.outcome["out_of_memory"]
@@ -142,14 +141,11 @@ def conclusion(result: TrainResult, watch: str) -> pd.DataFrame:
         overfits = "may begin: it remembers photos" if losses[-1] > 2 * training else "no sign of it"
     else:
         overfits = "it has levelled off" if losses[-1] < LEVEL * losses[lowest] else f"yes, after epoch {lowest + 1}"
-    kept = [
-        f"{name} {_percent(best.get(key))}"
-        for name, key in (("accuracy", "accuracy"), ("priority macro-F1", "priority_f1"))
-    ]
+    kept = f"accuracy {_percent(best.get('accuracy'))}, priority macro-F1 {_percent(best.get('priority_f1'))}"
     rows = [
         ("Did the validation loss fall?", fell, f"{losses[0]:.3f} → {losses[-1]:.3f}"),
         ("Does it overfit?", overfits, f"training {training:.3f}, validation {losses[-1]:.3f}"),
-        ("Which epoch is kept?", f"epoch {best['epoch']:g}, by {watch}", ", ".join(kept)),
+        ("Which epoch is kept?", f"epoch {best['epoch']:g}, by {watch}", kept),
     ]
     return pd.DataFrame(rows, columns=["question", "answer", "figures"]).set_index("question")
 

@@ -2,15 +2,21 @@
 
 import hashlib
 import logging
+import random
 import re
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import repeat
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import PartialState
+from PIL import Image, ImageEnhance, ImageOps
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 
 from catlib.breeds import PRIORITY_BREEDS
 from catlib.data.conversations import questions_of, spelled_answers
@@ -21,11 +27,9 @@ from catlib.parsing import check_names
 from catlib.paths import resolve
 from catlib.progress import track
 from catlib.settings import TrainSettings, split_list
-from catlib.training.augment import Augment
 from catlib.training.kernels import fuse
 from catlib.training.lora import add_lora
 from catlib.training.memory_check import check_fits
-from catlib.training.sharding import shard
 from catlib.vlm.adapters import WEIGHTS, base_of, read_training
 from catlib.vlm.batches import Collator
 from catlib.vlm.checkpoint import find_checkpoint, open_vlm
@@ -61,6 +65,32 @@ class TrainingData:
     def parts(self) -> tuple[tuple[Path, tuple[Sample, ...]], ...]:
         """(image root, samples) of training and validation."""
         return (self.image_root, self.train), (self.val_root, self.val)
+
+
+class Augment:
+    """A different, reproducible change each time a sample is seen: drawn from seed, sample and how often it was seen."""
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+        self.epoch = 0
+        self._seen: Counter[str] = Counter()
+
+    def start_epoch(self, epoch: int, seen: Iterable[str] = ()) -> None:
+        """Draws depend on the epoch and on the turn within it; `seen`: ids of the samples before, where training is resumed."""
+        self.epoch, self._seen = epoch, Counter(seen)
+
+    def __call__(self, image: Image.Image, sample_id: str) -> Image.Image:
+        """Crop 80-100 % of each side, flip half of the time, brightness, contrast and colour by up to 15 %."""
+        draw = random.Random(f"{self.seed}/{self.epoch}/{sample_id}/{self._seen[sample_id]}")
+        self._seen[sample_id] += 1
+        width, height = (max(1, round(side * draw.uniform(0.8, 1.0))) for side in image.size)
+        left, top = draw.randint(0, image.width - width), draw.randint(0, image.height - height)
+        image = image.crop((left, top, left + width, top + height))
+        if draw.random() < 0.5:
+            image = ImageOps.mirror(image)
+        for enhancer in (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color):
+            image = enhancer(image).enhance(draw.uniform(0.85, 1.15))
+        return image
 
 
 @dataclass
@@ -112,7 +142,7 @@ def lineage_of(adapter: str) -> dict[str, Any]:
     base_of(folder)  # raises where no adapter is
     earlier = read_training(folder)
     weights = hashlib.sha256((folder / WEIGHTS).read_bytes()).hexdigest()
-    known = {key: earlier[key] for key in ("breeds", "lineage") if key in earlier}
+    known: dict[str, Any] = {key: earlier[key] for key in ("breeds", "lineage") if key in earlier}
     return {"folder": adapter, "sha256": weights, **known}
 
 
@@ -177,3 +207,24 @@ def _digested(sample: Sample, root: Path) -> Sample:
             "was the photo changed after the split? `catlib data check` lists all, `catlib data` makes the split anew"
         )
     return replace(sample, metadata={**sample.metadata, "sha256": digest})
+
+
+def shard(vlm: VLM, processes: int) -> None:
+    """Keep one piece of each of the language model's frozen matrices in this process, put together layer by layer for its use.
+
+    torch's fully_shard (arXiv 2304.11277) on what is not trained; adapters stay whole on every process and are synchronized by DDP. So
+    optimizer states and checkpoints are those of one process, which accelerate's own FSDP would shard as well.
+    """
+    mesh = init_device_mesh(vlm.base.device.type, (processes,))
+    language_model = vlm.base.get_submodule(vlm.family.language_model)
+    lists = [list(module) for module in language_model.modules() if isinstance(module, torch.nn.ModuleList)]
+    layers = max(lists, key=len)  # the decoder's: the longest list of modules
+    for layer in layers:
+        whole = {p for p in layer.parameters() if p.requires_grad or p.dim() < 2}
+        # Always back to pieces: left whole after a validation, they would be cut by the main process alone, when it saves.
+        fully_shard(layer, mesh=mesh, ignored_params=whole, reshard_after_forward=True)
+    rest = set(language_model.parameters()) - {p for layer in layers for p in layer.parameters()}
+    fully_shard(
+        language_model, mesh=mesh, ignored_params=rest, reshard_after_forward=True
+    )  # so that layers know their order
+    log.info("the frozen matrices of %d layers lie in %d pieces", len(layers), processes)

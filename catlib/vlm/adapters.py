@@ -29,6 +29,7 @@ log = logging.getLogger(__name__)
 WEIGHTS, CONFIG, TRAINING = "adapter_model.safetensors", "adapter_config.json", "training.json"
 DIGEST = f"{WEIGHTS}.sha256"  # SHA-256 of the weights, and of those that they replaced
 SCHEME = "2:"  # of the fingerprints that are made now; those without a number are of the first
+BY_PATTERN = ("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "rank_pattern")
 SAMPLED = 64  # values of each tensor in a fingerprint
 
 
@@ -154,6 +155,9 @@ def load_adapter(vlm: VLM, adapter: Path, trainable: bool = False) -> None:
         ranks = {
             n.removeprefix("base_model.model.").split(".lora_")[0]: len(t) for n, t in saved.items() if ".lora_A." in n
         }
+        if config.peft_type != "LORA":
+            raise ValueError(f"a {config.peft_type} adapter; only LoRA is known")
+        stated = {name: getattr(config, name) for name in BY_PATTERN}
         config.target_modules = set(ranks) or DUMMY_TARGET_MODULES
         config.exclude_modules = config.layers_to_transform = config.layers_pattern = None
         config.rank_pattern = {re.escape(name): rank for name, rank in ranks.items() if rank != config.r}
@@ -175,6 +179,7 @@ def load_adapter(vlm: VLM, adapter: Path, trainable: bool = False) -> None:
             f"{adapter / WEIGHTS} does not fit {vlm.name!r}: {len(problems)} tensors, first: {sorted(problems)[0]}"
         )
     set_peft_model_state_dict(model, saved)
+    vars(config).update(stated)  # as others know it, who compare it or save it again
     if not trainable:
         for name, parameter in model.named_parameters():
             if "lora_" in name or "modules_to_save" in name:

@@ -109,8 +109,9 @@ def _edited(vlm: VLM, edit: Callable[[torch.Tensor], torch.Tensor]) -> Iterator[
     def before(
         _: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        embeddings = edit(kwargs["inputs_embeds"])
-        return args, {**kwargs, "inputs_embeds": embeddings, "attention_mask": None}
+        mask = kwargs.get("attention_mask")  # of one row; only those of four dimensions fit several
+        mask = None if isinstance(mask, torch.Tensor) and mask.dim() == 2 else mask
+        return args, {**kwargs, "inputs_embeds": edit(kwargs["inputs_embeds"]), "attention_mask": mask}
 
     handle = vlm.base.get_submodule(vlm.family.language_model).register_forward_pre_hook(before, with_kwargs=True)
     try:

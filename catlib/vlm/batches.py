@@ -5,11 +5,14 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, fields, replace
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import torch
 from PIL.Image import Image
+from torch.nn.functional import pad
+from torch.nn.utils.rnn import pad_sequence
 
 from catlib.data.images import inside, open_image
 from catlib.data.records import Sample
@@ -78,15 +81,12 @@ class Collator:
     ) -> None:
         self.vlm, self.image_root, self.features, self.augment = vlm, image_root, features, augment
         self.image_token = image_token_of(vlm.base.config)
-        pad = vlm.processor.tokenizer.pad_token_id
-        self.pad = 0 if pad is None else pad
+        self.pad = vlm.processor.tokenizer.pad_token_id or 0
         self.ends = known_ends(vlm)
         self._prompts: dict[str, list[int]] = {}
         self._answers: dict[tuple[str, str], list[int]] = {}
         self._coming: dict[str, Future[dict[str, torch.Tensor]]] = {}
-        self._thread = (
-            threading.local()
-        )  # a tokenizer serves one thread at a time: each worker has a processor of its own
+        self._thread = threading.local()  # a tokenizer serves one thread at a time: each worker has its own processor
         own = [copy.deepcopy(vlm.processor) for _ in range(workers)]
         give = lambda: setattr(self._thread, "processor", own.pop())  # noqa: E731
         self._workers = ThreadPoolExecutor(workers, "photos", initializer=give) if workers else None
@@ -108,27 +108,20 @@ class Collator:
         """A batch of samples. Raises CatlibError or InputError naming what is wrong with a photo or the template."""
         if self.features is not None and self.augment is None:
             found = self._features(self.features, samples)
-            rows = [
-                self.prompt_ids(s.question, one) + self.answer_ids(s) for s, one in zip(samples, found, strict=True)
-            ]
+            pairs = zip(samples, found, strict=True)
+            rows = [torch.tensor(self.prompt_ids(s.question, one) + self.answer_ids(s)) for s, one in pairs]
             features, pixels = torch.cat([one.vectors for one in found]), None
         else:
-            photos = [
-                self._coming.pop(sample.id).result() if sample.id in self._coming else self._photo(sample)
-                for sample in samples
-            ]
-            rows = [inputs.pop("input_ids")[0].tolist() for inputs in photos]
+            ready = self._coming
+            photos = [ready.pop(s.id).result() if s.id in ready else self._photo(s) for s in samples]
+            rows = [inputs.pop("input_ids")[0] for inputs in photos]
             features, pixels = None, _join(photos)
-        answers = [len(self.answer_ids(sample)) for sample in samples]
-        shape = len(rows), max(map(len, rows))
-        ids, mask, labels = (
-            torch.full(shape, self.pad),
-            torch.zeros(shape, dtype=torch.long),
-            torch.full(shape, IGNORED),
-        )
-        for i, (row, n) in enumerate(zip(rows, answers, strict=True)):
-            ids[i, : len(row)], mask[i, : len(row)] = torch.tensor(row), 1
-            labels[i, len(row) - n : len(row)] = ids[i, len(row) - n : len(row)]
+        ids = pad_sequence(rows, True, self.pad)
+        mask = pad_sequence([torch.ones_like(row) for row in rows], True)
+        labels = torch.full_like(ids, IGNORED)
+        for label, row, sample in zip(labels, rows, samples, strict=True):
+            answer = slice(len(row) - len(self.answer_ids(sample)), len(row))
+            label[answer] = row[answer]
         at, images = answer_positions(labels), (ids == self.image_token).flatten().nonzero()[:, 0]
         padded = not bool(mask.all())
         return Batch(tuple(s.id for s in samples), ids, mask, labels, features, pixels, at, images, padded)
@@ -202,15 +195,15 @@ def check_batch(vlm: VLM, batch: Batch) -> None:
 
 def segments(batch: Batch, row: int, processor: Any, image_token: int) -> list[tuple[str, str]]:
     """A row as text in order, each part with its role: `prompt`, `image` or `answer` (what is supervised)."""
-    parts: list[tuple[str, list[int]]] = []
     n = int(batch.attention_mask[row].sum())
-    for token, label in zip(batch.input_ids[row, :n].tolist(), batch.labels[row, :n].tolist(), strict=True):
-        role = "answer" if label != IGNORED else "image" if token == image_token else "prompt"
-        if not parts or parts[-1][0] != role:
-            parts.append((role, []))
-        parts[-1][1].append(token)
+    pairs = list(zip(batch.input_ids[row, :n].tolist(), batch.labels[row, :n].tolist(), strict=True))
+
+    def role(pair: tuple[int, int]) -> str:
+        return "answer" if pair[1] != IGNORED else "image" if pair[0] == image_token else "prompt"
+
+    parts = [(kind, [token for token, _ in part]) for kind, part in groupby(pairs, role)]
     decode = processor.tokenizer.decode
-    return [(f"[{len(t)} image tokens]" if role == "image" else decode(t), role) for role, t in parts]
+    return [(f"[{len(t)} image tokens]" if kind == "image" else decode(t), kind) for kind, t in parts]
 
 
 def _join(inputs: Sequence[Mapping[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
@@ -218,16 +211,9 @@ def _join(inputs: Sequence[Mapping[str, torch.Tensor]]) -> dict[str, torch.Tenso
     joined = {}
     for name in inputs[0]:
         tensors = [one[name] for one in inputs]
-        if tensors[0].dim() > 1:
-            shape = [max(sizes) for sizes in zip(*(t.shape[1:] for t in tensors), strict=True)]
-            tensors = [_fill(t, shape) for t in tensors]
-        joined[name] = torch.cat(tensors)
+        most = [
+            max(sizes) for sizes in zip(*(t.shape[:0:-1] for t in tensors), strict=True)
+        ]  # the last dimension first
+        room = [[n for want, have in zip(most, t.shape[:0:-1], strict=True) for n in (0, want - have)] for t in tensors]
+        joined[name] = torch.cat([pad(t, n) if any(n) else t for t, n in zip(tensors, room, strict=True)])
     return joined
-
-
-def _fill(tensor: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
-    if list(tensor.shape[1:]) == list(shape):
-        return tensor
-    filled = tensor.new_zeros(len(tensor), *shape)
-    filled[tuple(slice(n) for n in tensor.shape)] = tensor
-    return filled

@@ -56,19 +56,15 @@ def find_checkpoint(
             trained_question=training.get("question", ""),
             breeds=tuple(training.get("breeds") or Checkpoint.breeds),
             spelled=training.get("spelled", {}),
-            max_pixels=training.get("settings", {}).get("max_pixels", 0),
+            max_pixels=(training.get("settings") or {}).get("max_pixels", 0),
             training=training,
         )
     remarks = []
     if question and question != found.trained_question and (found.trained_question or question != found.question):
-        trained = (
-            f"it was trained with {found.trained_question!r}" if found.trained_question else "not the standard one"
-        )
-        remarks.append(f"{found.name} is asked {question!r}; {trained}")
+        trained = f"it was trained with {found.trained_question!r}" * bool(found.trained_question)
+        remarks.append(f"{found.name} is asked {question!r}; {trained or 'not the standard one'}")
     if found.adapter is not None and not found.training:
-        remarks.append(
-            f"{found.name} has no {TRAINING}: which breeds and which question it was trained on is not known"
-        )
+        remarks.append(f"{found.name} has no {TRAINING}: its breeds and the question of its training are not known")
     if found.training.get("breeds") and (unknown := [breed for breed in breeds if breed not in found.breeds]):
         remarks.append(f"{found.name} was not trained on {', '.join(unknown)}")
     return replace(
@@ -175,6 +171,7 @@ def _checked(training: dict[str, Any], path: Path) -> dict[str, Any]:
         isinstance(names, list)
         and isinstance(spelled, dict)
         and isinstance(settings, dict)
+        and isinstance(settings.get("max_pixels", 0), int)
         and all(isinstance(text, str) for text in (*names, *texts, *spelled, *spelled.values()))
     ):
         raise InputError(f"{path}: question, base_model, breeds, spelled or settings is of the wrong kind")

@@ -41,17 +41,15 @@ def generate_constrained(
     """
     end = end_tokens(vlm)[0]
     labels = {tuple(label_tokens(vlm, question, breed, spelled)): breed for breed in breeds}
-    allowed: dict[tuple[int, ...], list[int]] = {}
+    allowed: dict[tuple[int, ...], dict[int, None]] = {}
     for label in labels:
-        for n in range(len(label)):
-            following = allowed.setdefault(label[:n], [])
-            if label[n] not in following:
-                following.append(label[n])
+        for n, token in enumerate(label):
+            allowed.setdefault(label[:n], {})[token] = None
     inputs = inference_inputs(vlm, images, [question] * len(images))
     length = inputs["input_ids"].shape[1]
 
     def allow(_: int, tokens: torch.Tensor) -> list[int]:
-        return allowed.get(tuple(tokens[length:].tolist()), [end])  # a finished row goes on with end tokens
+        return list(allowed.get(tuple(tokens[length:].tolist()), [end]))  # a finished row goes on with end tokens
 
     longest = max(map(len, labels))
     output = generate_greedy(vlm, {**inputs, "prefix_allowed_tokens_fn": allow}, longest)

@@ -53,34 +53,33 @@ class Family:
     projector: str = "model.multi_modal_projector"
     language_model: str = "model.language_model"
     towers: tuple[str, ...] = ()  # `model_type` of the vision configuration; empty: any
-    image_tokens: Callable[[Any, int], int] | None = None
+    image_tokens: Callable[..., int] | None = None
     tiled: bool = False  # a photo is cut into tiles, and the last of them shows it whole
     caches_features: bool = False  # the projector reads nothing but the tower's output, so that can be kept on disk
     caps_logits: bool = (
         False  # by the language model's `final_logit_softcapping`, which not every model with one applies
     )
-    traces_tower: bool = False  # the tower does not branch on data: its memory is counted by running it without any
     # of ALONG_TEXT: what an answer's tokens have, if not the prompt's
     answer_along: Mapping[str, int] = field(default_factory=dict)
     served_names: Mapping[str, str] = field(default_factory=dict)  # vLLM's prefixes of module paths, where they differ
 
     def photos_at_once(self, config: Any) -> int:
         """Photos that go through the tower together when the feature cache is filled, 16 at most."""
-        tokens = self.image_tokens(config, 0) if self.image_tokens else FILL_TOKENS
+        tokens = self.image_tokens(config) if self.image_tokens else FILL_TOKENS
         return max(1, min(16, FILL_TOKENS // tokens))
 
 
-def _patches(config: Any, most: int) -> int:
+def _patches(config: Any, most: int = 0) -> int:
     return (config.vision_config.image_size // config.vision_config.patch_size) ** 2
 
 
-def _rows_with_breaks(config: Any, most: int) -> int:
+def _rows_with_breaks(config: Any, most: int = 0) -> int:
     vision = config.vision_config
     side = min(vision.image_size, math.isqrt(most) or vision.image_size) // vision.patch_size
     return side * (side + 1)  # a row break after each row
 
 
-def _tiles_and_the_whole(config: Any, most: int) -> int:
+def _tiles_and_the_whole(config: Any, most: int = 0) -> int:
     vision = config.vision_config
     tiles = math.ceil(math.isqrt(most) / vision.image_size) ** 2 if most else 16
     count = tiles + 1 if not most or most >= 2 * vision.image_size**2 else 1
@@ -96,7 +95,7 @@ _VISUAL = ("model.visual", "model.visual.merger")
 _CACHED: dict[str, Any] = {"caches_features": True, "served_names": _SERVED}
 FAMILIES = (
     Family("Pixtral", ("llava",), towers=(PIXTRAL_TOWER,), image_tokens=_rows_with_breaks, **_CACHED),
-    Family("LLaVA-1.5", ("llava",), image_tokens=_patches, traces_tower=True, **_CACHED),
+    Family("LLaVA-1.5", ("llava",), image_tokens=_patches, **_CACHED),
     Family("LLaVA-NeXT", ("llava_next",)),
     Family("LLaVA-OneVision", ("llava_onevision",)),
     Family("Mistral3", ("mistral3",)),

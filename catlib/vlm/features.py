@@ -41,7 +41,7 @@ class PhotoFeatures:
         tensors = [t.detach().cpu().contiguous() for t in (self.vectors, self.block)]
         digest = hashlib.sha256(f"{sha} {[(t.dtype, t.shape) for t in tensors]}".encode())
         for tensor in tensors:
-            digest.update(tensor.view(torch.uint8).numpy())
+            digest.update(tensor.view(torch.uint8).numpy().data)
         return torch.tensor(list(digest.digest()), dtype=torch.uint8)
 
 

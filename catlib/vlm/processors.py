@@ -12,6 +12,7 @@ import os
 import re
 import subprocess
 import sys
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -105,6 +106,8 @@ def load_processor(ref: str, max_pixels: int = 0) -> Any:
     `max_pixels` (see `limit_pixels`).
     """
     try:
+        if not Path(ref).is_dir():
+            from_files(AutoConfig, ref)  # says what is wrong with a hub name
         processor = from_files(AutoProcessor, ref) if is_torchvision_available() else _without_torchvision(ref)
     except (ImportError, OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         text = str(error).strip() or type(error).__name__
@@ -245,14 +248,14 @@ def _without_torchvision(ref: str) -> Any:
 
 def _processor_class(ref: str) -> type[ProcessorMixin] | None:
     """The class that the model's files name, or the one of its type; None where there is none."""
-    config = from_files(AutoConfig, ref)
     name = ProcessorMixin.get_processor_dict(ref)[0].get("processor_class")
-    if not name:
-        try:
-            name = ImageProcessingMixin.get_image_processor_dict(ref)[0].get("processor_class")
-        except OSError:
-            name = None
-    kind = getattr(transformers, name or PROCESSOR_MAPPING_NAMES.get(config.model_type) or "", None)
+    for ask in (
+        lambda: ImageProcessingMixin.get_image_processor_dict(ref)[0].get("processor_class"),
+        lambda: PROCESSOR_MAPPING_NAMES.get(from_files(AutoConfig, ref).model_type),
+    ):
+        with suppress(OSError, ValueError):
+            name = name or ask()
+    kind = getattr(transformers, name or "", None)
     if "torchvision" not in getattr(kind, "_backends", ()):
         return kind
     # transformers' placeholder: import the class with the PIL module in the place of the one that needs torchvision

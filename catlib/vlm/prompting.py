@@ -65,7 +65,7 @@ def answer_tokens(processor: Any, question: str, answer: str, ends: Sequence[int
     prompt, text, end = _training_text(processor, question, answer, ends)
     if not text.startswith(prompt):
         raise CatlibError(
-            f"the chat template writes another prompt before an answer: {text!r} does not begin with {prompt!r}"
+            f"the chat template writes another prompt before an answer: {text!r} begins not as {prompt!r}"
         )
     before, whole = text_tokens(processor, prompt), text_tokens(processor, text)
     if whole[: len(before)] != before:
@@ -111,16 +111,13 @@ def continued(vlm: VLM, inputs: Mapping[str, Any], answer: Sequence[int] | torch
 
     What runs along the text goes on as it stands at the prompt's end, or as the family says.
     """
-    tokens = torch.as_tensor(answer, device=inputs["input_ids"].device)
-    tokens = tokens.expand(len(inputs["input_ids"]), -1)
-    n = tokens.shape[1]
-    more = {name: inputs[name][:, -1:] for name in ALONG_TEXT if name in inputs}
-    more |= {
-        name: torch.full_like(more[name], value) for name, value in vlm.family.answer_along.items() if name in more
-    }
-    more = {name: last.expand(-1, n, *last.shape[2:]) for name, last in more.items()}
-    more["input_ids"] = tokens
-    return {**inputs, **{name: torch.cat([inputs[name], tail], dim=1) for name, tail in more.items()}}
+    ids = inputs["input_ids"]
+    tails = {"input_ids": torch.as_tensor(answer, device=ids.device).expand(len(ids), -1)}
+    for name in set(ALONG_TEXT) & set(inputs):
+        last = inputs[name][:, -1:]
+        last = torch.full_like(last, vlm.family.answer_along[name]) if name in vlm.family.answer_along else last
+        tails[name] = last.expand(-1, tails["input_ids"].shape[1], *last.shape[2:])
+    return {**inputs, **{name: torch.cat([inputs[name], tail], dim=1) for name, tail in tails.items()}}
 
 
 def model_inputs(processor: Any, images: Sequence[Image], text: Sequence[str]) -> dict[str, torch.Tensor]:

@@ -28,10 +28,8 @@ PLAIN_ROWS = 16  # names in one plain pass
 class LabelScorer:
     """Scores a photo for every breed by log p(name, end token | photo, question), tokenized exactly as in training.
 
-    `spelled`: the text that settles a breed for models that learned longer answers (see `label_tokens`).
-
-    `mode`: "tree" is the trie in one pass; "plain" reads each name behind photo and question anew, for models with layers that keep
-    no cache that could be shared, and for prompts that leave no room in a sliding window; "auto" picks. Sums are independent of
+    `spelled`: see `label_tokens`. `mode`: "tree" is the trie in one pass; "plain" reads each name behind photo and question anew,
+    for layers that keep no cache that could be shared, and where a sliding window has no room; "auto" picks. Sums are independent of
     batch size and of the order of `breeds` up to rounding.
     """
 
@@ -45,15 +43,13 @@ class LabelScorer:
     ) -> None:
         self.vlm, self.breeds, self.question, self.spelled = vlm, tuple(breeds), question, dict(spelled or {})
         text = vlm.base.config.get_text_config()
-        kinds = set(
-            getattr(text, "layer_types", None) or ["sliding_attention"]
-        )  # one kind for all, if there is a window
+        # without layer_types all layers are alike, and a window, where there is one, is of all
+        kinds = set(getattr(text, "layer_types", None) or ["sliding_attention"])
         self.mode = mode if mode != "auto" else "plain" if kinds & STATEFUL else "tree"
         window = getattr(text, "sliding_window", None) if "sliding_attention" in kinds else None
         self.window = window or math.inf
-        self.cuts_back = not getattr(
-            text, "cross_attention_layers", None
-        )  # else the photo's part of the cache would be cut
+        # else the photo's part of the cache would be cut with the names'
+        self.cuts_back = not getattr(text, "cross_attention_layers", None)
         self.labels = [self.tokens(breed) for breed in self.breeds]
         same = {tuple(label): breed for label, breed in zip(self.labels, self.breeds, strict=True)}
         if len(same) != len(self.breeds):
