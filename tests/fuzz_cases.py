@@ -260,7 +260,7 @@ class Place:
             "mode": "lora",
             "trainer_args": {"optim": "sgd"},
         }
-        profile |= {"priority_breeds": "Manx", "vllm_url": "http://h/v1", "lora_targets": "q_proj", "data_dir": "data"}
+        profile |= {"priority_breeds": "Manx", "vllm_url": "http://h/v1", "data_dir": "data"}
         model = {"id": "m", "owned_by": "x"}
         reply = {"data": [model], "choices": [{"message": {"content": "Manx"}}]}
         table = (

@@ -18,11 +18,13 @@ from catlib.data.findings import Finding
 from catlib.data.nearness import nearness
 from catlib.data.records import PARTS, Sample
 from catlib.data.suspects import Suspects, find_suspects, similar_pairs
+from catlib.errors import InputError
 from catlib.files import csv_text, replacing, write_text
 from catlib.paths import resolve
 from catlib.progress import track
 from catlib.settings import DataSettings
 from catlib.vlm.checkpoint import model_folder, open_vlm
+from catlib.vlm.processors import from_files
 
 CACHE = "outputs/cache/photo_features"
 BATCH = 16
@@ -62,8 +64,8 @@ def open_encoder(ref: str) -> FeatureExtractor:
     from transformers import AutoConfig
 
     try:
-        named = AutoConfig.from_pretrained(model_folder(ref) or ref).architectures
-    except (OSError, ValueError):  # no config.json: an adapter, or nothing, which open_vlm says
+        named = from_files(AutoConfig, str(model_folder(ref) or ref)).architectures
+    except (OSError, ValueError, InputError):  # no config.json: an adapter, or nothing, which open_vlm says
         named = ["ConditionalGeneration"]
     is_vlm = any("ConditionalGeneration" in name for name in named or ())
     return TowerEncoder(open_vlm(ref)) if is_vlm else ClipEncoder.load(ref)

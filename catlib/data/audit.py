@@ -23,7 +23,7 @@ from catlib.data.findings import Finding
 from catlib.data.hashing import perceptual_hashes
 from catlib.data.images import ImageError, has_alpha, opening, to_8_bits, to_rgb
 from catlib.errors import InputError
-from catlib.files import appending
+from catlib.files import appending, parse_json
 from catlib.progress import track
 from catlib.settings import split_list
 
@@ -237,8 +237,8 @@ def _kept(path: Path | None, about: list[Any]) -> Iterator[tuple[Mapping[str, An
     known: dict[str, Any] = {}
     if lines and lines[0] == json.dumps(about):
         for line in lines[1:]:
-            with suppress(ValueError):  # the last line may be cut off
-                known |= json.loads(line)
+            with suppress(InputError):  # the last line may be cut off
+                known |= parse_json(line, str(path))
     elif lines:
         path.unlink()
     with appending(path) as add:

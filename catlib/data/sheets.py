@@ -20,6 +20,8 @@ def read_sheet(path: Path, columns: Mapping[str, Sequence[str]], needed: Collect
     """
     former = csv.field_size_limit(FIELD)
     try:
+        if not path.is_file():  # a pipe would be waited for
+            raise InputError(f"{path}: not a file")
         text = _decoded(path.read_bytes())
         first, _, rest = text.partition("\n")
         hint = re.fullmatch(r"sep=(.)\s*", first, re.IGNORECASE)  # a line that Excel writes and reads

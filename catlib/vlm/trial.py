@@ -1,7 +1,7 @@
 """Run in a process of its own, as a script: what comes with a model and may take for ever or all memory (see `processors.ends_in_time`).
 
-Reads one JSON object from standard input: `template`, a chat template, or `tokenizer`, a tokenizer.json. Exit code 1 where the memory
-does not suffice; errors are others' business.
+Reads one JSON object from standard input: `template`, a chat template, or `tokenizer`, the path of a tokenizer.json. Exit code 1 where
+the memory does not suffice; errors are others' business.
 """
 
 import json
