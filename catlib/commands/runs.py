@@ -1,6 +1,7 @@
 """`catlib runs`: the runs of the project, listed, shown, compared and removed."""
 
 import argparse
+from textwrap import shorten
 
 from catlib.commands.options import show
 from catlib.errors import InputError
@@ -45,7 +46,16 @@ def _list(args: argparse.Namespace) -> None:
     rows = index.listed(runs)
     facts = [row | {"models": metrics.get("models", {})} for row, (_, metrics) in zip(rows, runs, strict=True)]
     lines = [f"cannot be read: {folder}" for folder in unreadable]
-    show(args, {"runs": facts, "unreadable": unreadable}, "\n".join([text_table(rows, indent=""), *lines]))
+    show(
+        args,
+        {"runs": facts, "unreadable": unreadable},
+        "\n".join(
+            [
+                text_table([{k: shorten(v, 60, placeholder=" …") for k, v in row.items()} for row in rows], indent=""),
+                *lines,
+            ]
+        ),
+    )
 
 
 def _show(args: argparse.Namespace) -> None:

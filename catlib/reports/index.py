@@ -137,7 +137,7 @@ def differences(states: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     settings = [parameters_of(state) for state in states]
     found: list[dict[str, Any]] = [{} for _ in settings]
     for key in dict.fromkeys(key for values in settings for key in values if key not in NAMES):
-        counts = Counter(str(values.get(key)) for values in settings).most_common(2)
+        counts = Counter(str(values[key]) for values in settings if key in values).most_common(2)
         usual = counts[0][0] if len(counts) == 1 or counts[0][1] > counts[1][1] else None
         for values, own in zip(settings, found, strict=True):
             if key in values and str(values[key]) != usual:
