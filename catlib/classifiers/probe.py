@@ -92,7 +92,7 @@ class Probe(Classifier):
             "learner": self.kind,
         }
         with replacing(path) as temporary:
-            np.savez(temporary, about=np.array(json.dumps(about)), **self.arrays)
+            np.savez(temporary, allow_pickle=False, about=np.array(json.dumps(about)), **self.arrays)
 
     @classmethod
     def restore(cls, path: Path, device: str = "auto", dtype: str = "auto") -> "Probe":

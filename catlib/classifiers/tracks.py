@@ -155,7 +155,8 @@ def make_probe(source: str, kind: str, bench: Bench, settings: ComparisonSetting
     if kind == "projection" and getattr(extractor, "projection", None) is None:
         return None  # SigLIP has none
     name = next(entry.name for entry in TRACKS if entry.make and getattr(entry.make, "args", ()) == (source, kind))
-    about = {"batch_size": settings.eval_batch_size, "seed": settings.seed, "kind": kind, "balance": settings.balance}
+    about: dict[str, Any] = {"seed": settings.seed, "kind": kind, "balance": settings.balance}
+    about["batch_size"] = settings.eval_batch_size
     return Probe.fit(extractor, bench.breeds, bench.train, bench.image_root, name, **about)
 
 

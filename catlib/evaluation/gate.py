@@ -36,7 +36,7 @@ def gate(profile: str, given: Mapping[str, Any]) -> Verdict:
     validation photos, unless it is clear already that nothing can be trained here. Raises InputError where photos or models
     are missing.
     """
-    train, want = (cls.of_profile(profile, given) for cls in (TrainSettings, ComparisonSettings))
+    train, want = TrainSettings.of_profile(profile, given), ComparisonSettings.of_profile(profile, given)
     need = training_need(train, want.budget_hours)
     models: dict[str, Any] = {}
     if not need["obstacle"]:

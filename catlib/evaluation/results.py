@@ -115,9 +115,13 @@ class Results:
 
     def save(self, run_dir: Path, verdict: Verdict | None = None) -> Path:
         """Merge the figures into the run's metrics.json."""
-        judged, priority = verdict.as_json() if verdict else None, list(self.priority)
-        figures = {"models": self.models, "comparisons": self.comparisons, "priority_breeds": priority}
-        return write_metrics(run_dir, verdict=judged, **figures)
+        return write_metrics(
+            run_dir,
+            models=self.models,
+            comparisons=self.comparisons,
+            priority_breeds=list(self.priority),
+            verdict=verdict.as_json() if verdict else None,
+        )
 
     def conclusion(self) -> str:
         """How good the tuned VLM is, in Markdown: priority breeds, gain of tuning, failures, and how far to trust it."""

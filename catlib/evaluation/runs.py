@@ -34,7 +34,6 @@ def open_bench(settings: EvaluationSettings | ComparisonSettings) -> Bench:
     """
     check_bootstrap(settings.bootstrap)
     dataset = load_dataset(resolve(settings.test_data).parent)
-    fits = isinstance(settings, ComparisonSettings)
     priority = tuple(split_list(settings.priority_breeds))
     if not priority:
         tested = {sample.breed for sample in dataset.test}
@@ -46,15 +45,18 @@ def open_bench(settings: EvaluationSettings | ComparisonSettings) -> Bench:
             f"priority_breeds: {', '.join(unknown)} not among the breeds of the data, which are "
             f"{', '.join(dataset.breeds)}"
         )
-    train = tuple(read_samples(resolve(settings.train_data), dataset.image_root)) if fits else ()
     test = tuple(read_samples(resolve(settings.test_data), dataset.image_root))
     val = tuple(read_samples(resolve(settings.val_data), dataset.image_root))
-    checkpoint = None if fits else find_vlm(settings, dataset.breeds)
-    seen = {settings.val_data: val, "train.jsonl": dataset.train}
-    if fits:
-        seen[settings.train_data] = train
-    elif (used := resolve((checkpoint.training.get("settings") or {}).get("train_data") or "data")).is_file():
-        seen[str(used)] = tuple(read_samples(used))  # what the checkpoint was trained on, wherever the test photos lie
+    train: tuple[Sample, ...] = ()
+    checkpoint = None
+    seen: dict[str, Sequence[Sample]] = {settings.val_data: val, "train.jsonl": dataset.train}
+    if isinstance(settings, ComparisonSettings):
+        seen[settings.train_data] = train = tuple(read_samples(resolve(settings.train_data), dataset.image_root))
+    else:
+        checkpoint = find_vlm(settings, dataset.breeds)
+        used = resolve((checkpoint.training.get("settings") or {}).get("train_data") or "data")
+        if used.is_file():  # what the checkpoint was trained on, wherever the test photos lie
+            seen[str(used)] = tuple(read_samples(used))
     for name, samples in seen.items():
         refuse_trained_on(test, samples, name, dataset.image_root)
     return Bench(
