@@ -1,5 +1,8 @@
 """What is supervised: the answer and its end token, nothing else; nothing truncated; the cache changes nothing."""
 
+import gc
+import weakref
+
 import pytest
 import torch
 from tiny_models import BREEDS, QUESTION, save_llava, save_pixtral, write_dataset
@@ -150,3 +153,14 @@ def test_segments_show_what_is_supervised(vlm, data, samples):
     assert QUESTION in parts[2][0]
     assert parts[3][0].strip() == f"{BREEDS[0]}</s>"
     assert parts[1][0] == "[16 image tokens]"
+
+
+def test_a_model_is_free_when_its_collator_is(model, data, samples):
+    """Else a training that is run again in a notebook would hold both models on the GPU."""
+    vlm = open_vlm(str(model), device="cpu", precision="float32")
+    collate, held = Collator(vlm, data.parent, workers=2), weakref.ref(vlm.model)
+    collate.prefetch(samples[:4])
+    collate(samples[:4])
+    del vlm, collate
+    gc.collect()
+    assert held() is None

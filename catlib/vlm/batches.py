@@ -86,9 +86,12 @@ class Collator:
         self._prompts: dict[str, list[int]] = {}
         self._answers: dict[tuple[str, str], list[int]] = {}
         self._coming: dict[str, Future[dict[str, torch.Tensor]]] = {}
-        self._thread = threading.local()  # a tokenizer serves one thread at a time: each worker has its own processor
+        self._thread = thread = threading.local()  # a tokenizer serves one thread at a time: each has its own processor
         own = [copy.deepcopy(vlm.processor) for _ in range(workers)]
-        give = lambda: setattr(self._thread, "processor", own.pop())  # noqa: E731
+
+        def give() -> None:  # a worker holds this as long as it lives: it must not name `self`, nor the model with it
+            thread.processor = own.pop()
+
         self._workers = ThreadPoolExecutor(workers, "photos", initializer=give) if workers else None
 
     @property
