@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from bitsandbytes.functional import QuantState
+from peft.tuners.lora import LoraLayer
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.functional import cross_entropy
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -133,13 +134,16 @@ def _trace(
     family = family_of(model)
     quantized = settings.mode == "qlora" and not settings.use_dora
     linear = quantizable(model, family.language_model)
-    four_bit = {m.weight for m in linear.values()} if quantized else set()
     # A slice need not have all kinds of layers. Dropout draws numbers, which data-free tensors cannot; what it keeps for a moment
     # is added by the caller.
     kinds = {name.rsplit(".", 1)[-1] for name in linear}
     targets = ",".join(name for name in split_list(settings.lora_targets) if name in kinds) or settings.lora_targets
     sliced = replace(settings, lora_dropout=0.0, lora_targets=targets)
     wrapped = peft_model(model, lora_config(model, sliced, family), empty=True)
+    adapted = {
+        m.get_base_layer() for m in wrapped.modules() if isinstance(m, LoraLayer)
+    }  # only these expand their weights here
+    four_bit = {m.weight for m in linear.values() if quantized and m in adapted}
     fuse(wrapped)
     if settings.recomputes:
         with warnings.catch_warnings(action="ignore", category=FutureWarning):
