@@ -133,7 +133,7 @@ def test_a_table_that_may_not_be_read_or_is_no_text_table_is_said(tmp_path):
     assert "export it as cats.csv" in read_petfinder(root).doubts[0]
     (root / "cats.csv").mkdir()
     (root / "Cats.XLSX").unlink()
-    assert "cannot be read" in read_petfinder(root).doubts[0]
+    assert "not used" in read_petfinder(root).doubts[0]
 
 
 def test_names_group_without_a_table_in_every_layout_and_a_split_of_others_is_checked_by_them(tmp_path):

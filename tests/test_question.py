@@ -76,7 +76,7 @@ def test_every_step_asks_what_was_trained(asked, monkeypatch, capsys):
     monkeypatch.setattr(
         service_module, "generate_free", lambda vlm, photos, ask: questions.append(ask) or plain(vlm, photos, ask)
     )
-    service = VLMService()
+    service = VLMService(decoding="free")
     service.load(merged)
     service.predict_finetuned(str(photo))
     service.close()

@@ -84,7 +84,10 @@ def test_every_transfer_ends(kind):
 
 def test_limits_are_exact_and_redirections_are_not_followed():
     body = b"x" * 1000
-    with server(lambda c, _: c.sendall(OK + b"Content-Length: 1000\r\n\r\n" + body)) as (url, _), Client() as client:
+    close = (
+        OK + b"Connection: close\r\nContent-Length: 1000\r\n\r\n"
+    )  # else a kept connection may be gone when it is used
+    with server(lambda c, _: c.sendall(close + body)) as (url, _), Client() as client:
         assert client.send("GET", url, within_s=5, most=1000).body == body
         with pytest.raises(TransferError, match="999"):
             client.send("GET", url, within_s=5, most=999)

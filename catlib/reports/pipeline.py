@@ -212,7 +212,7 @@ def _execute(stage: Stage, run_dir: Path, force: bool, log_file: TextIO) -> Catl
             stderr_file=console,
             start_timeout=120,
             iopub_timeout=600,  # the client's own 4 s end a run where the machine is busy
-            kernel_manager_class=_logged_kernel(log_file),
+            kernel_manager_class=_logged_kernel(log_file, project_root()),  # asked here: papermill changes the folder
         )
     except PapermillExecutionError as error:
         log_file.write("\n".join(error.traceback) + "\n")
@@ -230,13 +230,13 @@ def _execute(stage: Stage, run_dir: Path, force: bool, log_file: TextIO) -> Catl
     return None
 
 
-def _logged_kernel(log_file: TextIO) -> type[AsyncKernelManager]:
+def _logged_kernel(log_file: TextIO, root: Path) -> type[AsyncKernelManager]:
     """A kernel manager whose kernels write what does not pass through Jupyter (C libraries, crashes) to the log."""
 
     class LoggedKernel(AsyncKernelManager):
         async def _async_launch_kernel(self, kernel_cmd: list[str], **options: Any) -> None:
             options |= {"stdout": log_file, "stderr": log_file}
-            options["env"] = {**options["env"], **KERNEL_ENVIRONMENT, "CATLIB_ROOT": str(project_root())}
+            options["env"] = {**options["env"], **KERNEL_ENVIRONMENT, "CATLIB_ROOT": str(root)}
             await super()._async_launch_kernel(kernel_cmd, **options)
 
     return LoggedKernel

@@ -130,7 +130,10 @@ class Footprint:
         trainable, _ = count_parameters(peft_model(model, lora_config(model, settings, family), empty=True))
         cached = not settings.augment and worth_caching(settings, model, family)
         vision = config.vision_config
-        tower = shape.image_tokens * (8 * vision.hidden_size + 2 * vision.intermediate_size) * dtype.itemsize
+        inner = (
+            getattr(vision, "intermediate_size", None) or 4 * vision.hidden_size
+        )  # the usual ratio where none is stated
+        tower = shape.image_tokens * (8 * vision.hidden_size + 2 * inner) * dtype.itemsize
         return cls(
             settings,
             shape,
