@@ -172,6 +172,7 @@ def test_a_test_that_is_nearer_than_unrelated_photos_is_found_by_its_features():
     assert table.loc[UNRELATED, "photos"] == 240 and warnings_of(nearness(findings)) == []
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.skipif(not OXFORD.is_dir(), reason="the Oxford photos are not beside the checkout")
 def test_the_warning_comes_for_a_random_split_of_real_photos_and_not_for_the_given_one(tmp_path):

@@ -29,6 +29,7 @@ def small_set(tmp_path_factory):
     return folder, draw_photos(folder, photos=10, seed=3)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_the_same_seed_gives_the_same_bytes(small_set, tmp_path):
     folder, paths = small_set

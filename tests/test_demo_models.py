@@ -143,6 +143,7 @@ def test_clip_recognises_common_breeds_and_hardly_any_priority_one(clip, cats):
     assert recall(names, predicted, PRIORITY_BREEDS) <= 0.25
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_the_corpus_shows_no_priority_breed(tmp_path):
     corpus, again = draw_corpus(60, seed=5, workers=1), draw_corpus(60, seed=5, workers=2)

@@ -74,6 +74,7 @@ def test_without_figures_the_obstacle_decides_alone():
     assert (verdict.decision, verdict.use) == ("skip", "") and "Too large" in verdict.text
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason="about a machine without a GPU")
 def test_hours_and_memory_of_this_machine(tmp_path):

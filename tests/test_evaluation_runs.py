@@ -116,6 +116,7 @@ def test_bench_holds_the_photos_that_the_settings_name(dataset, checkpoint, tmp_
         runs.predict_opponents(runs.open_bench(comparison), comparison)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_the_model_is_asked_what_it_was_trained_with_unless_told_otherwise(dataset, checkpoint, tmp_path):
     folder = tmp_path / "run"

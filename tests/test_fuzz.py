@@ -19,6 +19,8 @@ def place(tmp_path_factory):
         yield Place(tmp_path_factory.mktemp("fuzz"))
 
 
+@pytest.mark.long
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_is_spoilt_is_read_or_refused(place, kind):
     count = 8 if kind in MODELS else 200 if kind == "photos" else 40

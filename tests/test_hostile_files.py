@@ -862,6 +862,8 @@ def commands(place, tmp_path_factory):
 NAMES = {"predict": "p.jsonl", "evaluate": "m.json"}
 
 
+@pytest.mark.long
+@pytest.mark.slow
 @pytest.mark.parametrize("kept", [0.0, 0.1, 0.5, 0.9])
 @pytest.mark.parametrize("name", ["data", "train", "predict", "evaluate", "export"])
 def test_a_command_that_finds_no_room_says_where_and_leaves_what_was_there(commands, tmp_path, monkeypatch, name, kept):

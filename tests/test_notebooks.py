@@ -126,6 +126,7 @@ def text_of(page: str) -> str:
     return re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", page))
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_chain_has_every_page_and_figure(chain):
     _state, metrics, pages, _ = chain
@@ -136,6 +137,7 @@ def test_chain_has_every_page_and_figure(chain):
         assert not re.search(r"""(src|href)\s*=\s*["']?(https?:)?//""", page)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_chain_figures_stand_in_the_pages(chain):
     _, metrics, pages, _ = chain
@@ -145,6 +147,7 @@ def test_chain_figures_stand_in_the_pages(chain):
     assert metrics["recommendation"]["decision"] in text_of(pages["index"])
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "words"),
@@ -164,6 +167,7 @@ def test_chain_pages_say_what_they_are_for(chain, name, words):
         assert re.search(r"data:image/(png|webp);base64,", pages[name])
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_chain_writes_the_plan_s_files(chain):
     _, _, _, root = chain

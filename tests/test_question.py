@@ -10,8 +10,8 @@ from test_notebooks import SMALL, text_of
 
 from catlib.cli import main
 from catlib.reports.pipeline import run_profile
-from catlib.serving import service as service_module
 from catlib.serving.service import VLMService
+from catlib.vlm import decoding
 from catlib.vlm.checkpoint import find_checkpoint
 from demo.photos import draw_photos
 
@@ -72,9 +72,9 @@ def test_every_step_asks_what_was_trained(asked, monkeypatch, capsys):
     assert find_checkpoint(merged).question == OWN
 
     questions = []
-    plain = service_module.generate_free
+    plain = decoding.inference_inputs
     monkeypatch.setattr(
-        service_module, "generate_free", lambda vlm, photos, ask: questions.append(ask) or plain(vlm, photos, ask)
+        decoding, "inference_inputs", lambda vlm, photos, asks: questions.extend(asks) or plain(vlm, photos, asks)
     )
     service = VLMService(decoding="free")
     service.load(merged)

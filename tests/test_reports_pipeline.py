@@ -68,6 +68,7 @@ def page(project: Path, name: str, run: str = "small") -> str:
     return (project / "reports" / run / f"{name}.html").read_text(encoding="utf-8")
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_run_skip_change_force(project, capsys):
     assert cli.main(["report", "small", "--quiet"]) == 0
@@ -129,6 +130,7 @@ def test_a_moved_project_is_unchanged(project, monkeypatch, tmp_path_factory):
     assert str(project) not in (moved / "outputs/runs/small/state.json").read_text()
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_lost_notebook_is_run_again_and_a_damaged_run_stops_no_other(project):
     assert cli.main(["report", "small", "--quiet"]) == 0
@@ -143,6 +145,7 @@ def test_a_lost_notebook_is_run_again_and_a_damaged_run_stops_no_other(project):
     assert cli.main(["report", "small", "--quiet", "--run", "broken"]) == 0  # and is itself begun anew
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_training_with_other_settings_sets_the_earlier_attempt_aside(project):
     """Notebook 02 calls `set_aside` before it trains; the runner is at work in the folder and keeps an account of both."""
@@ -166,6 +169,7 @@ def test_a_training_with_other_settings_sets_the_earlier_attempt_aside(project):
     assert 'href="small~1/index.html"' in (project / "reports/index.html").read_text()
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_what_makes_a_stage_run_again(project, monkeypatch):
     data = project / "train.jsonl"
@@ -200,6 +204,7 @@ def test_library_hash_changes_with_the_source(tmp_path, monkeypatch):
     assert stages.library() != before
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_metrics_begin_anew_with_the_notebook_that_begins_them(project):
     """One stage begins metrics.json and the next adds to it, as notebooks 03 and 04 do."""
@@ -302,6 +307,7 @@ def test_profile_with_wrong_key_or_type(project, capsys):
     assert "epochs must be a whole number" in capsys.readouterr().err
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_sweep_goes_over_texts_and_combinations_and_keeps_what_is_finished(project, capsys):
     (project / "notebooks/03_third.ipynb").unlink()

@@ -167,6 +167,7 @@ def served(checkpoint):
             process.kill()
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_serve_answers_says_that_its_port_is_taken_and_ends(served, checkpoint, capsys, number):
@@ -179,6 +180,7 @@ def test_serve_answers_says_that_its_port_is_taken_and_ends(served, checkpoint, 
     assert process.wait(20) in (0, -number)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_the_page_shows_answer_breeds_and_heat_map_in_a_browser(served, tmp_path):
     chromium = shutil.which("chromium") or shutil.which("google-chrome")

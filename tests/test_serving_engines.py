@@ -367,6 +367,7 @@ def test_vllms_cpu_build_is_helped_over_a_torchvision_for_gpus(tmp_path):
     assert "torchvision::nms does not exist" in plain.stderr
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.parametrize("stubborn", [False, True])
 def test_an_engine_ends_when_catlib_is_killed(llama_server, notes, stubborn):

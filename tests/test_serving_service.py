@@ -369,6 +369,7 @@ def test_busy_loses_no_answer_of_a_batch(checkpoint):
     service.close()
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_three_ways_to_read_a_model(checkpoint, tmp_path):
     vlm = open_vlm(find_checkpoint(checkpoint), precision="float32")

@@ -87,6 +87,7 @@ def same(found, measured):
         assert a.scores is None if b.scores is None else np.allclose(a.scores, b.scores, rtol=2e-5)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_every_way_to_read_the_model_is_a_track(project):
     folder = project / "outputs/runs/small"

@@ -76,6 +76,7 @@ def trained(place):
         )
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_it_learns_and_says_so(trained, place):
     epochs = [row for row in trained.history if row["kind"] == "epoch"]
@@ -202,6 +203,7 @@ def test_qlora_trains_and_loads(place, tmp_path):
     open_vlm(result.checkpoint, device="cpu", precision="4-bit")
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_cache_checkpointing_and_cut_of_the_batch_do_not_change_the_losses(place, tmp_path):
     ways = [
@@ -220,6 +222,7 @@ def test_cache_checkpointing_and_cut_of_the_batch_do_not_change_the_losses(place
         assert other == pytest.approx(losses[0], rel=1e-4)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_features_on_disk_are_used_and_renewed_when_the_tower_changes(place, tmp_path, monkeypatch):
     from catlib.vlm import features
@@ -500,6 +503,7 @@ def test_the_best_epoch_lies_in_the_folder_and_the_last_one_beside_it(place, tmp
         open_vlm(folder, device="cpu", precision="float32")
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_disk_that_fills_while_the_state_is_written_leaves_the_state_before_it(place, tmp_path, monkeypatch):
     more = {"epochs": 3, "watch_photos": 0, "save_steps": 1, "lora_dropout": 0.1}
@@ -592,6 +596,7 @@ def test_tables_and_figure_of_a_training(trained, place):
     assert cost_table(trainer, trained).loc["out of memory", "value"] == "never"
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_it_goes_on_from_an_adapter_with_new_breeds_and_shows_the_old_ones_apart(trained, place, tmp_path):
     data = tmp_path / "vlm"
