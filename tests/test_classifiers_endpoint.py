@@ -143,6 +143,7 @@ def test_a_refusal_names_the_photo_and_is_not_repeated(tmp_path, samples):
     assert [p.id for p in read_predictions(tmp_path / "r.jsonl").predictions][:5] == [s.id for s in samples[:5]]
 
 
+@pytest.mark.slow
 def test_which_model_and_which_engine(tmp_path):
     with served(tmp_path / "log", "--models", "base,cat", "--engine", "llamacpp") as (url, _):
         with pytest.raises(InputError, match="several models.*base, cat"):

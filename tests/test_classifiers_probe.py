@@ -113,6 +113,7 @@ def test_cross_validation_picks_the_pooling_and_the_penalty_that_generalise():
     assert on_noise["C"] < report["C"]  # features that say nothing are best ignored
 
 
+@pytest.mark.slow
 def test_the_penalty_s_grid_goes_on_until_the_loss_turns():
     features, labels = clouds([60, 60, 60], width=6)
     features *= np.array([1.0, 1e-1, 1, 1, 1, 1])
@@ -135,6 +136,7 @@ def test_weights_move_the_fit_to_rare_breeds():
     assert found[1] > found[0] + 0.2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["linear", "knn", "tip-adapter", "projection"])
 def test_every_kind_learns_what_is_planted_and_its_settings_are_chosen(kind):
     features, labels = clouds([24, 24, 12], width=6)
@@ -162,6 +164,7 @@ def test_single_photos_only_still_fit():
     assert report["folds"] == 0 and (KINDS["linear"].scores(arrays, features).argmax(1) == labels).all()
 
 
+@pytest.mark.slow
 def test_probe_from_photos_to_predictions_and_back_from_disk(tmp_path):
     samples = coloured(tmp_path / "photos", {"Manx": 12, "Persian": 9, "Siamese": 2})
     probe = Probe.fit(MeanColour(), BREEDS, samples, tmp_path / "photos", "clip-probe", batch_size=4)
@@ -176,6 +179,7 @@ def test_probe_from_photos_to_predictions_and_back_from_disk(tmp_path):
     assert again.describe() == probe.describe() and again.breeds == tuple(BREEDS)
 
 
+@pytest.mark.slow
 def test_wrong_files_are_named(tmp_path):
     (tmp_path / "text.npz").write_text("no arrays")
     with pytest.raises(InputError, match="not a saved linear probe"):

@@ -84,6 +84,7 @@ def test_oxford_layout_packed_or_not(tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_what_cats_csv_says_goes_into_the_samples_and_one_cat_stays_in_one_part(tmp_path):
     root = tmp_path / "pet"
     rows = ["id,url,age,gender,coat,breed"]
@@ -461,6 +462,7 @@ def train_and_val(tmp_path, layout: str) -> str:
     return str(tmp_path / "photos" / "vlm")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", ["folders", "jsonl"])
 def test_files_that_are_split_into_train_and_val_only(tmp_path, capsys, layout):
     photos, out = train_and_val(tmp_path, layout), tmp_path / "data" / "vlm"

@@ -48,6 +48,7 @@ def changes(parts: list[str]) -> int:
     return sum(a != b for a, b in pairwise(parts))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "group_by"), [("{breed}_{i}.jpg", "auto"), ("IMG_{i:04d}.jpg", "numbers,id"), ("{i:03d}.jpg", "numbers")]
 )
@@ -66,6 +67,7 @@ def test_blocks_of_near_numbers_go_whole_into_one_part(tmp_path, name, group_by)
     assert checked.problems == () and not any("stand beside" in remark for remark in checked.remarks)
 
 
+@pytest.mark.slow
 def test_without_the_rule_the_draw_is_random_and_the_warning_comes(tmp_path):
     numbered(tmp_path)
     dataset = prepare(settings(tmp_path, group_by="none"))
@@ -93,6 +95,7 @@ def test_a_small_breed_is_split_all_the_same(tmp_path):
     assert all(set(parts) == {"train", "val", "test"} for parts in parts_by_number(dataset).values())
 
 
+@pytest.mark.slow
 def test_added_photos_move_no_numbered_one(tmp_path):
     numbered(tmp_path)
     before = {s.image: part for part in ("train", "val", "test") for s in prepare(settings(tmp_path)).part(part)}

@@ -123,6 +123,7 @@ def test_a_failed_check_is_the_first_word_of_the_conclusion(case):
     assert first == "no" and failed.problems[0] in why
 
 
+@pytest.mark.slow
 def test_figures_are_drawn_with_their_photos_marks_and_captions(case):
     dataset, findings, _ = case
     counts = plots.counts(dataset)

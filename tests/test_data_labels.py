@@ -113,6 +113,7 @@ def suspected(tmp_path, dataset, images: dict[str, str]) -> Path:
     return write_suspects(tmp_path / "data" / "vlm", table, pd.DataFrame({"cosine": []}))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("delimiter", [",", ";"])
 def test_decisions_are_applied_recorded_and_not_asked_again(tmp_path, delimiter):
     fill(tmp_path / "photos", {"Bengal": 15, "Manx": 15, "Korat": 15})
@@ -171,6 +172,7 @@ def test_a_wrong_decision_is_named(tmp_path, action, words):
         prepare(settings(tmp_path))
 
 
+@pytest.mark.slow
 def test_similar_photos_are_joined_only_when_asked(tmp_path):
     import pandas as pd
 
@@ -191,6 +193,7 @@ def test_similar_photos_are_joined_only_when_asked(tmp_path):
     assert groups[pair[0].image] == groups[pair[1].image] and len(set(groups.values())) == 39
 
 
+@pytest.mark.slow
 def test_an_interrupted_audit_goes_on_where_it_was(tmp_path, monkeypatch):
     from catlib.data import audit as module
 

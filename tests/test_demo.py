@@ -21,6 +21,8 @@ from demo.photos import CARD, SHARES, SIZE, count, draw_breed, draw_photos
 
 ROOT = Path(__file__).parents[1]
 
+pytestmark = pytest.mark.slow  # the photos are drawn first
+
 
 @pytest.fixture(scope="module")
 def small_set(tmp_path_factory):

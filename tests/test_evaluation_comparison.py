@@ -109,6 +109,7 @@ def test_the_test_exchanges_whole_groups():
     assert sign_flip(np.ones(40, dtype=int), np.repeat(np.arange(4), 10)) == 2 / 2**4
 
 
+@pytest.mark.slow
 def test_the_test_keeps_its_level_where_cats_agree():
     """Two equally good models, 20 cats of 5 that they are right on together: p < 0.05 in at most 5 % of the sets."""
     rng = np.random.default_rng(0)

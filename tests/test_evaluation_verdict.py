@@ -133,6 +133,7 @@ def test_better_overall_but_worse_on_the_priority_breeds_is_no_plain_adoption():
     assert verdict.decision == "combine" and "worse on the priority breeds" in verdict.reasons[0]
 
 
+@pytest.mark.slow
 def test_the_plan_s_rules_without_a_figure_are_told():
     true = truth(60)
     sets = [
@@ -154,6 +155,7 @@ def test_the_plan_s_rules_without_a_figure_are_told():
         assert [c["met"] for c in verdict.criteria if c["key"] in ("finished", "loss")].count(False) == 1
 
 
+@pytest.mark.slow
 def test_the_budget_is_the_user_s():
     """The VLM is better but takes 400 ms, CLIP 12 ms: that decides only where the user has a budget, and accuracy or reasons that it
     was trained to give outrank it."""
@@ -193,6 +195,7 @@ def test_a_time_whose_interval_spans_the_budget_does_not_decide():
     assert "Every target" not in verdict.reasons[0] and "may keep it" in verdict.text
 
 
+@pytest.mark.slow
 def test_an_opponent_that_exceeds_the_budget_is_not_counted():
     """A probe of 900 ms is no cheaper choice: without a budget it wins by its accuracy, with one it is out."""
     true = truth(60)
@@ -210,6 +213,7 @@ def test_an_opponent_that_exceeds_the_budget_is_not_counted():
     assert verdict.decision == "adopt" and "slower" in verdict.reasons[0]
 
 
+@pytest.mark.slow
 def test_the_priority_breeds_count_against_every_track():
     """Better than the probe overall and worse on the priority breeds: both are used, and it is said."""
     true = truth({**dict.fromkeys(COMMON, 80), **dict.fromkeys(RARE, 60)})
@@ -250,6 +254,7 @@ def test_a_track_that_is_not_in_the_list_counts_as_well():
     assert (verdict.decision, verdict.use) == ("keep-clip", "somebodys-own") and "somebodys-own" in verdict.reasons[0]
 
 
+@pytest.mark.slow
 def test_the_opponent_is_chosen_on_validation_where_that_is_possible():
     """On these test photos the first probe happens to have three more right; on validation the other one is ahead."""
     true = truth(60)

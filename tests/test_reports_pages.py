@@ -79,6 +79,7 @@ def write_run(run_dir, state, metrics):
     index.render(state, run_dir)
 
 
+@pytest.mark.slow
 def test_notebook_page_stands_alone(run, tmp_path):
     index.render(run[1], run[0])
     text = (tmp_path / "reports" / "a run" / "01_first.html").read_text()
@@ -160,6 +161,7 @@ def test_dataframes_and_figures_show_themselves_on_a_page(run, tmp_path):
     assert "figcaption {" in text and '<div class="scroll"><table' in text
 
 
+@pytest.mark.slow
 def test_learning_curve_page(run, tmp_path):
     for value, tuned in ((5, 0.4), (10, 0.7)):
         folder = run[0].parent / f"demo-photos_per_breed={value}"

@@ -94,6 +94,7 @@ def make_run(root, name, models, **parameters):
     index.render(index.read_state(run_dir), run_dir)
 
 
+@pytest.mark.slow
 def test_a_number_of_the_matrix_leads_to_its_photos(project):
     text = (project / "reports/first/photos/index.html").read_text()
     page = Page(text)

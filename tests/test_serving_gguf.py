@@ -42,6 +42,7 @@ def rendered(template, content, answer=None):
     return jinja2.Template(template).render(messages=messages, add_generation_prompt=answer is None)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "server", ["<__media_x7__>What?", "<__media_x7__>\nWhat?"], ids=["joined", "joined by a line break"]
 )
@@ -86,6 +87,7 @@ def test_the_rebuilt_sentencepiece_model_cuts_texts_as_the_tokenizer_does(plain,
     )
 
 
+@pytest.mark.slow
 def test_only_a_sentencepiece_tokenizer_is_rebuilt(plain, tmp_path):
     assert is_sentencepiece(json.loads((plain / "tokenizer.json").read_text()))
     model = merge(find_mergeable(save_llava(tmp_path / "model")), tmp_path / "plain", count=1).folder

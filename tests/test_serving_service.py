@@ -144,6 +144,7 @@ def test_load_unload_and_what_is_said_without_a_model(checkpoint):
     asyncio.run(life())
 
 
+@pytest.mark.slow
 def test_a_wrong_checkpoint_leaves_the_model_in_place(checkpoint, service, tmp_path):
     shutil.copytree(checkpoint, tmp_path / "half")
     (tmp_path / "half" / "adapter_model.safetensors").unlink()

@@ -155,6 +155,7 @@ def test_segments_show_what_is_supervised(vlm, data, samples):
     assert parts[1][0] == "[16 image tokens]"
 
 
+@pytest.mark.slow
 def test_a_model_is_free_when_its_collator_is(model, data, samples):
     """Else a training that is run again in a notebook would hold both models on the GPU."""
     vlm = open_vlm(str(model), device="cpu", precision="float32")

@@ -17,6 +17,7 @@ from catlib.vlm.prompting import label_tokens, messages
 from catlib.vlm.scoring import LabelScorer
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", sorted({kind for family in FAMILIES for kind in family.model_types}))
 def test_an_entry_names_parts_that_the_model_has(kind):
     config = AutoConfig.for_model(kind)

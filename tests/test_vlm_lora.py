@@ -59,6 +59,7 @@ def test_alpha_is_twice_the_rank_unless_it_is_given(folder, given, alpha):
     assert with_alpha(TrainSettings(**given)).lora_alpha == alpha
 
 
+@pytest.mark.slow
 def test_a_rank_outside_the_plans_is_remarked(folder, caplog):
     assert not rank_remark(TrainSettings()) and not rank_remark(TrainSettings(mode="projector", lora_r=4))
     wrapped(folder, lora_r=8)
