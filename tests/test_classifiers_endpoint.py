@@ -53,6 +53,7 @@ def expected(samples: list[Sample], folder: Path) -> dict[str, str]:
     return {s.id: answer_about(open_image(folder / s.image)) for s in samples}
 
 
+@pytest.mark.slow
 def test_predictions_of_a_served_model(tmp_path, samples, monkeypatch):
     monkeypatch.setenv("CATLIB_API_KEY", "secret")
     with served(tmp_path / "log", "--engine", "vllm") as (url, _):
@@ -71,6 +72,7 @@ def test_predictions_of_a_served_model(tmp_path, samples, monkeypatch):
     assert result.meta["engine"] == "vllm" and result.meta["decoding"] == "free" and result.meta["endpoint"] == url
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("begins", "asked_for"), [("1,1,9", False), ("1,9,9", True), ("9,8", True), ("9", True)])
 def test_vllm_is_asked_for_one_bos_token(tmp_path, begins, asked_for):
     """Where the template writes <s> and the tokenizer adds it, a chat would begin with two."""

@@ -93,6 +93,7 @@ def test_wrong_input_is_named_and_exits_with_2(models, photos, tmp_path, capsys,
     assert words in captured.err and "Traceback" not in captured.err and captured.out == ""
 
 
+@pytest.mark.slow
 def test_a_checkpoint_knows_its_base_its_breeds_and_its_question(models, photos, tmp_path):
     checkpoint = tuned(tmp_path / "checkpoint", models[1], BREEDS.split(","), "Which breed?")
     found = {}

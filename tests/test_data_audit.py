@@ -62,6 +62,7 @@ def settings(tmp_path, **more) -> DataSettings:
     return DataSettings(**{**values, **more})
 
 
+@pytest.mark.slow
 def test_broken_files_of_every_kind_are_told_apart_and_the_good_ones_kept(tmp_path):
     photos = fill(tmp_path / "photos", {"Bengal": 20, "Manx": 20})
     files = broken_files()

@@ -46,6 +46,7 @@ def labelled(flip: float, seed: int = 0, each: int = 60):
     return samples, np.array(features), {sample.image for sample, flip in zip(samples, wrong, strict=True) if flip}
 
 
+@pytest.mark.slow
 def test_flipped_labels_come_first_with_the_breed_that_they_had_and_the_rate():
     samples, features, wrong = labelled(0.1)
     found = find_suspects(samples, features)
@@ -60,6 +61,7 @@ def test_flipped_labels_come_first_with_the_breed_that_they_had_and_the_rate():
     assert len(find_suspects(*labelled(0.0)[:2]).table) <= 5
 
 
+@pytest.mark.slow
 def test_no_fold_splits_a_group_and_a_breed_of_one_group_is_not_judged():
     rng = np.random.default_rng(1)
     groups = [str(i // 2) for i in range(80)]
@@ -145,6 +147,7 @@ def test_decisions_are_applied_recorded_and_not_asked_again(tmp_path, delimiter)
     assert len(read_corrections(record.parent)) == 5
 
 
+@pytest.mark.slow
 def test_a_record_by_hand_may_name_photos_by_their_path(tmp_path):
     fill(tmp_path / "photos", {"Bengal": 15, "Manx": 15})
     dataset = prepare(settings(tmp_path))

@@ -263,6 +263,7 @@ def test_a_panorama_within_the_limit_is_a_photo_for_audit_and_opener(tmp_path):
     assert open_image(path).size == (400, 8) and verdict(path).kept
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["files", "folders", "a hub's cache"])
 @pytest.mark.parametrize("layout", ["folders", "petfinder"])
 def test_a_folder_of_links_is_a_folder_of_photos(tmp_path, kind, layout):

@@ -195,6 +195,7 @@ def test_models_are_found_by_their_path_below_the_project_from_any_folder(tmp_pa
         find_checkpoint("")
 
 
+@pytest.mark.slow
 def test_an_adapter_records_its_base_as_it_was_named(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     vlm = open_vlm("demo/models/llava", precision="float32")

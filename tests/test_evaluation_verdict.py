@@ -99,6 +99,7 @@ def test_identical_models_are_not_adopted():
     assert "below 3 points" in verdict.reasons[0]
 
 
+@pytest.mark.slow
 def test_better_on_the_priority_breeds_only_is_combined():
     true = truth({**dict.fromkeys(COMMON, 100), **dict.fromkeys(RARE, 15)})
     noise = np.random.default_rng(0).normal(size=(len(true), len(BREEDS)))
@@ -242,6 +243,7 @@ def test_tuning_that_harmed_is_said_and_the_untuned_model_is_used():
     assert (verdict.decision, verdict.use) == ("keep-clip", "vlm-base") and "harmed" in verdict.reasons[0]
 
 
+@pytest.mark.slow
 def test_a_track_that_is_not_in_the_list_counts_as_well():
     true = truth(60)
     sets = [
@@ -352,6 +354,7 @@ def test_clip_good_enough_on_the_priority_breeds_means_skip():
     assert verdict.decision == "keep-clip" and "80%" in verdict.reasons[0]
 
 
+@pytest.mark.slow
 def test_zero_shot_clip_not_run_is_said_plainly():
     true = truth(60)
     sets = [

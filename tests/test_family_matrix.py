@@ -18,6 +18,7 @@ FIXED = ("LLaVA-1.5", "Gemma3", "PaliGemma", "Mllama")  # their photos have one 
 NEEDS_TORCHVISION = ("LFM2-VL",)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["LLaVA-1.5", "Mllama"])
 def test_scores_and_losses_of_a_few_families(name, tmp_path):
     cells = run_family(name, tmp_path, ("untuned scores", "training loss"))

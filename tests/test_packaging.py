@@ -103,6 +103,7 @@ def test_every_import_is_declared():
                 )
 
 
+@pytest.mark.slow
 def test_no_module_needs_posix_to_be_imported():
     posix = {"fcntl", "resource", "termios", "pwd", "grp"}
     for path in (ROOT / "catlib").rglob("*.py"):

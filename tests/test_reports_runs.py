@@ -121,6 +121,7 @@ def test_equal_photos_are_held_once_and_lost_ones_are_said_to_be(project):
     assert text.count("{background-image:url(") == 20 and '"t gone"' in text
 
 
+@pytest.mark.slow
 def test_what_the_mail_leaves_out_is_counted_and_is_never_what_is_wrong(project, monkeypatch):
     monkeypatch.setattr(photos, "RIGHT_TO_MAIL", 2)
     run_dir = project / "outputs/runs/first"

@@ -29,6 +29,7 @@ def photos(tmp_path):
     return sorted(tmp_path.glob("*.jpg"))
 
 
+@pytest.mark.slow
 def test_an_opinion_is_what_the_models_say(models, photos):
     vlm, clip_model = models
     opinion = form_opinion(photos[1], vlm, clip_model)

@@ -79,6 +79,7 @@ def error(found, reference):
     return float((found[1] - reference[1]).norm() / reference[1].norm())
 
 
+@pytest.mark.slow
 def test_fused_gradients_equal_autograds(place, device):
     vlm, batch = wrapped(place, device)
     plain = gradient(vlm, batch)
@@ -94,6 +95,7 @@ def test_fused_gradients_equal_autograds(place, device):
     assert error(changed, gradient(vlm, batch)) < 1e-6 and error(changed, plain) > 0.01
 
 
+@pytest.mark.slow
 def test_fused_gradients_in_bf16_are_as_near_to_float32_as_autograds(place, device):
     vlm, batch = wrapped(place, device)
     for parameter in vlm.model.parameters():  # the reference has the rounded weights that the bf16 runs have
@@ -108,6 +110,7 @@ def test_fused_gradients_in_bf16_are_as_near_to_float32_as_autograds(place, devi
     assert error(gradient(vlm, batch, low=True), exact) < 1.3 * error(plain, exact) + 1e-3
 
 
+@pytest.mark.slow
 def test_dropout_is_drawn_again_in_backward_and_in_recomputation(place, device):
     vlm, batch = wrapped(place, device, lora_dropout=0.3)
     fuse(vlm.model)
@@ -141,6 +144,7 @@ def test_drawing_again_leaves_the_generator_where_it_was(device):
     assert float(kept.max()) == pytest.approx(1 / 0.95)
 
 
+@pytest.mark.slow
 def test_4bit_layers_fused_equal_pefts(place, device):
     vlm, batch = wrapped(place, device, "4-bit", "wide", mode="qlora")
     plain = gradient(vlm, batch, low=True)

@@ -133,6 +133,7 @@ def test_an_unknown_target_is_refused_with_the_layers_there_are(folder):
         wrapped(folder, lora_targets="w_proj")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("projector", ["none", "full", "lora"])
 def test_hand_written_gradients_equal_autograds(folder, projector):
     gradients = []
@@ -182,6 +183,7 @@ def test_numeric_gradient_under_dropout(folder):
     assert (up - down) / (2 * step) == pytest.approx(exact, rel=0.02, abs=1e-2)
 
 
+@pytest.mark.slow
 def test_only_the_language_model_is_quantized_and_training_survives_a_validation(tmp_path):
     import bitsandbytes as bnb
     from tiny_models import save_wide_llava
