@@ -5,6 +5,7 @@ import logging
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +100,12 @@ class Record:
                 write_json(self.folder / part / TRAINING, self._facts(figures))
 
     def _facts(self, figures: Mapping[str, Any]) -> dict[str, Any]:
+        remarks = list(filter(None, [rank_remark(self.run.settings)]))
+        return self._of_the_run | {"figures": _finite(figures), "outcome": self.outcome(), "remarks": remarks}
+
+    @cached_property
+    def _of_the_run(self) -> dict[str, Any]:
+        """What stays the same. Computed once: it reads all weights of the base and all answers."""
         data = self.run.data
         return {
             "settings": asdict(self.run.settings),
@@ -113,9 +120,6 @@ class Record:
             "base_fingerprint": fingerprint(self.run.vlm),
             "data": data.digests,
             "lineage": data.lineage,
-            "figures": _finite(figures),
-            "outcome": self.outcome(),
-            "remarks": list(filter(None, [rank_remark(self.run.settings)])),
         }
 
     def outcome(self) -> dict[str, Any]:
