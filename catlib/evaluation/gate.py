@@ -61,8 +61,8 @@ def gate_file(run_dir: str) -> Path:
 def training_need(settings: TrainSettings, budget_hours: float = 0.0) -> dict[str, Any]:
     """What a training takes on the device at hand: {"device", "peak_gb", "free_gb", "hours", "reasons", "text", "obstacle"}.
 
-    `obstacle`: why it cannot be done here, or "". Hours are those of the passes over the training photos (four operations for each
-    parameter and token, two more with gradient checkpointing), at a share of the rate that a matrix product reaches here.
+    `obstacle`: why it cannot be done here, or "". Hours are those of the passes over the training photos (`Footprint.flops`, half
+    as much again with gradient checkpointing), at a share of the rate that a matrix product reaches here.
     """
     samples = read_samples(resolve(settings.train_data)) if resolve(settings.train_data).is_file() else []
     facts: dict[str, Any] = {"device": "cpu", "peak_gb": None, "free_gb": None, "hours": None, "obstacle": ""}
@@ -80,16 +80,16 @@ def training_need(settings: TrainSettings, budget_hours: float = 0.0) -> dict[st
     )
     facts["device"] = device.type
     try:
-        shape = usual_shape(config)
+        shape = usual_shape(config, 0, settings.base_model, settings.max_pixels)  # as the training itself
     except InputError as error:
         return facts | {"text": f"What training needs on {where} is not known: {error}."}
 
     of = cache(lambda way: Footprint.of(way, config, shape, dtype, cpu=cpu))
     free = device_memory(device)
     way = of(settings).at(settings.batch_size) if free is None else choose(settings, of, free, device.type == "cuda")
-    peak, operations = way.peak, (6 if way.gradient_checkpointing else 4) * way.parameters
-    tokens = (shape.image_tokens + shape.text_tokens) * len(samples) * settings.epochs
-    hours = operations * tokens / (UTILISATION * matmul_rate(device, dtype)) / 3600
+    peak, again = way.peak, 1.5 if way.gradient_checkpointing else 1.0  # a forward pass more is half of the rest
+    operations = again * of(settings).flops() * len(samples) * settings.epochs
+    hours = operations / (UTILISATION * matmul_rate(device, dtype)) / 3600
     facts |= {"peak_gb": peak / GB, "free_gb": None if free is None else free / GB, "hours": hours}
     took = f"{hours:.1f} hours" if hours >= 0.1 else "less than 0.1 hours"
     text = f"Training on {len(samples)} photos takes about {peak / GB:.1f} GB and {took} on {where}"
