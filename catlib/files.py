@@ -3,6 +3,7 @@
 import csv
 import errno
 import glob
+import hashlib
 import io
 import json
 import math
@@ -218,6 +219,12 @@ def _reading(path: Path) -> Iterator[TextIO]:
         raise InputError(f"{path}: {error.strerror}") from None
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start})") from None
+
+
+def digest_of(path: Path, kind: str = "sha256") -> str:
+    """The digest of a file's bytes, in hex. Raises OSError."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, kind).hexdigest()
 
 
 def read_text(path: Path) -> str:

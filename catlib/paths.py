@@ -9,6 +9,7 @@ from catlib.errors import InputError
 
 _USER = re.compile(r"(?<=://)[^/\s#]*@")  # user and password in a URL
 KEY = "CATLIB_API_KEY"  # environment variable: a server's key; sent as a bearer token where it is set
+RUNS = "outputs/runs"  # below the project's root: a folder for each run
 PACKAGE = Path(__file__).resolve().parent
 
 
@@ -45,6 +46,11 @@ def resolve(path: str | Path) -> Path:
     """An absolute path: `path` itself when absolute (after `~`), else below the project's root."""
     path = Path(path).expanduser()
     return path if path.is_absolute() else project_root() / path
+
+
+def folder_of_run(run: str) -> Path:
+    """The folder of a run by its name."""
+    return resolve(RUNS) / run
 
 
 def relative(path: str | Path) -> str:

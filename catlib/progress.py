@@ -12,8 +12,8 @@ from tqdm import tqdm  # not tqdm.auto: it warns in notebooks without ipywidgets
 Item = TypeVar("Item")
 LOG_EVERY_S = 15.0
 TELL_EVERY_S = 60.0
-# What `track` and the training (`step 40 of 159, 3 min left: epoch 0.8, loss 0.21, …`) log.
 CLEAR = "\r\x1b[2K"  # the line of a terminal
+# What `track` and the training (`step 40 of 159, 3 min left: epoch 0.8, loss 0.21, …`) log.
 PROGRESS = re.compile(r"\b(\d+) of (\d+)\b.*?, ([\d.]+ (?:min|s)) (?:left|to go)(?:.*?\bloss ([\d.e+-]+))?")
 log = logging.getLogger(__name__)
 

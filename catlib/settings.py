@@ -17,11 +17,12 @@ from typing import Any, Self
 from catlib.cells import bound_parameters
 from catlib.errors import InputError
 from catlib.files import parse_yaml, read_text
-from catlib.paths import notebooks_folder, public_url, resolve
+from catlib.paths import RUNS, notebooks_folder, public_url, resolve
 
 log = logging.getLogger(__name__)
 RANGE = {"least": 0, "most": 2**31 - 1, "mapping": False}
 PROFILE = "profile"  # the one parameter that is no setting: it chooses where the others come from
+DECODINGS = ("score", "constrained", "free")  # how a breed is read off a model
 SWITCH, ATTENTION = ("auto", "true", "false"), ("auto", "sdpa", "eager", "flash_attention_2", "flash_attention_3")
 LINEAR = "q_proj,k_proj,v_proj,o_proj,gate_proj,up_proj,down_proj"
 SOURCES = ("data_dir", "output_dir")  # settings from which those of other notebooks follow
@@ -39,7 +40,7 @@ class Settings:
     """Parameters that every notebook has."""
 
     run: str = option("", "name of the run, from which its folders follow; empty: the profile's name")
-    run_dir: str = option("outputs/runs/manual", "folder that this run writes to; with a run: outputs/runs/RUN")
+    run_dir: str = option(f"{RUNS}/manual", "folder that this run writes to; with a run: outputs/runs/RUN")
     seed: int = option(0, "seed of everything drawn at random")
     priority_breeds: str = option("", "breeds reported apart, comma separated; empty: the plan's seven")
     hint: str = option("", "what to do where photos or models are missing; quoted by the error")
@@ -202,7 +203,7 @@ class TrainSettings(_OfAModel):
 class EvaluationSettings(_OfMetrics, _OfTheTuned):
     """Predictions and metrics of the VLM, untuned and tuned (notebook 03, `catlib predict`, `catlib evaluate`)."""
 
-    decoding: str = option("score", "how a breed is read off the model", "score", "constrained", "free")
+    decoding: str = option("score", "how a breed is read off the model", *DECODINGS)
     further_decodings: str = option("constrained,free", "other ways to read the tuned model, each a track of its own")
     score_norm: str = option("sum", "label log-likelihood: summed, or the mean of its tokens", "sum", "mean")
     prior_correction: bool = option(False, "subtract the scores without a photo; strength fitted on validation")
@@ -270,7 +271,7 @@ def derive(given: Mapping[str, Any], profile: str = "") -> dict[str, Any]:
                 f"run {run!r:.120}: a run's name becomes a folder; use up to 100 letters, digits, '-', '_', '=' and '.'"
             )
         values["run"] = run
-        values.setdefault("run_dir", f"outputs/runs/{run}")
+        values.setdefault("run_dir", f"{RUNS}/{run}")
         values.setdefault("output_dir", f"outputs/vlm_checkpoints/{run}")
     if "output_dir" in values:
         values.setdefault("checkpoint", values["output_dir"])

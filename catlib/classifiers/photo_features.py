@@ -54,7 +54,8 @@ def look_closer(settings: DataSettings, dataset: Dataset, findings: Sequence[Fin
 
 
 def _written(near: pd.DataFrame, settings: DataSettings) -> pd.DataFrame:
-    rows = near.reset_index().round(4).astype(object).where(near.reset_index().notna(), "")
+    rows = near.reset_index().round(4)
+    rows = rows.astype(object).where(rows.notna(), "")
     write_text(resolve(settings.run_dir) / "nearness.csv", csv_text(rows.columns.tolist(), rows.to_numpy().tolist()))
     return near
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from catlib.data.records import Sample
 from catlib.errors import InputError
 from catlib.figures import BLUE, GREEN, GREY, ORANGE, RED, SKY
-from catlib.settings import ComparisonSettings, EvaluationSettings, split_list
+from catlib.settings import DECODINGS, ComparisonSettings, EvaluationSettings, split_list
 
 if TYPE_CHECKING:
     from catlib.classifiers.base import Classifier
@@ -108,7 +108,7 @@ def load_vlm(bench: Bench, settings: EvaluationSettings, tuned: bool = True) -> 
 
 def make_reading(decoding: str, bench: Bench, settings: EvaluationSettings) -> "Classifier | None":
     """The tuned VLM, read in another way than the settings' own `decoding`."""
-    from catlib.classifiers.vlm import DECODINGS, VLMClassifier
+    from catlib.classifiers.vlm import VLMClassifier
 
     wanted = split_list(settings.further_decodings)
     if unknown := set(wanted) - set(DECODINGS):
@@ -141,7 +141,7 @@ def make_zero_shot(bench: Bench, settings: ComparisonSettings) -> "Classifier | 
     return ClipZeroShot(_clip(bench, settings), bench.breeds, settings.clip_prompts, name=ZERO_SHOT)
 
 
-def make_probe(source: str, kind: str, bench: Bench, settings: ComparisonSettings) -> "Classifier | None":
+def make_probe(name: str, source: str, kind: str, bench: Bench, settings: ComparisonSettings) -> "Classifier | None":
     """A classifier that learns on frozen features of the training photos. `source`: clip or tower; `kind`: of opponents.KINDS."""
     from catlib.classifiers.opponents import KINDS
     from catlib.classifiers.probe import Probe
@@ -154,7 +154,6 @@ def make_probe(source: str, kind: str, bench: Bench, settings: ComparisonSetting
     extractor = _clip(bench, settings) if source == "clip" else _tower(bench, settings)
     if kind == "projection" and getattr(extractor, "projection", None) is None:
         return None  # SigLIP has none
-    name = next(entry.name for entry in TRACKS if entry.make and getattr(entry.make, "args", ()) == (source, kind))
     about: dict[str, Any] = {"seed": settings.seed, "kind": kind, "balance": settings.balance}
     about["batch_size"] = settings.eval_batch_size
     return Probe.fit(extractor, bench.breeds, bench.train, bench.image_root, name, **about)
@@ -196,7 +195,7 @@ TRACKS = (
     Track(UNTUNED, "VLM, untuned", "the untuned VLM", SKY, "v", "candidate", partial(make_vlm, False)),
     Track(ZERO_SHOT, "CLIP, zero-shot", "zero-shot CLIP", ORANGE, "s", "baseline", make_zero_shot),
     *(
-        Track(name, short, title, color, marker, "opponent", partial(make_probe, source, kind))
+        Track(name, short, title, color, marker, "opponent", partial(make_probe, name, source, kind))
         for name, short, title, color, marker, source, kind in (
             ("clip-probe", "CLIP, linear probe", "the linear probe on CLIP features", RED, "D", "clip", "linear"),
             ("clip-knn", "CLIP, neighbours", "nearest neighbours on CLIP features", RED, "p", "clip", "knn"),

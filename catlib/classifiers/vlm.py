@@ -15,13 +15,13 @@ from catlib.data.records import Sample
 from catlib.errors import InputError
 from catlib.parsing import BreedParser
 from catlib.progress import track
+from catlib.settings import DECODINGS
 from catlib.vlm.decoding import generate_constrained, generate_free
 from catlib.vlm.scoring import LabelScorer
 
 if TYPE_CHECKING:
     from catlib.vlm.models import VLM
 
-DECODINGS = ("score", "constrained", "free")
 STRENGTHS = tuple(round(0.1 * step, 1) for step in range(16))  # of the prior correction
 log = logging.getLogger(__name__)
 

@@ -84,7 +84,8 @@ def find_photos(arguments: Sequence[Path]) -> tuple[Path, list["Sample"]]:
     """The image root and a sample of unknown breed for each photo, in the order given, a folder's photos sorted.
 
     A file is taken whatever its name, a folder's photos as the audit takes them. The root is the working directory when all
-    photos lie in it, else the folder that they share; a link is followed, its name stays the id. Raises InputError when an argument does not exist or there is no photo.
+    photos lie in it, else the folder that they share; a link is followed, its name stays the id. Raises InputError when an
+    argument does not exist or there is no photo.
     """
     from catlib.data.records import Sample
     from catlib.data.walk import led_away, photo_files

@@ -40,7 +40,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _run_one(args: argparse.Namespace, profile: Path, overrides: dict[str, Any], name: str) -> dict[str, Any]:
     """One run; what a program may want to know of it."""
-    from catlib.paths import resolve
+    from catlib.paths import folder_of_run
     from catlib.reports.index import report_path, results
     from catlib.reports.pipeline import run_profile
 
@@ -54,7 +54,7 @@ def _run_one(args: argparse.Namespace, profile: Path, overrides: dict[str, Any],
             kind = InputError if entry["exit_code"] == InputError.exit_code else CatlibError
             raise kind(f"{entry['error']}\nThe report shows how far it came: {report}")
     told = {key: {"status": entry["status"], "duration_s": entry.get("duration_s")} for key, entry in stages}
-    figures = results(resolve("outputs/runs") / name)
+    figures = results(folder_of_run(name))
     return {"run": name, "status": state["status"], "report": str(report), "stages": told, **figures}
 
 

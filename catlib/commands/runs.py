@@ -60,11 +60,11 @@ def _list(args: argparse.Namespace) -> None:
 
 def _show(args: argparse.Namespace) -> None:
     from catlib.evaluation.tables import model_table, text_table
-    from catlib.paths import resolve
+    from catlib.paths import folder_of_run
     from catlib.reports import comparison, index
 
     state = comparison.find_run(args.names[0])
-    metrics = index.results(resolve("outputs/runs") / state["run"])
+    metrics = index.results(folder_of_run(state["run"]))
     lines = [f"{state['run']}: profile {state['profile']}, {state['status']}, started {state['started']}"]
     for name, entry in state["stages"].items():
         changed = f" (changed since: {', '.join(entry['changed'])})" if entry.get("changed") else ""

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING
 from catlib.errors import InputError, MissingExtra
 from catlib.files import read_json
 from catlib.paths import application_file, resolve
+from catlib.settings import DECODINGS
 
 if TYPE_CHECKING:
     from catlib.serving.engines import Command
 
-DECODINGS = ("score", "constrained", "free")
 log = logging.getLogger(__name__)
 EPILOG = """Engines: service answers by catlib's own service in this process (a page at /, photos to /breed); vllm and llama.cpp are
 programs: the command that is run is printed first, what follows -- is added to it, and the served model is asked by catlib
@@ -118,7 +118,7 @@ def _serve_here(args: argparse.Namespace) -> int:
 
 def _name_the_checkpoint(args: argparse.Namespace) -> None:
     """Put the folder of the VLM that a run says to use where an engine finds it."""
-    from catlib.serving.winner import choose, sidecar_of
+    from catlib.serving.winner import adapter_of, choose, sidecar_of
 
     if args.checkpoint:
         raise InputError("which model? give either --run RUN or --checkpoint DIR")
@@ -128,7 +128,7 @@ def _name_the_checkpoint(args: argparse.Namespace) -> None:
         raise InputError(
             f"{folder.name}: {use} is no single VLM, and {args.engine} serves nothing else: --engine service serves it"
         )
-    args.checkpoint, args.model = about.get("adapter") or about["base_model"], None
+    args.checkpoint, args.model = str(adapter_of(folder, about) or about["base_model"]), None
 
 
 def build(args: argparse.Namespace) -> "Command":

@@ -1,6 +1,5 @@
 """Photos that come packed, unpacked once; the Oxford-IIIT Pet archives, downloaded with a checksum and resumed."""
 
-import hashlib
 import logging
 import tarfile
 import time
@@ -12,7 +11,7 @@ from tqdm import tqdm
 
 from catlib.data.export import read_parquet
 from catlib.errors import CatlibError, InputError
-from catlib.files import locked, saving, whole_folder, write_text
+from catlib.files import digest_of, locked, saving, whole_folder, write_text
 from catlib.transfer import Client, Reply, TransferError
 
 PAGE = "https://www.robots.ox.ac.uk/~vgg/data/pets/"
@@ -39,13 +38,13 @@ def fetch_oxford_pets(to: Path, base: str = BASE, archives: Mapping[str, str] = 
         to.mkdir(parents=True, exist_ok=True)
     for name, md5 in archives.items():
         target, part = to / name, to / f"{name}.part"
-        if target.is_file() and _md5(target) != md5:
+        if target.is_file() and digest_of(target, "md5") != md5:
             raise CatlibError(
                 f"{target}: its checksum is not {md5}, so it is not the published file; delete it and run again"
             )
         if not target.is_file():
             _fetch(base + name, part)
-            if (found := _md5(part)) != md5:
+            if (found := digest_of(part, "md5")) != md5:
                 part.unlink()
                 raise CatlibError(
                     f"{base + name}: checksum {found}, expected {md5}; the download was damaged, run again"
@@ -143,8 +142,3 @@ def _download(url: str, part: Path, have: int, within_s: float) -> None:
             reply = client.send("GET", url, within_s=within_s, headers=ranges, most=LARGEST - have, sink=begin)
     if not reply.ok and reply.status != 416:  # nothing beyond what is there; the checksum tells whether it is right
         raise TransferError(f"HTTP {reply.status}")
-
-
-def _md5(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "md5").hexdigest()

@@ -20,7 +20,7 @@ COLUMNS = (
     "breed",
     "action",
     "to",
-)  # of corrections.csv; a photo is known by its bytes, else by its path
+)  # of corrections.csv; a photo is known by its bytes, else its path
 ACTIONS = ("keep", "relabel", "drop")
 RELABELLED = "relabelled (was"  # how the remark on such a photo begins
 Corrections = Mapping[str, Mapping[str, str]]  # SHA-256, or path where that is empty → row

@@ -13,7 +13,7 @@ from typing import Any
 from catlib.data.findings import Finding, table
 from catlib.data.records import DATASET_CARD, PARTS, Sample, image_root_of, read_samples, sample_line
 from catlib.errors import InputError
-from catlib.files import locked, read_csv, read_json, remove_leftovers, write_text
+from catlib.files import digest_of, locked, read_csv, read_json, remove_leftovers, write_text
 
 GROUPS = "groups.csv"  # every photo of the split with its hashes and group: what `catlib data check` goes by
 GROUP_COLUMNS = ("image", "breed", "part", "verdict", "group", "sha256", "phash")
@@ -117,7 +117,7 @@ def _card_of_its_files(vlm_dir: Path) -> dict[str, Any]:
         wrong = [
             name
             for name, digest in card.get("files", {}).items()
-            if not (vlm_dir / name).is_file() or hashlib.sha256((vlm_dir / name).read_bytes()).hexdigest() != digest
+            if not (vlm_dir / name).is_file() or digest_of(vlm_dir / name) != digest
         ]
         if not wrong:
             return card

@@ -36,9 +36,8 @@ MOST_SIMILAR = 20_000  # pairs that are kept, the most similar ones
 class Suspects:
     """What the probe doubts."""
 
-    table: (
-        pd.DataFrame
-    )  # a row for each suspected photo, the surest first: image, part, breed, likely, p_breed, p_likely, …
+    # a row for each suspected photo, the surest first: image, part, breed, likely, p_breed, p_likely, …
+    table: pd.DataFrame
     by_breed: pd.DataFrame  # breed → photos, estimated noise
     confusion: pd.DataFrame  # pairs of breeds: label, likely, photos (estimated)
     judged: int  # photos; those of a breed with a single group cannot be

@@ -13,7 +13,6 @@ Plain percentile intervals undercover on the few photos of rare breeds, and far 
 """
 
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,7 +26,6 @@ PSEUDO_SINGLE = 4.0  # pseudo groups in all, for the figures of one model
 PSEUDO_PAIRED = 2.0  # and for the difference between two models
 UNSEEN_VARIANCE = 0.2  # of a figure's variance, at most, from breeds of one group; 92 % coverage: (1.75 / 1.96)^2 = 0.8
 FEWEST_FREEDOMS = 10  # groups less breeds where photos are grouped: 1.96 holds 92 % of Student's t with ten
-Statistic = Callable[[np.ndarray], np.ndarray]  # (rows, resamples) photo counts -> (resamples,)
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,5 @@
 """From a dataset and models to prediction files: what notebooks 03 and 04 do before there is anything to measure."""
 
-import hashlib
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,6 +16,7 @@ from catlib.evaluation.calibration import fit_calibration, store_calibration
 from catlib.evaluation.metrics_file import check_bootstrap, read_folder
 from catlib.evaluation.outcomes import outcomes
 from catlib.evaluation.results import Results, keys_of
+from catlib.files import digest_of
 from catlib.paths import resolve
 from catlib.settings import ComparisonSettings, EvaluationSettings, split_list
 
@@ -88,7 +88,7 @@ def _digest(sample: Sample, root: Path) -> str:
     if known := sample.metadata.get("sha256"):
         return str(known)
     photo = inside(root, sample.image)
-    return hashlib.sha256(photo.read_bytes()).hexdigest() if photo.is_file() else sample.id
+    return digest_of(photo) if photo.is_file() else sample.id
 
 
 def predict_candidates(bench: Bench, settings: EvaluationSettings, readings: bool = False) -> Results:

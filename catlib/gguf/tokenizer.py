@@ -8,7 +8,6 @@ from catlib.errors import CatlibError, MissingExtra
 from catlib.files import read_json, write_bytes, write_json
 
 MARK = "\u0001"  # stands for the question and the answer while a template is taken apart
-SPACE = "▁"
 # piece types of sentencepiece_model.proto
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, BYTE, BPE = 1, 2, 3, 4, 6, 2
 MARKER_END = "__>"  # llama-server puts the photo's place into a text as <__media_…__>

@@ -12,7 +12,7 @@ from catlib.evaluation.compare import compare
 from catlib.evaluation.metrics_file import read_folder
 from catlib.evaluation.tables import comparison_table
 from catlib.files import write_text
-from catlib.paths import resolve
+from catlib.paths import RUNS, folder_of_run, resolve
 from catlib.reports import html, index, photos
 
 
@@ -27,7 +27,7 @@ def compare_runs(runs: tuple[str, str]) -> tuple[Path, dict[str, Any]]:
         for key in settings[0] | settings[1]
         if key not in index.NAMES and settings[0].get(key) != settings[1].get(key)
     }
-    folders = [resolve("outputs/runs") / run for run in runs]
+    folders = [folder_of_run(run) for run in runs]
     first, second = (read_folder(folder / "predictions") for folder in folders)
     if not (common := ordered(first.keys() & second.keys())):
         raise InputError(f"{runs[0]} and {runs[1]} have no predictions of the same model")
@@ -48,10 +48,10 @@ def compare_runs(runs: tuple[str, str]) -> tuple[Path, dict[str, Any]]:
 
 def find_run(run: str) -> dict[str, Any]:
     """The state of a run by name. Raises InputError where there is none that can be read."""
-    state = index.read_state(resolve("outputs/runs") / run) if Path(run).name == run else None
+    state = index.read_state(folder_of_run(run)) if Path(run).name == run else None
     if state is None:
         known = ", ".join(state["run"] for state, _ in index.all_runs()[0]) or "none"
-        raise InputError(f"no run {run!r} that can be read in {resolve('outputs/runs')}; there are: {known}")
+        raise InputError(f"no run {run!r} that can be read in {resolve(RUNS)}; there are: {known}")
     return state
 
 

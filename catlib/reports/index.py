@@ -16,7 +16,7 @@ from catlib.errors import InputError
 from catlib.evaluation.metrics_file import METRICS_FILE, read_metrics
 from catlib.evaluation.tables import criteria_table, model_table
 from catlib.files import read_json, write_text
-from catlib.paths import relative, resolve
+from catlib.paths import RUNS, folder_of_run, relative, resolve
 from catlib.reports import html, photos
 
 STATE = {"run": str, "profile": str, "status": str, "pid": int, "started": str, "versions": dict, "stages": dict}
@@ -125,7 +125,7 @@ def parameters_of(state: Mapping[str, Any]) -> dict[str, Any]:
 
 def all_runs() -> tuple[list[tuple[dict[str, Any], dict[str, Any]]], list[str]]:
     """State and metrics of each run, the latest first, and the folders of runs that cannot be read."""
-    folders = sorted(path.parent for path in resolve("outputs/runs").glob("*/state.json"))
+    folders = sorted(path.parent for path in resolve(RUNS).glob("*/state.json"))
     states = {folder: read_state(folder) for folder in folders}
     found = [(state, results(folder)) for folder, state in states.items() if state]
     unreadable = [relative(folder) for folder, state in states.items() if state is None]
@@ -182,14 +182,14 @@ def render_all_runs() -> Path:
     """Write reports/index.html: every run, the latest first, their figures sorted in several ways, and further pages."""
     runs, unreadable = all_runs()
     for state, _ in runs:
-        run_dir = resolve("outputs/runs") / state["run"]
+        folder = folder_of_run(state["run"])
         if not report_path(state["run"]).is_file():
             try:
-                settle(state, run_dir)
-                render_run(state, run_dir)
+                settle(state, folder)
+                render_run(state, folder)
             except Exception as error:  # whatever a damaged folder holds, it stops no other run
-                log.warning("%s: no report could be made of it (%s)", run_dir, error)
-                unreadable.append(relative(run_dir))
+                log.warning("%s: no report could be made of it (%s)", folder, error)
+                unreadable.append(relative(folder))
     further = sorted(path.name for kind in ("sweep", "compare") for path in resolve("reports").glob(f"{kind}-*.html"))
     values = {"runs": listed(runs), "orders": leaderboard(runs), "unreadable": unreadable, "further": further}
     path = resolve("reports") / "index.html"
@@ -204,13 +204,13 @@ def remove_runs(names: Sequence[str]) -> list[str]:
     """
     folders: list[Path] = []
     for name in names:
-        run_dir, report = resolve("outputs/runs") / name, report_path(name).parent
-        state = read_state(run_dir) if Path(name).name == name and not run_dir.is_symlink() else None
+        folder, report = folder_of_run(name), report_path(name).parent
+        state = read_state(folder) if Path(name).name == name and not folder.is_symlink() else None
         if state is None:
-            raise InputError(f"{run_dir}: not a run of catlib's (no readable state.json), so it is not removed")
+            raise InputError(f"{folder}: not a run of catlib's (no readable state.json), so it is not removed")
         if state["status"] == "running":
             raise InputError(f"run {name!r} is in progress (process {state['pid']})")
-        folders.append(run_dir)
+        folders.append(folder)
         if report.is_dir():
             if report.is_symlink() or not any(mark in _head(report / "index.html") for mark in MARKS):
                 raise InputError(f"{report}: not a report of catlib's, so nothing is removed")

@@ -23,7 +23,7 @@ from papermill.exceptions import PapermillExecutionError
 from catlib.errors import CatlibError, InputError
 from catlib.evaluation.metrics_file import METRICS_FILE
 from catlib.files import locked, remove_leftovers, write_json, write_text
-from catlib.paths import project_root, relative, resolve
+from catlib.paths import folder_of_run, project_root, relative, resolve
 from catlib.progress import Console
 from catlib.provenance import git_commit, package_versions
 from catlib.reports import index
@@ -58,7 +58,7 @@ def run_profile(
     """
     stages = plan(profile, {**overrides, "run": run})
     chosen = select([stage.name for stage in stages], notebooks)
-    run_dir = resolve(f"outputs/runs/{run}")
+    run_dir = folder_of_run(run)
     earlier = index.read_state(run_dir)
     holder = earlier["pid"] if earlier else "unknown"
     busy = f"run {run!r} is in progress (process {holder}); wait for it or choose another --run"

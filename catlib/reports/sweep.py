@@ -15,7 +15,7 @@ from catlib.evaluation.plots import learning_curve, slope
 from catlib.evaluation.seeds import said_of_seeds
 from catlib.evaluation.tables import share
 from catlib.files import write_text
-from catlib.paths import resolve
+from catlib.paths import folder_of_run, resolve
 from catlib.reports import html
 from catlib.reports.index import render_all_runs, results
 from catlib.settings import DataSettings, all_options, parse_assignment, parse_value, read_profile
@@ -79,7 +79,7 @@ def curve_page(run: str, key: str, runs: Sequence[tuple[Any, str]]) -> Path:
     """
     keys = key.split(",")
     swept = [(value if isinstance(value, tuple) else (value,), name) for value, name in runs]
-    found = [(values, name, results(resolve("outputs/runs") / name)) for values, name in swept]
+    found = [(values, name, results(folder_of_run(name))) for values, name in swept]
     measured = [(values[0], metrics) for values, _, metrics in found if metrics.get("models")]
     if not measured:  # the notebooks that were asked for have no figures
         return render_all_runs()

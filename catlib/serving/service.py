@@ -14,12 +14,13 @@ import torch
 from PIL import Image
 
 from catlib.classifiers.base import Classifier
-from catlib.classifiers.vlm import DECODINGS, VLMClassifier
+from catlib.classifiers.vlm import VLMClassifier
 from catlib.data.images import check_size, open_image, to_rgb
 from catlib.errors import CatlibError, InputError
 from catlib.evaluation.calibration import Calibration, stored_calibration
 from catlib.serving.winner import open_winner
 from catlib.serving.worker import Busy, Worker
+from catlib.settings import DECODINGS
 from catlib.vlm.checkpoint import Checkpoint, find_checkpoint, open_vlm
 from catlib.vlm.decoding import generate_free
 

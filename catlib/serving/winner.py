@@ -13,7 +13,7 @@ from catlib.classifiers.base import Batch, Classifier
 from catlib.classifiers.clip import ClipZeroShot
 from catlib.classifiers.encoder import ClipEncoder
 from catlib.classifiers.probe import Probe
-from catlib.classifiers.vlm import DECODINGS, VLMClassifier
+from catlib.classifiers.vlm import VLMClassifier
 from catlib.data.records import meta_path, read_predictions
 from catlib.errors import CatlibError, InputError
 from catlib.evaluation.calibration import Calibration, fit_calibration
@@ -21,12 +21,12 @@ from catlib.evaluation.combine import mix
 from catlib.evaluation.metrics_file import METRICS_FILE, read_metrics
 from catlib.evaluation.outcomes import LOG_FLOOR, outcomes
 from catlib.files import parse_yaml, read_json, read_text
-from catlib.paths import resolve
+from catlib.paths import folder_of_run, resolve
 from catlib.provenance import git_commit, package_versions
+from catlib.settings import DECODINGS
 from catlib.vlm.checkpoint import find_checkpoint, open_vlm
 
 log = logging.getLogger(__name__)
-RUNS = "outputs/runs"
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ def run_folder(run: str | Path) -> Path:
     """A run's folder from its name, or the folder itself. Raises InputError where there are no figures of a run."""
     folder = resolve(run)
     if isinstance(run, str) and "/" not in run and not (folder / METRICS_FILE).is_file():
-        folder = resolve(RUNS) / run
+        folder = folder_of_run(run)
     if not (folder / METRICS_FILE).is_file():
         raise InputError(
             f"--run {run}: no {METRICS_FILE} in {folder}; make the run first: catlib report {Path(run).name}"
@@ -138,6 +138,18 @@ def sidecar_of(folder: Path, name: str) -> dict[str, Any]:
     return read_json(path)
 
 
+def adapter_of(folder: Path, about: Mapping[str, Any]) -> Path | None:
+    """The folder of the adapter that a sidecar names; where the project was moved since, the one of the run's parameters."""
+    if not (named := about.get("adapter")):
+        return None
+    return Path(named) if Path(named).is_dir() else resolve(_parameters(folder).get("checkpoint") or named)
+
+
+def _parameters(folder: Path) -> Mapping[str, Any]:
+    path = folder / "parameters.yaml"
+    return parse_yaml(read_text(path), str(path)) if path.is_file() else {}
+
+
 def _open(folder: Path, name: str, device: str) -> Classifier:
     """The classifier that a sidecar describes. Raises InputError where its weights are not those that were measured."""
     about = sidecar_of(folder, name)
@@ -169,13 +181,9 @@ def _open(folder: Path, name: str, device: str) -> Classifier:
 
 
 def _open_vlm(folder: Path, name: str, about: Mapping[str, Any], device: str) -> VLMClassifier:
-    parameters = folder / "parameters.yaml"
-    set_to = parse_yaml(read_text(parameters), str(parameters)) if parameters.is_file() else {}
-    adapter, base = about.get("adapter"), about["base_model"]
-    if adapter and not Path(adapter).is_dir():  # the project was moved
-        adapter = resolve(set_to.get("checkpoint") or adapter)
+    set_to, adapter, base = _parameters(folder), adapter_of(folder, about), about["base_model"]
     known = {"question": about.get("question") or "", "breeds": about["breeds"]}
-    found = find_checkpoint(Path(adapter) if adapter else base, base_model=base if adapter else "", **known)
+    found = find_checkpoint(adapter or base, base_model=base if adapter else "", **known)
     found = replace(found, spelled=about.get("spelled") or {})  # of the untuned base, too, those of the tuned one
     precision = "4-bit" if set_to.get("quantize") else about.get("dtype") or "auto"
     prior = (about.get("prior_correction") or {}).get("strength", 0.0)

@@ -56,9 +56,9 @@ def check_fits(settings: TrainSettings, ref: str, samples: Iterable[tuple[Sample
     log.info("%d photos in a pass, %s gradient checkpointing: %s", need.batch_size, way, room)
     if need.peak <= free:
         return need
-    fits = ways_that_fit(settings, of, free)
+    fits, worst = ways_that_fit(settings, of, free), max(need.phases, key=need.phases.__getitem__)
     message = (
-        f"training {ref} at batch_size {need.batch_size} needs about {need.peak / GB:.1f} GB ({max(need.phases, key=need.phases.__getitem__)}), and {device} has "
+        f"training {ref} at batch_size {need.batch_size} needs about {need.peak / GB:.1f} GB ({worst}), and {device} has "
         f"{free / GB:.1f} GB free. What fits: {'; '.join(fits) or 'nothing, not even QLoRA with gradient checkpointing at batch_size 1'}"
     )
     if not settings.force:

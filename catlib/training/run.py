@@ -1,6 +1,5 @@
 """What a training run works with, put together and checked before the first step: data, model, features, places."""
 
-import hashlib
 import logging
 import random
 import re
@@ -23,6 +22,7 @@ from catlib.data.conversations import questions_of, spelled_answers
 from catlib.data.images import inside
 from catlib.data.records import Sample, image_root_of, read_samples
 from catlib.errors import InputError
+from catlib.files import digest_of
 from catlib.parsing import check_names
 from catlib.paths import resolve
 from catlib.progress import track
@@ -124,7 +124,7 @@ def load_data(settings: TrainSettings) -> TrainingData:
     if absent := [b for b in named if b not in breeds]:
         raise InputError(f"priority_breeds: no training photo of {', '.join(absent)}; the data has {', '.join(breeds)}")
     priority = tuple(named or [b for b in PRIORITY_BREEDS if b in breeds])
-    digests = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
+    digests = {path.name: digest_of(path) for path in paths}
     question, others = questions_of(val)
     if others:
         asked = f"{others} of {len(val)} validation samples ask something else than {question!r}"
@@ -141,7 +141,7 @@ def lineage_of(adapter: str) -> dict[str, Any]:
     folder = resolve(adapter)
     base_of(folder)  # raises where no adapter is
     earlier = read_training(folder)
-    weights = hashlib.sha256((folder / WEIGHTS).read_bytes()).hexdigest()
+    weights = digest_of(folder / WEIGHTS)
     known: dict[str, Any] = {key: earlier[key] for key in ("breeds", "lineage") if key in earlier}
     return {"folder": adapter, "sha256": weights, **known}
 
@@ -198,8 +198,7 @@ def _with_digests(samples: Sequence[Sample], root: Path) -> list[Sample]:
 
 def _digested(sample: Sample, root: Path) -> Sample:
     path = inside(root, sample.image)
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    digest = digest_of(path)
     claimed = str(sample.metadata.get("sha256") or "").lower()
     if claimed != digest and re.fullmatch("[0-9a-f]{64}", claimed):  # some write another name of the photo there
         raise InputError(

@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save
 from transformers.utils.hub import cached_file
 
 from catlib.errors import InputError
-from catlib.files import read_json, read_text, saving, write_bytes, write_json, write_text
+from catlib.files import digest_of, read_json, read_text, saving, write_bytes, write_json, write_text
 from catlib.vlm.models import VLM
 from catlib.vlm.processors import first_line, from_files
 
@@ -97,8 +97,7 @@ def check_weights(adapter: Path) -> None:
     if not (adapter / DIGEST).is_file():
         return
     try:
-        with (adapter / WEIGHTS).open("rb") as stream:
-            found = hashlib.file_digest(stream, "sha256").hexdigest()
+        found = digest_of(adapter / WEIGHTS)
     except OSError as error:
         raise InputError(f"{adapter / WEIGHTS}: {error.strerror}") from None
     if found not in read_text(adapter / DIGEST).split():

@@ -13,9 +13,8 @@ import torch
 
 from catlib.errors import InputError
 
-FILL_TOKENS = (
-    9216  # image tokens that a tower sees at once, 16 photos of LLaVA-1.5: it attends over all photos of a batch
-)
+# image tokens that a tower sees at once, 16 photos of LLaVA-1.5: it attends over all photos of a batch
+FILL_TOKENS = 9216
 # `model_type` of towers
 CLIP_TOWER, SIGLIP_TOWER, PIXTRAL_TOWER = "clip_vision_model", "siglip_vision_model", "pixtral"
 # towers whose weights the hub keeps one level deeper than transformers 5 writes them for a model built from a configuration
@@ -56,9 +55,8 @@ class Family:
     image_tokens: Callable[..., int] | None = None
     tiled: bool = False  # a photo is cut into tiles, and the last of them shows it whole
     caches_features: bool = False  # the projector reads nothing but the tower's output, so that can be kept on disk
-    caps_logits: bool = (
-        False  # by the language model's `final_logit_softcapping`, which not every model with one applies
-    )
+    # by the language model's `final_logit_softcapping`, which not every model with one applies
+    caps_logits: bool = False
     # of ALONG_TEXT: what an answer's tokens have, if not the prompt's
     answer_along: Mapping[str, int] = field(default_factory=dict)
     served_names: Mapping[str, str] = field(default_factory=dict)  # vLLM's prefixes of module paths, where they differ
