@@ -5,13 +5,13 @@
 No hub, no network: the model is LLaVA-1.5-7B's true shape with random bf16 weights made on the GPU, the photos are drawn. Sections, most important first; each is skipped when the time left is short, fails alone, and
 its figures are in DIR/gpu_check.json as soon as it ends:
 
-  versions     what is installed; that the loss really depends on the photo's cached features (transformers < 5.18 ignores them)
+  versions     what is installed; that the loss really depends on the photo's cached features
   ceilings     bf16 matrix product (8192³ and the model's own shapes) and device copy: the roofs for everything below
   correct      2 true-width layers: fused layers against plain autograd and a float32 reference; dropout by finite differences;
                gradient checkpointing gives the same gradient; QLoRA fused against peft's own 4-bit layer
   train        `train(settings)` as it is used, then its parts by hand, LoRA r 32, 32 photos an optimizer step: photos/s, ms a pass,
-               MFU, peak memory beside `catlib memory`; micro-batches of 1 to 16; with and without checkpointing, cached features, fused layers, dropout, and with
-               torch's fused RMSNorm (and Liger's kernels where installed) in place of the hand-written ones
+               MFU, peak memory beside `catlib memory`; micro-batches of 1 to 16; with and without checkpointing, cached features,
+               fused layers and dropout
   profile      two passes: GPU busy share, kernels launched, device time by kind of kernel, host synchronisations
   scoring      67 labels: photos/s by batch, split into preprocessing, prefill and label tree; with adapter, merged; against generate
   qlora        the same training in NF4 (bitsandbytes)
@@ -285,7 +285,7 @@ def versions(c: Check) -> dict[str, Any]:
     found["loss_depends_on_features"] = a != b
     if a == b:
         found["WARNING"] = (
-            "this transformers ignores mm_encoder_outputs: catlib would train blind; all cached figures below are of text alone"
+            "the cached features do not reach the loss: catlib would train blind; all cached figures below are of text alone"
         )
     return found
 

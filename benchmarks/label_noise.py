@@ -1,6 +1,6 @@
 """How well `catlib data suspects` finds labels that were flipped on purpose, on real photos with frozen features.
 
-    python benchmarks/label_noise.py --photos /work/shared/oxford-cats --encoder /work/small_llava
+    python benchmarks/label_noise.py --photos FOLDER --encoder MODEL
 
 So many per cent of the labels are flipped, at random or to one of the two breeds that the probe confuses most with the true one.
 Precision of the first 30 and 100 of the ranking, recall (flipped photos among all suspects), how often the likely breed is the true

@@ -1,7 +1,7 @@
 """What the audit's limits of quality and cleanvision find of defects that were planted among real photos, and what each costs.
 
     pip install cleanvision==0.3.7
-    python benchmarks/photo_quality.py --photos /work/shared/oxford-cats/images --each 12
+    python benchmarks/photo_quality.py --photos FOLDER --each 12
 
 For each kind so many photos are spoilt: made dark or light, blurred, cut to a strip, emptied, framed. Found: the tool reports the planted kind.
 Others: photos that were not spoilt and are reported as that kind. CPU seconds cover all threads and child processes.

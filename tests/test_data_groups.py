@@ -18,8 +18,7 @@ from catlib.data.prepare import prepare
 from catlib.errors import InputError
 from catlib.settings import DataSettings
 
-OXFORD = Path(__file__).resolve().parents[2] / "shared" / "oxford-cats"
-OXFORD = OXFORD if OXFORD.is_dir() else Path("/work/shared/oxford-cats")
+OXFORD = Path(os.environ.get("CATLIB_PHOTOS") or "not there")  # as in the other tests on real photos
 
 
 def settings(tmp_path, **more) -> DataSettings:
@@ -177,7 +176,7 @@ def test_a_test_that_is_nearer_than_unrelated_photos_is_found_by_its_features():
 
 @pytest.mark.long
 @pytest.mark.slow
-@pytest.mark.skipif(not OXFORD.is_dir(), reason="the Oxford photos are not beside the checkout")
+@pytest.mark.skipif(not OXFORD.is_dir(), reason="CATLIB_PHOTOS names no folder in the Oxford-IIIT Pet layout")
 def test_the_warning_comes_for_a_random_split_of_real_photos_and_not_for_the_given_one(tmp_path):
     prepare(settings(tmp_path, photos=str(OXFORD)))
     given = check(tmp_path / "data" / "vlm")
