@@ -19,9 +19,8 @@ from catlib.cli import main
 from catlib.errors import CatlibError, InputError, MissingExtra
 from catlib.gguf import llama
 from catlib.gguf.llama import llama_command
-from catlib.gguf.vllm_cpu import CPU_SITE, KV_CACHE
-from catlib.serving.engine_process import free_port, running, stop
-from catlib.serving.engines import Command, Where, find_vllm, lora_options, vllm_command
+from catlib.gguf.vllm import CPU_SITE, KV_CACHE, find_vllm, lora_options, vllm_command
+from catlib.serving.engine_process import Command, Where, free_port, running, stop
 from catlib.serving.export import find_mergeable, merge
 
 FAKE = Path(__file__).with_name("fake_engine.py")

@@ -14,8 +14,8 @@ from catlib.errors import CatlibError
 from catlib.gguf.export import export_gguf, find_converter
 from catlib.gguf.llama import find_llama_server
 from catlib.gguf.parity import Speaker, compare_spoken, speak_here
-from catlib.serving.engine_process import free_port, running
-from catlib.serving.engines import Where, find_vllm, vllm_command
+from catlib.gguf.vllm import find_vllm, vllm_command
+from catlib.serving.engine_process import Where, free_port, running
 from catlib.serving.export import find_mergeable, merge
 from catlib.serving.export_verify import Photos
 from catlib.settings import TrainSettings

@@ -14,7 +14,7 @@ from catlib.paths import application_file, resolve
 from catlib.settings import DECODINGS
 
 if TYPE_CHECKING:
-    from catlib.serving.engines import Command
+    from catlib.serving.engine_process import Command
 
 log = logging.getLogger(__name__)
 EPILOG = """Engines: service answers by catlib's own service in this process (a page at /, photos to /breed); vllm and llama.cpp are
@@ -85,8 +85,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _serve_here(args: argparse.Namespace) -> int:
     """The service in this process, behind HTTP."""
-    from catlib.serving.engine_process import refuse_taken_port, termination_as_interrupt
-    from catlib.serving.engines import Command
+    from catlib.serving.engine_process import Command, refuse_taken_port, termination_as_interrupt
     from catlib.serving.service import VLMService
     from catlib.vlm.checkpoint import find_checkpoint
 
@@ -133,7 +132,8 @@ def _name_the_checkpoint(args: argparse.Namespace) -> None:
 
 def build(args: argparse.Namespace) -> "Command":
     """The engine's command for the options. Raises InputError when they do not add up."""
-    from catlib.serving.engines import Where, vllm_command
+    from catlib.gguf.vllm import vllm_command
+    from catlib.serving.engine_process import Where
     from catlib.vlm.checkpoint import find_checkpoint
 
     if bool(args.checkpoint) == bool(args.model):

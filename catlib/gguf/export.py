@@ -21,8 +21,7 @@ from catlib.gguf.parity import Parity, Speaker, Spoken, class_token_last, compar
 from catlib.gguf.tokenizer import is_sentencepiece, name_added_tokens, string_template, write_sentencepiece
 from catlib.paths import resolve
 from catlib.progress import track
-from catlib.serving.engine_process import free_port, running
-from catlib.serving.engines import Where
+from catlib.serving.engine_process import Where, free_port, running
 from catlib.serving.export import is_export, lacks_hub_names, load_plain, merge, write_record
 from catlib.serving.export_verify import Photos, choose_photos
 from catlib.vlm.checkpoint import Checkpoint

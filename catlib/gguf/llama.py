@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from catlib.errors import InputError, MissingExtra
-from catlib.serving.engines import Command, Where
+from catlib.serving.engine_process import Command, Where
 
 LLAMA_SERVER = "CATLIB_LLAMA_SERVER"  # environment variable
 NATIVE = Path(__file__).with_name("native.py")
