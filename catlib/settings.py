@@ -139,7 +139,7 @@ class _OfMetrics(_OfAModel):
     dtype: str = option("auto", "weights of the models", "auto", "bfloat16", "float32")
     eval_batch_size: int = option(16, "photos in one forward pass", least=1)
     max_test_photos: int = option(0, "at most so many test photos, drawn evenly over breeds; 0: all")
-    bootstrap: int = option(2000, "resamples behind each 95 % interval; at least 100", most=10**6)
+    bootstrap: int = option(2000, "resamples behind each 95 % interval; at least 100", least=100, most=10**6)
 
 
 @dataclass(frozen=True)

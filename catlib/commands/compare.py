@@ -10,7 +10,6 @@ from catlib.settings import EvaluationSettings
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """The options of `catlib compare`."""
     add = parser.add_argument
     add("a", metavar="A.jsonl", help="predictions of the model whose gain is wanted")
     add("b", metavar="B.jsonl", help="predictions of the model that it is measured against")
@@ -25,7 +24,6 @@ def run(args: argparse.Namespace) -> int:
     from catlib.evaluation.compare import compare
 
     settings = settings_from_args(EvaluationSettings, args)
-    metrics_file.check_bootstrap(settings.bootstrap)
     a, b, *val = (read_predictions(metrics_file.given_file(path)) for path in (args.a, args.b, *(args.val or ())))
     priority = metrics_file.choose_priority(settings.priority_breeds, [a, b])
     both = dict(zip(("val_a", "val_b"), val, strict=False))

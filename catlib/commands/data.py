@@ -2,6 +2,7 @@
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 from catlib.commands.options import add_settings_options, settings_from_args, show
 from catlib.errors import InputError
@@ -19,7 +20,6 @@ DEFAULT_OUT = "data/vlm"
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """The options of `catlib data`; those of the split come from DataSettings."""
     add = parser.add_argument
     add("what", nargs="*", metavar="PHOTOS", help="folder, archive or JSONL; or one of the words above")
     add("--out", default=DEFAULT_OUT, metavar="DIR", help=f"folder of the samples (default: {DEFAULT_OUT})")
@@ -31,19 +31,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Split, check or fetch; 1 when a check found problems."""
-    match args.what:
-        case ["check", *words]:
-            return _check(args, words)
-        case ["suspects", *words]:
-            return _suspects(args, words)
-        case ["export", *words]:
-            return _export(args, words)
-        case ["fetch", *words]:
-            return _fetch(args, words)
-        case [] | [_]:
-            return _split(args, *args.what)
-        case words:
-            raise InputError(f"catlib data takes one folder of photos, found {len(words)}: {', '.join(words)}")
+    word, *words = args.what or [""]
+    if word in ("check", "suspects", "export", "fetch"):
+        return {"check": _check, "suspects": _suspects, "export": _export, "fetch": _fetch}[word](args, words)
+    if words:
+        raise InputError(f"catlib data takes one folder of photos, found {len(args.what)}: {', '.join(args.what)}")
+    return _split(args, word)
 
 
 def _split(args: argparse.Namespace, photos: str = "") -> int:
@@ -77,9 +70,8 @@ def _check(args: argparse.Namespace, words: list[str]) -> int:
 
 def _split_folder(command: str, words: list[str]) -> Path:
     if len(words) != 1:
-        raise InputError(
-            f"catlib data {command} needs one folder, the one with train.jsonl: catlib data {command} data/vlm"
-        )
+        what = f"catlib data {command}"
+        raise InputError(f"{what} needs one folder, the one with train.jsonl: {what} data/vlm")
     here = Path(words[0]).expanduser()
     return here if here.exists() else resolve(here)
 
@@ -101,18 +93,12 @@ def _suspects(args: argparse.Namespace, words: list[str]) -> int:
     similar = similar_pairs(samples, features)
     path = write_suspects(folder, found.table, similar)
     noise = {breed: round(float(value), 4) for breed, value in found.by_breed["estimated noise"].items()}
-    facts = {
-        "suspects": str(path),
-        "judged": found.judged,
-        "found": len(found.table),
-        "noise": round(found.noise, 4),
-        "noise_at_most": round(found.noise_at_most, 4),
-    }
+    facts: dict[str, Any] = {"suspects": str(path), "judged": found.judged, "found": len(found.table)}
+    facts |= {name: round(getattr(found, name), 4) for name in ("noise", "noise_at_most")}
     facts |= {"noise_by_breed": noise, "accuracy": round(found.accuracy, 4), "similar_pairs": len(similar)}
-    confusion = found.confusion.head(10).to_dict("records")
+    facts["confusion"] = found.confusion.head(10).to_dict("records")
     text = f"{found.table.head(20).drop(columns=['sha256', 'group']).to_string()}\n{found.caption}\n{path}: "
-    text += "fill in the column action (keep, relabel, drop) and run catlib data again"
-    show(args, facts | {"confusion": confusion}, text)
+    show(args, facts, text + "fill in the column action (keep, relabel, drop) and run catlib data again")
     return 0
 
 

@@ -12,18 +12,15 @@ SHARED = ("priority_breeds", "bootstrap", "seed")
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """The options of `catlib evaluate`."""
     add_files(parser)
     parser.add_argument("--out", required=True, metavar="FILE", help="metrics file; other models' entries are kept")
     add_settings_options(parser, EvaluationSettings, only=SHARED)
 
 
 def add_files(parser: argparse.ArgumentParser) -> None:
-    """The options that name prediction files."""
-    parser.add_argument("--predictions", nargs="+", required=True, metavar="FILE", help="MODEL.jsonl with its sidecar")
-    parser.add_argument(
-        "--val", nargs="*", default=[], metavar="FILE", help="validation predictions, to fit and choose on"
-    )
+    add = parser.add_argument
+    add("--predictions", nargs="+", required=True, metavar="FILE", help="MODEL.jsonl with its sidecar")
+    add("--val", nargs="*", default=[], metavar="FILE", help="validation predictions, to fit and choose on")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -33,7 +30,6 @@ def run(args: argparse.Namespace) -> int:
     from catlib.evaluation.tables import breed_table, model_table, text_table
 
     settings = settings_from_args(EvaluationSettings, args)
-    metrics_file.check_bootstrap(settings.bootstrap)
     metrics_file.existing(Path(args.out).expanduser())  # refused before anything is computed
     validation = {metrics_file.given_file(path).stem: path for path in args.val}
     models: dict[str, Any] = {}

@@ -2,20 +2,17 @@
 
 import argparse
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from catlib.commands.options import show
+from catlib.commands.options import add_profile_options, parameters_given, show
 from catlib.errors import CatlibError, InputError
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """The options of `catlib report`."""
     add = parser.add_argument
-    add("profile", metavar="PROFILE", help="name in notebooks/profiles, or path of a YAML file")
-    one = "set one parameter (repeatable)"
-    add("-p", dest="parameters", action="append", default=[], metavar="KEY=VALUE", help=one)
-    add("--run", dest="run_name", metavar="NAME", help="name of the run (default: the profile's)")
+    add_profile_options(parser)
     add("--force", action="store_true", help="run every notebook, even where nothing has changed")
     add("--notebooks", default="", metavar="01,02", help="run only these")
     sweep = "a run for each value, and a page that compares them; repeatable: a run for each combination"
@@ -24,12 +21,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run, then print where the report is and the headline figures. Raises the error that a notebook ended with."""
-    from catlib.settings import find_profile, parse_assignment, run_parameters
+    from catlib.settings import find_profile, run_parameters
 
-    profile = find_profile(args.profile)
-    overrides = dict(parse_assignment(text) for text in args.parameters)
-    if args.run_name is not None:
-        overrides["run"] = args.run_name
+    profile, overrides = find_profile(args.profile), parameters_given(args)
     name = run_parameters(str(profile), overrides)["run"]
     if args.sweep:
         return _sweep(args, profile, overrides, name)
@@ -44,9 +38,7 @@ def _run_one(args: argparse.Namespace, profile: Path, overrides: dict[str, Any],
     from catlib.reports.index import report_path, results
     from catlib.reports.pipeline import run_profile
 
-    def tell(line: str) -> None:
-        print(line, file=sys.stderr if args.json else sys.stdout, flush=True)
-
+    tell = partial(print, file=sys.stderr if args.json else sys.stdout, flush=True)
     state = run_profile(profile, overrides, name, force=args.force, notebooks=args.notebooks, tell=tell)
     report, stages = report_path(name), state["stages"].items()
     for _, entry in stages:

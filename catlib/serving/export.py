@@ -15,12 +15,11 @@ from catlib.serving.export_verify import LIMITS, Verification, ask, choose_photo
 from catlib.vlm.adapters import TRAINING, load_adapter, save_processor
 from catlib.vlm.checkpoint import VLM, Checkpoint, find_checkpoint, open_vlm
 from catlib.vlm.families import HUB_TOWERS, family_of
-from catlib.vlm.models import load_base, load_config, pick_device
+from catlib.vlm.models import DTYPES, load_base, load_config, pick_device
 from catlib.vlm.processors import load_processor
 
 log = logging.getLogger(__name__)
 EXPORT = "export.json"  # what an export was made from, and how it was verified
-DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
 
 @dataclass(frozen=True)
@@ -63,8 +62,12 @@ def merge(
     export answers otherwise than the original.
     """
     shown = choose_photos(photos, checkpoint, count)
-    name, where = export_dtype(checkpoint, dtype), pick_device(device)
-    limit = LIMITS[name] if limit is None else limit
+    where = pick_device(device)
+    if dtype == "auto":
+        trained = checkpoint.training.get("settings", {}).get("dtype", "auto")
+        stored = str(load_config(checkpoint.base).dtype).removeprefix("torch.")
+        dtype = next((name for name in (trained, stored) if name in DTYPES), "bfloat16")
+    limit = LIMITS[dtype] if limit is None else limit
     if checkpoint.mode == "qlora":
         log.warning(
             "%s was trained on a 4-bit base; it is merged into the plain base, whose weights differ from the 4-bit ones by their "
@@ -74,19 +77,17 @@ def merge(
     keep = [path for path in (checkpoint.folder, Path(checkpoint.base)) if path]
     with whole_folder(out, force, keep, is_export) as folder:
         log.info("loading %s", checkpoint.base)
-        vlm = load_plain(checkpoint, where, name)
+        vlm = load_plain(checkpoint, where, dtype)
         if checkpoint.adapter is not None:
-            load_adapter(
-                vlm, checkpoint.adapter, trainable=True
-            )  # adapters stay in float32, so that merging rounds once
+            load_adapter(vlm, checkpoint.adapter, trainable=True)  # stays in float32, so that merging rounds once
             vlm.model.requires_grad_(False).eval()
         original = ask(vlm, shown)
         if checkpoint.adapter is not None:
             vlm.model = vlm.model.merge_and_unload()
-        save_plain(vlm, folder, DTYPES[name])
+        save_plain(vlm, folder, DTYPES[dtype])
         del vlm
         log.info("verifying on %d photos %s", len(shown.names), shown.origin)
-        export = ask(load_plain(replace(checkpoint, base=str(folder)), where, name), shown)
+        export = ask(load_plain(replace(checkpoint, base=str(folder)), where, dtype), shown)
         verification = compare(original, export, checkpoint.breeds, shown, limit)
         if not verification.passed:
             raise CatlibError(f"the verification failed, nothing was exported to {out}: {verification}")
@@ -94,24 +95,15 @@ def merge(
         if checkpoint.mode == "qlora":  # beside the model as it was trained: the same adapter on the 4-bit base
             quantized = ask(open_vlm(checkpoint, device=device, precision="4-bit"), shown)
             as_trained = compare(quantized, export, checkpoint.breeds, shown, float("inf"))
-        facts = {"dtype": name, "verification": asdict(verification)}
+        facts = {"dtype": dtype, "verification": asdict(verification)}
         if as_trained:
             facts["against_4bit"] = {key: value for key, value in asdict(as_trained).items() if key != "limit"}
         write_record(checkpoint, folder, "merged", facts)
         made = f"with the adapter `{checkpoint.adapter.name}` merged into it" if checkpoint.adapter else "written anew"
-        said = f"`{checkpoint.base}` {made}; plain weights in {name}.\n\nVerified on {verification}."
+        said = f"`{checkpoint.base}` {made}; plain weights in {dtype}.\n\nVerified on {verification}."
         write_text(folder / "README.md", f"# A merged model\n\n{said}\n")
     size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file()) / 1e9
-    return Merged(out, name, size, verification, as_trained)
-
-
-def export_dtype(checkpoint: Checkpoint, dtype: str) -> str:
-    """The name of the dtype that the weights are written in."""
-    if dtype != "auto":
-        return dtype
-    trained = checkpoint.training.get("settings", {}).get("dtype", "auto")
-    stored = str(load_config(checkpoint.base).dtype).removeprefix("torch.")
-    return next((name for name in (trained, stored) if name in DTYPES), "bfloat16")
+    return Merged(out, dtype, size, verification, as_trained)
 
 
 def load_plain(checkpoint: Checkpoint, device: torch.device, dtype: str) -> VLM:
@@ -149,11 +141,7 @@ def write_record(checkpoint: Checkpoint, folder: Path, kind: str, facts: Mapping
 
 def weight_names(folder: Path) -> set[str]:
     """The names of all tensors of a checkpoint folder, without loading them."""
-    names: set[str] = set()
-    for path in folder.glob("*.safetensors"):
-        with safe_open(path, framework="pt") as tensors:
-            names.update(tensors.keys())
-    return names
+    return {name for path in folder.glob("*.safetensors") for name in safe_open(path, framework="pt").keys()}
 
 
 def tower_type(folder: Path) -> str:

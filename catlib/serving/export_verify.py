@@ -56,12 +56,10 @@ class Verification:
         return self.largest_difference <= self.limit
 
     def __str__(self) -> str:
+        same = f"same breed for {self.same_breed}, same answer for {self.same_answer}"
         limit = f" (limit {self.limit:g})" if self.limit < float("inf") else ""
-        line = (
-            f"{self.photos} photos ({self.origin}): same breed for {self.same_breed}, same answer for {self.same_answer}, "
-            f"largest score difference {self.largest_difference:.2g} nats{limit}"
-        )
-        return "\n  ".join([line, *self.differing])
+        largest = f"largest score difference {self.largest_difference:.2g} nats{limit}"
+        return "\n  ".join([f"{self.photos} photos ({self.origin}): {same}, {largest}", *self.differing])
 
 
 def choose_photos(given: Sequence[Path], checkpoint: Checkpoint, count: int) -> Photos:
@@ -100,21 +98,13 @@ def compare(original: Answers, export: Answers, breeds: Sequence[str], photos: P
     """Agreement of two models; photos with another breed or text are listed with the original's lead over the next breed."""
     difference = np.abs(original.scores - export.scores).max(1)
     a, b = original.scores.argmax(1), export.scores.argmax(1)
-    texts = list(zip(original.texts, export.texts, strict=True))
     leads = np.diff(np.sort(original.scores)[:, -2:])[:, 0]
+    same_text = np.array([x == y for x, y in zip(original.texts, export.texts, strict=True)])
     differing = tuple(
-        f"{name}: {breeds[a[i]]} ({texts[i][0]!r}), exported {breeds[b[i]]} ({texts[i][1]!r}); lead "
+        f"{photos.names[i]}: {breeds[a[i]]} ({original.texts[i]!r}), exported {breeds[b[i]]} ({export.texts[i]!r}); lead "
         f"{leads[i]:.2g} nats, largest difference {difference[i]:.2g}"
-        for i, name in enumerate(photos.names)
-        if a[i] != b[i] or texts[i][0] != texts[i][1]
+        for i in np.flatnonzero((a != b) | ~same_text)
     )
-    largest = float(difference.max())
-    return Verification(
-        photos=len(photos.names),
-        origin=photos.origin,
-        same_breed=int((a == b).sum()),
-        same_answer=sum(x == y for x, y in texts),
-        largest_difference=largest if np.isfinite(largest) else float("inf"),
-        limit=limit,
-        differing=differing,
-    )
+    largest = float(difference.max()) if np.isfinite(difference).all() else float("inf")
+    same = int((a == b).sum()), int(same_text.sum())
+    return Verification(len(photos.names), photos.origin, *same, largest, limit, differing)
