@@ -1,7 +1,7 @@
 """The parameters of a run: name, type, default, range and meaning stated once, in frozen dataclasses.
 
-Profiles (YAML), `-p key=value`, the notebooks' parameters cells and the options of the command line are all checked
-against these. A value is an int, a float, a bool or a text, as papermill's parameters are; a list is a text with commas.
+Profiles, `-p key=value`, parameters cells and the command line's options are all checked against these. A value is an int, a
+float, a bool or a text, as papermill's parameters are; a list is a text with commas.
 """
 
 import contextlib
@@ -51,19 +51,19 @@ class Settings:
 
         Outside IPython the names of `namespace` that are settings count. None stands for the profile's value. Raises InputError.
         """
-        given = bound_parameters(namespace)
-        if given is None:
-            given = {name: namespace[name] for name in (PROFILE, *all_options()) if name in namespace}
-        given = {name: value for name, value in given.items() if value is not None}
-        idle = [name for name in given if name not in (PROFILE, *cls.names(), *SOURCES) and name in all_options()]
-        if idle:
+        known, bound = all_options(), bound_parameters(namespace)
+        if bound is None:
+            bound = {name: namespace[name] for name in (PROFILE, *known) if name in namespace}
+        given = {name: value for name, value in bound.items() if value is not None}
+        if idle := [name for name in given if name in known and name not in (*cls.names(), *SOURCES)]:
             log.warning("set, but of no effect in this notebook: %s", ", ".join(idle))
         return cls.of_profile(str(given.pop(PROFILE, "")), given)
 
     @classmethod
     def of_profile(cls, profile: str, given: Mapping[str, Any], where: str = "parameters") -> Self:
         """The settings of a profile (name, path, or "" for the defaults) with `given` on top, and what follows from both."""
-        values = {name: value for name, value in run_parameters(profile, given, where).items() if name in cls.names()}
+        known = cls.names()
+        values = {name: value for name, value in run_parameters(profile, given, where).items() if name in known}
         for name in ("base_model", "clip_model"):
             text = values.get(name, "")
             if values.get("hint") and text.count("/") > 1 and not resolve(text).is_dir():  # no hub name has two slashes
@@ -267,9 +267,8 @@ def derive(given: Mapping[str, Any], profile: str = "") -> dict[str, Any]:
     values = dict(given)
     if run := given.get("run") or profile:
         if run.startswith(".") or len(run.encode()) > 100 or any(c in '/\\"<>|:*?' or not c.isprintable() for c in run):
-            raise InputError(
-                f"run {run!r:.120}: a run's name becomes a folder; use up to 100 letters, digits, '-', '_', '=' and '.'"
-            )
+            fits = "use up to 100 letters, digits, '-', '_', '=' and '.'"
+            raise InputError(f"run {run!r:.120}: a run's name becomes a folder; {fits}")
         values["run"] = run
         values.setdefault("run_dir", f"{RUNS}/{run}")
         values.setdefault("output_dir", f"outputs/vlm_checkpoints/{run}")
@@ -298,10 +297,8 @@ def find_profile(name: str) -> Path:
         if os.path.isfile(path):  # unlike Path.is_file, no error for a name that is too long
             return path
     names = sorted(path.stem for path in folder.glob("*.yaml"))
-    known = ", ".join(names) or "none"
-    raise InputError(
-        f"no profile {name!r:.200}{did_you_mean(name, names)}; there are {known} in {folder}, or give a path"
-    )
+    known = f"there are {', '.join(names) or 'none'} in {folder}, or give a path"
+    raise InputError(f"no profile {name!r:.200}{did_you_mean(name, names)}; {known}")
 
 
 def read_profile(path: Path) -> dict[str, Any]:
