@@ -17,7 +17,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add_settings_options(parser, EvaluationSettings, only=SHARED)
 
 
-def run(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace) -> None:
     """Compare and print."""
     from catlib.data.records import read_predictions
     from catlib.evaluation import metrics_file
@@ -29,7 +29,6 @@ def run(args: argparse.Namespace) -> int:
     both = dict(zip(("val_a", "val_b"), val, strict=False))
     found = compare(a, b, priority, **both, bootstrap=settings.bootstrap, seed=settings.seed)
     show(args, found, "\n".join(lines(found)))
-    return 0
 
 
 def lines(c: Mapping[str, Any]) -> Iterator[str]:

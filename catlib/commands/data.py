@@ -1,6 +1,7 @@
 """`catlib data`: make a split from photos that can be trusted, check one, or fetch a public data set."""
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -29,17 +30,18 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add_settings_options(parser, DataSettings, skip=("photos", "data_dir", "run", "run_dir"))
 
 
-def run(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace) -> int | None:
     """Split, check or fetch; 1 when a check found problems."""
     word, *words = args.what or [""]
-    if word in ("check", "suspects", "export", "fetch"):
-        return {"check": _check, "suspects": _suspects, "export": _export, "fetch": _fetch}[word](args, words)
+    if word in ACTIONS:
+        return ACTIONS[word](args, words)
     if words:
         raise InputError(f"catlib data takes one folder of photos, found {len(args.what)}: {', '.join(args.what)}")
-    return _split(args, word)
+    _split(args, word)
+    return None
 
 
-def _split(args: argparse.Namespace, photos: str = "") -> int:
+def _split(args: argparse.Namespace, photos: str) -> None:
     from catlib.data.prepare import prepare
 
     out = resolve(args.out)
@@ -54,7 +56,6 @@ def _split(args: argparse.Namespace, photos: str = "") -> int:
     text = f"{out}: {counts} photos of {len(card['breeds'])} breeds\n"
     text += f"left out: {sum(card['left_out'].values())} of {card['files_seen']} files; reasons in {audit}"
     show(args, {"out": str(out), "audit": str(audit), "parts": parts, **card}, text)
-    return 0
 
 
 def _check(args: argparse.Namespace, words: list[str]) -> int:
@@ -76,7 +77,7 @@ def _split_folder(command: str, words: list[str]) -> Path:
     return here if here.exists() else resolve(here)
 
 
-def _suspects(args: argparse.Namespace, words: list[str]) -> int:
+def _suspects(args: argparse.Namespace, words: list[str]) -> None:
     from catlib.classifiers.photo_features import photo_features
     from catlib.data.corrections import write_suspects
     from catlib.data.dataset import load_dataset
@@ -99,24 +100,25 @@ def _suspects(args: argparse.Namespace, words: list[str]) -> int:
     facts["confusion"] = found.confusion.head(10).to_dict("records")
     text = f"{found.table.head(20).drop(columns=['sha256', 'group']).to_string()}\n{found.caption}\n{path}: "
     show(args, facts, text + "fill in the column action (keep, relabel, drop) and run catlib data again")
-    return 0
 
 
-def _export(args: argparse.Namespace, words: list[str]) -> int:
+def _export(args: argparse.Namespace, words: list[str]) -> None:
     from catlib.data.export import export_hf
 
     if words[:1] != ["hf"]:
         raise InputError("catlib data export knows one format: catlib data export hf data/vlm --to FOLDER")
     to = export_hf(_split_folder("export hf", words[1:]), resolve(args.to or "data/export"), args.force)
     show(args, {"folder": str(to)}, f"{to}: ready; read it with datasets.load_dataset({str(to)!r})")
-    return 0
 
 
-def _fetch(args: argparse.Namespace, words: list[str]) -> int:
+def _fetch(args: argparse.Namespace, words: list[str]) -> None:
     from catlib.data.archives import fetch_oxford_pets
 
     if words != ["oxford-pets"]:
         raise InputError("catlib data fetch knows one data set: catlib data fetch oxford-pets --to DIR")
     folder = fetch_oxford_pets(resolve(args.to or "data/oxford-pets"))
     show(args, {"photos": str(folder)}, f"{folder}: ready, now run: catlib data {folder} --out {DEFAULT_OUT}")
-    return 0
+
+
+Action = Callable[[argparse.Namespace, list[str]], int | None]
+ACTIONS: dict[str, Action] = {"check": _check, "suspects": _suspects, "export": _export, "fetch": _fetch}

@@ -23,7 +23,7 @@ def add_files(parser: argparse.ArgumentParser) -> None:
     add("--val", nargs="*", default=[], metavar="FILE", help="validation predictions, to fit and choose on")
 
 
-def run(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace) -> None:
     """Evaluate, write, print."""
     from catlib.evaluation import metrics_file
     from catlib.evaluation.results import Results
@@ -47,4 +47,3 @@ def run(args: argparse.Namespace) -> int:
     for name, metrics in models.items():
         text += [f"\n{name}: by breed, lowest F1 first (*: priority)", text_table(breed_table(metrics))]
     show(args, {"models": models}, "\n".join([*text, f"\nwritten to {out}"]))
-    return 0

@@ -36,7 +36,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add_settings_options(parser, ServingSettings, only=("device",))
 
 
-def run(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace) -> None:
     """Write the export, and print what was verified."""
     from catlib.commands.predict import find_photos
     from catlib.serving.export import find_mergeable
@@ -52,7 +52,6 @@ def run(args: argparse.Namespace) -> int:
     make = _merge if args.kind == "merge" else _gguf
     facts, text = make(source, resolve(args.out), photos=[root / sample.image for sample in samples], **given)
     show(args, facts, text)
-    return 0
 
 
 def _merge(*source: Any, **options: Any) -> tuple[dict[str, Any], str]:

@@ -8,7 +8,7 @@ EPILOG = "exit codes: 0 answered, whether train or skip (--json has the decision
 add_options = add_profile_options
 
 
-def run(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace) -> None:
     """Answer and print."""
     from catlib.evaluation.gate import gate, gate_file
     from catlib.evaluation.tables import criteria_table, text_table
@@ -20,4 +20,3 @@ def run(args: argparse.Namespace) -> int:
     path = gate_file(run_parameters(args.profile, given)["run_dir"])
     text = [verdict.text.replace("**", ""), "", text_table(criteria_table(verdict.criteria)), f"\nwritten to {path}"]
     show(args, read_json(path), "\n".join(text))
-    return 0

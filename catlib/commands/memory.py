@@ -29,7 +29,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add_training_options(parser)
 
 
-def run(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace) -> None:
     """Print the estimate of these settings, of the other modes beside it, and the plan's figures."""
     settings = training_settings(args)
     for name in ("vram", "image_tokens", "photos", "price"):
@@ -39,7 +39,6 @@ def run(args: argparse.Namespace) -> int:
     photos = args.photos or (len(path.read_bytes().splitlines()) if path.is_file() else PHOTOS)
     facts = gather(settings, args.vram, args.image_tokens, photos, args.price)
     show(args, facts, "\n".join(lines(settings, facts)))
-    return 0
 
 
 def gather(

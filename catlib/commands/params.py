@@ -12,7 +12,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("notebook", metavar="NOTEBOOK", nargs="?", default="", help=which)
 
 
-def run(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace) -> None:
     """Print them; those of all notebooks where none is named."""
     import yaml
 
@@ -26,4 +26,3 @@ def run(args: argparse.Namespace) -> int:
         if stage.name in chosen:
             found |= {"profile": stage.injected["profile"], **stage.parameters}
     show(args, found, yaml.safe_dump(found, sort_keys=False, allow_unicode=True).rstrip())
-    return 0

@@ -12,7 +12,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", metavar="PAGE.html", type=Path, help="the page (default: beside the notebook)")
 
 
-def run(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace) -> None:
     """Write the page and print its path."""
     from catlib.evaluation.metrics_file import given_file
     from catlib.files import write_text
@@ -27,4 +27,3 @@ def run(args: argparse.Namespace) -> int:
     body = html.notebook_body(source, source.stat().st_mtime_ns)
     write_text(page, html.render("page.html.j2", title=source.stem, body=body.html, alone=True))
     show(args, {"page": str(page)}, f"Page: {page}")
-    return 0

@@ -19,17 +19,17 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--sweep", action="append", default=[], metavar="KEY=V1,V2,…", help=sweep)
 
 
-def run(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace) -> None:
     """Run, then print where the report is and the headline figures. Raises the error that a notebook ended with."""
     from catlib.settings import find_profile, run_parameters
 
     profile, overrides = find_profile(args.profile), parameters_given(args)
     name = run_parameters(str(profile), overrides)["run"]
     if args.sweep:
-        return _sweep(args, profile, overrides, name)
+        _sweep(args, profile, overrides, name)
+        return
     outcome = _run_one(args, profile, overrides, name)
     show(args, outcome, _summary(outcome))
-    return 0
 
 
 def _run_one(args: argparse.Namespace, profile: Path, overrides: dict[str, Any], name: str) -> dict[str, Any]:
@@ -62,7 +62,7 @@ def _summary(outcome: dict[str, Any]) -> str:
     return "\n".join([*lines, "", f"Report: {outcome['report']}"])
 
 
-def _sweep(args: argparse.Namespace, profile: Path, overrides: dict[str, Any], name: str) -> int:
+def _sweep(args: argparse.Namespace, profile: Path, overrides: dict[str, Any], name: str) -> None:
     """A run for each combination of the swept values, then the page that compares them. One that fails stops no other."""
     from catlib.reports import stages, sweep
 
@@ -87,4 +87,3 @@ def _sweep(args: argparse.Namespace, profile: Path, overrides: dict[str, Any], n
     if failed:
         kind = InputError if all(isinstance(error, InputError) for error in failed.values()) else CatlibError
         raise kind(f"{len(failed)} of {len(members)} runs failed: {', '.join(failed)}; the others are finished")
-    return 0

@@ -16,7 +16,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("names", nargs="*", metavar="RUN", help="a run; two to compare")
 
 
-def run(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace) -> None:
     """Do what the action says, and print it."""
     from catlib.reports import comparison, index
 
@@ -34,7 +34,6 @@ def run(args: argparse.Namespace) -> int:
     else:
         removed = index.remove_runs(args.names)
         show(args, {"removed": removed}, "\n".join(f"removed {folder}" for folder in removed))
-    return 0
 
 
 def _list(args: argparse.Namespace) -> None:

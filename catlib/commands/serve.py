@@ -47,7 +47,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("extra", nargs="*", metavar="-- OPTION", help="options of the engine itself, after --")
 
 
-def run(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace) -> None:
     """Serve until it is interrupted."""
     from catlib.serving.engine_process import free_port, running, termination_as_interrupt
 
@@ -60,11 +60,12 @@ def run(args: argparse.Namespace) -> int:
         raise InputError("--host: which address? 127.0.0.1 is this machine alone, 0.0.0.0 every address that it has")
     args.port = args.port or free_port()
     if args.engine == "service":
-        return _serve_here(args)
+        _serve_here(args)
+        return
     command = build(args)
     print(command, flush=True)
     if args.print_only:
-        return 0
+        return
     try:
         with termination_as_interrupt(), running(command, args.timeout) as engine:
             print(
@@ -76,10 +77,9 @@ def run(args: argparse.Namespace) -> int:
             engine.wait()
     except KeyboardInterrupt:
         print("catlib: the engine is stopped", file=sys.stderr)
-    return 0
 
 
-def _serve_here(args: argparse.Namespace) -> int:
+def _serve_here(args: argparse.Namespace) -> None:
     """The service in this process, behind HTTP."""
     from catlib.serving.engine_process import Command, refuse_taken_port, termination_as_interrupt
     from catlib.serving.service import VLMService
@@ -108,7 +108,6 @@ def _serve_here(args: argparse.Namespace) -> int:
             uvicorn.run(example["application"](service), host=args.host, port=args.port, log_level="warning")
         except KeyboardInterrupt:
             print("catlib: the service is stopped", file=sys.stderr)
-    return 0
 
 
 def build(args: argparse.Namespace) -> "Command":

@@ -18,7 +18,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add_settings_options(parser, ComparisonSettings, only=(*SHARED, *TARGETS, *WISHES))
 
 
-def run(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace) -> None:
     """Judge and print."""
     from catlib.data.records import read_samples
     from catlib.evaluation import metrics_file
@@ -36,4 +36,3 @@ def run(args: argparse.Namespace) -> int:
     text = [verdict.text.replace("**", ""), "\nper cent [95 % interval]", text_table(model_table(found.models))]
     facts = {**verdict.as_json(), "models": found.models, "comparisons": found.comparisons}
     show(args, facts, "\n".join([*text, "", text_table(criteria_table(verdict.criteria))]))
-    return 0
