@@ -19,8 +19,7 @@ from catlib.gguf.export import find_converter, prepare, verify
 from catlib.gguf.mmproj import write_clip_mmproj
 from catlib.gguf.parity import Parity, Spoken, class_token_last, compare_spoken, speak_here
 from catlib.gguf.tokenizer import is_sentencepiece, string_template
-from catlib.serving.export import find_mergeable, merge
-from catlib.serving.export_verify import choose_photos
+from catlib.serving.export import choose_photos, find_mergeable, merge
 from catlib.vlm.checkpoint import open_vlm
 from catlib.vlm.decoding import generate_free
 from catlib.vlm.models import Checkpoint

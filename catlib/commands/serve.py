@@ -123,7 +123,7 @@ def build(args: argparse.Namespace) -> "Command":
     where = Where(args.host, args.port, args.name, tuple(args.extra))
     if args.engine == "llama.cpp":
         return _llama(args, where)
-    from catlib.gguf.vllm import vllm_command
+    from catlib.gguf.engines import vllm_command
     from catlib.vlm.checkpoint import find_checkpoint
 
     found = find_checkpoint(resolve(args.checkpoint) if args.checkpoint else args.model, base_model=args.base_model)
@@ -148,7 +148,7 @@ def _name_the_checkpoint(args: argparse.Namespace) -> None:
 
 def _llama(args: argparse.Namespace, where: "Where") -> "Command":
     """llama.cpp's command; what the export has found out about llama.cpp with this model is said again."""
-    from catlib.gguf.llama import llama_command
+    from catlib.gguf.engines import llama_command
     from catlib.serving.export import EXPORT
 
     if args.checkpoint:
