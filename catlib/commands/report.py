@@ -1,8 +1,11 @@
 """`catlib report`: run the notebooks of a profile in order, and render them to HTML in reports/RUN; what is unchanged is kept."""
 
 import argparse
+import os
 import sys
-from functools import partial
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from multiprocessing import Queue, get_context
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +20,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--notebooks", default="", metavar="01,02", help="run only these")
     sweep = "a run for each value, and a page that compares them; repeatable: a run for each combination"
     add("--sweep", action="append", default=[], metavar="KEY=V1,V2,…", help=sweep)
+    jobs = "runs of a sweep at the same time, where there are several GPUs: each run gets one (default: 1)"
+    add("--jobs", type=int, default=1, metavar="N", help=jobs)
 
 
 def run(args: argparse.Namespace) -> None:
@@ -38,7 +43,10 @@ def _run_one(args: argparse.Namespace, profile: Path, overrides: dict[str, Any],
     from catlib.reports.index import report_path, results
     from catlib.reports.pipeline import run_profile
 
-    tell = partial(print, file=sys.stderr if args.json else sys.stdout, flush=True)
+    def tell(line: str) -> None:
+        text = f"{name}: {line}" if args.jobs > 1 else line
+        print(text, file=sys.stderr if args.json else sys.stdout, flush=True)
+
     state = run_profile(profile, overrides, name, force=args.force, notebooks=args.notebooks, tell=tell)
     report, stages = report_path(name), state["stages"].items()
     for _, entry in stages:
@@ -66,19 +74,21 @@ def _sweep(args: argparse.Namespace, profile: Path, overrides: dict[str, Any], n
     """A run for each combination of the swept values, then the page that compares them. One that fails stops no other."""
     from catlib.reports import stages, sweep
 
+    if args.jobs < 1:
+        raise InputError(f"--jobs {args.jobs}: expected 1 or more")
     sweeps = [sweep.parse_sweep(text) for text in args.sweep]
     members = sweep.members(name, profile, overrides, sweeps)
     for _, member, parameters in members:  # wrong input stops before anything is run
         stages.plan(profile, parameters | {"run": member})
     outcomes: list[dict[str, Any]] = []
     failed: dict[str, CatlibError] = {}
-    for number, (_, member, parameters) in enumerate(members, start=1):
-        print(f"{member} ({number} of {len(members)})", file=sys.stderr if args.json else sys.stdout, flush=True)
-        try:
-            outcomes.append(_run_one(args, profile, parameters, member))
-        except CatlibError as error:
-            failed[member] = error
-            print(f"catlib: {member}: {error}", file=sys.stderr)
+    for member, outcome in _outcomes(args, profile, [(member, parameters) for _, member, parameters in members]):
+        if isinstance(outcome, CatlibError):
+            failed[member] = outcome
+            print(f"catlib: {member}: {outcome}", file=sys.stderr)
+        else:
+            outcomes.append(outcome)
+    outcomes.sort(key=lambda outcome: [member for _, member, _ in members].index(outcome["run"]))
     single = len(sweeps) == 1
     runs = [(values[0] if single else values, member) for values, member, _ in members]
     page = sweep.curve_page(name, ",".join(key for key, _ in sweeps), runs)
@@ -87,3 +97,51 @@ def _sweep(args: argparse.Namespace, profile: Path, overrides: dict[str, Any], n
     if failed:
         kind = InputError if all(isinstance(error, InputError) for error in failed.values()) else CatlibError
         raise kind(f"{len(failed)} of {len(members)} runs failed: {', '.join(failed)}; the others are finished")
+
+
+Members = Sequence[tuple[str, dict[str, Any]]]
+
+
+def _outcomes(
+    args: argparse.Namespace, profile: Path, members: Members
+) -> Iterator[tuple[str, dict[str, Any] | CatlibError]]:
+    """Each run's name with its outcome, or with the error that ended it: one after the other, or `--jobs` at a time."""
+    if args.jobs == 1:
+        for number, (member, parameters) in enumerate(members, start=1):
+            print(f"{member} ({number} of {len(members)})", file=sys.stderr if args.json else sys.stdout, flush=True)
+            yield member, _tried(args, profile, parameters, member)
+        return
+    data = argparse.Namespace(**vars(args) | {"notebooks": "01", "force": False})
+    ready = {}  # the data of runs that share a folder may be written by one at a time
+    for member, parameters in members:
+        if isinstance(outcome := _tried(data, profile, parameters, member), CatlibError):
+            yield member, outcome
+        else:
+            ready[member] = parameters
+    context = get_context("spawn")
+    gpus = context.Queue()
+    for number in range(args.jobs):
+        gpus.put(number)
+    with ProcessPoolExecutor(args.jobs, context, _take_gpu, (gpus,)) as pool:
+        waiting = {pool.submit(_tried, args, profile, given, member): member for member, given in ready.items()}
+        for done in as_completed(waiting):
+            yield waiting[done], done.result()
+
+
+def _take_gpu(gpus: "Queue[int]") -> None:
+    """Leave one of the GPUs that this process may use to its runs; without GPUs nothing changes."""
+    import torch
+
+    own = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    names = own.split(",") if own else [str(n) for n in range(torch.cuda.device_count())]
+    if names:
+        os.environ["CUDA_VISIBLE_DEVICES"] = names[gpus.get() % len(names)]
+
+
+def _tried(
+    args: argparse.Namespace, profile: Path, parameters: dict[str, Any], member: str
+) -> dict[str, Any] | CatlibError:
+    try:
+        return _run_one(args, profile, parameters, member)
+    except CatlibError as error:  # as a plain one, which another process can read
+        return (InputError if isinstance(error, InputError) else CatlibError)(str(error))
