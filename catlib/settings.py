@@ -16,7 +16,6 @@ from catlib.files import parse_yaml, read_text
 from catlib.parameters import checked, did_you_mean, known_option, option, parse_value
 from catlib.paths import RUNS, notebooks_folder, resolve
 
-log = logging.getLogger(__name__)
 PROFILE = "profile"  # the one parameter that is no setting: it chooses where the others come from
 DECODINGS = ("score", "constrained", "free")  # how a breed is read off a model
 SWITCH, ATTENTION = ("auto", "true", "false"), ("auto", "sdpa", "eager", "flash_attention_2", "flash_attention_3")
@@ -45,14 +44,13 @@ class Settings:
             bound = {name: namespace[name] for name in (PROFILE, *known) if name in namespace}
         given = {name: value for name, value in bound.items() if value is not None}
         if idle := [name for name in given if name in known and name not in (*cls.names(), *SOURCES)]:
-            log.warning("set, but of no effect in this notebook: %s", ", ".join(idle))
+            logging.getLogger(__name__).warning("set, but of no effect in this notebook: %s", ", ".join(idle))
         return cls.of_profile(str(given.pop(PROFILE, "")), given)
 
     @classmethod
     def of_profile(cls, profile: str, given: Mapping[str, Any], where: str = "parameters") -> Self:
         """The settings of a profile (name, path, or "" for the defaults) with `given` on top, and what follows from both."""
-        known = cls.names()
-        values = {name: value for name, value in run_parameters(profile, given, where).items() if name in known}
+        values = {key: value for key, value in run_parameters(profile, given, where).items() if key in cls.names()}
         for name in ("base_model", "clip_model"):
             text = values.get(name, "")
             if values.get("hint") and text.count("/") > 1 and not resolve(text).is_dir():  # no hub name has two slashes
@@ -66,7 +64,6 @@ class Settings:
 
     @classmethod
     def names(cls) -> list[str]:
-        """The names of these settings, in order."""
         return [*cls.__dataclass_fields__]
 
 
@@ -262,7 +259,7 @@ def derive(given: Mapping[str, Any], profile: str = "") -> dict[str, Any]:
         values.setdefault("checkpoint", values["output_dir"])
     if "data_dir" in values:
         for part in ("train", "val", "test"):
-            values.setdefault(f"{part}_data", str(PurePosixPath(values["data_dir"]) / "vlm" / f"{part}.jsonl"))
+            values.setdefault(f"{part}_data", str(PurePosixPath(values["data_dir"], "vlm", f"{part}.jsonl")))
     return values
 
 
@@ -283,8 +280,8 @@ def find_profile(name: str) -> Path:
         if os.path.isfile(path):  # unlike Path.is_file, no error for a name that is too long
             return path
     names = sorted(path.stem for path in folder.glob("*.yaml"))
-    known = f"there are {', '.join(names) or 'none'} in {folder}, or give a path"
-    raise InputError(f"no profile {name!r:.200}{did_you_mean(name, names)}; {known}")
+    known = f"{did_you_mean(name, names)}; there are {', '.join(names) or 'none'} in {folder}"
+    raise InputError(f"no profile {name!r:.200}{known}, or give a path")
 
 
 def read_profile(path: Path) -> dict[str, Any]:
@@ -298,6 +295,6 @@ def read_profile(path: Path) -> dict[str, Any]:
 def parse_assignment(text: str) -> tuple[str, Any]:
     """`key=value` from the command line, the value typed as the parameter is. Raises InputError."""
     key, equals, value = map(str.strip, text.partition("="))
-    if not equals:
-        raise InputError(f"-p {text}: expected key=value")
-    return key, parse_value(known_option(key, all_options(), "-p"), value, "-p")
+    if equals:
+        return key, parse_value(known_option(key, all_options(), "-p"), value, "-p")
+    raise InputError(f"-p {text}: expected key=value")
