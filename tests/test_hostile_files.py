@@ -52,8 +52,7 @@ from catlib.files import (
     write_text,
 )
 from catlib.paths import public_url, without_secrets
-from catlib.serving.engine_process import free_port, refuse_taken_port
-from catlib.serving.engines import Command
+from catlib.serving.engine_process import Command, free_port, refuse_taken_port
 from catlib.serving.export import is_export
 from catlib.settings import EvaluationSettings, ServingSettings, TrainSettings, parse_assignment, read_profile
 from catlib.training.arguments import further_options

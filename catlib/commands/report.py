@@ -9,17 +9,13 @@ from multiprocessing import Queue, get_context
 from pathlib import Path
 from typing import Any
 
-from catlib.commands.options import show
+from catlib.commands.options import add_profile_options, parameters_given, show
 from catlib.errors import CatlibError, InputError
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """The options of `catlib report`."""
     add = parser.add_argument
-    add("profile", metavar="PROFILE", help="name in notebooks/profiles, or path of a YAML file")
-    one = "set one parameter (repeatable)"
-    add("-p", dest="parameters", action="append", default=[], metavar="KEY=VALUE", help=one)
-    add("--run", dest="run_name", metavar="NAME", help="name of the run (default: the profile's)")
+    add_profile_options(parser)
     add("--force", action="store_true", help="run every notebook, even where nothing has changed")
     add("--notebooks", default="", metavar="01,02", help="run only these")
     sweep = "a run for each value, and a page that compares them; repeatable: a run for each combination"
@@ -28,20 +24,17 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--jobs", type=int, default=1, metavar="N", help=jobs)
 
 
-def run(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace) -> None:
     """Run, then print where the report is and the headline figures. Raises the error that a notebook ended with."""
-    from catlib.settings import find_profile, parse_assignment, run_parameters
+    from catlib.settings import find_profile, run_parameters
 
-    profile = find_profile(args.profile)
-    overrides = dict(parse_assignment(text) for text in args.parameters)
-    if args.run_name is not None:
-        overrides["run"] = args.run_name
+    profile, overrides = find_profile(args.profile), parameters_given(args)
     name = run_parameters(str(profile), overrides)["run"]
     if args.sweep:
-        return _sweep(args, profile, overrides, name)
+        _sweep(args, profile, overrides, name)
+        return
     outcome = _run_one(args, profile, overrides, name)
     show(args, outcome, _summary(outcome))
-    return 0
 
 
 def _run_one(args: argparse.Namespace, profile: Path, overrides: dict[str, Any], name: str) -> dict[str, Any]:
@@ -77,7 +70,7 @@ def _summary(outcome: dict[str, Any]) -> str:
     return "\n".join([*lines, "", f"Report: {outcome['report']}"])
 
 
-def _sweep(args: argparse.Namespace, profile: Path, overrides: dict[str, Any], name: str) -> int:
+def _sweep(args: argparse.Namespace, profile: Path, overrides: dict[str, Any], name: str) -> None:
     """A run for each combination of the swept values, then the page that compares them. One that fails stops no other."""
     from catlib.reports import stages, sweep
 
@@ -104,7 +97,6 @@ def _sweep(args: argparse.Namespace, profile: Path, overrides: dict[str, Any], n
     if failed:
         kind = InputError if all(isinstance(error, InputError) for error in failed.values()) else CatlibError
         raise kind(f"{len(failed)} of {len(members)} runs failed: {', '.join(failed)}; the others are finished")
-    return 0
 
 
 Members = Sequence[tuple[str, dict[str, Any]]]
