@@ -11,8 +11,8 @@ from catlib.data.cats import MOST_PHOTOS, id_in_name, ids_in_names
 from catlib.data.check import check
 from catlib.data.dataset import Dataset, load_dataset
 from catlib.data.findings import Finding
+from catlib.data.petfinder import read_petfinder
 from catlib.data.prepare import prepare
-from catlib.data.source_petfinder import read_petfinder
 from catlib.settings import DataSettings
 
 IDS = [46001234 + 7 * i for i in range(18)]
