@@ -97,8 +97,12 @@ def make(work: Path) -> dict[str, Case]:
     photos = [str(source / "data" / "photos"), "--device", "cpu", "--batch-size", "1"]
     two = [str(a), str(b)]
 
-    splits = "".join(f"{part}_data: {data / part}.jsonl\n" for part in ("train", "val"))
-    text = f"{splits}test_data: {data / 'val.jsonl'}\nbase_model: {source / 'llava'}\nclip_model: ''\nmin_side: 16\ndevice: cpu\n"
+    three = write_dataset(source / "q")
+    lines = (three / "train.jsonl").read_text().splitlines(keepends=True)
+    for part, own in (("train", lines[::2]), ("test", lines[1::2])):
+        (three / f"{part}.jsonl").write_text("".join(own))
+    splits = "".join(f"{part}_data: {three / part}.jsonl\n" for part in ("train", "val", "test"))
+    text = f"{splits}base_model: {source / 'llava'}\nclip_model: ''\nmin_side: 16\ndevice: cpu\n"
     (work / "notebooks" / "profiles" / "q.yaml").write_text(text, encoding="utf-8")
     runs = work / "outputs" / "runs"
     assert run(["report", "p", "--notebooks", "01", "--run", "one"]) == 0
@@ -132,7 +136,12 @@ def make(work: Path) -> dict[str, Case]:
         "verdict": Case(["verdict", "--bootstrap", "3000", "--candidate", "a", "--predictions", *two], None, nothing),
         "params": Case(["params", "p"], None, nothing),
         "render": Case(["render", str(source / "book.ipynb")], work / "page" / "p.html", Path.read_bytes, 2),
-        "gate": Case(["gate", "q"], runs / "q", lambda p: json.loads((p / "gate.json").read_text())["decision"], 3),
+        "gate": Case(
+            ["gate", "q"],
+            runs / "q",
+            lambda p: json.loads((p / "gate.json").read_text())["recommendation"]["decision"],
+            3,
+        ),
         "runs": Case(["runs"], None, nothing),
         "runs compare": Case(
             ["runs", "compare", "one", "two"], work / "reports" / "compare-one-two.html", Path.read_bytes, 2

@@ -22,10 +22,10 @@ from catlib.classifiers.endpoint import EndpointClassifier
 from catlib.classifiers.photo_urls import crop_side
 from catlib.classifiers.tracks import ZERO_SHOT, names_of, track
 from catlib.classifiers.vlm import VLMClassifier
+from catlib.data.conversations import evenly
 from catlib.data.images import inside, open_image
 from catlib.data.prepare import load_dataset
 from catlib.data.records import Sample, read_samples
-from catlib.data.sampling import evenly
 from catlib.errors import CatlibError, InputError
 from catlib.evaluation.metrics_file import METRICS_FILE, read_metrics
 from catlib.files import write_json
