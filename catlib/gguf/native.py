@@ -1,7 +1,5 @@
 """llama.cpp's own HTTP server out of the package xllamacpp, whose wheels need no compiler but bring no command line.
 
-    python llama_native.py --model TEXT.gguf --mmproj MMPROJ.gguf --alias NAME --host HOST --port PORT [--ctx-size N] [--jinja]
-
 The options are llama-server's, by name; it knows no others.
 """
 
@@ -10,17 +8,17 @@ import signal
 import sys
 import time
 
+import xllamacpp
+
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__)
     for name in ("model", "mmproj", "alias", "host"):
         parser.add_argument(f"--{name}", required=True)
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--ctx-size", type=int, default=0)
     parser.add_argument("--jinja", action="store_true", help="always on")
     args = parser.parse_args()
-
-    import xllamacpp
 
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: sys.exit(0))
