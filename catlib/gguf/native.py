@@ -8,8 +8,6 @@ import signal
 import sys
 import time
 
-import xllamacpp
-
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
@@ -19,6 +17,8 @@ def main() -> None:
     parser.add_argument("--ctx-size", type=int, default=0)
     parser.add_argument("--jinja", action="store_true", help="always on")
     args = parser.parse_args()
+
+    import xllamacpp
 
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: sys.exit(0))
