@@ -14,7 +14,8 @@ from typing import Any
 
 from catlib.classifiers.photo_urls import crop_side
 from catlib.errors import CatlibError, InputError, MissingExtra
-from catlib.files import read_json, whole_folder, write_text
+from catlib.files import read_json, write_text
+from catlib.folders import whole_folder
 from catlib.gguf.engines import find_llama_server, llama_command
 from catlib.gguf.mmproj import write_clip_mmproj
 from catlib.gguf.parity import Parity, Speaker, Spoken, class_token_last, compare_spoken, speak_here
