@@ -15,7 +15,6 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from functools import partial
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -181,7 +180,7 @@ def read_text(path: Path) -> str:
 def read_jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """Line number and object of each non-empty line. Raises InputError naming file and line."""
     with _reading(path) as stream:
-        for number, line in enumerate(iter(partial(stream.readline, LONGEST_LINE), ""), start=1):
+        for number, line in enumerate(iter(lambda: stream.readline(LONGEST_LINE), ""), start=1):
             if len(line) == LONGEST_LINE:
                 raise InputError(f"{path}:{number}: a line of more than {LONGEST_LINE:,} characters")
             if line.strip():
