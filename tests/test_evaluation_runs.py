@@ -9,8 +9,8 @@ from PIL import Image
 from tiny_encoders import save_llava, tuned
 
 from catlib.classifiers.tracks import TRACKS, ordered, track
+from catlib.data.conversations import evenly
 from catlib.data.records import make_sample, write_samples
-from catlib.data.sampling import evenly
 from catlib.errors import InputError
 from catlib.evaluation import runs
 from catlib.evaluation.metrics_file import read_folder
@@ -92,6 +92,7 @@ def checkpoint(tmp_path_factory):
     return tuned(folder / "tuned", save_llava(folder / "base"), ("Bengal", "Burmilla", "Manx"), "Tell me the breed.")
 
 
+@pytest.mark.slow
 def test_bench_holds_the_photos_that_the_settings_name(dataset, checkpoint, tmp_path):
     settings = EvaluationSettings(
         run_dir=str(tmp_path / "run"),

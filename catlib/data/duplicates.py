@@ -20,7 +20,7 @@ def judge_copies(findings: Sequence[Finding]) -> list[Finding]:
         if finding.kept:
             copies[finding.sha256].append(i)
     judged = list(findings)
-    for same in (same for same in copies.values() if len(same) > 1):
+    for same in copies.values():
         breeds = sorted({findings[i].breed for i in same})
         first = min(same, key=lambda i: (STRONGEST.index(findings[i].official), findings[i].image))
         for i in same:
@@ -29,17 +29,13 @@ def judge_copies(findings: Sequence[Finding]) -> list[Finding]:
                 detail = f"the same bytes as {others} ({' / '.join(breeds)})"
                 judged[i] = replace(findings[i], verdict="two breeds", detail=detail)
             elif i != first:
-                judged[i] = replace(
-                    findings[i], verdict="duplicate", detail=f"the same bytes as {findings[first].image}"
-                )
+                detail = f"the same bytes as {findings[first].image}"
+                judged[i] = replace(findings[i], verdict="duplicate", detail=detail)
     return judged
 
 
 def group_photos(
-    findings: Sequence[Finding],
-    bits: int,
-    keys: Sequence[Collection[object]] = (),
-    similar: Iterable[tuple[str, str]] = (),
+    findings: Sequence[Finding], bits: int, keys: Sequence[Collection[object]], similar: Iterable[tuple[str, str]]
 ) -> list[Finding]:
     """Give every kept photo the name of its group, and leave out what an official part would leak.
 
@@ -51,10 +47,8 @@ def group_photos(
     hashed = [i for i in kept if findings[i].phash]
     labels = labels_of([findings[i] for i in hashed], bits).tolist()
     # whatever joins photos is a node too, behind those of the photos, so that chains over several reasons are found
-    why: list[tuple[int, object]] = list(zip(hashed, labels, strict=True))
-    for i in kept:
-        why += [(i, ("animal", findings[i].animal))] * bool(findings[i].animal)
-        why += [(i, key) for key in (keys[i] if keys else ())]
+    why: list[tuple[int, object]] = [*zip(hashed, labels, strict=True), *((i, key) for i in kept for key in keys[i])]
+    why += [(i, ("animal", findings[i].animal)) for i in kept if findings[i].animal]
     place = {findings[i].sha256: i for i in kept}
     why += [(place[photo], pair) for pair in similar if set(pair) <= place.keys() for photo in pair]
     nodes: dict[object, int] = {}
@@ -69,29 +63,40 @@ def group_photos(
     return judged
 
 
+def _judge_group(judged: list[Finding], members: list[int]) -> None:
+    photos = [judged[i] for i in members]
+    name, breeds = min(photo.sha256 for photo in photos)[:16], sorted({photo.breed for photo in photos})
+    strongest = min((photo.official for photo in photos), key=STRONGEST.index)
+    twin = next(photo.image for photo in photos if photo.official == strongest)
+    for i, finding in zip(members, photos, strict=True):
+        finding = replace(finding, group=name)
+        if len(breeds) > 1:
+            remark = f"near-duplicate or same cat under another breed ({' / '.join(breeds)})"
+            finding = replace(finding, remarks=", ".join(filter(None, (finding.remarks, remark))))
+        if finding.official != strongest and strongest in ("test", "val"):
+            finding = replace(finding, verdict=f"near-duplicate of the official {strongest} part", detail=f"of {twin}")
+        judged[i] = finding
+
+
 def labels_of(hashed: Sequence[Finding], bits: int) -> np.ndarray:
     """The number (n,) of each photo's group of near-duplicates, mirror images among them; all photos have their hashes.
-
-    Of a mirror image half as many bits are asked: twice the comparisons would else find twice the chance likenesses, and a
-    mirrored copy is within 2 bits.
-    """
-    plain = _numbers(f.phash for f in hashed)
-    near, mirrored = group_labels(plain, bits), group_labels(plain, bits // 2, _numbers(f.mirrored for f in hashed))
-    return components(2 * len(hashed), np.stack([near, len(hashed) + mirrored], 1))[near]
+    Of a mirror image half as many bits are asked: twice the comparisons would else find twice the chance likenesses,
+    and a mirrored copy is within 2 bits."""
+    plain, mirrored = _hashes(hashed)
+    near, turned = group_labels(plain, bits), group_labels(plain, bits // 2, mirrored)
+    return components(2 * len(hashed), np.stack([near, len(hashed) + turned], 1))[near]
 
 
 def close_pairs(findings: Iterable[Finding], bits: int) -> list[tuple[Finding, Finding, int]]:
-    """Pairs of kept photos whose hashes differ in at most `bits` bits, with the number of bits, the closest first.
-
-    For looking at: of more than ALIKE photos with the same hash only the first are paired, as n of them make n²/2 pairs.
-    """
+    """Pairs of kept photos whose hashes differ in at most `bits` bits, with the number of bits, the closest first. For
+    looking at: of more than ALIKE photos with the same hash only the first are paired, as n of them make n²/2 pairs."""
     hashed: list[Finding] = []
     seen: Counter[str] = Counter()
     for finding in findings:
         if finding.group and finding.phash and seen[finding.phash] < ALIKE:
             seen[finding.phash] += 1
             hashed.append(finding)
-    plain, mirrored = _numbers(f.phash for f in hashed), _numbers(f.mirrored for f in hashed)
+    plain, mirrored = _hashes(hashed)
     closest: dict[tuple[int, int], int] = {}
     for values, most in ((plain, bits), (np.concatenate([plain, mirrored]), bits // 2)):
         pairs, gaps = near_pairs(values, most)
@@ -102,21 +107,6 @@ def close_pairs(findings: Iterable[Finding], bits: int) -> list[tuple[Finding, F
     return sorted(found, key=lambda pair: (pair[2], pair[0].image, pair[1].image))
 
 
-def _numbers(hashes: Iterable[str]) -> np.ndarray:
-    return np.array([int(value, 16) for value in hashes], dtype=np.uint64)
-
-
-def _judge_group(judged: list[Finding], members: list[int]) -> None:
-    name = min(judged[i].sha256 for i in members)[:16]
-    breeds = sorted({judged[i].breed for i in members})
-    parts = {judged[i].official for i in members}
-    strongest = min(parts, key=STRONGEST.index)
-    for i in members:
-        finding = replace(judged[i], group=name)
-        if len(breeds) > 1:
-            remark = f"near-duplicate or same cat under another breed ({' / '.join(breeds)})"
-            finding = replace(finding, remarks=", ".join(filter(None, (finding.remarks, remark))))
-        if len(parts) > 1 and finding.official != strongest and strongest in ("test", "val"):
-            twin = next(judged[j].image for j in members if judged[j].official == strongest)
-            finding = replace(finding, verdict=f"near-duplicate of the official {strongest} part", detail=f"of {twin}")
-        judged[i] = finding
+def _hashes(photos: Sequence[Finding]) -> np.ndarray:
+    """The hashes of photos and of their mirror images (2, n)."""
+    return np.array([[int(f.phash, 16) for f in photos], [int(f.mirrored, 16) for f in photos]], dtype=np.uint64)

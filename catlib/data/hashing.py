@@ -1,10 +1,8 @@
 """Near-duplicates: a 64-bit perceptual hash of each photo, and every pair of photos whose hashes are close.
 
-The hash is that of `imagehash.phash` (a test holds the two equal), written out here because a hash that takes the
-already decoded greyscale saves a second decoding, needs neither PyWavelets nor scipy.fftpack, and is an integer that numpy
-compares in bulk. Why 6 bits are the default: on the Oxford cats every pair seen at 0, 2 and 6 bits is the same cat in the same
-scene, none lies at 8, and the first pair of two different cats comes at 10. `cleanvision` was looked at too: it finds only
-photos of *equal* hash, which misses re-encoded copies.
+The hash is that of `imagehash.phash` (a test holds the two equal), from the greyscale that is decoded already and as an integer
+that numpy compares in bulk. Why 6 bits are the default: on the Oxford cats every pair seen at 0, 2 and 6 bits is the same cat in
+the same scene, none lies at 8, and the first pair of two different cats comes at 10.
 """
 
 import itertools
@@ -24,11 +22,9 @@ _MIRROR = np.where(np.arange(8) % 2, -1, 1)
 
 
 def perceptual_hashes(grey: Image.Image) -> tuple[int, int] | None:
-    """The 64-bit pHash of a photo in mode L and that of the photo mirrored left to right; None when it is flat.
-
-    Signs of the 8 x 8 lowest DCT frequencies against their median (N. Krawetz, "Looks Like It", 2011). Mirroring turns the sign
-    of the odd horizontal frequencies, so the second hash needs no second transform.
-    """
+    """The 64-bit pHash of a photo in mode L and that of the photo mirrored left to right; None when it is flat. Signs
+    of the 8 x 8 lowest DCT frequencies against their median (N. Krawetz, "Looks Like It", 2011). Mirroring turns the
+    sign of the odd horizontal frequencies, so the second hash needs no second transform."""
     pixels = np.asarray(grey.resize((SIDE, SIDE), Image.Resampling.LANCZOS), dtype=np.float64)
     if pixels.std() < FLAT:
         return None
@@ -38,32 +34,27 @@ def perceptual_hashes(grey: Image.Image) -> tuple[int, int] | None:
 
 def near_pairs(hashes: np.ndarray, bits: int) -> tuple[np.ndarray, np.ndarray]:
     """All pairs i < j of hashes (uint64, shape (n,)) that differ in at most `bits` bits: pairs (p, 2), distances (p,).
-
     Exact, not approximate: of `bits` + 1 bands of the hash, at least one is equal in two hashes that differ in at most
-    `bits` bits (pigeonhole), so only photos that share a band are compared. Equal hashes are compared once.
-    """
+    `bits` bits (pigeonhole), so only photos that share a band are compared. Equal hashes are compared once."""
     distinct, which = np.unique(np.asarray(hashes, dtype=np.uint64), return_inverse=True)
-    close, distance = _close_values(distinct, bits)
+    close = _close_values(distinct, bits)
     same = np.repeat(np.arange(len(distinct))[:, None], 2, axis=1)
     values = pd.DataFrame(np.concatenate([same, close]), columns=["a", "b"])
-    values["gap"] = np.concatenate([np.zeros(len(same), dtype=np.int64), distance])
     photos = pd.DataFrame({"value": which, "photo": np.arange(len(which))})
     both = values.merge(photos, left_on="a", right_on="value").merge(photos, left_on="b", right_on="value")
+    both = both[(both["a"] != both["b"]) | (both["photo_x"] < both["photo_y"])]
     pairs = np.sort(both[["photo_x", "photo_y"]].to_numpy(np.int64), axis=1)
-    first = (both["a"] != both["b"]).to_numpy() | (both["photo_x"] < both["photo_y"]).to_numpy()
-    order = np.lexsort((pairs[first][:, 1], pairs[first][:, 0]))
-    return pairs[first][order], both["gap"].to_numpy(np.int64)[first][order]
+    pairs = pairs[np.lexsort((pairs[:, 1], pairs[:, 0]))]
+    return pairs, np.bitwise_count(distinct[which[pairs[:, 0]]] ^ distinct[which[pairs[:, 1]]]).astype(np.int64)
 
 
 def group_labels(hashes: np.ndarray, bits: int, mirrored: np.ndarray | None = None) -> np.ndarray:
-    """The group number (n,) of each photo: photos joined by a chain of near-duplicates are one group.
-
-    With the hashes of the mirrored photos, (n,) too, a photo and its mirror image are near-duplicates as well.
-    """
+    """The group number (n,) of each photo: photos joined by a chain of near-duplicates are one group. With the hashes
+    of the mirrored photos, (n,) too, a photo and its mirror image are near-duplicates as well."""
     n = len(hashes)
     values = np.asarray(hashes if mirrored is None else np.concatenate([hashes, mirrored]), dtype=np.uint64)
     distinct, which = np.unique(values, return_inverse=True)
-    edges, _ = _close_values(distinct, bits)
+    edges = _close_values(distinct, bits)
     if mirrored is not None:
         edges = np.concatenate([edges, np.stack([which[:n], which[n:]], 1)])
     return components(len(distinct), edges)[which[:n]]
@@ -76,9 +67,9 @@ def components(n: int, edges: np.ndarray) -> np.ndarray:
     return connected_components(graph, directed=False)[1]
 
 
-def _close_values(distinct: np.ndarray, bits: int) -> tuple[np.ndarray, np.ndarray]:
-    """Pairs of different hash values at most `bits` apart, and their distances."""
-    found = []
+def _close_values(distinct: np.ndarray, bits: int) -> np.ndarray:
+    """Pairs (p, 2) of different hash values at most `bits` apart."""
+    found = [np.empty((0, 2), dtype=np.int64)]
     edges = np.linspace(0, HASH_BITS, bits + 2).astype(int)
     for low, high in itertools.pairwise(edges):
         band = (distinct >> np.uint64(low)) & np.uint64((1 << int(high - low)) - 1)
@@ -92,8 +83,7 @@ def _close_values(distinct: np.ndarray, bits: int) -> tuple[np.ndarray, np.ndarr
                 break
             near = alive[np.bitwise_count(values[alive] ^ values[alive + step]) <= bits]
             found.append(np.sort(np.stack((order[near], order[near + step]), 1), axis=1))
-    pairs = np.unique(np.concatenate(found), axis=0) if found else np.empty((0, 2), dtype=np.int64)
-    return pairs, np.bitwise_count(distinct[pairs[:, 0]] ^ distinct[pairs[:, 1]]).astype(np.int64)
+    return np.unique(np.concatenate(found), axis=0)
 
 
 def _signs(low: np.ndarray) -> int:

@@ -31,17 +31,13 @@ class Names:
 
 
 def understand(found: Iterable[str], unknown_breeds: str = "keep") -> Names:
-    """Map names through aliases, case, underscores and punctuation.
-
-    A name that is not in the list stays a breed of its own, or raises InputError with `unknown_breeds` "refuse".
-    """
+    """Map names through aliases, case, underscores and punctuation. A name that is not in the list stays a breed of its
+    own, or raises InputError with `unknown_breeds` "refuse"."""
     breed_of: dict[str, str] = {}
     unknown: dict[str, str] = {}  # folded → breed, so that `my_breed` and `My Breed` are one
     for name in sorted(set(found)):
-        if known := find(name):
-            breed_of[name] = known.name
-        else:
-            breed_of[name] = unknown.setdefault(_fold(name), _plain(name))
+        known = find(name)
+        breed_of[name] = known.name if known else unknown.setdefault(_plain(name).casefold(), _plain(name))
     if unknown and unknown_breeds == "refuse":
         advice = f"Rename them to names of the list of {len(BREEDS)} breeds, or set unknown_breeds=keep"
         raise InputError(f"unknown breeds: {_hinted(unknown.values())}. {advice}")
@@ -64,11 +60,11 @@ def priority_of(breeds: Sequence[str], settings: DataSettings) -> tuple[str, ...
 
 
 def _match(wanted: Sequence[str], present: Sequence[str], option: str) -> list[str]:
-    folded = {_fold(breed): breed for breed in present}
+    folded = {_plain(breed).casefold(): breed for breed in present}
     matched = []
     for name in wanted:
         known = find(name)
-        breed = known.name if known and known.name in present else folded.get(_fold(name))
+        breed = known.name if known and known.name in present else folded.get(_plain(name).casefold())
         if breed is None:
             here = f"the breeds here are {', '.join(present)}"
             raise InputError(f"{option}: {name!r} has no photos{_hint(name, present)}; {here}")
@@ -78,10 +74,6 @@ def _match(wanted: Sequence[str], present: Sequence[str], option: str) -> list[s
 
 def _plain(name: str) -> str:
     return " ".join(unicodedata.normalize("NFC", name).replace("_", " ").split())  # macOS writes é as e and an accent
-
-
-def _fold(name: str) -> str:
-    return _plain(name).casefold()
 
 
 def _hinted(unknown: Iterable[str]) -> str:

@@ -64,10 +64,8 @@ def part(template: str, values: Mapping[str, Any]) -> Markup:
 
 
 def render(template: str, **values: Any) -> str:
-    """A whole page. All `values` are text and are escaped; Markup is HTML.
-
-    What would betray the author's machine, or hides in a terminal's control characters, does not get into it.
-    """
+    """A whole page. All `values` are text and are escaped; Markup is HTML. What would betray the author's machine, or
+    hides in a terminal's control characters, does not get into it."""
     text = _templates().get_template(template).render(values)
     for folder, instead in ((project_root(), ""), (Path.home(), "~/")):  # these two may have spaces in their names
         if len(folder.parts) > 1:

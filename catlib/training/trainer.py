@@ -16,8 +16,8 @@ from accelerate.utils import broadcast_object_list, patch_environment
 from torch.utils.data import DataLoader
 from transformers import PrinterCallback
 
+from catlib.data.conversations import evenly
 from catlib.data.records import Sample
-from catlib.data.sampling import evenly
 from catlib.errors import CatlibError
 from catlib.paths import resolve
 from catlib.provenance import peak_resident_gb
