@@ -65,12 +65,6 @@ def measurable(priority: Sequence[str], tested: Container[str | None]) -> tuple[
     return tuple(breed for breed in priority if breed in tested)
 
 
-def check_bootstrap(resamples: int) -> None:
-    """Raises InputError when there are too few resamples for the ends of a 95 % interval."""
-    if resamples < 100:
-        raise InputError(f"--bootstrap {resamples}: a 95 % interval needs at least 100 resamples, 2000 to be stable")
-
-
 def write_metrics(
     place: Path,
     *,

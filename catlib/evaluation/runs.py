@@ -13,7 +13,7 @@ from catlib.data.records import Sample, read_samples
 from catlib.data.sampling import evenly
 from catlib.errors import CatlibError, InputError
 from catlib.evaluation.calibration import fit_calibration, store_calibration
-from catlib.evaluation.metrics_file import check_bootstrap, measurable, read_folder
+from catlib.evaluation.metrics_file import measurable, read_folder
 from catlib.evaluation.outcomes import outcomes
 from catlib.evaluation.results import Results, keys_of, refuse_seen
 from catlib.files import digest_of
@@ -32,7 +32,6 @@ def open_bench(settings: EvaluationSettings | ComparisonSettings) -> Bench:
 
     Raises InputError when a file is missing, a priority breed is not in the data, or test photos were trained on.
     """
-    check_bootstrap(settings.bootstrap)
     dataset = load_dataset(resolve(settings.test_data).parent)
     priority = tuple(split_list(settings.priority_breeds))
     priority = priority or measurable(dataset.priority_breeds, {sample.breed for sample in dataset.test})
