@@ -172,14 +172,9 @@ def _endpoint(args: argparse.Namespace, url: str, served: "Checkpoint") -> "Clas
     if decoding == "score":
         raise InputError("an endpoint answers in words: only --decoding free or constrained with --model endpoint:URL")
     crop = args.crop if args.crop is not None else crop_side(served.folder) if served.folder else 0
-    known: dict[str, Any] = {"spelled": served.spelled, "max_tokens": answer_limit(served)}
-    way: dict[str, Any] = {
-        "concurrency": args.concurrency,
-        "crop": crop,
-        "decoding": decoding,
-        "timeout_s": args.timeout,
-    }
-    return EndpointClassifier(url, served.breeds, served.question, **known, **way)
+    more: dict[str, Any] = {"spelled": served.spelled, "max_tokens": answer_limit(served), "timeout_s": args.timeout}
+    more |= {"concurrency": args.concurrency, "crop": crop, "decoding": decoding}
+    return EndpointClassifier(url, served.breeds, served.question, **more)
 
 
 def _breeds(option: str | None) -> list[str]:
