@@ -29,13 +29,11 @@ from PIL.Image import Image
 from catlib.classifiers.photo_urls import crop_side
 from catlib.errors import CatlibError
 from catlib.evaluation.tables import text_table
+from catlib.gguf.engines import llama_command, vllm_command
 from catlib.gguf.export import convert, find_converter
-from catlib.gguf.llama import llama_command
 from catlib.gguf.parity import Speaker, Spoken, class_token_last, compare_spoken, speak_here
-from catlib.serving.engine_process import free_port, running
-from catlib.serving.engines import Command, Where, vllm_command
-from catlib.serving.export import find_mergeable, merge
-from catlib.serving.export_verify import Photos
+from catlib.serving.engine_process import Command, Where, free_port, running
+from catlib.serving.export import Photos, find_mergeable, merge
 from catlib.vlm.checkpoint import VLM, Checkpoint, open_vlm
 from demo.photos import SHARES, draw_breed
 

@@ -22,6 +22,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+import httpx
+
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
@@ -34,6 +36,8 @@ class Case:
     out: Path | None
     result: Callable[[Path], object]
     share: int = 1  # of the kills
+    prepare: Callable[[], object] | None = None  # before each kill: makes what the command removes
+    again: tuple[int, ...] = (0,)  # exit codes of the same command run again
 
 
 def content(folder: Path, pattern: str) -> dict[str, bytes]:
@@ -54,6 +58,8 @@ def make(work: Path) -> dict[str, Case]:
     from evaluation_cases import scored_set, truth, write_set
     from photo_makers import fill
     from tiny_models import BREEDS, save_wide_llava, write_dataset
+
+    from catlib.serving.engine_process import free_port
 
     source = work / "in"
     (work / "notebooks" / "profiles").mkdir(parents=True)
@@ -91,6 +97,19 @@ def make(work: Path) -> dict[str, Case]:
     photos = [str(source / "data" / "photos"), "--device", "cpu", "--batch-size", "1"]
     two = [str(a), str(b)]
 
+    three = write_dataset(source / "q")
+    lines = (three / "train.jsonl").read_text().splitlines(keepends=True)
+    for part, own in (("train", lines[::2]), ("test", lines[1::2])):
+        (three / f"{part}.jsonl").write_text("".join(own))
+    splits = "".join(f"{part}_data: {three / part}.jsonl\n" for part in ("train", "val", "test"))
+    text = f"{splits}base_model: {source / 'llava'}\nclip_model: ''\nmin_side: 16\ndevice: cpu\n"
+    (work / "notebooks" / "profiles" / "q.yaml").write_text(text, encoding="utf-8")
+    runs = work / "outputs" / "runs"
+    assert run(["report", "p", "--notebooks", "01", "--run", "one"]) == 0
+    shutil.copy(runs / "one" / "01_data_inspection.ipynb", source / "book.ipynb")
+    shutil.copytree(source / "predictions", runs / "one" / "predictions")
+    shutil.copytree(runs / "one", runs / "two")
+
     def nothing(_: Path) -> None:
         return None
 
@@ -114,6 +133,28 @@ def make(work: Path) -> dict[str, Case]:
         ),
         "compare": Case(["compare", *two, "--bootstrap", "3000"], None, nothing),
         "memory": Case(["memory", "--base-model", str(source / "llava")], None, nothing),
+        "verdict": Case(["verdict", "--bootstrap", "3000", "--candidate", "a", "--predictions", *two], None, nothing),
+        "params": Case(["params", "p"], None, nothing),
+        "render": Case(["render", str(source / "book.ipynb")], work / "page" / "p.html", Path.read_bytes, 2),
+        "gate": Case(["gate", "q"], runs / "q", lambda p: json.loads((p / "gate.json").read_text())["recommendation"]["decision"], 3),
+        "runs": Case(["runs"], None, nothing),
+        "runs compare": Case(
+            ["runs", "compare", "one", "two"], work / "reports" / "compare-one-two.html", Path.read_bytes, 2
+        ),
+        "runs rm": Case(
+            ["runs", "rm", "gone"],
+            runs / "gone",
+            Path.exists,
+            2,
+            prepare=lambda: shutil.copytree(runs / "one", runs / "gone", dirs_exist_ok=True),
+            again=(0, 2),  # 2: all was gone when it was killed
+        ),
+        "serve": Case(
+            ["serve", "--engine", "service", "--checkpoint", tuned, "--device", "cpu", "--port", str(free_port())],
+            None,
+            nothing,
+            4,
+        ),
     }
     return cases
 
@@ -121,7 +162,7 @@ def make(work: Path) -> dict[str, Case]:
 def command(case: Case, out: Path | None) -> list[str]:
     """The case's words with its output."""
     option = {"train": "--output_dir"}.get(case.words[0], "--out")
-    return case.words if out is None or case.words[0] == "report" else [*case.words, option, str(out)]
+    return case.words if out is None or case.words[0] in ("report", "gate", "runs") else [*case.words, option, str(out)]
 
 
 def start(words: list[str], log: Path) -> int:
@@ -182,11 +223,14 @@ def try_case(case: Case, kills: int, work: Path, draw: random.Random) -> tuple[i
 
     def empty() -> None:
         if case.out is not None:
-            shutil.rmtree(
-                case.out if case.words[0] in ("data", "train", "export", "report") else case.out.parent,
-                ignore_errors=True,
-            )
+            if case.words[0] == "runs":
+                case.out.unlink(missing_ok=True) if case.out.is_file() else shutil.rmtree(case.out, ignore_errors=True)
+            else:
+                whole = case.words[0] in ("data", "train", "export", "report", "gate")
+                shutil.rmtree(case.out if whole else case.out.parent, ignore_errors=True)
             shutil.rmtree(work / "split", ignore_errors=True)
+        if case.prepare:
+            case.prepare()
 
     empty()
     began = time.monotonic()
@@ -197,7 +241,7 @@ def try_case(case: Case, kills: int, work: Path, draw: random.Random) -> tuple[i
     for attempt in range(10 * kills):
         if hits == kills:
             break
-        if attempt % 2 == 0:
+        if attempt % 2 == 0 or case.prepare:
             empty()  # every other time it finds a whole output, which it replaces or goes on with
         if not killed(command(case, case.out), draw.uniform(0, duration), work / "log"):
             continue
@@ -205,7 +249,7 @@ def try_case(case: Case, kills: int, work: Path, draw: random.Random) -> tuple[i
         if inputs(work) != before:
             problems.append("an input was changed")
         again = run(command(case, case.out))
-        if again:
+        if again not in case.again:
             problems.append(f"run again, it ends with {again}")
         elif case.out is not None:
             if case.result(case.out) != expected:
@@ -214,6 +258,40 @@ def try_case(case: Case, kills: int, work: Path, draw: random.Random) -> tuple[i
             if left:
                 problems.append(f"left behind: {', '.join(left[:3])}")
     return hits, problems
+
+
+def try_server(case: Case, kills: int, work: Path, draw: random.Random) -> tuple[int, list[str]]:
+    """(kills of a server that hit, what was wrong): started again it answers at the same port, and SIGTERM ends it with 0."""
+    url, log = f"http://127.0.0.1:{case.words[-1]}", work / "log"
+
+    def answers(pid: int) -> bool:
+        end = time.monotonic() + 120
+        while time.monotonic() < end and not os.waitpid(pid, os.WNOHANG)[0]:
+            with suppress(httpx.TransportError):
+                if httpx.get(f"{url}/health", trust_env=False).status_code == 200:
+                    return True
+            time.sleep(0.02)
+        return False
+
+    before, problems, duration = inputs(work), [], 0.0
+    for attempt in range(kills + 1):  # the first is left alone
+        if attempt:
+            killed(case.words, draw.uniform(0, 1.3 * duration), log)
+        began = time.monotonic()
+        pid = start(case.words, log)
+        if not answers(pid):
+            problems.append(f"it does not answer: {log.read_text()[-300:]}")
+            continue
+        duration = time.monotonic() - began
+        photo = next((work / "in" / "data" / "photos").glob("*"))
+        if httpx.post(f"{url}/breed", content=photo.read_bytes(), trust_env=False).status_code != 200:
+            problems.append("it refuses a photo")
+        os.kill(pid, signal.SIGTERM)
+        if code := os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]):
+            problems.append(f"SIGTERM: it ends with {code}")
+        if inputs(work) != before:
+            problems.append("an input was changed")
+    return kills, problems
 
 
 def main() -> int:
@@ -237,7 +315,8 @@ def main() -> int:
         chosen = {name: case for name, case in cases.items() if name in (args.only.split(",") if args.only else cases)}
         total = sum(case.share for case in chosen.values())
         for name, case in chosen.items():
-            hits, problems = try_case(case, max(1, round(args.kills * case.share / total)), work, draw)
+            tried = try_server if name == "serve" else try_case
+            hits, problems = tried(case, max(1, round(args.kills * case.share / total)), work, draw)
             rows.append({"command": name, "kills": hits, "failed": len(problems), "problems": problems})
             print(f"{name:<10} {hits:>3} kills, {len(problems)} failed {'; '.join(problems)}", flush=True)
     print(

@@ -27,6 +27,7 @@ from pathlib import Path
 import httpx
 import psutil
 from fastapi import FastAPI, Request
+from PIL import Image
 
 from catlib.breeds import BREEDS
 from catlib.classifiers.vlm import VLMClassifier
@@ -81,6 +82,21 @@ def photos(count: int) -> list[bytes]:
     return found
 
 
+def hostile(number: int, photo: bytes) -> bytes:
+    """Bytes that no photo has: nothing, random ones, a cut photo, a program for Ghostscript, a strip, a bomb."""
+    kind = number % 6
+    if kind < 4:
+        return (
+            b"",
+            random.Random(number).randbytes(500),
+            photo[: len(photo) // 3],
+            b"%!PS-Adobe-3.0 EPSF-3.0\n{} loop",
+        )[kind]
+    stream = io.BytesIO()
+    Image.new("1", (100_000, 3) if kind == 4 else (14_000, 14_000)).save(stream, "PNG")
+    return stream.getvalue()
+
+
 async def send(app: FastAPI, bodies: list[bytes], path: str = "/breed") -> list[httpx.Response]:
     transport = httpx.ASGITransport(app=app)
     async with httpx.AsyncClient(transport=transport, base_url="http://cats", timeout=None) as client:
@@ -123,7 +139,7 @@ async def measure(args: argparse.Namespace, checkpoint: Path) -> dict:
         async with Watch().watching() as watch:
             await service.load_finetuned_model(checkpoint, args.device, args.precision)
         loading = watch.longest
-    bad = [random.Random(n).randbytes(500) if n % 2 else good[n][: len(good[n]) // 3] for n in range(args.bad)]
+    bad = [hostile(n, good[n % len(good)]) for n in range(args.bad)]
     app = application(service)
 
     @app.post("/nothing")
@@ -149,11 +165,14 @@ async def measure(args: argparse.Namespace, checkpoint: Path) -> dict:
         calls = (service.predict_finetuned_async(bodies[i]) for i in order)
         await asyncio.gather(*calls, return_exceptions=True)
     pauses["service_alone"] = watch.longest
-    by_number = dict(zip(order, responses, strict=True))
-    same = sum(
-        by_number[i].status_code == 200 and by_number[i].json()["breed"] == breed for i, breed in enumerate(expected)
-    )
-    refused = [by_number[i] for i in range(len(good), len(bodies)) if by_number[i].status_code == 422]
+
+    def told(found: list[httpx.Response]) -> tuple[int, list[httpx.Response]]:
+        """(right answers, bad photos refused) of responses in `order`, or of its beginning."""
+        pairs = list(zip(order, found, strict=False))
+        right = sum(r.status_code == 200 and r.json()["breed"] == expected[i] for i, r in pairs if i < len(good))
+        return right, [r for i, r in pairs if i >= len(good) and r.status_code == 422]
+
+    same, refused = told(responses)
     result = {
         "requests": args.requests,
         "right": same,
@@ -169,12 +188,18 @@ async def measure(args: argparse.Namespace, checkpoint: Path) -> dict:
         "sequential_photos_per_s": sequential and round(sequential, 1),
         "ratio": sequential and round(len(good) / seconds / sequential, 2),
     }
-    process, resident = psutil.Process(), []
+    process, resident, long_right, long_refused = psutil.Process(), [], 0, 0
     for first in range(0, args.long, args.requests):
-        await send(app, [bodies[i] for i in order[: args.long - first]])
+        right, errors = told(await send(app, [bodies[i] for i in order[: args.long - first]]))
+        long_right, long_refused = long_right + right, long_refused + len(errors)
         resident.append(round(process.memory_info().rss / 1e6, 1))
     service.close()
-    return result | {"long_requests": args.long, "resident_mb": resident}
+    return result | {
+        "long_requests": args.long,
+        "long_right": long_right,
+        "long_refused": long_refused,
+        "resident_mb": resident,
+    }
 
 
 def main() -> int:
@@ -206,7 +231,10 @@ def main() -> int:
     naive = result["loop_longest_naive_ms"]
     print(f"{result['loop_longest_while_loading_ms']} ms while loading", end="")
     print(f", {naive} ms with the model called in the handler itself" if naive else "")
-    print(f"resident memory over {result['long_requests']} requests, MB: {', '.join(map(str, result['resident_mb']))}")
+    print(
+        f"{result['long_requests']} requests: {result['long_right']} answered as expected, {result['long_refused']} refused"
+    )
+    print(f"resident memory over them, MB: {', '.join(map(str, result['resident_mb']))}")
     print(f"{os.cpu_count()} cores")
     return 0
 

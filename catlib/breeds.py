@@ -79,10 +79,9 @@ def key_of(name: str) -> str:
 
 
 def describe(breed: Breed | str, turn: int = 0) -> str:
-    """A phrase that gives the breed's traits as a reason, without its name. `turn`: the traits begin with another one.
+    """A phrase that gives the breed's traits as a reason, without its name: "a lithe and muscular cat with a short coat, …".
 
-    It reads on after "This is a Korat, …" or "a photo of a Korat, …": "a lithe and muscular cat with a short coat, …".
-    Raises KeyError for a name that is not in the list.
+    `turn`: the traits begin with another one. Raises KeyError for a name that is not in the list.
     """
     build, *phrases = features(breed)
     turn %= len(phrases)

@@ -4,6 +4,7 @@ import ast
 import logging
 import re
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from typing import Any
 
 from catlib.errors import InputError
@@ -50,12 +51,9 @@ def _show_log() -> None:
 def _bindings(body: list[ast.stmt], namespace: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     """The names that the statements bind; values as written where they are literals, as a later cell may have used the name."""
     for statement in body:
-        if isinstance(statement, ast.Assign) and isinstance(statement.targets[0], ast.Name):
-            try:
-                yield statement.targets[0].id, ast.literal_eval(statement.value)
-                continue
-            except ValueError:
-                pass
         for node in ast.walk(statement):
             if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store) and node.id in namespace:
                 yield node.id, namespace[node.id]
+        if isinstance(statement, ast.Assign) and isinstance(statement.targets[0], ast.Name):
+            with suppress(ValueError):
+                yield statement.targets[0].id, ast.literal_eval(statement.value)

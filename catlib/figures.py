@@ -52,22 +52,18 @@ RC: Any = {  # over seaborn's whitegrid; matplotlib types its keys as literals, 
 
 @dataclass(frozen=True)
 class Shown:
-    """A figure that shows itself in a notebook and on a page: picture, caption and text for those who do not see it.
-
-    `caption` is a sentence computed from the data.
-    """
+    """A figure that shows itself in a notebook and on a page. `caption`: computed from the data; `alt`: for who does not see it."""
 
     figure: Figure
     caption: str
     alt: str
 
     def _repr_html_(self) -> str:
-        picture, missing = self._saved(format="png")
-        kind = "png"
-        if max(missing, default=0) >= ord(" ") and not self._has_photos():  # the reader's own fonts write the names
+        (picture, missing), kind = self._saved(format="png"), "png"
+        drawing = "" if self._has_photos() else ' class="drawing"'  # a page turns its colours on dark screens
+        if drawing and max(missing, default=0) >= ord(" "):  # the reader's own fonts write the names
             kind, picture = "svg+xml", self.svg()
         source = f"data:image/{kind};base64,{base64.b64encode(picture).decode()}"
-        drawing = "" if self._has_photos() else ' class="drawing"'  # a page turns its colours on dark screens
         return (
             f'<figure><img alt="{escape(self.alt)}" src="{source}" style="max-width:100%"{drawing}>'
             f"<figcaption>{escape(self.caption)}</figcaption></figure>"

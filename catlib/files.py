@@ -83,9 +83,8 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def remove_leftovers(folder: Path, name: str = "", older_s: float = 0.0) -> None:
-    """Remove what killed processes have left of a file in a folder, or of all in it and below; call it where nobody else writes.
-
-    `older_s`: only what nobody has written to for so long, where others may be at work.
+    """Remove what killed processes have left of a file in a folder, or of all in it and below; call it where nobody else writes,
+    or with `older_s`: only what nobody has written to for so long.
     """
     of_file, of_all = f".{glob.escape(name[:50])}{_WRITING}-*", f".*{_WRITING}-*"
     for path in folder.glob(of_file) if name else folder.rglob(of_all):

@@ -36,10 +36,8 @@ def notebooks_folder() -> Path:
 
 def application_file() -> Path:
     """The web application that `catlib serve` runs: the project's examples/app.py, else the checkout's or the package's copy."""
-    places = (project_root(), PACKAGE.parent, PACKAGE)
-    return next(
-        (p for p in (place / "examples" / "app.py" for place in places) if p.is_file()), PACKAGE / "examples/app.py"
-    )
+    places = [place / "examples" / "app.py" for place in (project_root(), PACKAGE.parent, PACKAGE)]
+    return next(filter(Path.is_file, places), places[-1])
 
 
 def resolve(path: str | Path) -> Path:

@@ -12,9 +12,8 @@ OF_THE_DATA = ("01_*", "audit*", "parameters.yaml", "state.json", "log.txt")
 def set_aside(run_dir: Path, checkpoint: Path) -> str:
     """Keep the earlier attempt as RUN~1 (or ~2 …), its checkpoint likewise; where both lie now, as text, "" if there is none.
 
-    Call it when `checkpoint` was trained with other settings than those that training begins with now: from the training
-    itself, so that JupyterLab, papermill and `catlib report` all do. The checkpoint is renamed. Of the run's folder, in which
-    a runner may be at work, what came after the training is moved and the inspection of the data is copied.
+    Called from the training, when `checkpoint` was trained with other settings than those of now. The checkpoint is renamed. Of
+    the run's folder, in which a runner may be at work, what came after the training is moved, the data's inspection copied.
     """
     if not checkpoint.exists():
         return ""

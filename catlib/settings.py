@@ -1,38 +1,26 @@
 """The parameters of a run: name, type, default, range and meaning stated once, in frozen dataclasses.
 
-Profiles (YAML), `-p key=value`, the notebooks' parameters cells and the options of the command line are all checked
-against these. A value is an int, a float, a bool or a text, as papermill's parameters are; a list is a text with commas.
+A value is an int, a float, a bool or a text, as papermill's parameters are; a list is a text with commas.
 """
 
-import contextlib
-import difflib
-import json
 import logging
 import os
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Self
 
 from catlib.cells import bound_parameters
 from catlib.errors import InputError
 from catlib.files import parse_yaml, read_text
-from catlib.paths import RUNS, notebooks_folder, public_url, resolve
+from catlib.parameters import checked, did_you_mean, known_option, option, parse_value
+from catlib.paths import RUNS, notebooks_folder, resolve
 
-log = logging.getLogger(__name__)
-RANGE = {"least": 0, "most": 2**31 - 1, "mapping": False}
 PROFILE = "profile"  # the one parameter that is no setting: it chooses where the others come from
 DECODINGS = ("score", "constrained", "free")  # how a breed is read off a model
 SWITCH, ATTENTION = ("auto", "true", "false"), ("auto", "sdpa", "eager", "flash_attention_2", "flash_attention_3")
 LINEAR = "q_proj,k_proj,v_proj,o_proj,gate_proj,up_proj,down_proj"
 SOURCES = ("data_dir", "output_dir")  # settings from which those of other notebooks follow
-
-
-def option(default: Any, help: str, *choices: str, **more: Any) -> Any:
-    """A dataclass field with its meaning (units included) and what it may be: a text's choices, `least` and `most` of a number,
-    `mapping` for a text that is a YAML mapping and may be given as one.
-    """
-    return field(default=default, metadata={"help": help, "choices": choices, **RANGE, **more})
 
 
 @dataclass(frozen=True)
@@ -51,19 +39,18 @@ class Settings:
 
         Outside IPython the names of `namespace` that are settings count. None stands for the profile's value. Raises InputError.
         """
-        given = bound_parameters(namespace)
-        if given is None:
-            given = {name: namespace[name] for name in (PROFILE, *all_options()) if name in namespace}
-        given = {name: value for name, value in given.items() if value is not None}
-        idle = [name for name in given if name not in (PROFILE, *cls.names(), *SOURCES) and name in all_options()]
-        if idle:
-            log.warning("set, but of no effect in this notebook: %s", ", ".join(idle))
+        known, bound = all_options(), bound_parameters(namespace)
+        if bound is None:
+            bound = {name: namespace[name] for name in (PROFILE, *known) if name in namespace}
+        given = {name: value for name, value in bound.items() if value is not None}
+        if idle := [name for name in given if name in known and name not in (*cls.names(), *SOURCES)]:
+            logging.getLogger(__name__).warning("set, but of no effect in this notebook: %s", ", ".join(idle))
         return cls.of_profile(str(given.pop(PROFILE, "")), given)
 
     @classmethod
     def of_profile(cls, profile: str, given: Mapping[str, Any], where: str = "parameters") -> Self:
         """The settings of a profile (name, path, or "" for the defaults) with `given` on top, and what follows from both."""
-        values = {name: value for name, value in run_parameters(profile, given, where).items() if name in cls.names()}
+        values = {key: value for key, value in run_parameters(profile, given, where).items() if key in cls.names()}
         for name in ("base_model", "clip_model"):
             text = values.get(name, "")
             if values.get("hint") and text.count("/") > 1 and not resolve(text).is_dir():  # no hub name has two slashes
@@ -73,11 +60,10 @@ class Settings:
     @classmethod
     def build(cls, values: Mapping[str, Any], where: str = "parameters") -> Self:
         """Settings from a mapping as it is. Raises InputError on an unknown key, an ill-typed value or one that is no choice."""
-        return cls(**_checked(values, cls.__dataclass_fields__, where))
+        return cls(**checked(values, cls.__dataclass_fields__, where))
 
     @classmethod
     def names(cls) -> list[str]:
-        """The names of these settings, in order."""
         return [*cls.__dataclass_fields__]
 
 
@@ -139,7 +125,7 @@ class _OfMetrics(_OfAModel):
     dtype: str = option("auto", "weights of the models", "auto", "bfloat16", "float32")
     eval_batch_size: int = option(16, "photos in one forward pass", least=1)
     max_test_photos: int = option(0, "at most so many test photos, drawn evenly over breeds; 0: all")
-    bootstrap: int = option(2000, "resamples behind each 95 % interval; at least 100", most=10**6)
+    bootstrap: int = option(2000, "resamples behind each 95 % interval; at least 100", least=100, most=10**6)
 
 
 @dataclass(frozen=True)
@@ -260,16 +246,12 @@ def split_list(text: str) -> list[str]:
 
 
 def derive(given: Mapping[str, Any], profile: str = "") -> dict[str, Any]:
-    """`given` and the parameters that follow from it: folders from the run's name, paths of the samples from `data_dir`.
-
-    What is given itself is left alone. `profile` is the profile's name, which names the run where `run` does not.
-    """
+    """`given`, left alone, and what follows from it: folders from the run's name (else `profile`), samples from `data_dir`."""
     values = dict(given)
     if run := given.get("run") or profile:
         if run.startswith(".") or len(run.encode()) > 100 or any(c in '/\\"<>|:*?' or not c.isprintable() for c in run):
-            raise InputError(
-                f"run {run!r:.120}: a run's name becomes a folder; use up to 100 letters, digits, '-', '_', '=' and '.'"
-            )
+            fits = "use up to 100 letters, digits, '-', '_', '=' and '.'"
+            raise InputError(f"run {run!r:.120}: a run's name becomes a folder; {fits}")
         values["run"] = run
         values.setdefault("run_dir", f"{RUNS}/{run}")
         values.setdefault("output_dir", f"outputs/vlm_checkpoints/{run}")
@@ -277,13 +259,13 @@ def derive(given: Mapping[str, Any], profile: str = "") -> dict[str, Any]:
         values.setdefault("checkpoint", values["output_dir"])
     if "data_dir" in values:
         for part in ("train", "val", "test"):
-            values.setdefault(f"{part}_data", str(PurePosixPath(values["data_dir"]) / "vlm" / f"{part}.jsonl"))
+            values.setdefault(f"{part}_data", str(PurePosixPath(values["data_dir"], "vlm", f"{part}.jsonl")))
     return values
 
 
 def run_parameters(profile: str, given: Mapping[str, Any], where: str = "parameters") -> dict[str, Any]:
     """All that is set for a run, by name: the profile's values (see `find_profile`; "": none), `given` on top, what follows."""
-    given = _checked(given, all_options(), where)
+    given = checked(given, all_options(), where)
     if not profile:
         return derive(given)
     path = find_profile(profile)
@@ -298,75 +280,21 @@ def find_profile(name: str) -> Path:
         if os.path.isfile(path):  # unlike Path.is_file, no error for a name that is too long
             return path
     names = sorted(path.stem for path in folder.glob("*.yaml"))
-    known = ", ".join(names) or "none"
-    raise InputError(
-        f"no profile {name!r:.200}{did_you_mean(name, names)}; there are {known} in {folder}, or give a path"
-    )
+    known = f"{did_you_mean(name, names)}; there are {', '.join(names) or 'none'} in {folder}"
+    raise InputError(f"no profile {name!r:.200}{known}, or give a path")
 
 
 def read_profile(path: Path) -> dict[str, Any]:
     """The parameters in a profile, validated. Raises InputError naming the file and the key."""
     values = parse_yaml(read_text(path), str(path))
-    if not isinstance(values, dict):
-        raise InputError(f"{path}: expected lines 'key: value'")
-    return _checked(values, all_options(), str(path))
+    if isinstance(values, dict):
+        return checked(values, all_options(), str(path))
+    raise InputError(f"{path}: expected lines 'key: value'")
 
 
 def parse_assignment(text: str) -> tuple[str, Any]:
     """`key=value` from the command line, the value typed as the parameter is. Raises InputError."""
-    key, equals, value = text.partition("=")
-    if not equals:
-        raise InputError(f"-p {text}: expected key=value")
-    return key.strip(), parse_value(_known(key.strip(), all_options(), "-p"), value.strip(), "-p")
-
-
-def parse_value(option: Any, text: str, where: str) -> Any:
-    """A parameter's value from text, typed as the parameter is."""
-    value: Any = text
-    if option.type is not str:
-        with contextlib.suppress(InputError):
-            value = parse_yaml(text, where)
-    return check_value(option, value, where)
-
-
-def check_value(option: Any, value: Any, where: str) -> Any:
-    """`value` as the parameter's type, among its choices or in its range; else an InputError.
-
-    What YAML and papermill read differently than it was meant is converted: 2e-4 from text to a number, a whole number
-    to a float, and one that stands for a text (`serving_concurrency: 4`) to that.
-    """
-    kind, about = option.type, option.metadata
-    number, choices = kind in (int, float), about["choices"]
-    if about["mapping"] and isinstance(value, dict):
-        value = json.dumps(value, default=str)
-    if type(value) is bool and "true" in choices:
-        value = str(value).lower()
-    with contextlib.suppress(ValueError, OverflowError):
-        if (kind is float and type(value) in (int, str)) or (kind is str and type(value) is int):
-            value = kind(value)
-    fits = type(value) is kind and (not number or about["least"] <= value <= about["most"])
-    if not fits or (choices and value not in choices):
-        wanted = {str: "a text", int: "a whole number", float: "a number", bool: "true or false"}[kind]
-        wanted += f" from {about['least']} to {about['most']}" if number else ""
-        wanted = f"one of {', '.join(choices)}" if choices else wanted
-        raise InputError(f"{where}: {option.name} must be {wanted}, found {value!r:.200} ({about['help']})")
-    if kind is str and value and (option.name.endswith("_url") or "://" in value):
-        public_url(value, f"{where}: {option.name}", option.name.endswith("_url"))
-    return value
-
-
-def did_you_mean(name: str, names: Iterable[str]) -> str:
-    """ " (did you mean NAME?)" with the nearest of `names`; empty where none is near."""
-    close = difflib.get_close_matches(name[:100], names, n=1)
-    return f" (did you mean {close[0]}?)" if close else ""
-
-
-def _checked(values: Mapping[str, Any], known: Mapping[str, Any], where: str) -> dict[str, Any]:
-    return {key: check_value(_known(str(key), known, where), value, where) for key, value in values.items()}
-
-
-def _known(key: str, known: Mapping[str, Any], where: str) -> Any:
-    if key in known:
-        return known[key]
-    near = did_you_mean(key, known) or f"; the valid ones are {', '.join(sorted(known))}"
-    raise InputError(f"{where}: unknown parameter {key!r:.200}{near}")
+    key, equals, value = map(str.strip, text.partition("="))
+    if equals:
+        return key, parse_value(known_option(key, all_options(), "-p"), value, "-p")
+    raise InputError(f"-p {text}: expected key=value")

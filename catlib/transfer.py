@@ -4,8 +4,7 @@ import asyncio
 import re
 import threading
 from collections.abc import Callable, Coroutine, Mapping
-from dataclasses import dataclass
-from types import TracebackType
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import httpx
@@ -16,7 +15,6 @@ CONNECT_S = 10.0
 REPLY_BYTES = 4_000_000  # an answer in JSON is far shorter
 LONGEST_PAUSE_S = 30.0
 T = TypeVar("T")
-Sink = Callable[[bytes], Any]
 
 
 class TransferError(CatlibError):
@@ -54,13 +52,13 @@ class Client:
     are not followed.
     """
 
-    def __init__(self, headers: Mapping[str, str] | None = None, connections: int = 64) -> None:
+    def __init__(self, headers: Mapping[str, str] | None = None) -> None:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="transfers", daemon=True)
         self._thread.start()
         self._http = httpx.AsyncClient(
             headers={"Accept-Encoding": "identity", **(headers or {})},
-            limits=httpx.Limits(max_connections=None, max_keepalive_connections=connections),
+            limits=httpx.Limits(max_connections=None, max_keepalive_connections=64),
             timeout=httpx.Timeout(None, connect=CONNECT_S),  # the deadline is the time-out
             follow_redirects=False,
             trust_env=False,
@@ -75,14 +73,36 @@ class Client:
         body: Any = None,
         headers: Mapping[str, str] | None = None,
         most: int = REPLY_BYTES,
-        sink: Callable[[Reply], Sink] | None = None,
+        sink: Callable[[Reply], Callable[[bytes], Any]] | None = None,
     ) -> Reply:
         """The reply to a request with `body` as JSON, all of it within `within_s` seconds and at most `most` bytes long.
 
         `sink`: told status and headers of a success, gives what is called with each block, which is then not kept. Raises
         TransferError, and httpx.InvalidURL for what is no URL.
         """
-        return self._run(self._send(method, url, within_s, body, headers, most, sink))
+
+        async def transfer() -> Reply:
+            blocks: list[bytes] = []
+            count = 0
+            async with (
+                asyncio.timeout(within_s),
+                self._http.stream(method, url, json=body, headers=headers) as response,
+            ):
+                told = Reply(response.status_code, response.headers, b"")
+                write = sink(told) if sink and told.ok else blocks.append
+                async for block in response.aiter_raw():
+                    count += len(block)
+                    if count > most:
+                        raise TransferError(f"the reply is longer than {most:,} bytes")
+                    write(block)
+            return replace(told, body=b"".join(blocks))
+
+        try:
+            return self._run(transfer())
+        except TimeoutError:
+            raise TransferError(f"no whole reply within {within_s:g} s") from None
+        except httpx.TransportError as error:
+            raise TransferError(f"{type(error).__name__}: {error}".rstrip(": ")) from None
 
     def close(self) -> None:
         """Close the connections and end the thread; a second time nothing is done. A process ends without it, too."""
@@ -103,33 +123,5 @@ class Client:
     def __enter__(self) -> "Client":
         return self
 
-    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
-
-    async def _send(
-        self,
-        method: str,
-        url: str,
-        within_s: float,
-        body: Any,
-        headers: Mapping[str, str] | None,
-        most: int,
-        sink: Callable[[Reply], Sink] | None,
-    ) -> Reply:
-        blocks: list[bytes] = []
-        count = 0
-        try:
-            async with asyncio.timeout(within_s):
-                async with self._http.stream(method, url, json=body, headers=headers) as response:
-                    told = Reply(response.status_code, response.headers, b"")
-                    write = sink(told) if sink and told.ok else blocks.append
-                    async for block in response.aiter_raw():
-                        count += len(block)
-                        if count > most:
-                            raise TransferError(f"the reply is longer than {most:,} bytes")
-                        write(block)
-        except TimeoutError:
-            raise TransferError(f"no whole reply within {within_s:g} s") from None
-        except httpx.TransportError as error:
-            raise TransferError(f"{type(error).__name__}: {error}".rstrip(": ")) from None
-        return Reply(told.status, told.headers, b"".join(blocks))

@@ -39,6 +39,7 @@ def test_answers(answer, breed):
     assert BreedParser(ALL).parse(answer) == breed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("breed", ALL)
 def test_reasons_after_the_name_do_not_hide_it(breed):
     """42 of these sentences name another breed of the list as well: tabby, silver, tortoiseshell."""

@@ -23,6 +23,7 @@ def folder(request, tmp_path_factory):
     return clip(tmp_path_factory.mktemp(request.param), request.param)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ENCODERS)
 def test_plain_prompts_equal_the_softmax_of_the_models_own_logits(kind, tmp_path):
     """Photos of other shapes and names with capitals, which a tokenizer of SigLIP 2 would tell apart: it learned small letters."""

@@ -93,6 +93,7 @@ DOUBTED = {  # tables that are not, and what is said of them
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", READ)
 def test_tables_are_read_whatever_their_form(tmp_path, kind):
     cats(tmp_path, READ[kind])
@@ -104,6 +105,7 @@ def test_tables_are_read_whatever_their_form(tmp_path, kind):
     assert check(tmp_path / "data" / "vlm").problems == ()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", DOUBTED)
 def test_tables_that_say_nothing_are_said_and_names_group(tmp_path, capsys, kind):
     table, words = DOUBTED[kind]

@@ -92,6 +92,7 @@ def checkpoint(tmp_path_factory):
     return tuned(folder / "tuned", save_llava(folder / "base"), ("Bengal", "Burmilla", "Manx"), "Tell me the breed.")
 
 
+@pytest.mark.slow
 def test_bench_holds_the_photos_that_the_settings_name(dataset, checkpoint, tmp_path):
     settings = EvaluationSettings(
         run_dir=str(tmp_path / "run"),

@@ -26,6 +26,7 @@ def shown_source(shown):
     return re.search(r'src="data:image/([^;]+);base64,([^"]+)"', shown._repr_html_()).groups()
 
 
+@pytest.mark.slow
 def test_names_that_the_font_lacks_are_written_by_the_readers_own():
     kind, data = shown_source(bars(["ペルシャ猫", "قط", "R&D <b> $x^{2$", "a\x01b"]))
     assert kind == "svg+xml"

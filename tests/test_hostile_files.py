@@ -17,10 +17,12 @@ import time
 from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from pathlib import Path
 
+import nbformat
 import numpy as np
 import pytest
 import torch
 from evaluation_cases import make_set, truth, write_set
+from nbformat.v4 import new_code_cell, new_notebook, new_output
 from photo_makers import encoded, fill, jpeg, picture
 from safetensors.torch import load_file
 from tiny_encoders import clip, save_llava, tuned, write_photos
@@ -50,8 +52,7 @@ from catlib.files import (
     write_text,
 )
 from catlib.paths import public_url, without_secrets
-from catlib.serving.engine_process import free_port, refuse_taken_port
-from catlib.serving.engines import Command
+from catlib.serving.engine_process import Command, free_port, refuse_taken_port
 from catlib.serving.export import is_export
 from catlib.settings import EvaluationSettings, ServingSettings, TrainSettings, parse_assignment, read_profile
 from catlib.training.arguments import further_options
@@ -850,22 +851,26 @@ def commands(place, tmp_path_factory):
     sets = [str(write_set(make_set("vlm", truth(3), truth(3)), data.parent / "sets"))]
     paths = ("--base_model", place / "llava", "--train_data", data / "train.jsonl", "--val_data", data / "val.jsonl")
     small = ("--lora_r", 4, "--epochs", 1, "--batch_size", 4, "--gradient_accumulation", 1, "--dtype", "float32")
+    cell = new_code_cell("1", execution_count=1, outputs=[new_output("stream", text="a line\n" * 2000)])
+    book = data.parent / "book.ipynb"
+    nbformat.write(new_notebook(cells=[cell]), book)
     return {
         "data": ("data", data.parent / "breeds", "--min-side", 16, "--out"),
         "train": ("train", *paths, *small, "--device", "cpu", "--num_workers", 0, "--watch_photos", 0, "--output_dir"),
         "predict": ("predict", "--checkpoint", place / "tuned", place / "photos", "--device", "cpu", "--out"),
         "evaluate": ("evaluate", "--bootstrap", 100, "--predictions", *sets, "--out"),
         "export": ("export", "merge", "--checkpoint", place / "tuned", "--device", "cpu", "--force", "--out"),
+        "render": ("render", book, "--out"),
     }
 
 
-NAMES = {"predict": "p.jsonl", "evaluate": "m.json"}
+NAMES = {"predict": "p.jsonl", "evaluate": "m.json", "render": "p.html"}
 
 
 @pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.parametrize("kept", [0.0, 0.1, 0.5, 0.9])
-@pytest.mark.parametrize("name", ["data", "train", "predict", "evaluate", "export"])
+@pytest.mark.parametrize("name", ["data", "train", "predict", "evaluate", "export", "render"])
 def test_a_command_that_finds_no_room_says_where_and_leaves_what_was_there(commands, tmp_path, monkeypatch, name, kept):
     """`kept`: the room for each file, as a share of the largest that the command writes."""
     monkeypatch.setenv("CATLIB_ROOT", str(tmp_path))
@@ -885,7 +890,7 @@ def test_a_command_that_finds_no_room_says_where_and_leaves_what_was_there(comma
         spoken(*commands[name], out)  # where all is there already there may be nothing to write
     after = contents(out.parent)
     assert before.keys() <= after.keys()
-    if name in ("evaluate", "export", "data"):  # a hidden file says how far an audit came
+    if name in ("evaluate", "export", "data", "render"):  # a hidden file says how far an audit came
 
         def shown(files: dict[str, bytes]) -> dict[str, bytes]:
             return {key: value for key, value in files.items() if not Path(key).name.startswith(".")}

@@ -22,6 +22,7 @@ from catlib.reports.index import read_state
 from catlib.vlm.checkpoint import find_checkpoint
 
 PARAMETERS = 'profile = "small"  # profile\nrun_dir = None  # folder\nseed = 0  # seed\n'
+LIBRARY = stages.library
 COUNT = 'from catlib.paths import resolve\nfolder = resolve(run_dir)\nopen(folder / "NAME.count", "a").write("x")'
 
 
@@ -286,6 +287,7 @@ def test_own_errors_keep_message_and_exit_code(project, capsys, raised, code):
         (["small", "--sweep", "seed=1"], ["two or more"]),
         (["small", "--sweep", "sede=1,2"], ["unknown parameter 'sede'"]),
         (["small", "--sweep", "seed=1,2", "--sweep", "seed=3,4"], ["twice"]),
+        (["small", "--sweep", "seed=1,2", "--jobs", "0"], ["--jobs 0", "1 or more"]),
         (["small", "--sweep", "seed=1,2", "--sweep", "epochs=1,many"], ["epochs must be a whole number"]),
         (["small", "--sweep", "base_model=a/b,a:b", "-p", "seed=1"], ["same name"]),
     ],
@@ -309,12 +311,15 @@ def test_profile_with_wrong_key_or_type(project, capsys):
 
 @pytest.mark.long
 @pytest.mark.slow
-def test_a_sweep_goes_over_texts_and_combinations_and_keeps_what_is_finished(project, capsys):
+@pytest.mark.parametrize("jobs", [1, 3])
+def test_a_sweep_goes_over_texts_and_combinations_and_keeps_what_is_finished(project, capsys, monkeypatch, jobs):
+    monkeypatch.setattr(stages, "library", LIBRARY)  # as processes of their own see it
     (project / "notebooks/03_third.ipynb").unlink()
     parameters = PARAMETERS + 'epochs = 1  # passes\nmode = "lora"  # mode\n'
     code = 'assert (mode, epochs) != ("qlora", 2), "no room"\nprint(mode, epochs)'
     write_notebook(project / "notebooks/02_second.ipynb", "Second", code, parameters)
-    command = ["report", "small", "--quiet", "--json", "--sweep", "mode=lora,qlora", "--sweep", "epochs=1,2"]
+    sweeps = ["--sweep", "mode=lora,qlora", "--sweep", "epochs=1,2", "--jobs", str(jobs)]
+    command = ["report", "small", "--quiet", "--json", *sweeps]
     assert cli.main(command) == 1
     captured = capsys.readouterr()
     found = json.loads(captured.out)

@@ -110,6 +110,7 @@ def test_a_number_of_the_matrix_leads_to_its_photos(project):
     assert len(pictures) == len({name for name in page.classes if re.fullmatch(r"p\d+", name)}) <= 30
 
 
+@pytest.mark.slow
 def test_equal_photos_are_held_once_and_lost_ones_are_said_to_be(project):
     for i in range(11, 20):
         shutil.copyfile(project / "data/photos/10.jpg", project / f"data/photos/{i}.jpg")

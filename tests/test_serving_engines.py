@@ -17,11 +17,9 @@ from tiny_models import save_llava
 
 from catlib.cli import main
 from catlib.errors import CatlibError, InputError, MissingExtra
-from catlib.gguf import llama
-from catlib.gguf.llama import llama_command
-from catlib.gguf.vllm_cpu import CPU_SITE, KV_CACHE
-from catlib.serving.engine_process import free_port, running, stop
-from catlib.serving.engines import Command, Where, find_vllm, lora_options, vllm_command
+from catlib.gguf import engines
+from catlib.gguf.engines import CPU_SITE, KV_CACHE, find_vllm, llama_command, lora_options, vllm_command
+from catlib.serving.engine_process import Command, Where, free_port, running, stop
 from catlib.serving.export import find_mergeable, merge
 
 FAKE = Path(__file__).with_name("fake_engine.py")
@@ -171,7 +169,7 @@ def test_engines_that_are_not_installed_are_explained(tmp_path, monkeypatch, cap
     for variable in ("CATLIB_VLLM_PYTHON", "CATLIB_LLAMA_SERVER"):
         monkeypatch.delenv(variable, raising=False)
     monkeypatch.setenv("PATH", str(tmp_path / "empty"))
-    monkeypatch.setattr(llama.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(engines.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(MissingExtra, match=r"catlib\[llama\]"):
         llama_command(llama_server, Where())
     assert main(["serve", "--engine", "vllm", "--model", "owner/model"]) == 2
@@ -216,9 +214,9 @@ def test_llama_cpps_server_comes_from_a_package_without_a_command_line_too(tmp_p
         "        print(p.model.path, p.mmproj.path, p.model_alias, p.hostnames, p.port, p.n_ctx, p.use_jinja, flush=True)\n"
     )
     monkeypatch.syspath_prepend(str(package.parent))
-    monkeypatch.setattr(llama.importlib.util, "find_spec", lambda name: name == "xllamacpp" or None)
+    monkeypatch.setattr(engines.importlib.util, "find_spec", lambda name: name == "xllamacpp" or None)
     line = llama_command(llama_server, Where(port=8125), context=512)
-    assert line.arguments[:2] == (sys.executable, str(llama.NATIVE))
+    assert line.arguments[:2] == (sys.executable, str(engines.NATIVE))
     process = subprocess.Popen(
         line.arguments, env=os.environ | {"PYTHONPATH": str(package.parent)}, stdout=subprocess.PIPE, text=True
     )

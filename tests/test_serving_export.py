@@ -19,9 +19,18 @@ from transformers import AutoModelForImageTextToText
 
 from catlib.cli import main
 from catlib.files import whole_folder
-from catlib.serving import export, export_verify
-from catlib.serving.export import find_mergeable, hub_name, lacks_hub_names, merge, weight_names
-from catlib.serving.export_verify import Answers, Photos, choose_photos, compare
+from catlib.serving import export
+from catlib.serving.export import (
+    Answers,
+    Photos,
+    choose_photos,
+    compare,
+    find_mergeable,
+    hub_name,
+    lacks_hub_names,
+    merge,
+    weight_names,
+)
 from catlib.training.lora import add_lora
 from catlib.vlm.adapters import save_adapter
 from catlib.vlm.checkpoint import find_checkpoint, open_vlm
@@ -240,7 +249,7 @@ def test_photos_come_from_the_data_and_else_are_patterns(place):
 @pytest.mark.slow
 def test_an_export_is_verified_with_the_checkpoints_question(place, tmp_path, monkeypatch):
     asked = []
-    monkeypatch.setattr(export_verify, "generate_free", lambda vlm, images, q: asked.append(q) or [""] * len(images))
+    monkeypatch.setattr(export, "generate_free", lambda vlm, images, q: asked.append(q) or [""] * len(images))
     merge(find_mergeable(tuned(place, "asked", "model")), tmp_path / "out", count=1)
     assert asked == [OWN_QUESTION] * 2
 

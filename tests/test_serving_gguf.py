@@ -18,9 +18,8 @@ from catlib.gguf import export as export_gguf
 from catlib.gguf.export import find_converter, prepare, verify
 from catlib.gguf.mmproj import write_clip_mmproj
 from catlib.gguf.parity import Parity, Spoken, class_token_last, compare_spoken, speak_here
-from catlib.gguf.tokenizer import is_sentencepiece, string_template, write_sentencepiece
-from catlib.serving.export import find_mergeable, merge
-from catlib.serving.export_verify import choose_photos
+from catlib.gguf.tokenizer import is_sentencepiece, string_template
+from catlib.serving.export import choose_photos, find_mergeable, merge
 from catlib.vlm.checkpoint import open_vlm
 from catlib.vlm.decoding import generate_free
 from catlib.vlm.models import Checkpoint
@@ -68,8 +67,8 @@ def test_pixtrals_template_keeps_photo_and_question_together(tmp_path):
 
 
 def test_the_rebuilt_sentencepiece_model_cuts_texts_as_the_tokenizer_does(plain, tmp_path):
-    spm = pytest.importorskip("sentencepiece", reason="catlib[gguf] is not installed")
-    pytest.importorskip("google.protobuf", reason="catlib[gguf] is not installed")
+    import sentencepiece as spm
+
     stage = prepare(plain, tmp_path / "stage")
     pieces = spm.SentencePieceProcessor(model_file=str(stage / "tokenizer.model"))
     tokenizer = load_processor(str(plain)).tokenizer
@@ -128,7 +127,7 @@ def test_the_mmproj_holds_the_layers_that_are_read(plain, tmp_path):
         write_clip_mmproj(odd, tmp_path / "odd.gguf")
 
 
-def test_a_missing_converter_or_package_is_explained(plain, tmp_path, monkeypatch, capsys):
+def test_a_missing_converter_is_explained(plain, tmp_path, monkeypatch, capsys):
     monkeypatch.delenv(export_gguf.LLAMA_CPP, raising=False)
     monkeypatch.setenv("PATH", str(tmp_path))
     command = ["export", "gguf", "--checkpoint", str(plain), "--out", str(tmp_path / "out")]
@@ -136,14 +135,10 @@ def test_a_missing_converter_or_package_is_explained(plain, tmp_path, monkeypatc
     assert "--llama-cpp" in capsys.readouterr().err and not (tmp_path / "out").exists()
     with pytest.raises(InputError, match="which is not in"):
         find_converter(str(tmp_path))
-    monkeypatch.setitem(__import__("sys").modules, "sentencepiece", None)
-    with pytest.raises(MissingExtra, match=r"catlib\[gguf\]"):
-        write_sentencepiece(plain)
     assert {path.name for path in tmp_path.iterdir()} == set()
 
 
 def test_a_converter_that_fails_is_quoted_and_nothing_stays(plain, tmp_path, monkeypatch, capsys):
-    pytest.importorskip("sentencepiece", reason="catlib[gguf] is not installed")
     folder = tmp_path / "llama.cpp"
     folder.mkdir()
     (folder / "convert_hf_to_gguf.py").write_text("raise SystemExit('unknown pre-tokenizer')")

@@ -11,13 +11,11 @@ from demo_files import LLAVA
 
 from catlib.classifiers.photo_urls import crop_side
 from catlib.errors import CatlibError
+from catlib.gguf.engines import find_llama_server, find_vllm, vllm_command
 from catlib.gguf.export import export_gguf, find_converter
-from catlib.gguf.llama import find_llama_server
 from catlib.gguf.parity import Speaker, compare_spoken, speak_here
-from catlib.serving.engine_process import free_port, running
-from catlib.serving.engines import Where, find_vllm, vllm_command
-from catlib.serving.export import find_mergeable, merge
-from catlib.serving.export_verify import Photos
+from catlib.serving.engine_process import Where, free_port, running
+from catlib.serving.export import Photos, find_mergeable, merge
 from catlib.settings import TrainSettings
 from catlib.training.lora import add_lora
 from catlib.vlm.adapters import save_adapter

@@ -1,6 +1,5 @@
-"""The widget with ipywidgets and without: a photo is picked, both models are asked, and the picture changes."""
+"""The widget: a photo is picked, both models are asked, and the picture changes."""
 
-import sys
 from html import escape
 
 import pytest
@@ -48,14 +47,6 @@ def test_an_opinion_is_what_the_models_say(models, photos):
     assert len([axes for axes in alone.axes if axes.patches]) == 1
 
 
-@pytest.mark.slow
-def test_without_ipywidgets_it_is_the_figure(models, photos, monkeypatch):
-    monkeypatch.setitem(sys.modules, "ipywidgets", None)
-    panel = PhotoWidget(*models, photos)
-    assert list(panel._repr_mimebundle_()) == ["text/html"] and panel.shown.caption in panel.shown._repr_html_()
-    assert PhotoWidget(*models)._repr_mimebundle_() == {}
-
-
 def pick(panel, content):
     """What the front end sends when a file is chosen."""
     file = {
@@ -69,8 +60,8 @@ def pick(panel, content):
 
 
 @pytest.mark.slow
-def test_with_ipywidgets_a_photo_is_picked(models, photos):
-    pytest.importorskip("ipywidgets", reason="ipywidgets comes with the extra 'lab'")
+def test_a_photo_is_picked(models, photos):
+    assert "text/html" not in PhotoWidget(*models)._repr_mimebundle_()  # no photo has been looked at
     panel = PhotoWidget(*models, photos)
     bundle = panel._repr_mimebundle_()
     assert "application/vnd.jupyter.widget-view+json" in bundle  # for JupyterLab, and for all others:

@@ -93,6 +93,7 @@ def batch_for(vlm):
     return Batch(("a", "b"), ids, torch.ones_like(ids), labels, torch.randn(32, 24, generator=draw), None)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("more", "trained"),
     [

@@ -76,6 +76,7 @@ def own_tokens(vlm, image, answer=None):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bos", [True, False])
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_prompts_and_labels_are_the_processors_own(layout, bos):

@@ -1,1 +1,1 @@
-"""The subcommands of `catlib`, one module each: its docstring is the help, `add_options(parser)`, `run(args) -> int`."""
+"""The subcommands of `catlib`, one module each: docstring for help, `add_options(parser)`, `run(args)` to an exit code or None."""

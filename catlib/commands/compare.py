@@ -10,7 +10,6 @@ from catlib.settings import EvaluationSettings
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """The options of `catlib compare`."""
     add = parser.add_argument
     add("a", metavar="A.jsonl", help="predictions of the model whose gain is wanted")
     add("b", metavar="B.jsonl", help="predictions of the model that it is measured against")
@@ -18,20 +17,18 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add_settings_options(parser, EvaluationSettings, only=SHARED)
 
 
-def run(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace) -> None:
     """Compare and print."""
     from catlib.data.records import read_predictions
     from catlib.evaluation import metrics_file
     from catlib.evaluation.compare import compare
 
     settings = settings_from_args(EvaluationSettings, args)
-    metrics_file.check_bootstrap(settings.bootstrap)
     a, b, *val = (read_predictions(metrics_file.given_file(path)) for path in (args.a, args.b, *(args.val or ())))
     priority = metrics_file.choose_priority(settings.priority_breeds, [a, b])
     both = dict(zip(("val_a", "val_b"), val, strict=False))
     found = compare(a, b, priority, **both, bootstrap=settings.bootstrap, seed=settings.seed)
     show(args, found, "\n".join(lines(found)))
-    return 0
 
 
 def lines(c: Mapping[str, Any]) -> Iterator[str]:

@@ -1,7 +1,9 @@
 """`catlib data`: make a split from photos that can be trusted, check one, or fetch a public data set."""
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from catlib.commands.options import add_settings_options, settings_from_args, show
 from catlib.errors import InputError
@@ -19,7 +21,6 @@ DEFAULT_OUT = "data/vlm"
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """The options of `catlib data`; those of the split come from DataSettings."""
     add = parser.add_argument
     add("what", nargs="*", metavar="PHOTOS", help="folder, archive or JSONL; or one of the words above")
     add("--out", default=DEFAULT_OUT, metavar="DIR", help=f"folder of the samples (default: {DEFAULT_OUT})")
@@ -29,24 +30,18 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add_settings_options(parser, DataSettings, skip=("photos", "data_dir", "run", "run_dir"))
 
 
-def run(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace) -> int | None:
     """Split, check or fetch; 1 when a check found problems."""
-    match args.what:
-        case ["check", *words]:
-            return _check(args, words)
-        case ["suspects", *words]:
-            return _suspects(args, words)
-        case ["export", *words]:
-            return _export(args, words)
-        case ["fetch", *words]:
-            return _fetch(args, words)
-        case [] | [_]:
-            return _split(args, *args.what)
-        case words:
-            raise InputError(f"catlib data takes one folder of photos, found {len(words)}: {', '.join(words)}")
+    word, *words = args.what or [""]
+    if word in ACTIONS:
+        return ACTIONS[word](args, words)
+    if words:
+        raise InputError(f"catlib data takes one folder of photos, found {len(args.what)}: {', '.join(args.what)}")
+    _split(args, word)
+    return None
 
 
-def _split(args: argparse.Namespace, photos: str = "") -> int:
+def _split(args: argparse.Namespace, photos: str) -> None:
     from catlib.data.prepare import prepare
 
     out = resolve(args.out)
@@ -61,7 +56,6 @@ def _split(args: argparse.Namespace, photos: str = "") -> int:
     text = f"{out}: {counts} photos of {len(card['breeds'])} breeds\n"
     text += f"left out: {sum(card['left_out'].values())} of {card['files_seen']} files; reasons in {audit}"
     show(args, {"out": str(out), "audit": str(audit), "parts": parts, **card}, text)
-    return 0
 
 
 def _check(args: argparse.Namespace, words: list[str]) -> int:
@@ -77,14 +71,13 @@ def _check(args: argparse.Namespace, words: list[str]) -> int:
 
 def _split_folder(command: str, words: list[str]) -> Path:
     if len(words) != 1:
-        raise InputError(
-            f"catlib data {command} needs one folder, the one with train.jsonl: catlib data {command} data/vlm"
-        )
+        what = f"catlib data {command}"
+        raise InputError(f"{what} needs one folder, the one with train.jsonl: {what} data/vlm")
     here = Path(words[0]).expanduser()
     return here if here.exists() else resolve(here)
 
 
-def _suspects(args: argparse.Namespace, words: list[str]) -> int:
+def _suspects(args: argparse.Namespace, words: list[str]) -> None:
     from catlib.classifiers.photo_features import photo_features
     from catlib.data.corrections import write_suspects
     from catlib.data.dataset import load_dataset
@@ -101,36 +94,31 @@ def _suspects(args: argparse.Namespace, words: list[str]) -> int:
     similar = similar_pairs(samples, features)
     path = write_suspects(folder, found.table, similar)
     noise = {breed: round(float(value), 4) for breed, value in found.by_breed["estimated noise"].items()}
-    facts = {
-        "suspects": str(path),
-        "judged": found.judged,
-        "found": len(found.table),
-        "noise": round(found.noise, 4),
-        "noise_at_most": round(found.noise_at_most, 4),
-    }
+    facts: dict[str, Any] = {"suspects": str(path), "judged": found.judged, "found": len(found.table)}
+    facts |= {name: round(getattr(found, name), 4) for name in ("noise", "noise_at_most")}
     facts |= {"noise_by_breed": noise, "accuracy": round(found.accuracy, 4), "similar_pairs": len(similar)}
-    confusion = found.confusion.head(10).to_dict("records")
+    facts["confusion"] = found.confusion.head(10).to_dict("records")
     text = f"{found.table.head(20).drop(columns=['sha256', 'group']).to_string()}\n{found.caption}\n{path}: "
-    text += "fill in the column action (keep, relabel, drop) and run catlib data again"
-    show(args, facts | {"confusion": confusion}, text)
-    return 0
+    show(args, facts, text + "fill in the column action (keep, relabel, drop) and run catlib data again")
 
 
-def _export(args: argparse.Namespace, words: list[str]) -> int:
+def _export(args: argparse.Namespace, words: list[str]) -> None:
     from catlib.data.export import export_hf
 
     if words[:1] != ["hf"]:
         raise InputError("catlib data export knows one format: catlib data export hf data/vlm --to FOLDER")
     to = export_hf(_split_folder("export hf", words[1:]), resolve(args.to or "data/export"), args.force)
     show(args, {"folder": str(to)}, f"{to}: ready; read it with datasets.load_dataset({str(to)!r})")
-    return 0
 
 
-def _fetch(args: argparse.Namespace, words: list[str]) -> int:
+def _fetch(args: argparse.Namespace, words: list[str]) -> None:
     from catlib.data.archives import fetch_oxford_pets
 
     if words != ["oxford-pets"]:
         raise InputError("catlib data fetch knows one data set: catlib data fetch oxford-pets --to DIR")
     folder = fetch_oxford_pets(resolve(args.to or "data/oxford-pets"))
     show(args, {"photos": str(folder)}, f"{folder}: ready, now run: catlib data {folder} --out {DEFAULT_OUT}")
-    return 0
+
+
+Action = Callable[[argparse.Namespace, list[str]], int | None]
+ACTIONS: dict[str, Action] = {"check": _check, "suspects": _suspects, "export": _export, "fetch": _fetch}

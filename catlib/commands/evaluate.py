@@ -12,28 +12,24 @@ SHARED = ("priority_breeds", "bootstrap", "seed")
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """The options of `catlib evaluate`."""
     add_files(parser)
     parser.add_argument("--out", required=True, metavar="FILE", help="metrics file; other models' entries are kept")
     add_settings_options(parser, EvaluationSettings, only=SHARED)
 
 
 def add_files(parser: argparse.ArgumentParser) -> None:
-    """The options that name prediction files."""
-    parser.add_argument("--predictions", nargs="+", required=True, metavar="FILE", help="MODEL.jsonl with its sidecar")
-    parser.add_argument(
-        "--val", nargs="*", default=[], metavar="FILE", help="validation predictions, to fit and choose on"
-    )
+    add = parser.add_argument
+    add("--predictions", nargs="+", required=True, metavar="FILE", help="MODEL.jsonl with its sidecar")
+    add("--val", nargs="*", default=[], metavar="FILE", help="validation predictions, to fit and choose on")
 
 
-def run(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace) -> None:
     """Evaluate, write, print."""
     from catlib.evaluation import metrics_file
     from catlib.evaluation.results import Results
     from catlib.evaluation.tables import breed_table, model_table, text_table
 
     settings = settings_from_args(EvaluationSettings, args)
-    metrics_file.check_bootstrap(settings.bootstrap)
     metrics_file.existing(Path(args.out).expanduser())  # refused before anything is computed
     validation = {metrics_file.given_file(path).stem: path for path in args.val}
     models: dict[str, Any] = {}
@@ -51,4 +47,3 @@ def run(args: argparse.Namespace) -> int:
     for name, metrics in models.items():
         text += [f"\n{name}: by breed, lowest F1 first (*: priority)", text_table(breed_table(metrics))]
     show(args, {"models": models}, "\n".join([*text, f"\nwritten to {out}"]))
-    return 0

@@ -18,7 +18,6 @@ Serve it by vLLM, or by a llama.cpp that has the fix"""
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """The options of both kinds of export."""
     add = parser.add_argument
     add("kind", choices=[*ONLY], help="merge: into a plain checkpoint, the hub's names; gguf: text model and mmproj")
     add("--checkpoint", required=True, metavar="DIR", help="adapter, or a plain model to write anew")
@@ -28,11 +27,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--photos", nargs="+", type=Path, default=[], metavar="PHOTO_OR_FOLDER", help=photos)
     add("--count", type=int, default=8, metavar="N", help="so many (default: 8; given photos: all)")
     add("--force", action="store_true", help="replace an existing folder, once the new one is verified")
-    add(
-        "--dtype",
-        choices=["auto", "bfloat16", "float16", "float32"],
-        help="merge: weights (default: as trained, else the base's)",
-    )
+    dtypes = ["auto", "bfloat16", "float16", "float32"]
+    add("--dtype", choices=dtypes, help="merge: weights (default: as trained, else the base's)")
     add("--limit", type=float, metavar="NATS", help="merge: score difference that passes (default: by dtype)")
     add("--outtype", choices=["f32", "f16", "bf16", "q8_0"], help="gguf: weights (default: f16)")
     add("--llama-cpp", metavar="DIR", help="gguf: llama.cpp's source; or CATLIB_LLAMA_CPP")
@@ -40,8 +36,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add_settings_options(parser, ServingSettings, only=("device",))
 
 
-def run(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace) -> None:
     """Write the export, and print what was verified."""
+    from catlib.commands.predict import find_photos
     from catlib.serving.export import find_mergeable
 
     if args.photos and args.count < 1:
@@ -50,11 +47,11 @@ def run(args: argparse.Namespace) -> int:
     if strange := [name for name in given if name not in ONLY[args.kind]]:
         raise InputError(f"--{strange[0].replace('_', '-')} is no option of catlib export {args.kind}")
     source = find_mergeable(resolve(args.checkpoint), args.base_model)
-    more = {"device": settings_from_args(ServingSettings, args).device, "count": args.count, "force": args.force}
+    root, samples = find_photos(args.photos) if args.photos else (Path(), [])
+    given |= {"device": settings_from_args(ServingSettings, args).device, "count": args.count, "force": args.force}
     make = _merge if args.kind == "merge" else _gguf
-    facts, text = make(source, resolve(args.out), photos=_photos(args.photos), **more, **given)
+    facts, text = make(source, resolve(args.out), photos=[root / sample.image for sample in samples], **given)
     show(args, facts, text)
-    return 0
 
 
 def _merge(*source: Any, **options: Any) -> tuple[dict[str, Any], str]:
@@ -62,8 +59,9 @@ def _merge(*source: Any, **options: Any) -> tuple[dict[str, Any], str]:
 
     result = merge(*source, **options)
     facts = asdict(result)
-    text = f"merged model: {result.folder} ({result.dtype}, {result.gigabytes:.3g} GB)\n"
-    text += f"verified on {result.verification}"
+    text = (
+        f"merged model: {result.folder} ({result.dtype}, {result.gigabytes:.3g} GB)\nverified on {result.verification}"
+    )
     if result.as_trained is not None:
         facts["as_trained"].pop("limit")
         text += f"\nbeside the 4-bit model as it was trained, on {result.as_trained}"
@@ -74,19 +72,9 @@ def _gguf(*source: Any, **options: Any) -> tuple[dict[str, Any], str]:
     from catlib.gguf.export import export_gguf
 
     result = export_gguf(*source, **options)
-    text = f"text model: {result.text}\nmmproj: {result.mmproj}\n{result.gigabytes:.3g} GB\n"
+    verified = f"verified with {result.engine}: {result.verified}"
     if result.verified is None:
-        return asdict(result), text + "not verified: llama-server is not installed"
-    if result.with_defect is None:
-        return asdict(result), text + f"verified with {result.engine}: {result.verified}"
-    return asdict(result), text + DEFECT.format(**vars(result))
-
-
-def _photos(arguments: list[Path]) -> list[Path]:
-    """The photos named on the command line; folders are searched."""
-    from catlib.commands.predict import find_photos
-
-    if not arguments:
-        return []
-    root, samples = find_photos(arguments)
-    return [root / sample.image for sample in samples]
+        verified = "not verified: llama-server is not installed"
+    elif result.with_defect is not None:
+        verified = DEFECT.format(**vars(result))
+    return asdict(result), f"text model: {result.text}\nmmproj: {result.mmproj}\n{result.gigabytes:.3g} GB\n{verified}"

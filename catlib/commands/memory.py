@@ -20,7 +20,6 @@ PARTS = ("weights", "adapters", "gradients", "optimizer", "activations", "logits
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """The options of `catlib memory`."""
     add = parser.add_argument
     add("--vram", type=float, metavar="GB", help="memory of the device, GB (10^9 bytes)")
     add("--photos", type=int, metavar="N", help="training photos; default: those of train_data, or 10,000")
@@ -30,7 +29,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add_training_options(parser)
 
 
-def run(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace) -> None:
     """Print the estimate of these settings, of the other modes beside it, and the plan's figures."""
     settings = training_settings(args)
     for name in ("vram", "image_tokens", "photos", "price"):
@@ -40,15 +39,13 @@ def run(args: argparse.Namespace) -> int:
     photos = args.photos or (len(path.read_bytes().splitlines()) if path.is_file() else PHOTOS)
     facts = gather(settings, args.vram, args.image_tokens, photos, args.price)
     show(args, facts, "\n".join(lines(settings, facts)))
-    return 0
 
 
 def gather(
     settings: TrainSettings, vram: float | None, image_tokens: int | None, photos: int, price: float | None
 ) -> dict[str, Any]:
     """All figures, in bytes: the estimate of the settings, `modes` (LoRA and QLoRA, with and without gradient checkpointing) and
-    `plan` (the plan's hardware table beside ours). `largest_batch`, `fits` and `auto` (what `gradient_checkpointing: auto`
-    comes to) are null without `vram`.
+    `plan` (the plan's hardware table beside ours). `largest_batch`, `fits`, `auto` (what it comes to): null without `vram`.
     """
     from catlib.training import memory
 

@@ -6,11 +6,27 @@ from collections.abc import Collection
 from dataclasses import fields
 from typing import Any, TypeVar
 
-from catlib.settings import Settings, parse_value
+from catlib.settings import Settings, parse_assignment, parse_value
 
 S = TypeVar("S", bound=Settings)
 ALSO = {"priority_breeds": ("--priority",)}  # further names of an option
 PREFIX = "setting:"  # keeps the namespace entries apart from a command's own options of the same name
+
+
+def add_profile_options(parser: argparse.ArgumentParser, run: bool = True) -> None:
+    """A profile, its parameters one by one, and, where the command has one, the run's name."""
+    add = parser.add_argument
+    add("profile", metavar="PROFILE", help="name in notebooks/profiles, or path of a YAML file")
+    one = "set one parameter (repeatable)"
+    add("-p", dest="parameters", action="append", default=[], metavar="KEY=VALUE", help=one)
+    if run:
+        add("--run", dest="run_name", metavar="NAME", help="name of the run (default: the profile's)")
+
+
+def parameters_given(args: argparse.Namespace) -> dict[str, Any]:
+    """What stands on the command line on top of the profile. Raises InputError."""
+    named = {} if getattr(args, "run_name", None) is None else {"run": args.run_name}
+    return dict(parse_assignment(text) for text in args.parameters) | named
 
 
 def add_settings_options(
@@ -24,29 +40,28 @@ def add_settings_options(
         if option.name in skip or (only and option.name not in only):
             continue
         names = (f"--{option.name.replace('_', '-')}", f"--{option.name}", *ALSO.get(option.name, ()))
-        text, choices = option.metadata["help"].replace("%", "%%"), option.metadata["choices"]
-        kind_of: Any = option.type
-        if kind_of is bool:
+        choices, dest = option.metadata["choices"], PREFIX + option.name
+        if option.type is bool:
             default = "yes" if option.default else "no"
             more: dict[str, Any] = {"action": argparse.BooleanOptionalAction}
         else:
             default = "''" if option.default == "" else str(option.default)
-            letter = {str: "TEXT", int: "N", float: "X"}[kind_of]
+            letter = {str: "TEXT", int: "N", float: "X"}[option.type]  # type: ignore[index]
             more = {"metavar": f"{{{','.join(choices)}}}" if choices else letter}
             if "true" in choices:  # a flag too: --name, --no-name
                 more |= {"nargs": "?", "const": "true"}
                 off: dict[str, Any] = {"const": "false", "default": argparse.SUPPRESS, "help": argparse.SUPPRESS}
                 flags = dict.fromkeys(f"--no-{name[2:]}" for name in names)
-                group.add_argument(*flags, dest=PREFIX + option.name, action="store_const", **off)
-        more |= {"help": f"{text} (default: {default})", "default": argparse.SUPPRESS}
-        group.add_argument(*dict.fromkeys(names), dest=PREFIX + option.name, **more)
+                group.add_argument(*flags, dest=dest, action="store_const", **off)
+        text = f"{option.metadata['help'].replace('%', '%%')} (default: {default})"
+        group.add_argument(*dict.fromkeys(names), dest=dest, help=text, default=argparse.SUPPRESS, **more)
 
 
 def settings_given(kind: type[Settings], args: argparse.Namespace) -> dict[str, Any]:
     """The settings that stand on the command line. Raises InputError naming one that is ill-typed or none of its choices."""
     found = ((option, getattr(args, PREFIX + option.name, None)) for option in fields(kind))
-    given = {o: v if isinstance(v, bool) else parse_value(o, v, "command line") for o, v in found if v is not None}
-    return {option.name: value for option, value in given.items()}
+    given = ((o, v if isinstance(v, bool) else parse_value(o, v, "command line")) for o, v in found if v is not None)
+    return {option.name: value for option, value in given}
 
 
 def settings_from_args(kind: type[S], args: argparse.Namespace, **values: Any) -> S:

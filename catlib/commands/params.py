@@ -3,30 +3,26 @@
 import argparse
 from typing import Any
 
+from catlib.commands.options import add_profile_options, parameters_given, show
+
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """The options of `catlib params`."""
-    add = parser.add_argument
-    add("profile", metavar="PROFILE", help="name in notebooks/profiles, or path of a YAML file")
-    add("notebook", metavar="NOTEBOOK", nargs="?", default="", help="one of them: 03, or 03_evaluation")
-    add(
-        "-p", dest="parameters", action="append", default=[], metavar="KEY=VALUE", help="set one parameter (repeatable)"
-    )
+    add_profile_options(parser, run=False)
+    which = "one of them: 03, or 03_evaluation"
+    parser.add_argument("notebook", metavar="NOTEBOOK", nargs="?", default="", help=which)
 
 
-def run(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace) -> None:
     """Print them; those of all notebooks where none is named."""
     import yaml
 
-    from catlib.commands.options import show
     from catlib.reports.stages import plan, select
-    from catlib.settings import find_profile, parse_assignment
+    from catlib.settings import find_profile
 
-    stages = plan(find_profile(args.profile), dict(parse_assignment(text) for text in args.parameters))
+    stages = plan(find_profile(args.profile), parameters_given(args))
     chosen = select([stage.name for stage in stages], args.notebook.removesuffix(".ipynb"))
     found: dict[str, Any] = {}
     for stage in stages:
         if stage.name in chosen:
             found |= {"profile": stage.injected["profile"], **stage.parameters}
     show(args, found, yaml.safe_dump(found, sort_keys=False, allow_unicode=True).rstrip())
-    return 0

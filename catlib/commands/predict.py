@@ -22,22 +22,17 @@ if TYPE_CHECKING:
 
 EPILOG = "exit codes: 0 all photos predicted, 1 some could not be read (listed), 2 wrong input"
 SHARED = ("prompt", "decoding", "score_norm", "quantize", "dtype", "device")  # as in an evaluation
+RUN = "a run: what its verdict says to use, as measured; another of its models by --model NAME"
 KINDS = """tuned (default), base (the checkpoint without its adapter), clip:REF, probe:FILE (a linear probe that a run has left in
 its folder), or endpoint:URL[#MODEL], a served model (with --checkpoint, breeds, question and cropping are that one's)"""
 log = logging.getLogger(__name__)
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """The options of `catlib predict`."""
     add = parser.add_argument
     add("photos", nargs="+", type=Path, metavar="PHOTO_OR_FOLDER", help="folders are searched for photos")
     add("--checkpoint", metavar="DIR", help="fine-tuned checkpoint: adapter, or merged model")
-    add(
-        "--run",
-        dest="of_run",
-        metavar="RUN",
-        help="a run: what its verdict says to use, as measured; another of its models by --model NAME",
-    )
+    add("--run", dest="of_run", metavar="RUN", help=RUN)
     add("--model", default="", metavar="KIND", help=KINDS)
     add("--base-model", default="", metavar="REF", help="base model; default: as the checkpoint says")
     add("--breeds", metavar="LIST", help="candidates, comma separated, or a text file with one a line")
@@ -58,8 +53,9 @@ def run(args: argparse.Namespace) -> int:
     from catlib.classifiers.predict import iterate, predict, refuse_foreign
 
     root, samples = find_photos(args.photos)
-    if args.out:
-        refuse_foreign(args.out.expanduser())
+    out = args.out and args.out.expanduser()
+    if out:
+        refuse_foreign(out)
     classifier = load_classifier(args)
     failed = []
 
@@ -67,8 +63,8 @@ def run(args: argparse.Namespace) -> int:
         failed.append(sample)
         print(f"catlib: {error}", file=sys.stderr)
 
-    if args.out:
-        predict(classifier, samples, root, args.out.expanduser(), args.batch_size, on_error=report)
+    if out:
+        predict(classifier, samples, root, out, args.batch_size, on_error=report)
     else:
         for prediction in iterate(classifier, samples, root, args.batch_size, on_error=report):
             row = asdict(prediction)
@@ -110,12 +106,8 @@ def find_photos(arguments: Sequence[Path]) -> tuple[Path, list["Sample"]]:
     names = [path.relative_to(root).as_posix() for path in found]
     if away := led_away(root, found):  # links that the user named, or put into a named folder
         root = Path(os.path.commonpath([root.resolve(), *(real.parent for real in away.values())]))
-        log.warning(
-            "%d of %d photos are links that lead elsewhere, as to %s: followed",
-            len(away),
-            len(found),
-            next(iter(away.values())),
-        )
+        first, links = next(iter(away.values())), f"{len(away)} of {len(found)} photos are links"
+        log.warning("%s that lead elsewhere, as to %s: followed", links, first)
     real = [away.get(path, path.resolve()).relative_to(root).as_posix() for path in found] if away else names
     return root, [Sample(name, image, (), {"breed": None}) for name, image in zip(names, real, strict=True)]
 
@@ -132,9 +124,8 @@ def load_classifier(args: argparse.Namespace) -> "Classifier":
         winner = open_winner(args.of_run, args.model, settings.device)
         args.batch_size = args.batch_size or winner.batch_size
         return winner.classifier
-    args.model = args.model or "tuned"
-    kind, _, ref = args.model.partition(":")
-    if args.model not in ("tuned", "base") and not (kind in ("clip", "probe", "endpoint") and ref):
+    kind, _, ref = (args.model or "tuned").partition(":")
+    if kind not in (("clip", "probe", "endpoint") if ref else ("tuned", "base")):
         raise InputError(f"--model must be tuned, base, clip:REF, probe:FILE or endpoint:URL; found {args.model!r}")
     if args.checkpoint and not resolve(args.checkpoint).is_dir():
         raise InputError(f"--checkpoint {args.checkpoint}: no such folder ({resolve(args.checkpoint)})")
@@ -153,16 +144,13 @@ def load_classifier(args: argparse.Namespace) -> "Classifier":
     from catlib.vlm.checkpoint import Checkpoint, find_checkpoint, open_vlm
 
     about: dict[str, Any] = {"question": settings.prompt, "breeds": _breeds(args.breeds)}
-    if kind == "clip" or not (
-        args.checkpoint or args.base_model
-    ):  # a server of which no more is known than its address
-        about = {name: value for name, value in about.items() if value}
-        found = Checkpoint("", "", **about)
+    if kind == "clip" or not (args.checkpoint or args.base_model):  # of a server, no more may be known than its address
+        found = Checkpoint("", "", **{name: value for name, value in about.items() if value})
     else:
         name = resolve(args.checkpoint) if args.checkpoint else args.base_model
         found = find_checkpoint(name, base_model=args.base_model, tuned=kind != "base", **about)
     if kind == "endpoint":
-        return _endpoint(args, found)
+        return _endpoint(args, ref, found)
     if kind == "clip":
         from catlib.classifiers.clip import ClipZeroShot
         from catlib.classifiers.encoder import ClipEncoder
@@ -172,11 +160,11 @@ def load_classifier(args: argparse.Namespace) -> "Classifier":
     from catlib.classifiers.vlm import VLMClassifier
 
     vlm = open_vlm(found, device=settings.device, precision="4-bit" if settings.quantize else settings.dtype)
-    name = "vlm-base" if kind == "base" else "vlm-tuned"
-    return VLMClassifier(vlm, decoding=settings.decoding, score_norm=settings.score_norm, name=name)
+    way = {"decoding": settings.decoding, "score_norm": settings.score_norm}
+    return VLMClassifier(vlm, **way, name=f"vlm-{kind}")
 
 
-def _endpoint(args: argparse.Namespace, served: "Checkpoint") -> "Classifier":
+def _endpoint(args: argparse.Namespace, url: str, served: "Checkpoint") -> "Classifier":
     """The served model. It answers in words, freely or held to the list, so that there are no scores."""
     from catlib.classifiers.endpoint import EndpointClassifier
     from catlib.classifiers.photo_urls import crop_side
@@ -186,17 +174,9 @@ def _endpoint(args: argparse.Namespace, served: "Checkpoint") -> "Classifier":
     if decoding == "score":
         raise InputError("an endpoint answers in words: only --decoding free or constrained with --model endpoint:URL")
     crop = args.crop if args.crop is not None else crop_side(served.folder) if served.folder else 0
-    return EndpointClassifier(
-        args.model.removeprefix("endpoint:"),
-        served.breeds,
-        served.question,
-        concurrency=args.concurrency,
-        crop=crop,
-        decoding=decoding,
-        spelled=served.spelled,
-        max_tokens=answer_limit(served),
-        timeout_s=args.timeout,
-    )
+    known = {"spelled": served.spelled, "max_tokens": answer_limit(served)}
+    way = {"concurrency": args.concurrency, "crop": crop, "decoding": decoding, "timeout_s": args.timeout}
+    return EndpointClassifier(url, served.breeds, served.question, **known, **way)
 
 
 def _breeds(option: str | None) -> list[str]:
@@ -206,7 +186,7 @@ def _breeds(option: str | None) -> list[str]:
     file = os.path.expanduser(option)
     is_file = os.path.isfile(file)  # unlike Path.is_file, no error for a list that is too long for a file name
     text = Path(file).read_text(encoding="utf-8").replace("\n", ",") if is_file else option
-    breeds = split_list(text)
-    if len(set(breeds)) < 2:
+    breeds = list(dict.fromkeys(split_list(text)))
+    if len(breeds) < 2:
         raise InputError(f"--breeds {option}: at least two different breeds are needed")
-    return list(dict.fromkeys(breeds))
+    return breeds

@@ -3,17 +3,17 @@
 import argparse
 from pathlib import Path
 
+from catlib.commands.options import show
+from catlib.errors import InputError
+
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """The options of `catlib render`."""
     parser.add_argument("notebook", metavar="NOTEBOOK.ipynb", type=Path, help="an executed notebook; it is not changed")
     parser.add_argument("--out", metavar="PAGE.html", type=Path, help="the page (default: beside the notebook)")
 
 
-def run(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace) -> None:
     """Write the page and print its path."""
-    from catlib.commands.options import show
-    from catlib.errors import InputError
     from catlib.evaluation.metrics_file import given_file
     from catlib.files import write_text
     from catlib.reports import html
@@ -27,4 +27,3 @@ def run(args: argparse.Namespace) -> int:
     body = html.notebook_body(source, source.stat().st_mtime_ns)
     write_text(page, html.render("page.html.j2", title=source.stem, body=body.html, alone=True))
     show(args, {"page": str(page)}, f"Page: {page}")
-    return 0

@@ -1,41 +1,40 @@
 """`catlib report`: run the notebooks of a profile in order, and render them to HTML in reports/RUN; what is unchanged is kept."""
 
 import argparse
+import os
 import sys
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from multiprocessing import Queue, get_context
 from pathlib import Path
 from typing import Any
 
-from catlib.commands.options import show
+from catlib.commands.options import add_profile_options, parameters_given, show
 from catlib.errors import CatlibError, InputError
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """The options of `catlib report`."""
     add = parser.add_argument
-    add("profile", metavar="PROFILE", help="name in notebooks/profiles, or path of a YAML file")
-    one = "set one parameter (repeatable)"
-    add("-p", dest="parameters", action="append", default=[], metavar="KEY=VALUE", help=one)
-    add("--run", dest="run_name", metavar="NAME", help="name of the run (default: the profile's)")
+    add_profile_options(parser)
     add("--force", action="store_true", help="run every notebook, even where nothing has changed")
     add("--notebooks", default="", metavar="01,02", help="run only these")
     sweep = "a run for each value, and a page that compares them; repeatable: a run for each combination"
     add("--sweep", action="append", default=[], metavar="KEY=V1,V2,…", help=sweep)
+    jobs = "runs of a sweep at the same time, where there are several GPUs: each run gets one (default: 1)"
+    add("--jobs", type=int, default=1, metavar="N", help=jobs)
 
 
-def run(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace) -> None:
     """Run, then print where the report is and the headline figures. Raises the error that a notebook ended with."""
-    from catlib.settings import find_profile, parse_assignment, run_parameters
+    from catlib.settings import find_profile, run_parameters
 
-    profile = find_profile(args.profile)
-    overrides = dict(parse_assignment(text) for text in args.parameters)
-    if args.run_name is not None:
-        overrides["run"] = args.run_name
+    profile, overrides = find_profile(args.profile), parameters_given(args)
     name = run_parameters(str(profile), overrides)["run"]
     if args.sweep:
-        return _sweep(args, profile, overrides, name)
+        _sweep(args, profile, overrides, name)
+        return
     outcome = _run_one(args, profile, overrides, name)
     show(args, outcome, _summary(outcome))
-    return 0
 
 
 def _run_one(args: argparse.Namespace, profile: Path, overrides: dict[str, Any], name: str) -> dict[str, Any]:
@@ -45,7 +44,8 @@ def _run_one(args: argparse.Namespace, profile: Path, overrides: dict[str, Any],
     from catlib.reports.pipeline import run_profile
 
     def tell(line: str) -> None:
-        print(line, file=sys.stderr if args.json else sys.stdout, flush=True)
+        text = f"{name}: {line}" if args.jobs > 1 else line
+        print(text, file=sys.stderr if args.json else sys.stdout, flush=True)
 
     state = run_profile(profile, overrides, name, force=args.force, notebooks=args.notebooks, tell=tell)
     report, stages = report_path(name), state["stages"].items()
@@ -70,27 +70,76 @@ def _summary(outcome: dict[str, Any]) -> str:
     return "\n".join([*lines, "", f"Report: {outcome['report']}"])
 
 
-def _sweep(args: argparse.Namespace, profile: Path, overrides: dict[str, Any], name: str) -> int:
+def _sweep(args: argparse.Namespace, profile: Path, overrides: dict[str, Any], name: str) -> None:
     """A run for each combination of the swept values, then the page that compares them. One that fails stops no other."""
     from catlib.reports import stages, sweep
 
+    if args.jobs < 1:
+        raise InputError(f"--jobs {args.jobs}: expected 1 or more")
     sweeps = [sweep.parse_sweep(text) for text in args.sweep]
     members = sweep.members(name, profile, overrides, sweeps)
     for _, member, parameters in members:  # wrong input stops before anything is run
         stages.plan(profile, parameters | {"run": member})
     outcomes: list[dict[str, Any]] = []
     failed: dict[str, CatlibError] = {}
-    for number, (_, member, parameters) in enumerate(members, start=1):
-        print(f"{member} ({number} of {len(members)})", file=sys.stderr if args.json else sys.stdout, flush=True)
-        try:
-            outcomes.append(_run_one(args, profile, parameters, member))
-        except CatlibError as error:
-            failed[member] = error
-            print(f"catlib: {member}: {error}", file=sys.stderr)
+    for member, outcome in _outcomes(args, profile, [(member, parameters) for _, member, parameters in members]):
+        if isinstance(outcome, CatlibError):
+            failed[member] = outcome
+            print(f"catlib: {member}: {outcome}", file=sys.stderr)
+        else:
+            outcomes.append(outcome)
+    outcomes.sort(key=lambda outcome: [member for _, member, _ in members].index(outcome["run"]))
     page = sweep.curve_page(name, [key for key, _ in sweeps], [(values, member) for values, member, _ in members])
     errors = {member: str(error) for member, error in failed.items()}
     show(args, {"page": str(page), "runs": outcomes, "failed": errors}, f"\nSweep: {page}")
     if failed:
         kind = InputError if all(isinstance(error, InputError) for error in failed.values()) else CatlibError
         raise kind(f"{len(failed)} of {len(members)} runs failed: {', '.join(failed)}; the others are finished")
-    return 0
+
+
+Members = Sequence[tuple[str, dict[str, Any]]]
+
+
+def _outcomes(
+    args: argparse.Namespace, profile: Path, members: Members
+) -> Iterator[tuple[str, dict[str, Any] | CatlibError]]:
+    """Each run's name with its outcome, or with the error that ended it: one after the other, or `--jobs` at a time."""
+    if args.jobs == 1:
+        for number, (member, parameters) in enumerate(members, start=1):
+            print(f"{member} ({number} of {len(members)})", file=sys.stderr if args.json else sys.stdout, flush=True)
+            yield member, _tried(args, profile, parameters, member)
+        return
+    data = argparse.Namespace(**vars(args) | {"notebooks": "01", "force": False})
+    ready = {}  # the data of runs that share a folder may be written by one at a time
+    for member, parameters in members:
+        if isinstance(outcome := _tried(data, profile, parameters, member), CatlibError):
+            yield member, outcome
+        else:
+            ready[member] = parameters
+    context = get_context("spawn")
+    gpus = context.Queue()
+    for number in range(args.jobs):
+        gpus.put(number)
+    with ProcessPoolExecutor(args.jobs, context, _take_gpu, (gpus,)) as pool:
+        waiting = {pool.submit(_tried, args, profile, given, member): member for member, given in ready.items()}
+        for done in as_completed(waiting):
+            yield waiting[done], done.result()
+
+
+def _take_gpu(gpus: "Queue[int]") -> None:
+    """Leave one of the GPUs that this process may use to its runs; without GPUs nothing changes."""
+    import torch
+
+    own = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    names = own.split(",") if own else [str(n) for n in range(torch.cuda.device_count())]
+    if names:
+        os.environ["CUDA_VISIBLE_DEVICES"] = names[gpus.get() % len(names)]
+
+
+def _tried(
+    args: argparse.Namespace, profile: Path, parameters: dict[str, Any], member: str
+) -> dict[str, Any] | CatlibError:
+    try:
+        return _run_one(args, profile, parameters, member)
+    except CatlibError as error:  # as a plain one, which another process can read
+        return (InputError if isinstance(error, InputError) else CatlibError)(str(error))

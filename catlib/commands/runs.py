@@ -11,13 +11,12 @@ must be catlib's; its checkpoint stays."""
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """The options of `catlib runs`."""
     add = parser.add_argument
     add("action", nargs="?", choices=("list", "show", "compare", "rm"), default="list")
     add("names", nargs="*", metavar="RUN", help="a run; two to compare")
 
 
-def run(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace) -> None:
     """Do what the action says, and print it."""
     from catlib.reports import comparison, index
 
@@ -35,7 +34,6 @@ def run(args: argparse.Namespace) -> int:
     else:
         removed = index.remove_runs(args.names)
         show(args, {"removed": removed}, "\n".join(f"removed {folder}" for folder in removed))
-    return 0
 
 
 def _list(args: argparse.Namespace) -> None:
@@ -46,16 +44,8 @@ def _list(args: argparse.Namespace) -> None:
     rows = index.listed(runs)
     facts = [row | {"models": metrics.get("models", {})} for row, (_, metrics) in zip(rows, runs, strict=True)]
     lines = [f"cannot be read: {folder}" for folder in unreadable]
-    show(
-        args,
-        {"runs": facts, "unreadable": unreadable},
-        "\n".join(
-            [
-                text_table([{k: shorten(v, 60, placeholder=" …") for k, v in row.items()} for row in rows], indent=""),
-                *lines,
-            ]
-        ),
-    )
+    table = text_table([{k: shorten(v, 60, placeholder=" …") for k, v in row.items()} for row in rows], indent="")
+    show(args, {"runs": facts, "unreadable": unreadable}, "\n".join([table, *lines]))
 
 
 def _show(args: argparse.Namespace) -> None:

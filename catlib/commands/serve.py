@@ -5,7 +5,6 @@ import logging
 import runpy
 import shlex
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from catlib.errors import InputError, MissingExtra
@@ -14,24 +13,23 @@ from catlib.paths import application_file, resolve
 from catlib.settings import DECODINGS
 
 if TYPE_CHECKING:
-    from catlib.serving.engines import Command
+    from catlib.serving.engine_process import Command, Where
 
 log = logging.getLogger(__name__)
 EPILOG = """Engines: service answers by catlib's own service in this process (a page at /, photos to /breed); vllm and llama.cpp are
 programs: the command that is run is printed first, what follows -- is added to it, and the served model is asked by catlib
 predict --model endpoint:URL#NAME. Exit codes: 0 stopped by Ctrl-C, SIGTERM or SIGHUP, 1 the engine failed, 2 wrong input."""
+RUN = "what the verdict of this run says; --model NAME: another of its models"
+FAULTY = (
+    "when this model was exported, llama.cpp (%s) read the class token of its CLIP tower as a patch (issue 25814), and gave "
+    "the right answer for %d of %d photos; unless this build has the fix, expect the same"
+)
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """The options of `catlib serve`."""
     add = parser.add_argument
     add("--engine", choices=["service", "vllm", "llama.cpp"], help="default with --run: service")
-    add(
-        "--run",
-        dest="of_run",
-        metavar="RUN",
-        help="what the verdict of this run says; --model NAME: another of its models",
-    )
+    add("--run", dest="of_run", metavar="RUN", help=RUN)
     add("--checkpoint", metavar="DIR", help="service, vllm: adapter, served unmerged on its base")
     add("--model", metavar="DIR", help="vllm: plain or merged model; llama.cpp: folder of catlib export gguf")
     add("--base-model", default="", metavar="REF", help="base of the adapter; default: as the checkpoint says")
@@ -49,7 +47,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("extra", nargs="*", metavar="-- OPTION", help="options of the engine itself, after --")
 
 
-def run(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace) -> None:
     """Serve until it is interrupted."""
     from catlib.serving.engine_process import free_port, running, termination_as_interrupt
 
@@ -62,13 +60,12 @@ def run(args: argparse.Namespace) -> int:
         raise InputError("--host: which address? 127.0.0.1 is this machine alone, 0.0.0.0 every address that it has")
     args.port = args.port or free_port()
     if args.engine == "service":
-        return _serve_here(args)
-    if args.of_run:
-        _name_the_checkpoint(args)
+        _serve_here(args)
+        return
     command = build(args)
     print(command, flush=True)
     if args.print_only:
-        return 0
+        return
     try:
         with termination_as_interrupt(), running(command, args.timeout) as engine:
             print(
@@ -80,13 +77,11 @@ def run(args: argparse.Namespace) -> int:
             engine.wait()
     except KeyboardInterrupt:
         print("catlib: the engine is stopped", file=sys.stderr)
-    return 0
 
 
-def _serve_here(args: argparse.Namespace) -> int:
+def _serve_here(args: argparse.Namespace) -> None:
     """The service in this process, behind HTTP."""
-    from catlib.serving.engine_process import refuse_taken_port, termination_as_interrupt
-    from catlib.serving.engines import Command
+    from catlib.serving.engine_process import Command, refuse_taken_port, termination_as_interrupt
     from catlib.serving.service import VLMService
     from catlib.vlm.checkpoint import find_checkpoint
 
@@ -113,7 +108,27 @@ def _serve_here(args: argparse.Namespace) -> int:
             uvicorn.run(example["application"](service), host=args.host, port=args.port, log_level="warning")
         except KeyboardInterrupt:
             print("catlib: the service is stopped", file=sys.stderr)
-    return 0
+
+
+def build(args: argparse.Namespace) -> "Command":
+    """The engine's command for the options. Raises InputError when they do not add up."""
+    from catlib.serving.engine_process import Where
+
+    if args.of_run:
+        _name_the_checkpoint(args)
+    if bool(args.checkpoint) == bool(args.model):
+        raise InputError("which model? give either --checkpoint DIR or --model DIR")
+    if own := [text for text in args.extra if text.partition("=")[0] in ("--host", "--port")]:
+        raise InputError(f"{own[0].partition('=')[0]} after --: give it before, where catlib reads it as well")
+    where = Where(args.host, args.port, args.name, tuple(args.extra))
+    if args.engine == "llama.cpp":
+        return _llama(args, where)
+    from catlib.gguf.engines import vllm_command
+    from catlib.vlm.checkpoint import find_checkpoint
+
+    found = find_checkpoint(resolve(args.checkpoint) if args.checkpoint else args.model, base_model=args.base_model)
+    given = {"python": args.python, "dtype": args.dtype, "max_model_len": args.context}
+    return vllm_command(found.base, where, adapter=found.adapter, **given)
 
 
 def _name_the_checkpoint(args: argparse.Namespace) -> None:
@@ -131,45 +146,18 @@ def _name_the_checkpoint(args: argparse.Namespace) -> None:
     args.checkpoint, args.model = str(adapter_of(folder, about) or about["base_model"]), None
 
 
-def build(args: argparse.Namespace) -> "Command":
-    """The engine's command for the options. Raises InputError when they do not add up."""
-    from catlib.serving.engines import Where, vllm_command
-    from catlib.vlm.checkpoint import find_checkpoint
-
-    if bool(args.checkpoint) == bool(args.model):
-        raise InputError("which model? give either --checkpoint DIR or --model DIR")
-    if own := [text for text in args.extra if text.partition("=")[0] in ("--host", "--port")]:
-        raise InputError(f"{own[0].partition('=')[0]} after --: give it before, where catlib reads it as well")
-    where = Where(args.host, args.port, args.name, tuple(args.extra))
-    if args.engine == "llama.cpp":
-        from catlib.gguf.llama import llama_command
-
-        if args.checkpoint:
-            raise InputError(
-                f"llama.cpp reads no checkpoints: catlib export gguf --checkpoint {args.checkpoint} --out GGUF, then serve --model GGUF"
-            )
-        folder = resolve(args.model).resolve()
-        command = llama_command(folder, where, binary=args.binary, context=args.context)
-        _warn_of_a_faulty_engine(folder)
-        return command
-    found = find_checkpoint(resolve(args.checkpoint) if args.checkpoint else args.model, base_model=args.base_model)
-    return vllm_command(
-        found.base, where, adapter=found.adapter, python=args.python, dtype=args.dtype, max_model_len=args.context
-    )
-
-
-def _warn_of_a_faulty_engine(folder: Path) -> None:
-    """Say what the export has found out about llama.cpp with this model."""
+def _llama(args: argparse.Namespace, where: "Where") -> "Command":
+    """llama.cpp's command; what the export has found out about llama.cpp with this model is said again."""
+    from catlib.gguf.engines import llama_command
     from catlib.serving.export import EXPORT
 
-    if (folder / EXPORT).is_file():
-        facts = read_json(folder / EXPORT)
-        if facts.get("with_class_token_defect"):
-            parity = facts["verified"]
-            log.warning(
-                "when this model was exported, llama.cpp (%s) read the class token of its CLIP tower as a patch (issue 25814), and gave "
-                "the right answer for %d of %d photos; unless this build has the fix, expect the same",
-                facts["engine"],
-                parity["same"],
-                parity["photos"],
-            )
+    if args.checkpoint:
+        raise InputError(
+            f"llama.cpp reads no checkpoints: catlib export gguf --checkpoint {args.checkpoint} --out GGUF, then serve --model GGUF"
+        )
+    folder = resolve(args.model).resolve()
+    command = llama_command(folder, where, binary=args.binary, context=args.context)
+    facts = read_json(folder / EXPORT) if (folder / EXPORT).is_file() else {}
+    if facts.get("with_class_token_defect"):
+        log.warning(FAULTY, facts["engine"], facts["verified"]["same"], facts["verified"]["photos"])
+    return command

@@ -19,7 +19,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add_settings_options(parser, TrainSettings)
 
 
-def run(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace) -> None:
     """Train, and print where the checkpoint lies and its best figures."""
     settings = training_settings(args)
     if PREFIX + "output_dir" in args:
@@ -33,7 +33,6 @@ def run(args: argparse.Namespace) -> int:
         text = ", ".join(f"{key} {value:.4g}" for key, value in best.items())
         facts = {"checkpoint": result.checkpoint, "best": best}
         show(args, facts, f"checkpoint: {result.checkpoint}\nbest epoch: {text}")
-    return 0
 
 
 def training_settings(args: argparse.Namespace) -> TrainSettings:

@@ -7,27 +7,18 @@ from catlib.commands.evaluate import SHARED, add_files
 from catlib.commands.options import add_settings_options, settings_from_args, show
 from catlib.settings import ComparisonSettings
 
-WISHES = (
-    "target_priority_f1",
-    "target_gain_points",
-    "clip_good_enough",
-    "clip_priority_f1",
-    "latency_budget_ms",
-    "explanations_wanted",
-    "accuracy_first",
-    "price_per_hour",
-)
+TARGETS = ("target_priority_f1", "target_gain_points", "clip_good_enough", "clip_priority_f1")
+WISHES = ("latency_budget_ms", "explanations_wanted", "accuracy_first", "price_per_hour")
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """The options of `catlib verdict`."""
     add_files(parser)
     parser.add_argument("--candidate", default=TUNED, metavar="NAME", help=f"the tuned VLM's file (default: {TUNED})")
     parser.add_argument("--train", metavar="FILE", help="samples that were trained on: no test photo may be among them")
-    add_settings_options(parser, ComparisonSettings, only=(*SHARED, *WISHES))
+    add_settings_options(parser, ComparisonSettings, only=(*SHARED, *TARGETS, *WISHES))
 
 
-def run(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace) -> None:
     """Judge and print."""
     from catlib.data.records import read_samples
     from catlib.evaluation import metrics_file
@@ -35,7 +26,6 @@ def run(args: argparse.Namespace) -> int:
     from catlib.evaluation.tables import criteria_table, model_table, text_table
 
     settings = settings_from_args(ComparisonSettings, args)
-    metrics_file.check_bootstrap(settings.bootstrap)
     sets, validation = metrics_file.read_all(args.predictions), metrics_file.read_all(args.val)
     priority = metrics_file.choose_priority(settings.priority_breeds, list(sets.values()))
     found = Results(sets, validation, priority, settings.bootstrap, settings.seed, candidate=args.candidate).only(sets)
@@ -46,4 +36,3 @@ def run(args: argparse.Namespace) -> int:
     text = [verdict.text.replace("**", ""), "\nper cent [95 % interval]", text_table(model_table(found.models))]
     facts = {**verdict.as_json(), "models": found.models, "comparisons": found.comparisons}
     show(args, facts, "\n".join([*text, "", text_table(criteria_table(verdict.criteria))]))
-    return 0

@@ -61,14 +61,6 @@ def choose_priority(named: str | None, sets: Sequence[PredictionSet]) -> tuple[s
     return found
 
 
-def check_bootstrap(resamples: int) -> None:
-    """Raises InputError when there are too few resamples for the ends of a 95 % interval."""
-    if resamples < 100:
-        raise InputError(
-            f"--bootstrap {resamples}: a 95 % interval needs at least 100 resamples, 2000 for a stable one"
-        )
-
-
 def write_metrics(
     place: Path,
     *,

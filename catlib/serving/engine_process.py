@@ -1,24 +1,27 @@
-"""An engine as a process: started, waited for until it answers, and stopped with all that it has started."""
+"""An engine as a process: its command line, started, waited for until it answers, stopped with all that it has started."""
 
 import errno
 import logging
 import os
+import re
+import shlex
 import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from catlib.errors import CatlibError, InputError
-from catlib.serving.engines import Command
+from catlib.paths import without_secrets
 from catlib.transfer import Client, TransferError
 
 log = logging.getLogger(__name__)
+SECRET = re.compile(r"--?(.*[-_])?(api[-_]?key|hft|token|secret|password|credentials?)", re.IGNORECASE)  # options
 POLL_S = 0.1
 PATIENCE_S = 20.0  # for a clean end, before it is killed
 SHOWN_LINES = 15
@@ -32,6 +35,48 @@ WATCH = (
 )
 
 
+@dataclass(frozen=True)
+class Where:
+    """What every engine is told alike: where to listen, the model's name, and options of its own."""
+
+    host: str = "127.0.0.1"
+    port: int = 8000
+    name: str = "cats"
+    extra: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Command:
+    """An engine's command line. `environment` is added to the process's own; `model` is the name it is asked for by."""
+
+    engine: str
+    arguments: tuple[str, ...]
+    model: str
+    host: str
+    port: int
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def reached(self) -> str:
+        """The address at which it is reached from this machine."""
+        return "127.0.0.1" if self.host in ("0.0.0.0", "::", "") else self.host
+
+    @property
+    def url(self) -> str:
+        """Where it answers, from this machine."""
+        return f"http://{f'[{self.reached}]' if ':' in self.reached else self.reached}:{self.port}"
+
+    def __str__(self) -> str:
+        """The line for a shell; the values of options that name a SECRET are not shown, since it is logged."""
+        variables = [f"{key}={shlex.quote(value)}" for key, value in self.environment.items()]
+        shown: list[str] = []
+        for text, before in zip(self.arguments, ("", *self.arguments), strict=False):
+            name, equals, _ = text.partition("=")
+            value = SECRET.fullmatch(before) and not text.startswith("--")
+            shown.append("***" if value else f"{name}=***" if equals and SECRET.fullmatch(name) else text)
+        return without_secrets(" ".join([*variables, shlex.join(shown)]))
+
+
 @dataclass
 class Running:
     """A process that answers; `start_s` is how long that took."""
@@ -41,8 +86,7 @@ class Running:
 
     def wait(self) -> None:
         """Wait until it ends by itself, which it should not. Raises CatlibError."""
-        code = self.process.wait()
-        raise CatlibError(f"the engine ended by itself, {_how(code)}")
+        raise CatlibError(f"the engine ended by itself, {_how(self.process.wait())}")
 
 
 @contextmanager
@@ -53,14 +97,13 @@ def running(command: Command, timeout_s: float = 600.0, output: Path | None = No
     CatlibError when it ends or does not answer within `timeout_s` seconds.
     """
     refuse_taken_port(command)
-    start, environment = time.perf_counter(), {**os.environ, **command.environment}
+    start = time.perf_counter()
     # A group of its own: Ctrl-C reaches this process alone, which then ends the group.
-    options: dict[str, Any] = {"env": environment, "stdin": subprocess.DEVNULL, "start_new_session": True}
+    options: dict[str, Any] = {"env": {**os.environ, **command.environment}, "start_new_session": True}
     with output.open("wb") if output else nullcontext() as stream:
+        options |= {"stdin": subprocess.DEVNULL, "stdout": stream, "stderr": subprocess.STDOUT if stream else None}
         try:
-            process = subprocess.Popen(
-                command.arguments, stdout=stream, stderr=subprocess.STDOUT if stream else None, **options
-            )
+            process = subprocess.Popen(command.arguments, **options)
         except OSError as error:
             raise InputError(f"{command.arguments[0]} cannot be started: {error}") from None
     watch = None
@@ -86,12 +129,14 @@ def running(command: Command, timeout_s: float = 600.0, output: Path | None = No
 def stop(process: subprocess.Popen, patience_s: float = PATIENCE_S) -> None:
     """Ask the whole group to end, and kill what is left of it after `patience_s` seconds, or at a second Ctrl-C."""
     try:
-        _signal_group(process, signal.SIGTERM)
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGTERM)
         process.wait(patience_s)
     except subprocess.TimeoutExpired:
         log.warning("the engine did not end within %g s; it is killed", patience_s)
     finally:
-        _signal_group(process, signal.SIGKILL)
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
         process.wait()
 
 
@@ -104,9 +149,8 @@ def refuse_taken_port(command: Command) -> None:
     try:
         family, kind, _, _, address = socket.getaddrinfo(host or "0.0.0.0", port, type=socket.SOCK_STREAM)[0]
         with socket.socket(family, kind) as probe:
-            probe.setsockopt(
-                socket.SOL_SOCKET, socket.SO_REUSEADDR, 1
-            )  # a port that was let go of a moment ago is free
+            # a port that was let go of a moment ago is free
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(address)
     except OSError as error:
         if error.errno == errno.EADDRINUSE:  # held on another of this machine's addresses, or not answering yet
@@ -137,11 +181,6 @@ def _healthy(http: Client, url: str) -> bool:
     with suppress(TransferError):
         return http.send("GET", f"{url}/health", within_s=5).status == 200
     return False
-
-
-def _signal_group(process: subprocess.Popen, number: signal.Signals) -> None:
-    with suppress(ProcessLookupError):
-        os.killpg(process.pid, number)
 
 
 def _how(code: int) -> str:

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,8 +18,8 @@ from catlib.classifiers.base import Classifier
 from catlib.classifiers.vlm import VLMClassifier
 from catlib.data.images import check_size, open_image, to_rgb
 from catlib.errors import CatlibError, InputError
-from catlib.evaluation.calibration import Calibration, stored_calibration
-from catlib.serving.winner import open_winner
+from catlib.evaluation.calibration import stored_calibration
+from catlib.serving.winner import Winner, open_winner
 from catlib.serving.worker import Busy, Worker
 from catlib.settings import DECODINGS
 from catlib.vlm.checkpoint import Checkpoint, find_checkpoint, open_vlm
@@ -49,19 +50,11 @@ class BreedAnswer:
 Outcome = BreedAnswer | BaseException
 
 
-@dataclass(frozen=True)
-class _Loaded:
-    classifier: Classifier
-    calibration: Calibration | None
-    reopen: Callable[[], "_Loaded"]  # loads the same once more
-
-
 class VLMService:
     """A model that one thread owns. Every method may be called from any thread and any number of tasks.
 
-    Calls wait in a queue; those with the same question are answered together, at most `max_batch` at once. Which calls share a
-    batch does not change an answer in float32; in bfloat16 and 4-bit, rounding differs with the batch, so that near ties may go
-    the other way (`max_batch=1` rules that out).
+    Calls wait in a queue; those with the same question are answered together, at most `max_batch` at once. In bfloat16 and
+    4-bit, rounding differs with the batch, so that near ties may go the other way (`max_batch=1` rules that out).
 
     `decoding`: free, as the plan has it: greedy words, the breed read from them alone; constrained: words held to the breeds'
     names; score: the likelihood of every name, with probabilities. `reasons`: with the last two, the model's own words are
@@ -76,7 +69,8 @@ class VLMService:
         self.decoding, self.reasons = decoding, reasons
         self._worker = Worker(self._answer, max_batch, max_waiting)
         self._chunk = min(4 * max_batch, max_waiting)  # photos of a batch call that wait at the same time
-        self._loaded: _Loaded | None = None
+        self._loaded: Winner | None = None
+        self._open: Callable[[], Winner] | None = None  # loads the same once more
 
     @classmethod
     def from_run(cls, run: str | Path, use: str = "", device: str = "auto", **options: Any) -> "VLMService":
@@ -94,12 +88,7 @@ class VLMService:
 
         `use`: another of its models, which is warned of. Raises InputError as `open_winner` does.
         """
-
-        def open_it() -> _Loaded:
-            winner = open_winner(run, use, device)
-            return _Loaded(winner.classifier, winner.calibration, open_it)
-
-        self._swap(open_it).result()
+        self._swap(partial(open_winner, run, use, device)).result()
 
     @property
     def is_loaded(self) -> bool:
@@ -125,12 +114,12 @@ class VLMService:
         auto, bfloat16, float32 or 4-bit. Calls that come meanwhile are answered by the model before. Raises InputError when the
         checkpoint cannot be used; the model before stays then.
         """
-        checkpoint = await asyncio.to_thread(_found, checkpoint_path)
-        await asyncio.wrap_future(self._load(checkpoint, device, precision))
+        load = await asyncio.to_thread(self._load, checkpoint_path, device, precision)
+        await asyncio.wrap_future(load)
 
     def load(self, checkpoint_path: Source = DEFAULT, device: str = "auto", precision: str = "auto") -> None:
         """`load_finetuned_model` for code without an event loop."""
-        self._load(_found(checkpoint_path), device, precision).result()
+        self._load(checkpoint_path, device, precision).result()
 
     def predict_finetuned(self, image: Photo, prompt: str | None = None) -> BreedAnswer:
         """Answer about one photo, waiting for the turn; inside an event loop use `predict_finetuned_async`.
@@ -146,10 +135,8 @@ class VLMService:
 
     def predict_batch(self, images: Sequence[Photo], prompt: str | None = None) -> list[Outcome]:
         """Answers about several photos in their order; an error (Busy among them) in the place of an answer that failed."""
-        answers: list[Outcome] = []
-        for calls in self._chunks(images, prompt):
-            answers += [call.exception() or call.result() for call in calls]
-        return answers
+        chunks = self._chunks(images, prompt)
+        return [call.exception() or call.result() for calls in chunks for call in calls]
 
     async def predict_batch_async(self, images: Sequence[Photo], prompt: str | None = None) -> list[Outcome]:
         """`predict_batch` for an event loop."""
@@ -178,7 +165,7 @@ class VLMService:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _require(self) -> _Loaded:
+    def _require(self) -> Winner:
         if self._loaded is None:
             raise CatlibError("no model is loaded: await load_finetuned_model(checkpoint_path=…) first")
         return self._loaded
@@ -219,8 +206,10 @@ class VLMService:
         sure = [fitted.is_sure(row.max()) if fitted else None for row in chances]
         return [BreedAnswer(*answer) for answer in zip(words, batch.predicted, ranked, sure, strict=True)]
 
-    def _load(self, checkpoint: Checkpoint, device: str, precision: str) -> "Future[None]":
-        def open_it() -> _Loaded:
+    def _load(self, source: Source, device: str, precision: str) -> "Future[None]":
+        checkpoint = source if isinstance(source, Checkpoint) else find_checkpoint(Path(source))
+
+        def open_it() -> Winner:
             vlm = open_vlm(checkpoint, device=device, precision=precision)
             fitted = stored_calibration(checkpoint.folder) if checkpoint.folder and self.decoding == "score" else None
             way = fitted.way if fitted else {}
@@ -228,22 +217,22 @@ class VLMService:
                 log.warning("%s was calibrated with other breeds or another question: not used", checkpoint.name)
                 fitted, way = None, {}
             more = (way.get("score_norm") or "sum", way.get("prior_strength") or 0.0)
-            return _Loaded(VLMClassifier(vlm, None, self.decoding, *more), fitted, open_it)
+            return Winner(VLMClassifier(vlm, None, self.decoding, *more), fitted)
 
         return self._swap(open_it)
 
-    def _swap(self, open_it: Callable[[], _Loaded]) -> "Future[None]":
+    def _swap(self, open_it: Callable[[], Winner]) -> "Future[None]":
         """Load in the model's thread. On a GPU, which may not hold two models, the one before makes room, and comes back on a failure."""
 
         def load() -> None:
-            reopen = self._loaded.reopen if self._loaded else None
+            again = self._open if self._loaded else None
             if torch.cuda.is_available():
                 self._release()
             try:
-                self._loaded = open_it()
+                self._loaded, self._open = open_it(), open_it
             except BaseException:
-                if self._loaded is None and reopen:
-                    self._loaded = reopen()
+                if self._loaded is None and again:
+                    self._loaded = again()
                 raise
 
         return self._worker.run(load)
@@ -252,10 +241,6 @@ class VLMService:
         self._loaded = None  # no cycles hold a model; gc.collect() would stop the loop for 0.2 s
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-
-
-def _found(checkpoint: Source) -> Checkpoint:
-    return checkpoint if isinstance(checkpoint, Checkpoint) else find_checkpoint(Path(checkpoint))
 
 
 def read_photo(image: Photo) -> Image.Image:

@@ -3,6 +3,7 @@
 import textwrap
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -70,12 +71,10 @@ def walk_through(classifier: VLMClassifier, path: Path, truth: str | None = None
     start = time.perf_counter()
     photo = open_image(path)
     decoded = time.perf_counter() - start
-    tokens, spent, ids = _generate(vlm, photo)
-    scores = ranked(classifier, photo)
-    decode = vlm.processor.tokenizer.decode
-    answer = decode([token for token, _ in tokens], skip_special_tokens=True).strip()
-    image_token = image_token_of(vlm.base.config)
-    runs = [(photo_part, list(run)) for photo_part, run in groupby(ids, lambda token: token == image_token)]
+    ids, tokens, chances, spent = _generate(vlm, photo)
+    decode, image_token = vlm.processor.tokenizer.decode, image_token_of(vlm.base.config)
+    answer = decode(tokens, skip_special_tokens=True).strip()
+    runs = [(of_photo, list(run)) for of_photo, run in groupby(ids, lambda token: token == image_token)]
     count = ids.count(image_token)
     side = round(count**0.5)
     return Steps(
@@ -83,9 +82,9 @@ def walk_through(classifier: VLMClassifier, path: Path, truth: str | None = None
         seen=seen_photo(vlm, photo),
         grid=side if side * side == count else None,
         image_tokens=count,
-        prompt="".join(f"[{len(run)} image tokens]" if photo_part else decode(run) for photo_part, run in runs),
-        scores=scores,
-        written=tuple((decode([token]), probability) for token, probability in tokens),
+        prompt="".join(f"[{len(run)} image tokens]" if of_photo else decode(run) for of_photo, run in runs),
+        scores=ranked(classifier, photo),
+        written=tuple((decode([token]), chance) for token, chance in zip(tokens, chances, strict=True)),
         answer=answer,
         breed=classifier.parser.parse(answer),
         truth=truth,
@@ -97,12 +96,11 @@ def ranked(classifier: Classifier, photo: Image) -> tuple[tuple[str, float], ...
     """Every breed with its probability, the likeliest first."""
     scores = classifier.classify([photo]).log_probs
     assert scores is not None, f"{classifier.name} gives no scores"
-    log_probs = scores[0]
-    return tuple((classifier.breeds[i], float(np.exp(log_probs[i]))) for i in np.argsort(-log_probs))
+    return tuple((classifier.breeds[i], float(np.exp(scores[0, i]))) for i in np.argsort(-scores[0]))
 
 
-def _generate(vlm: VLM, photo: Image) -> tuple[list[tuple[int, float]], list[float], list[int]]:
-    """Greedy tokens with their probabilities, the seconds of PARTS but the first, and the prompt's tokens."""
+def _generate(vlm: VLM, photo: Image) -> tuple[list[int], list[int], list[float], list[float]]:
+    """The prompt's tokens, the greedy ones with their probabilities, and the seconds of PARTS but the first."""
     marks: dict[str, float] = {}  # of the first pass through each part
 
     def mark(name: str) -> None:
@@ -110,20 +108,16 @@ def _generate(vlm: VLM, photo: Image) -> tuple[list[tuple[int, float]], list[flo
             torch.cuda.synchronize()
         marks.setdefault(name, time.perf_counter())
 
-    handles = []
-    for part in ("tower", "projector", "language_model"):
-        module = vlm.base.get_submodule(getattr(vlm.family, part))
-        handles.append(module.register_forward_pre_hook(lambda *_, p=part: mark(f"{p} begins")))
-        handles.append(module.register_forward_hook(lambda *_, p=part: mark(f"{p} ends")))
-    try:
+    with ExitStack() as hooks:
+        for part in ("tower", "projector", "language_model"):
+            module = vlm.base.get_submodule(getattr(vlm.family, part))
+            hooks.enter_context(module.register_forward_pre_hook(lambda *_, p=part: mark(f"{p} begins")))
+            hooks.enter_context(module.register_forward_hook(lambda *_, p=part: mark(f"{p} ends")))
         mark("start")
         inputs = inference_inputs(vlm, [photo], [vlm.question])
         mark("ready")
         output = generate_greedy(vlm, inputs, return_dict_in_generate=True, output_logits=True)
         mark("done")
-    finally:
-        for handle in handles:
-            handle.remove()
     prompt = inputs["input_ids"][0].tolist()
     tokens = output.sequences[0, len(prompt) :].tolist()
     chances = [float(step[0].float().softmax(-1)[token]) for step, token in zip(output.logits, tokens, strict=True)]
@@ -132,7 +126,7 @@ def _generate(vlm: VLM, photo: Image) -> tuple[list[tuple[int, float]], list[flo
         tower -= projector
     ready, read = marks["ready"], marks["language_model ends"]
     seconds = [ready - marks["start"], tower, projector, read - ready - tower - projector, marks["done"] - read]
-    return list(zip(tokens, chances, strict=True)), seconds, prompt
+    return prompt, tokens, chances, seconds
 
 
 @figure
@@ -146,30 +140,28 @@ def steps_figure(steps: Steps, most: int = 5) -> tuple[Figure, str]:
     left.set_title("1 · the photo")
     middle.set_title(f"2 · seen as {steps.image_tokens} tokens")
     if steps.grid:
-        cuts = np.linspace(0, 1, steps.grid + 1)
-        middle.vlines(cuts * steps.seen.width - 0.5, -0.5, steps.seen.height - 0.5, "white", linewidth=0.4, alpha=0.7)
-        middle.hlines(cuts * steps.seen.height - 0.5, -0.5, steps.seen.width - 0.5, "white", linewidth=0.4, alpha=0.7)
+        (width, height), cuts = steps.seen.size, np.linspace(0, 1, steps.grid + 1)
+        middle.vlines(cuts * width - 0.5, -0.5, height - 0.5, "white", linewidth=0.4, alpha=0.7)
+        middle.hlines(cuts * height - 0.5, -0.5, width - 0.5, "white", linewidth=0.4, alpha=0.7)
     draw_bars(right, steps.scores[:most], steps.truth)
     right.set_title("3 · breeds, by likelihood")
-    whole = 0.0
-    for (part, hue), spent in zip(PARTS.items(), steps.milliseconds, strict=True):
-        axes.barh(0, spent, left=whole, color=hue, label=f"{part}: {number(spent)} ms")
-        whole += spent
-    axes.set_yticks([])
-    axes.set_xlim(0, whole)
+    whole = sum(steps.milliseconds)
+    starts = (0.0, *np.cumsum(steps.milliseconds))
+    for (part, hue), spent, start in zip(PARTS.items(), steps.milliseconds, starts, strict=False):
+        axes.barh(0, spent, left=start, color=hue, label=f"{part}: {number(spent)} ms")
+    axes.set(yticks=[], xlim=(0, whole))
     axes.grid(visible=False)
     axes.set_title(f"4 · where {number(whole)} ms go")
     drawn.legend(*axes.get_legend_handles_labels(), ncols=3, loc="outside lower center", fontsize=9)
 
     read = steps.breed or "no breed of the list"
     truth = "" if steps.truth is None else f" (the photo shows {'it' if steps.breed == steps.truth else steps.truth})"
-    slowest = int(np.argmax(steps.milliseconds))
-    caption = (
-        f"The answer is “{steps.answer}”, read as {read}{truth}; the likeliest breed is {steps.scores[0][0]}, at "
-        f"{steps.scores[0][1]:.0%}. {steps.milliseconds[slowest] / whole:.0%} of {number(whole)} ms go into one part: "
-        f"{list(PARTS)[slowest]}."
+    most_ms, slowest = max(zip(steps.milliseconds, PARTS, strict=True))
+    likeliest, probability = steps.scores[0]
+    return drawn, (
+        f"The answer is “{steps.answer}”, read as {read}{truth}; the likeliest breed is {likeliest}, at {probability:.0%}. "
+        f"{most_ms / whole:.0%} of {number(whole)} ms go into one part: {slowest}."
     )
-    return drawn, caption
 
 
 def draw_bars(axes: Axes, scores: Sequence[tuple[str, float]], truth: str | None = None, hue: str = BLUE) -> None:

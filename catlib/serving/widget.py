@@ -7,6 +7,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+import ipywidgets
 import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 from PIL.Image import Image
@@ -15,7 +16,7 @@ from catlib.breeds import describe, find
 from catlib.classifiers.base import Classifier
 from catlib.classifiers.vlm import VLMClassifier
 from catlib.errors import CatlibError
-from catlib.figures import BLUE, ORANGE, WIDTH, figure
+from catlib.figures import BLUE, ORANGE, WIDTH, Shown, figure
 from catlib.serving.service import Photo, read_photo
 from catlib.serving.steps import draw_bars, ranked
 from catlib.vlm.decoding import generate_free
@@ -73,48 +74,44 @@ class PhotoWidget:
     """A panel to pick a photo, from a file or among `photos`, and see what both models make of it.
 
     The first of `photos` is looked at to begin with. `shown` is the figure of the last one that was looked at, and the panel
-    shows itself as that wherever widgets do not live: in a report's page, or where ipywidgets is not installed.
+    shows itself as that wherever widgets do not live, as in a report's page.
     """
 
     def __init__(self, vlm: VLMClassifier, clip: Classifier | None = None, photos: Sequence[Path] = ()) -> None:
         self.vlm, self.clip = vlm, clip
-        self.opinion = form_opinion(photos[0], vlm, clip) if photos else None
-        self.shown = opinion_figure(self.opinion) if self.opinion else None
-        self.box: Any = None
-        try:
-            import ipywidgets
-        except ImportError:
-            return
+        self.opinion: Opinion | None = None
+        self.shown: Shown | None = None
         self.upload = ipywidgets.FileUpload(accept="image/*", multiple=False, description="Photo …")
         options = [(f"{path.parent.name}/{path.name}", path) for path in photos]
         self.examples = ipywidgets.Dropdown(options=options, description="or one of:", layout={"width": "24em"})
         self.status = ipywidgets.HTML()
-        picture = self.shown.png() if self.shown else b""
-        self.picture = ipywidgets.Image(value=picture, format="png", layout={"max_width": "100%"})
-        self.upload.observe(self._picked, "value")
-        self.examples.observe(self._picked, "value")
+        self.picture = ipywidgets.Image(format="png", layout={"max_width": "100%"})
         bar = ipywidgets.HBox([self.upload, *([self.examples] if photos else []), self.status])
         self.box = ipywidgets.VBox([bar, self.picture])
+        if photos:
+            self._show(form_opinion(photos[0], vlm, clip))
+        self.upload.observe(self._picked, "value")
+        self.examples.observe(self._picked, "value")
 
     def look(self, image: Photo) -> None:
         """Form an opinion of a photo and show it; of one that cannot be read, say why and leave the last one."""
         self.status.value = "looking …"
         try:
-            self.opinion = form_opinion(image, self.vlm, self.clip)
+            self._show(form_opinion(image, self.vlm, self.clip))
+            self.status.value = ""
         except CatlibError as error:
             self.status.value = f"<b>{escape(str(error))}</b>"
-            return
-        self.shown = opinion_figure(self.opinion)
+
+    def _show(self, opinion: Opinion) -> None:
+        self.opinion, self.shown = opinion, opinion_figure(opinion)
         self.picture.value = self.shown.png()
-        self.status.value = ""
 
     def _picked(self, change: dict[str, Any]) -> None:
         """A file that was uploaded, or an example that was chosen."""
-        new = change["new"]
-        if new:
+        if new := change["new"]:
             self.look(new if isinstance(new, Path) else bytes(new[-1]["content"]))
 
     def _repr_mimebundle_(self, **options: Any) -> dict[str, Any]:
         """The widget for front ends that know widgets, and the figure for all others."""
-        bundle = dict(self.box._repr_mimebundle_(**options) or {}) if self.box else {}
+        bundle = dict(self.box._repr_mimebundle_(**options) or {})
         return bundle | ({"text/html": self.shown._repr_html_()} if self.shown else {})

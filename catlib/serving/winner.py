@@ -31,12 +31,12 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Winner:
-    """A run's model in memory. `use`: its name, or two joined by "+". `batch_size`: photos in one pass, as in the run."""
+    """A model in memory. Of a run, `use`: its name, or two joined by "+"; `batch_size`: photos in one pass, as in the run."""
 
-    use: str
     classifier: Classifier
     calibration: Calibration | None
-    batch_size: int
+    use: str = ""
+    batch_size: int = 1
 
 
 class Combined(Classifier):
@@ -65,40 +65,35 @@ class Combined(Classifier):
 
 def run_folder(run: str | Path) -> Path:
     """A run's folder from its name, or the folder itself. Raises InputError where there are no figures of a run."""
-    folder = resolve(run)
-    if isinstance(run, str) and "/" not in run and not (folder / METRICS_FILE).is_file():
-        folder = folder_of_run(run)
-    if not (folder / METRICS_FILE).is_file():
-        raise InputError(
-            f"--run {run}: no {METRICS_FILE} in {folder}; make the run first: catlib report {Path(run).name}"
-        )
-    return folder
+    own, named = resolve(run), isinstance(run, str) and "/" not in run
+    for folder in (own, folder_of_run(str(run))) if named else (own,):
+        if (folder / METRICS_FILE).is_file():
+            return folder
+    raise InputError(f"--run {run}: no {METRICS_FILE} in {folder}; make the run first: catlib report {Path(run).name}")
 
 
 def recommended(folder: Path) -> str:
     """What the verdict of a run says to use. Raises InputError for a run without a verdict."""
-    advice = read_metrics(folder / METRICS_FILE).get("recommendation")
-    use = advice.get("use") if isinstance(advice, dict) else None
-    if not isinstance(use, str) or not use:
-        raise InputError(
-            f"{folder / METRICS_FILE}: no verdict in it (recommendation.use); run notebook 04, or name a model"
-        )
-    return use
+    path = folder / METRICS_FILE
+    match read_metrics(path).get("recommendation"):
+        case {"use": str(use)} if use:
+            return use
+    raise InputError(f"{path}: no verdict in it (recommendation.use); run notebook 04, or name a model")
 
 
 def choose(run: str | Path, use: str = "") -> tuple[Path, str]:
     """A run's folder and what to use of it: as the verdict says, or `use`, which is warned of where it is another."""
     folder = run_folder(run)
-    if not use:
-        return folder, recommended(folder)
     try:
         best = recommended(folder)
     except InputError as error:
+        if not use:
+            raise
         log.warning("%s", error)
     else:
-        if use != best:
+        if use and use != best:
             log.warning("the verdict of %s is to use %s; %s is used, as asked for", folder.name, best, use)
-    return folder, use
+    return folder, use or best
 
 
 def open_winner(run: str | Path, use: str = "", device: str = "auto") -> Winner:
@@ -107,26 +102,21 @@ def open_winner(run: str | Path, use: str = "", device: str = "auto") -> Winner:
     Raises InputError when the run has no verdict or no such model, or when what it measured is not there any more.
     """
     folder, use = choose(run, use)
-    names = use.split("+")
-    parts = [_open(folder, name, device) for name in names]
-    fitted = _combination(folder, use) if len(names) > 1 else None
-    classifier = Combined(parts[0], parts[1], fitted) if fitted else parts[0]
+    names, calibration = use.split("+"), None
+    batch_size = sidecar_of(folder, names[0]).get("batch_size") or 1
+    classifier, *others = (_open(folder, name, device) for name in names)
     validation = folder / "predictions" / "val" / f"{use}.jsonl"
-    calibration = None
-    if not fitted and validation.is_file():
-        measured = outcomes(read_predictions(validation))
-        calibration = fit_calibration(measured) if measured.log_probs is not None else None
-    return Winner(use, classifier, calibration, sidecar_of(folder, names[0]).get("batch_size") or 1)
-
-
-def _combination(folder: Path, use: str) -> Mapping[str, float]:
-    comparisons = read_metrics(folder / METRICS_FILE).get("comparisons", [])
-    pair: Mapping[str, Any] = next((c for c in comparisons if f"{c.get('a')}+{c.get('b')}" == use), {})
-    if not (fitted := pair.get("combination")):
-        raise InputError(
-            f"{folder}: no weight was fitted for {use} (it takes scores of both on the validation photos); name one of the two"
-        )
-    return fitted
+    if others:
+        comparisons = read_metrics(folder / METRICS_FILE).get("comparisons", [])
+        pair: Mapping[str, Any] = next((c for c in comparisons if f"{c.get('a')}+{c.get('b')}" == use), {})
+        if not (fitted := pair.get("combination")):
+            raise InputError(
+                f"{folder}: no weight was fitted for {use} (it takes scores of both on the validation photos); name one of the two"
+            )
+        classifier = Combined(classifier, others[0], fitted)
+    elif validation.is_file() and (measured := outcomes(read_predictions(validation))).log_probs is not None:
+        calibration = fit_calibration(measured)
+    return Winner(classifier, calibration, use, batch_size)
 
 
 def sidecar_of(folder: Path, name: str) -> dict[str, Any]:
@@ -166,17 +156,14 @@ def _open(folder: Path, name: str, device: str) -> Classifier:
         classifier = _open_vlm(folder, name, about, device)
     else:
         raise InputError(f"{folder}: {name} decodes by {way!r}, which cannot be loaded again")
-    now = classifier.describe()
-    if about.get("weights") and now.get("dtype") == dtype and now["weights"] != about["weights"]:
-        told = (
-            f"{name}: the weights ({now['weights']}) are not those that {folder.name} has measured ({about['weights']})"
-        )
-        if (about.get("commit"), about.get("versions")) != (git_commit(), package_versions()):
-            log.warning("%s, or another version of the code named them otherwise: compare some predictions", told)
-        else:
+    now, measured = classifier.describe(), about.get("weights")
+    if measured and now.get("dtype") == dtype and now["weights"] != measured:
+        told = f"{name}: the weights ({now['weights']}) are not those that {folder.name} has measured ({measured})"
+        if (about.get("commit"), about.get("versions")) == (git_commit(), package_versions()):
             raise InputError(
                 f"{told}: trained or replaced since. Run catlib report again, or load the checkpoint itself"
             )
+        log.warning("%s, or another version of the code named them otherwise: compare some predictions", told)
     return classifier
 
 

@@ -88,8 +88,14 @@ class Worker:
             call.photo = call.photo or self._decoders.submit(call.read)
 
     def _next(self) -> None:
+        """Answer the oldest call, with those that may share its batch."""
+        batch: list[_Call] = []
+        others: deque[_Call] = deque()
         with self._lock:
-            batch = self._take()
+            while self._waiting and len(batch) < self.max_batch:
+                call = self._waiting.popleft()
+                (batch if not batch or call.question == batch[0].question else others).append(call)
+            self._waiting.extendleft(reversed(others))
             self._decode_ahead(batch)
         asked: list[tuple[_Call, Image]] = []
         for call in batch:
@@ -103,16 +109,6 @@ class Worker:
                 call.result.set_exception(_told(error))
         if asked:
             self._ask(asked)
-
-    def _take(self) -> list[_Call]:
-        """The oldest call and those that may share its batch."""
-        batch: list[_Call] = []
-        others: deque[_Call] = deque()
-        while self._waiting and len(batch) < self.max_batch:
-            call = self._waiting.popleft()
-            (batch if not batch or call.question == batch[0].question else others).append(call)
-        self._waiting.extendleft(reversed(others))
-        return batch
 
     def _ask(self, asked: Sequence[tuple[_Call, Image]]) -> None:
         try:

