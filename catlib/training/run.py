@@ -116,7 +116,9 @@ def load_data(settings: TrainSettings) -> TrainingData:
     if unknown := sorted({s.breed for s in val} - set(breeds)):
         raise InputError(f"{paths[1]}: validation has breeds without a training photo: {', '.join(unknown)}")
     if both := {s.metadata["sha256"] for s in train} & {s.metadata["sha256"] for s in val}:
-        raise InputError(f"{paths[1]}: {len(both)} photos stand in {paths[0].name} too; the validation loss would lie")
+        raise InputError(
+            f"{paths[1]}: {len(both)} photos stand in {paths[0].name} as well; the validation loss would lie"
+        )
     named = split_list(settings.priority_breeds)
     if absent := [b for b in named if b not in breeds]:
         raise InputError(f"priority_breeds: no training photo of {', '.join(absent)}; the data has {', '.join(breeds)}")
