@@ -139,7 +139,7 @@ def load_classifier(args: argparse.Namespace) -> "Classifier":
 
         if args.breeds:
             raise InputError("--breeds: a probe knows the breeds that it was trained on and no others")
-        return Probe.restore(given_file(ref), settings.device, settings.dtype)
+        return Probe.load(given_file(ref), device=settings.device, dtype=settings.dtype)
 
     from catlib.vlm.checkpoint import Checkpoint, find_checkpoint, open_vlm
 
@@ -165,8 +165,7 @@ def load_classifier(args: argparse.Namespace) -> "Classifier":
 
 def _endpoint(args: argparse.Namespace, url: str, served: "Checkpoint") -> "Classifier":
     """The served model. It answers in words, freely or held to the list, so that there are no scores."""
-    from catlib.classifiers.endpoint import EndpointClassifier
-    from catlib.classifiers.photo_urls import crop_side
+    from catlib.classifiers.endpoint import EndpointClassifier, crop_side
     from catlib.vlm.decoding import answer_limit
 
     decoding = getattr(args, f"{PREFIX}decoding", None) or "free"

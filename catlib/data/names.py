@@ -18,7 +18,6 @@ class Names:
     """What became of the names that a source uses."""
 
     breed_of: dict[str, str]  # name as found → breed
-    breeds: tuple[str, ...]  # sorted
     unknown: tuple[str, ...]  # breeds that are not in the list of 67
     merged: tuple[str, ...]  # "found → breed" where the two differ
 
@@ -42,7 +41,7 @@ def understand(found: Iterable[str], unknown_breeds: str = "keep") -> Names:
         advice = f"Rename them to names of the list of {len(BREEDS)} breeds, or set unknown_breeds=keep"
         raise InputError(f"unknown breeds: {_hinted(unknown.values())}. {advice}")
     merged = tuple(f"{name} → {breed}" for name, breed in breed_of.items() if name != breed)
-    return Names(breed_of, tuple(sorted(set(breed_of.values()))), tuple(unknown.values()), merged)
+    return Names(breed_of, tuple(unknown.values()), merged)
 
 
 def restrict(breeds: Sequence[str], settings: DataSettings) -> set[str]:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from catlib.classifiers.photo_urls import crop_side
+from catlib.classifiers.endpoint import crop_side
 from catlib.errors import CatlibError, InputError, MissingExtra
 from catlib.files import read_json, write_text
 from catlib.folders import whole_folder
