@@ -136,7 +136,12 @@ def make(work: Path) -> dict[str, Case]:
         "verdict": Case(["verdict", "--bootstrap", "3000", "--candidate", "a", "--predictions", *two], None, nothing),
         "params": Case(["params", "p"], None, nothing),
         "render": Case(["render", str(source / "book.ipynb")], work / "page" / "p.html", Path.read_bytes, 2),
-        "gate": Case(["gate", "q"], runs / "q", lambda p: json.loads((p / "gate.json").read_text())["recommendation"]["decision"], 3),
+        "gate": Case(
+            ["gate", "q"],
+            runs / "q",
+            lambda p: json.loads((p / "gate.json").read_text())["recommendation"]["decision"],
+            3,
+        ),
         "runs": Case(["runs"], None, nothing),
         "runs compare": Case(
             ["runs", "compare", "one", "two"], work / "reports" / "compare-one-two.html", Path.read_bytes, 2

@@ -35,8 +35,9 @@ def run_one(mode: str, work: Path, epochs: int, test_photos: int, priority: str)
     from catlib.data.conversations import evenly
     from catlib.data.records import image_root_of, read_samples
     from catlib.evaluation.metrics import evaluate
+    from catlib.provenance import peak_resident_gb
     from catlib.settings import split_list
-    from catlib.training.trainer import peak_resident_gb, train
+    from catlib.training.trainer import train
     from catlib.vlm.checkpoint import find_checkpoint, open_vlm
 
     data, model, row = work / "vlm", os.environ["CATLIB_SMALL_LLAVA"], {"mode": mode, "seconds": 0.0, "peak_gb": 0.0}

@@ -1078,10 +1078,9 @@ def test_a_table_that_is_none_is_refused(tmp_path, text):
 
 
 def test_no_file_is_parsed_beside_the_strict_readers():
-    """Of catlib's own data alone: the table of breeds in the package, and a configuration that it has just written itself."""
+    """Of catlib's own data alone: the table of breeds in the package, and what it has just written itself."""
     allowed = {
         "catlib/breeds.py": "yaml.safe_load",
-        "catlib/training/memory_trace.py": "json.loads",
         "catlib/reports/photos.py": "json.loads",
         "catlib/vlm/trial.py": "json.load",
         "catlib/classifiers/predict.py": "json.loads",

@@ -97,7 +97,7 @@ class ClipEncoder(FeatureExtractor):
         device, dtype = self.model.device, self.model.dtype
         inputs = {name: x.to(device, dtype if x.is_floating_point() else None) for name, x in inputs.items()}
         if len(self.poolings) == 1:
-            return {self.poolings[0]: _unit(_tensor(self.model.get_image_features(**inputs)))}
+            return {self.poolings[0]: _unit(self.model.get_image_features(**inputs).pooler_output)}
         before = self.model.vision_model(**inputs).pooler_output
         found = (_unit(self.model.visual_projection(before)), before.float().cpu().numpy())
         return dict(zip(self.poolings, found, strict=True))
@@ -115,7 +115,7 @@ class ClipEncoder(FeatureExtractor):
             )
             names = ("input_ids",) if padded else ("input_ids", "attention_mask")
             accepted = {name: tokens[name].to(self.model.device) for name in names if name in tokens}
-            parts.append(_unit(_tensor(self.model.get_text_features(**accepted))))
+            parts.append(_unit(self.model.get_text_features(**accepted).pooler_output))
         return np.concatenate(parts)
 
     def describe(self) -> dict[str, Any]:
@@ -135,7 +135,7 @@ class TowerEncoder(FeatureExtractor):
     def __init__(self, vlm: "VLM") -> None:
         super().__init__()
         self.vlm, self.name = vlm, f"tower of {vlm.name}"
-        self.tower = vlm.base.get_submodule(vlm.family.tower)
+        self.tower = vlm.tower
         chosen = getattr(vlm.base.config, "vision_feature_select_strategy", None)
         self.has_cls = vlm.family.caches_features and chosen == "default"
         self.poolings = ("cls", "mean", "cls+mean") if self.has_cls else ("mean",)
@@ -143,11 +143,8 @@ class TowerEncoder(FeatureExtractor):
     @torch.inference_mode()
     def compute(self, images: Sequence[Image]) -> dict[str, np.ndarray]:
         if not self.has_cls:
-            return {
-                "mean": torch.stack([vectors.float().mean(0) for vectors in self._projector_inputs(images)])
-                .cpu()
-                .numpy()
-            }
+            means = [vectors.float().mean(0) for vectors in self._projector_inputs(images)]
+            return {"mean": torch.stack(means).cpu().numpy()}
         pixels = self.vlm.processor.image_processor(images=list(images), return_tensors="pt")["pixel_values"]
         parameter = next(self.tower.parameters())
         output = self.tower(pixels.to(parameter.device, parameter.dtype), output_hidden_states=True, return_dict=True)
@@ -176,11 +173,6 @@ class TowerEncoder(FeatureExtractor):
 
     def describe(self) -> dict[str, Any]:
         return about_model(self.tower, self.vlm.name)
-
-
-def _tensor(output: Any) -> torch.Tensor:
-    """The embedding: transformers before 5 returned it, since then it is the output's `pooler_output`."""
-    return output if isinstance(output, torch.Tensor) else output.pooler_output
 
 
 def _unit(vectors: torch.Tensor) -> np.ndarray:

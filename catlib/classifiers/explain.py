@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 from PIL import Image
-from scipy.special import log_softmax
 
 from catlib.classifiers.vlm import VLMClassifier
 from catlib.data.records import Prediction, PredictionSet
@@ -50,7 +49,7 @@ def explain_prediction(classifier: VLMClassifier, image: Image.Image, breed: str
 
     `breed`: the true one, None when it is not known. The classifier decodes by `score`.
     """
-    log_probs = log_softmax(classifier.raw_scores([image])[0] - classifier.prior_strength * classifier.prior())
+    log_probs = classifier.log_probs([image])[0]
     order = np.argsort(-log_probs, kind="stable")
     predicted, rival = (classifier.breeds[int(i)] for i in order[:2])
     probability = float(np.exp(log_probs[order[0]]))

@@ -11,14 +11,8 @@ from threadpoolctl import threadpool_limits
 
 from catlib.data.records import PredictionSet
 from catlib.errors import InputError
-from catlib.evaluation.bootstrap import (
-    PSEUDO_PAIRED,
-    effective_share,
-    f1_by_breed,
-    interval,
-    make_cells,
-    resample_cells,
-)
+from catlib.evaluation import bootstrap as boot
+from catlib.evaluation.bootstrap import PSEUDO_PAIRED, f1_by_breed, resample_cells
 from catlib.evaluation.combine import combine
 from catlib.evaluation.metrics import per_breed
 from catlib.evaluation.outcomes import NO_ANSWER, Outcomes, joined, outcomes
@@ -119,12 +113,12 @@ def sign_flip(net: np.ndarray, group: np.ndarray) -> float:
     return min(1.0, float(chance[np.abs(2 * np.arange(total + 1) - total) >= abs(weight.sum())].sum()))
 
 
-@threadpool_limits.wrap(limits=1, user_api="blas")  # as metrics.evaluate_outcomes
+@threadpool_limits.wrap(limits=1, user_api="blas")  # as metrics.evaluate
 def paired_gains(a: Outcomes, b: Outcomes, priority: Sequence[str], *, bootstrap: int, seed: int) -> dict[str, Any]:
     """Accuracy (all, and outside the priority breeds), macro-F1 and priority macro-F1 of a minus b, in points, each {"value", "ci95"};
     the same photos are drawn for both."""
     chosen, present, k = a.index(priority), np.flatnonzero(a.support), len(a.breeds)
-    cells = make_cells(a.true, np.column_stack([a.predicted, b.predicted]), group=a.group)
+    cells = boot.make_cells(a.true, np.column_stack([a.predicted, b.predicted]), group=a.group)
     every, rare = np.minimum(a.support, 1), np.isin(np.arange(k), chosen)
     counts = resample_cells(cells, bootstrap, seed, PSEUDO_PAIRED)
     difference = (cells.said[:, 0] == cells.true).astype(float) - (cells.said[:, 1] == cells.true)
@@ -159,25 +153,15 @@ def breed_gains(a: Outcomes, b: Outcomes, priority: Sequence[str] = ()) -> list[
     1995, at most 5 % of the breeds called changed are false calls). `gain_points` is the gain in recall, its `ci95`
     paired.
     """
-    tables = per_breed(a, priority), per_breed(b, priority)
+    tables = {"a": per_breed(a, priority), "b": per_breed(b, priority)}
     found: list[dict[str, Any]] = []
     for i in np.flatnonzero(a.support):
         rows, breed = a.true == i, a.breeds[i]
-        net = a.correct[rows].astype(int) - b.correct[rows]
-        found.append(
-            {
-                "breed": breed,
-                "support": int(rows.sum()),
-                "priority": breed in priority,
-                "recall_a": tables[0][breed]["recall"],
-                "recall_b": tables[1][breed]["recall"],
-                "f1_a": tables[0][breed]["f1"],
-                "f1_b": tables[1][breed]["f1"],
-                "gain_points": 100 * int(net.sum()) / int(rows.sum()),
-                "ci95": _paired_interval(net, a.group[rows]),
-                "p": sign_flip(net, a.group[rows]),
-            }
-        )
+        net, group = a.correct[rows].astype(int) - b.correct[rows], a.group[rows]
+        row = {"breed": breed, "support": len(net), "priority": breed in priority}
+        row |= {f"{key}_{side}": tables[side][breed][key] for key in ("recall", "f1") for side in tables}
+        row |= {"gain_points": 100 * int(net.sum()) / len(net), "ci95": _paired_interval(net, group)}
+        found.append({**row, "p": sign_flip(net, group)})
     adjusted = false_discovery_control([row["p"] for row in found])
     for row, p in zip(found, adjusted, strict=True):
         row["p_adjusted"] = float(p)
@@ -223,7 +207,7 @@ def disagreements(a: Outcomes, b: Outcomes, most: int = 24) -> list[dict[str, An
 def _paired_interval(net: np.ndarray, group: np.ndarray) -> list[float]:
     """Interval of one breed's gain in points: Wald's with half a photo added to each joint outcome (Agresti and Min
     2005), for as many photos as the grouped ones are worth (`effective_share`)."""
-    worth = effective_share(net.astype(float), group)
+    worth = boot.effective_share(net.astype(float), group)
     plus, minus = (int((net == sign).sum()) * worth + 0.5 for sign in (1, -1))
     total = len(net) * worth + PSEUDO_PAIRED
     middle = (plus - minus) / total
@@ -232,4 +216,4 @@ def _paired_interval(net: np.ndarray, group: np.ndarray) -> list[float]:
 
 
 def _points(value: float, draws: np.ndarray, widen: float | None) -> dict[str, Any]:
-    return {"value": float(100 * value), "ci95": interval(float(100 * value), 100 * draws, -100.0, 100.0, widen)}
+    return {"value": float(100 * value), "ci95": boot.interval(float(100 * value), 100 * draws, -100.0, 100.0, widen)}

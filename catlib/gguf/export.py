@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from catlib.classifiers.photo_urls import crop_side
+from catlib.classifiers.endpoint import crop_side
 from catlib.errors import CatlibError, InputError, MissingExtra
 from catlib.files import read_json, whole_folder, write_text
 from catlib.gguf.engines import find_llama_server, llama_command

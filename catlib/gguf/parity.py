@@ -98,7 +98,7 @@ def class_token_last(vlm: "VLM") -> Iterator[None]:
     llama.cpp issue 25814: each patch gets the position of its left neighbour, the class token the last one; then the first
     row is dropped as if it were the class token's. So the first patch is lost and the class token is read as a patch.
     """
-    tower = vlm.base.get_submodule(vlm.family.tower)
+    tower = vlm.tower
     embeddings = tower.get_submodule("embeddings")
     positions = embeddings.position_embedding.weight
 

@@ -14,6 +14,7 @@ import nbformat
 import pandas as pd
 from markupsafe import Markup
 from nbconvert import HTMLExporter
+from nbconvert.preprocessors import CoalesceStreamsPreprocessor
 from papermill.execute import remove_error_markers
 from pygments.formatters import HtmlFormatter
 
@@ -97,6 +98,7 @@ def notebook_body(path: Path, changed: int) -> Body:
     exporter = HTMLExporter(
         template_name=TEMPLATE.name, extra_template_basedirs=[str(TEMPLATE.parent)], filters=FILTERS, sanitize_html=True
     )
+    exporter.register_preprocessor(CoalesceStreamsPreprocessor, enabled=True)  # one fold for a cell's log
     exporter.log.setLevel(logging.ERROR)  # it warns of every figure that has no alternative text
     html = arrange(exporter.from_notebook_node(notebook)[0], path.stem)
     return Body(Markup(html), [(at, Markup(text).striptags()) for at, text in HEADING.findall(html)], files)

@@ -100,7 +100,8 @@ def render_run(state: Mapping[str, Any], run_dir: Path) -> None:
     common |= {"figures": model_table(metrics.get("models", {})), "title": f"{run} · catlib report", "go_there": ""}
     if state["status"] == "done":
         common |= {"advice": metrics.get("recommendation"), "criteria": criteria_table(metrics.get("criteria", []))}
-    pages = {"photos/index.html": ("photos.html.j2", {"album": every, "up": "../"})} if every else {}
+    pages: dict[str, tuple[str, dict[str, Any]]] = {}
+    pages |= {"photos/index.html": ("photos.html.j2", {"album": every, "up": "../"})} if every else {}
     pages[f"catlib-{run}.html"] = ("mail.html.j2", {"album": chosen, "go_there": GO_THERE.format("A notebook")})
     for name in bodies:
         title = stages[name]["title"]

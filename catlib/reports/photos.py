@@ -25,7 +25,9 @@ from catlib.reports.markup import webp
 SIDE, QUALITY = 104, 55  # of a thumbnail: pixels, and WebP's quality
 ROOM, ROOM_TO_MAIL = 20_000_000, 6_000_000  # bytes that photos may take on their page, and in the file that is mailed
 MAIL = 9_000_000  # bytes of that file, of which photos get what the notebooks leave
-RIGHT_TO_MAIL = 4  # photos of a breed that every model has right, in that file
+RIGHT_TO_MAIL = (
+    3  # photos of a breed in that file that every model has right, and of those that models name differently
+)
 CARD = 420  # bytes of a photo's text, about
 MOST_ROWS = 40  # of a list of photos that two models name differently
 NO_BREED = "(no breed)"
@@ -105,7 +107,7 @@ def _album(
         ranked.append((kind, seen[kind, photo.breed], photo))
     # in the order in which they are worth a look, each kind evenly over the breeds
     for kind, number, photo in sorted(ranked, key=itemgetter(0, 1)):
-        picture = thumbnails.add(photo.image) if KINDS[kind] != "right" or number <= most_right else None
+        picture = thumbnails.add(photo.image) if KINDS[kind] == "wrong" or number <= most_right else None
         if picture is None:
             left_out[KINDS[kind]] += 1
         else:

@@ -18,8 +18,7 @@ from PIL.Image import Image
 
 from catlib.classifiers.clip import ClipZeroShot
 from catlib.classifiers.encoder import ClipEncoder
-from catlib.classifiers.endpoint import EndpointClassifier
-from catlib.classifiers.photo_urls import crop_side
+from catlib.classifiers.endpoint import EndpointClassifier, crop_side
 from catlib.classifiers.tracks import ZERO_SHOT, names_of, track
 from catlib.classifiers.vlm import VLMClassifier
 from catlib.data.conversations import evenly

@@ -199,7 +199,7 @@ def tower_type(folder: Path) -> str:
 
 
 def hub_name(name: str, tower: str) -> str:
-    """The hub's name of a LLaVA tensor; `tower` is the `model_type` of the vision configuration.
+    """The hub's name of a base model's tensor; `tower` is the `model_type` of the vision configuration.
 
     >>> hub_name("vision_tower.encoder.layers.0.layer_norm1.bias", "clip_vision_model")
     'vision_tower.vision_model.encoder.layers.0.layer_norm1.bias'

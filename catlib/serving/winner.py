@@ -148,7 +148,7 @@ def _open(folder: Path, name: str, device: str) -> Classifier:
     if "endpoint" in about or not base:
         raise InputError(f"{folder}: {name} was asked at {about.get('endpoint')}: use predict --model endpoint:URL")
     if "probe" in about:
-        classifier = Probe.restore(folder / "probes" / f"{name}.npz", device, dtype)
+        classifier = Probe.load(folder / "probes" / f"{name}.npz", device=device, dtype=dtype)
     elif way == "cosine":
         style = str(about.get("prompt") or "").partition(":")[0]
         classifier = ClipZeroShot(ClipEncoder.load(base, device, dtype), about["breeds"], style, name)
