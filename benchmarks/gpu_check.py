@@ -308,7 +308,8 @@ def ceilings(c: Check) -> dict[str, Any]:
     weight = torch.ones(x.shape[-1], device=c.device, dtype=kind)
     from torch.nn.functional import rms_norm
 
-    from catlib.training.kernels import GateFunction, NormFunction, _draw, _drop
+    from catlib.training.dropout import draw, drop
+    from catlib.training.kernels import GateFunction, NormFunction
 
     grad = torch.randn_like(x)
     gate, up = (
@@ -316,14 +317,14 @@ def ceilings(c: Check) -> dict[str, Any]:
     )
     wide = torch.randn_like(gate)
     flat = x.detach()
-    drawn = _draw(flat)
+    drawn = draw(flat)
     out["us"] = {
         "norm, catlib, forward + backward": us(c, lambda: NormFunction.apply(x, weight, 1e-5).backward(grad)),
         "norm, torch rms_norm": us(c, lambda: rms_norm(x, (x.shape[-1],), weight, 1e-5).backward(grad)),
         "gate, catlib": us(c, lambda: GateFunction.apply(gate, up).backward(wide)),
-        "dropout of 4096": us(c, lambda: _drop(flat, 0.05, _draw(flat))),
-        "dropout of 4096, drawn again": us(c, lambda: _drop(flat, 0.05, drawn)),
-        "dropout of 11008": us(c, lambda: _drop(wide, 0.05, _draw(wide))),
+        "dropout of 4096": us(c, lambda: drop(flat, 0.05, draw(flat))),
+        "dropout of 4096, drawn again": us(c, lambda: drop(flat, 0.05, drawn)),
+        "dropout of 11008": us(c, lambda: drop(wide, 0.05, draw(wide))),
     }
     with contextlib.suppress(Exception):
         from liger_kernel.ops.rms_norm import LigerRMSNormFunction
@@ -543,10 +544,9 @@ def scoring(c: Check) -> dict[str, Any]:
                 prefill = c.seconds(lambda inputs=inputs, scorer=scorer: scorer._prefill(inputs), repeat=2)
                 first, cache, mask = scorer._prefill(inputs)
                 rows, vocabulary = first.shape
-                from catlib.vlm.label_trie import build_trie, split_labels
-                from catlib.vlm.scoring import LOGITS_LIMIT
+                from catlib.vlm.scoring import LOGITS_LIMIT, build_trie, split_labels
 
-                groups = split_labels([x[:-1] for x in scorer.labels], max(1, LOGITS_LIMIT // (rows * vocabulary)))
+                groups = split_labels(scorer.labels, max(1, LOGITS_LIMIT // (rows * vocabulary)))
                 parts = [[scorer.labels[k] for k in group] for group in groups]
 
                 def over_the_tree(
@@ -556,7 +556,7 @@ def scoring(c: Check) -> dict[str, Any]:
                         scorer._tree(part, first, cache, mask, {})  # a LLaVA has nothing that runs along the text
 
                 tree = c.seconds(over_the_tree, repeat=2)
-                nodes = len(build_trie([x[:-1] for x in scorer.labels]))
+                nodes = len(build_trie(scorer.labels).tokens)
             out["rows"].append({
                 "case": name, "batch": size, "photos_per_s": round(size / whole, 2), "ms_a_batch": round(1e3 * whole, 1),
                 "preprocess_ms": round(1e3 * prepare, 1), "prefill_ms": round(1e3 * prefill, 1), "tree_ms": round(1e3 * tree, 1),

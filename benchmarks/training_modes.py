@@ -32,11 +32,12 @@ def run_one(mode: str, work: Path, epochs: int, test_photos: int, priority: str)
     """Train in one mode and evaluate; `base` only evaluates."""
     from catlib.classifiers.predict import predict
     from catlib.classifiers.vlm import VLMClassifier
+    from catlib.data.conversations import evenly
     from catlib.data.records import image_root_of, read_samples
-    from catlib.data.sampling import evenly
     from catlib.evaluation.metrics import evaluate
+    from catlib.provenance import peak_resident_gb
     from catlib.settings import split_list
-    from catlib.training.trainer import peak_resident_gb, train
+    from catlib.training.trainer import train
     from catlib.vlm.checkpoint import find_checkpoint, open_vlm
 
     data, model, row = work / "vlm", os.environ["CATLIB_SMALL_LLAVA"], {"mode": mode, "seconds": 0.0, "peak_gb": 0.0}
@@ -134,9 +135,9 @@ def interval(figure: dict[str, Any] | None) -> str:
 
 def write_data(work: Path, photos_per_breed: int, val_photos: int) -> int:
     """The split in work/vlm, with at most so many photos; returns how many are trained on."""
+    from catlib.data.conversations import evenly
     from catlib.data.prepare import prepare
     from catlib.data.records import read_samples, write_samples
-    from catlib.data.sampling import evenly
 
     chosen = DataSettings(
         photos=os.environ["CATLIB_PHOTOS"],

@@ -220,7 +220,7 @@ def training_samples(work: Path) -> tuple[list[Sample], Path]:
 
 def run_one(name: str, work: Path, epochs: int) -> dict[str, Any]:
     """One contender in this process."""
-    from catlib.training.trainer import peak_resident_gb
+    from catlib.provenance import peak_resident_gb
 
     if name == "trl":
         import trl  # noqa: F401  (loaded before the clock starts, as the libraries of the others are)

@@ -2,9 +2,12 @@
 
 import platform
 import subprocess
+import sys
 from contextlib import suppress
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
+
+import psutil
 
 from catlib.paths import project_root
 
@@ -31,3 +34,13 @@ def git_commit() -> str | None:
     except (OSError, subprocess.CalledProcessError):
         return None
     return commit.stdout.strip() + ("+changes" if changed.stdout.strip() else "")
+
+
+def peak_resident_gb() -> float:
+    """The most memory that this process has had, in GB of 10^9 bytes."""
+    if sys.platform == "win32":
+        return psutil.Process().memory_info().peak_wset / 1e9
+    import resource  # which Windows has not
+
+    unit = 1 if sys.platform == "darwin" else 1024  # getrusage counts bytes on macOS, kibibytes on Linux
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9

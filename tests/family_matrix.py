@@ -38,7 +38,7 @@ from catlib.files import write_json
 from catlib.serving.export import find_mergeable, merge
 from catlib.training import run
 from catlib.training.loss import AnswerLoss
-from catlib.training.memory import estimate, model_config
+from catlib.training.memory import Footprint, model_config
 from catlib.training.memory_check import longest
 from catlib.training.trainer import Trainer, train
 from catlib.vlm import models
@@ -184,8 +184,9 @@ def memory(case: Case) -> None:
     counts = [int((own_inputs(processor, image, "?")["input_ids"] == token).sum()) for image in case.images]
     shape = longest(processor, config, pairs)
     assert shape.image_tokens == max(counts), f"{shape.image_tokens} image tokens in place of {max(counts)}"
-    need = estimate(case.options("memory"), config, shape)
-    assert need.peak > need.weights > 0 and estimate(case.options("memory"), config).image_tokens >= max(counts)
+    settings = case.options("memory")
+    need = Footprint(settings, config, shape).at(settings.batch_size)
+    assert need.peak > need.weights > 0 and Footprint(settings, config).at(1).image_tokens >= max(counts)
 
 
 def untuned(case: Case) -> None:

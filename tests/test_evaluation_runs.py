@@ -9,8 +9,8 @@ from PIL import Image
 from tiny_encoders import save_llava, tuned
 
 from catlib.classifiers.tracks import TRACKS, ordered, track
+from catlib.data.conversations import evenly
 from catlib.data.records import make_sample, write_samples
-from catlib.data.sampling import evenly
 from catlib.errors import InputError
 from catlib.evaluation import runs
 from catlib.evaluation.metrics_file import read_folder

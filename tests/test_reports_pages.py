@@ -168,8 +168,8 @@ def test_learning_curve_page(run, tmp_path):
         folder.mkdir()
         state = run[1] | {"run": folder.name, "stages": {}}
         write_run(folder, state, {"models": {"vlm-tuned": model(tuned, tuned), "clip-zero-shot": model(0.3, 0.1)}})
-    runs = [(value, f"demo-photos_per_breed={value}") for value in (5, 10)]
-    text = sweep.curve_page("demo", "photos_per_breed", runs).read_text()
+    runs = [((value,), f"demo-photos_per_breed={value}") for value in (5, 10)]
+    text = sweep.curve_page("demo", ["photos_per_breed"], runs).read_text()
     assert "data:image/png;base64," in text and not FETCHES.search(text)
     assert "70.0 [60.0, 80.0]" in text and "from 40.0% [30.0%, 50.0%] at 5" in text
     targets = list(re.findall(r'<a href="([^"]+)"', text))
@@ -191,7 +191,7 @@ def test_a_sweep_over_seeds_and_modes_tells_the_seeds_of_each_mode_together(run,
         write_run(folder, run[1] | {"run": folder.name, "stages": {}}, metrics)
         runs.append(((mode, seed), folder.name))
     runs.append((("lora", 2), "a run that failed"))
-    page = Elements(sweep.curve_page("demo", "mode,train_seed", runs).read_text())
+    page = Elements(sweep.curve_page("demo", ["mode", "train_seed"], runs).read_text())
     assert "mode=lora: Over" in page.text and "mode=qlora: Over" in page.text and "5.1" in page.text
     assert "no figures" in page.text and "img" not in {tag for tag, _ in page.found}  # no curve over texts
     assert sweep.parse_sweep("lora_targets=q_proj,v_proj;all")[1] == ["q_proj,v_proj", "all"]

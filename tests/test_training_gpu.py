@@ -10,7 +10,7 @@ from transformers.models.llama import modeling_llama
 
 from catlib.data.records import read_samples
 from catlib.settings import TrainSettings
-from catlib.training import kernels, run
+from catlib.training import dropout, kernels, run
 from catlib.training.kernels import constant_factors, fuse
 from catlib.training.lora import add_lora
 from catlib.training.loss import AnswerLoss
@@ -34,7 +34,7 @@ def place(tmp_path_factory):
 @pytest.fixture(params=["cpu", pytest.param("cuda", marks=on_gpu)])
 def device(request, monkeypatch):
     """On a CPU, torch's kernels in place of the hand-written ones, as on a GPU; what is patched in transformers is undone."""
-    monkeypatch.setattr(kernels, "_on_gpu", lambda x: True)
+    monkeypatch.setattr(dropout, "on_gpu", lambda x: True)
     monkeypatch.setattr(modeling_llama, "apply_rotary_pos_emb", modeling_llama.apply_rotary_pos_emb)
     return request.param
 
@@ -133,12 +133,12 @@ def test_dropout_is_drawn_again_in_backward_and_in_recomputation(place, device):
 
 def test_drawing_again_leaves_the_generator_where_it_was(device):
     x = torch.ones(400, 1000, device=device)
-    draw = kernels._draw(x)
-    kept, _ = kernels._drop(x, 0.05, draw)
+    draw = dropout.draw(x)
+    kept, _ = dropout.drop(x, 0.05, draw)
     after = torch.rand(3, device=device)
-    kernels._generator(x).set_state(draw)
-    kernels._drop(x, 0.05, kernels._draw(x))
-    again, _ = kernels._drop(x, 0.05, draw)
+    dropout.generator_of(x).set_state(draw)
+    dropout.drop(x, 0.05, dropout.draw(x))
+    again, _ = dropout.drop(x, 0.05, draw)
     assert torch.equal(kept, again) and torch.equal(after, torch.rand(3, device=device))
     assert float((kept == 0).float().mean()) == pytest.approx(0.05, abs=0.002)
     assert float(kept.max()) == pytest.approx(1 / 0.95)

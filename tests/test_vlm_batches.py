@@ -6,6 +6,7 @@ import weakref
 import pytest
 import torch
 from tiny_models import BREEDS, QUESTION, save_llava, save_pixtral, write_dataset
+from torch.nn.functional import cross_entropy
 
 from catlib.data.records import make_sample, read_samples
 from catlib.errors import CatlibError
@@ -113,7 +114,7 @@ def test_cached_and_uncached_full_and_answer_logits_give_the_same_gradients(
 ):
     folder = model if kind == "llava" else save_pixtral(tmp_path / "pixtral")
     gradients = []
-    for cached, full in ((False, True), (False, False), (True, True), (True, False)):
+    for cached, full in ((False, True), (False, False), (True, False)):
         torch.manual_seed(0)
         vlm = open_vlm(str(folder), device="cpu", precision="float32")
         add_lora(vlm, TrainSettings(lora_r=4, lora_dropout=0.0, train_projector=projector))
@@ -123,7 +124,12 @@ def test_cached_and_uncached_full_and_answer_logits_give_the_same_gradients(
         collate = Collator(vlm, data.parent, _cache(vlm, data) if cached else None)
         batch = collate([samples[0], samples[3], samples[2]])
         assert (batch.features is not None) == cached
-        loss, n = AnswerLoss(vlm, full_logits=full)(batch)
+        if full:
+            logits = vlm.base(input_ids=batch.input_ids, attention_mask=batch.attention_mask, **batch.pixels).logits
+            n = int((batch.labels != IGNORED).sum())
+            loss = cross_entropy(logits[:, :-1].flatten(0, 1), batch.labels[:, 1:].flatten(), reduction="sum")
+        else:
+            loss, n = AnswerLoss(vlm)(batch)
         (loss / n).backward()
         gradients.append({k: p.grad for k, p in vlm.model.named_parameters() if p.requires_grad})
     for other in gradients[1:]:

@@ -152,7 +152,7 @@ def test_hand_written_gradients_equal_autograds(folder, projector):
 
 
 def test_dropout_drops_its_share_and_the_gradient_is_that_of_the_same_draw():
-    from catlib.training.kernels import _dropped
+    from catlib.training.dropout import _dropped
 
     x = torch.zeros(400, 1000)
     shares = [len(_dropped(x, 0.05, seed)) / x.numel() for seed in range(5)]

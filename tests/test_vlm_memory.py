@@ -12,11 +12,15 @@ from tiny_models import save_llava, save_wide_llava, settings, write_dataset
 from catlib.cli import main
 from catlib.settings import TrainSettings
 from catlib.training import memory_trace
-from catlib.training.memory import RESERVE, Footprint, choose, estimate, largest_batch, model_config
+from catlib.training.memory import RESERVE, Footprint, choose, largest_batch, model_config
 from catlib.training.memory_trace import LiveBytes, Shape, trace_step
 from catlib.vlm.families import find_family
 
 SHAPE = Shape(image_tokens=9, text_tokens=12, answer_tokens=4)
+
+
+def estimate(settings, *given):
+    return Footprint(settings, *given).at(settings.batch_size)
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +64,7 @@ def test_memory_as_text_says_what_fits_and_shows_the_plans_table(tiny, tmp_path,
 
 @pytest.mark.slow
 def test_the_largest_batch_fits_and_twice_as_many_do_not():
-    footprint = Footprint.of(TrainSettings(mode="qlora", gradient_checkpointing=True))
+    footprint = Footprint(TrainSettings(mode="qlora", gradient_checkpointing=True))
     batch = largest_batch(footprint, 24e9)
     assert footprint.at(batch).peak <= 24e9 < footprint.at(2 * batch).peak
     assert largest_batch(footprint, 3e9) == 0
@@ -168,7 +172,7 @@ def test_auto_takes_the_largest_batch_that_fits_and_recomputes_only_where_it_mus
 
     @cache
     def of(way):
-        return Footprint.of(way, tiny, SHAPE, torch.float32)
+        return Footprint(way, tiny, SHAPE, torch.float32)
 
     plain, less = (of(replace(chosen, gradient_checkpointing=way)) for way in ("false", "true"))
     room = 1 / (1 - RESERVE)

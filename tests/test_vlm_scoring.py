@@ -8,9 +8,8 @@ from tiny_encoders import llava, photo
 from catlib.breeds import BREEDS
 from catlib.errors import CatlibError, InputError
 from catlib.vlm import scoring
-from catlib.vlm.label_trie import build_trie, split_labels
 from catlib.vlm.prompting import answer_tokens, prompt_text
-from catlib.vlm.scoring import LabelScorer
+from catlib.vlm.scoring import LabelScorer, build_trie, split_labels
 
 QUESTION = "What breed is this cat?"
 LONG_QUESTION = "Look at the ears, the coat and the tail. What breed is the cat in this photo?"
@@ -190,7 +189,7 @@ def test_a_breed_twice_is_refused(vlm):
 
 
 def test_trie_shares_prefixes_and_marks_ancestors():
-    trie = build_trie([[1, 2], [1, 2, 3], [4], [1, 5]])
+    trie = build_trie([[1, 2, 0], [1, 2, 3, 0], [4, 0], [1, 5, 0]])
     assert trie.tokens.tolist() == [1, 2, 3, 4, 5]
     assert trie.depths.tolist() == [1, 2, 3, 1, 2]
     assert trie.paths == ((0, 1), (0, 1, 2), (3,), (0, 4))
@@ -199,8 +198,8 @@ def test_trie_shares_prefixes_and_marks_ancestors():
 
 
 def test_label_groups_respect_the_limit_and_lose_no_label():
-    labels = [[i % 3, i, i + 1] for i in range(20)]
+    labels = [[i % 3, i, i + 1, 0] for i in range(20)]
     groups = split_labels(labels, 10)
     assert sorted(i for group in groups for i in group) == list(range(20))
-    assert all(len(build_trie([labels[i] for i in group])) <= 10 for group in groups)
+    assert all(len(build_trie([labels[i] for i in group]).tokens) <= 10 for group in groups)
     assert len(groups) > 3

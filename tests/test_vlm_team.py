@@ -50,7 +50,7 @@ def stop_after(place, out, step):
     plain = trainer.training_step
 
     def watched(*given):
-        trainer.interrupts.wanted = trainer.state.global_step + 1 == step
+        trainer.interrupted = trainer.state.global_step + 1 == step
         return plain(*given)
 
     trainer.training_step = watched

@@ -34,7 +34,7 @@ def interrupted_then_resumed(place, report_to, monkeypatch):
 
     def stopping(self, *given):
         calls.append(1)
-        self.interrupts.wanted = len(calls) == 4
+        self.interrupted = len(calls) == 4
         return step(self, *given)
 
     with monkeypatch.context() as patch:

@@ -20,11 +20,10 @@ from catlib.data.images import open_image
 from catlib.data.records import read_samples
 from catlib.errors import CatlibError, InputError
 from catlib.training.lanes import Lanes
-from catlib.training.loss import AnswerLoss
+from catlib.training.loss import AnswerLoss, validation_loss
 from catlib.training.order import Steps, epoch_order
 from catlib.training.report import conclusion, cost_table, curves, epochs_table, setup_table, supervised_html
 from catlib.training.trainer import Trainer, TrainResult, out_of_memory, train
-from catlib.training.validation import validation_loss
 from catlib.vlm.adapters import load_adapter
 from catlib.vlm.batches import Collator
 from catlib.vlm.checkpoint import find_checkpoint, open_vlm
@@ -84,7 +83,7 @@ def test_it_learns_and_says_so(trained, place):
     assert len(epochs) == 8 and len(steps) == 24
     untrained = open_vlm(str(place / "model"), device="cpu", precision="float32")
     samples = read_samples(place / "data" / "vlm" / "val.jsonl")
-    before = validation_loss(AnswerLoss(untrained), Collator(untrained, place / "data"), samples, 4)
+    before = validation_loss(AnswerLoss(untrained), Collator(untrained, place / "data"), samples, 4, Lanes(1))
     # Seeds end at 0.28 to 0.37 of the untrained loss; the projector alone, without gradients in LoRA, at 0.99.
     assert epochs[-1]["val_loss"] < 0.6 * before
     assert epochs[-1]["val_loss"] < epochs[0]["val_loss"] < before

@@ -130,7 +130,7 @@ class TowerEncoder(FeatureExtractor):
     def __init__(self, vlm: VLM) -> None:
         super().__init__()
         self.vlm, self.name = vlm, f"tower of {vlm.name}"
-        self.tower = vlm.base.get_submodule(vlm.family.tower)
+        self.tower = vlm.tower
         chosen = getattr(vlm.base.config, "vision_feature_select_strategy", None)
         self.has_cls = vlm.family.caches_features and chosen == "default"
         self.poolings = ("cls", "mean", "cls+mean") if self.has_cls else ("mean",)

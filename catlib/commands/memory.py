@@ -52,7 +52,7 @@ def gather(
     config = memory.model_config(settings.base_model)
     shape = memory.usual_shape(config, image_tokens or 0, settings.base_model, settings.max_pixels)
     limit = vram * memory.GB if vram else None
-    of = cache(lambda variant: memory.Footprint.of(variant, config, shape))
+    of = cache(lambda variant: memory.Footprint(variant, config, shape))
 
     def row(limit: float | None, **changes: Any) -> dict[str, Any]:
         footprint = of(replace(settings, **changes))

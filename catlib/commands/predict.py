@@ -160,8 +160,7 @@ def load_classifier(args: argparse.Namespace) -> "Classifier":
     from catlib.classifiers.vlm import VLMClassifier
 
     vlm = open_vlm(found, device=settings.device, precision="4-bit" if settings.quantize else settings.dtype)
-    way = {"decoding": settings.decoding, "score_norm": settings.score_norm}
-    return VLMClassifier(vlm, **way, name=f"vlm-{kind}")
+    return VLMClassifier(vlm, decoding=settings.decoding, score_norm=settings.score_norm, name=f"vlm-{kind}")
 
 
 def _endpoint(args: argparse.Namespace, url: str, served: "Checkpoint") -> "Classifier":
@@ -173,9 +172,9 @@ def _endpoint(args: argparse.Namespace, url: str, served: "Checkpoint") -> "Clas
     if decoding == "score":
         raise InputError("an endpoint answers in words: only --decoding free or constrained with --model endpoint:URL")
     crop = args.crop if args.crop is not None else crop_side(served.folder) if served.folder else 0
-    known = {"spelled": served.spelled, "max_tokens": answer_limit(served)}
-    way = {"concurrency": args.concurrency, "crop": crop, "decoding": decoding, "timeout_s": args.timeout}
-    return EndpointClassifier(url, served.breeds, served.question, **known, **way)
+    more: dict[str, Any] = {"spelled": served.spelled, "max_tokens": answer_limit(served), "timeout_s": args.timeout}
+    more |= {"concurrency": args.concurrency, "crop": crop, "decoding": decoding}
+    return EndpointClassifier(url, served.breeds, served.question, **more)
 
 
 def _breeds(option: str | None) -> list[str]:

@@ -89,9 +89,7 @@ def _sweep(args: argparse.Namespace, profile: Path, overrides: dict[str, Any], n
         else:
             outcomes.append(outcome)
     outcomes.sort(key=lambda outcome: [member for _, member, _ in members].index(outcome["run"]))
-    single = len(sweeps) == 1
-    runs = [(values[0] if single else values, member) for values, member, _ in members]
-    page = sweep.curve_page(name, ",".join(key for key, _ in sweeps), runs)
+    page = sweep.curve_page(name, [key for key, _ in sweeps], [(values, member) for values, member, _ in members])
     errors = {member: str(error) for member, error in failed.items()}
     show(args, {"page": str(page), "runs": outcomes, "failed": errors}, f"\nSweep: {page}")
     if failed:

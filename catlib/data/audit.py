@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import replace
+from dataclasses import fields, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps
 
+from catlib.data.duplicates import perceptual_hashes
 from catlib.data.findings import Finding
-from catlib.data.hashing import perceptual_hashes
 from catlib.data.images import ImageError, has_alpha, opening, to_8_bits, to_rgb
 from catlib.errors import InputError
 from catlib.files import appending, parse_json
@@ -42,20 +42,8 @@ QUALITY = {
     "aspect>": "extreme aspect",
     "border>": "border",
 }
-FOUND: tuple[str, ...] = (
-    "verdict",
-    "detail",
-    "remarks",
-    "width",
-    "height",
-    "bytes",
-    "format",
-    "mode",
-    "sha256",
-    "phash",
-    "mirrored",
-)
-FOUND += ("quality", "taken", "brightness", "contrast", "sharpness", "entropy", "border")  # what the audit fills in
+GIVEN = {"image", "breed", "part", "group", "source_name", "official", "animal", "link"}
+FOUND = [column.name for column in fields(Finding) if column.name not in GIVEN]  # what the audit fills in
 Limits = Sequence[tuple[str, Callable[[float, float], bool], float, str]]  # measure, comparison, limit, remark
 
 
@@ -72,15 +60,13 @@ def audit(
     chunks = [findings[i : i + CHUNK] for i in range(0, len(findings), CHUNK)]
     with _kept(unfinished, [str(top), min_side, quality, *FOUND]) as (known, keep):
 
-        def judge(chunk: Sequence[Finding]) -> list[tuple[str, Finding]]:
-            states = [_state(top, finding) for finding in chunk]
-            return [
-                (s, replace(f, **known[s]) if s in known else inspect(top, f, min_side, limits))
-                for s, f in zip(states, chunk, strict=True)
-            ]
+        def judge(finding: Finding) -> tuple[str, Finding]:
+            state = _state(top, finding)
+            found = replace(finding, **known[state]) if state in known else inspect(top, finding, min_side, limits)
+            return state, found
 
         def results() -> Iterator[Finding]:
-            for judged in pool.map(judge, chunks):
+            for judged in pool.map(lambda chunk: list(map(judge, chunk)), chunks):
                 keep([(state, finding) for state, finding in judged if state not in known])
                 yield from (finding for _, finding in judged)
 
@@ -94,24 +80,23 @@ def quality_limits(quality: str) -> Limits:
     """The limits of the setting. Raises InputError on what is none."""
     limits = []
     for text in split_list(quality):
-        found = re.fullmatch(r"(\w+\s*[<>])\s*(\d+(?:\.\d+)?)", text)
-        name = "".join(found.group(1).split()) if found else ""
-        if not found or name not in QUALITY:
+        found = re.fullmatch(r"(\w+)\s*([<>])\s*(\d+(?:\.\d+)?)", text)
+        if not found or (said := QUALITY.get(found[1] + found[2])) is None:
             raise InputError(f"quality: {text!r} is no limit; give MEASURE and NUMBER with one of {', '.join(QUALITY)}")
-        compare = operator.lt if name.endswith("<") else operator.gt
-        limits.append((name[:-1], compare, float(found.group(2)), QUALITY[name]))
+        limits.append((found[1], operator.lt if found[2] == "<" else operator.gt, float(found[3]), said))
     return limits
 
 
 def inspect(root: Path, finding: Finding, min_side: int, limits: Limits = ()) -> Finding:
     """The finding of one file, `root` being resolved already. Never raises on account of the file's content."""
-    path, size = root / finding.image, 0
+    path, size, begins = root / finding.image, 0, ""
     if not finding.kept:
         return finding
     try:
-        leads_away = path.is_symlink() or ".." in Path(finding.image).parts or _linked(root, path)
+        between = (folder for folder in path.parents if folder != root and folder.is_relative_to(root))
+        linked = path.is_symlink() or any(folder.is_symlink() for folder in between)
         status = path.stat()
-        if leads_away and not path.resolve().is_relative_to(root):
+        if (linked or ".." in Path(finding.image).parts) and not path.resolve().is_relative_to(root):
             raise ImageError("", "outside the root", f"leads to {path.resolve()}")
         if not stat.S_ISREG(status.st_mode):  # reading a pipe would wait for ever
             raise ImageError("", "unreadable", "not a regular file")
@@ -121,22 +106,7 @@ def inspect(root: Path, finding: Finding, min_side: int, limits: Limits = ()) ->
         finding = replace(finding, bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
         if not data:
             raise ImageError("", "empty", "the file has no bytes")
-        return _decode(data, finding, min_side, limits)
-    except ImageError as error:
-        return replace(finding, verdict=error.verdict, detail=error.detail, bytes=size)
-    except FileNotFoundError:
-        return replace(finding, verdict="missing", detail="no such file")
-    except (OSError, RuntimeError) as error:  # RuntimeError: links that lead in a circle
-        return replace(finding, verdict="unreadable", detail=getattr(error, "strerror", None) or str(error))
-
-
-def _linked(root: Path, path: Path) -> bool:
-    """Whether a folder between the root and the file is a symbolic link."""
-    return any(folder.is_symlink() for folder in path.parents if folder != root and folder.is_relative_to(root))
-
-
-def _decode(data: bytes, finding: Finding, min_side: int, limits: Limits) -> Finding:
-    try:
+        begins = f"begins with {data[:8]!r}, "
         with opening(io.BytesIO(data)) as image:
             (width, height), exif = image.size, image.getexif()
             turn = exif.get(ORIENTATION, 1)
@@ -150,41 +120,43 @@ def _decode(data: bytes, finding: Finding, min_side: int, limits: Limits) -> Fin
             finding = replace(finding, taken=_taken(exif))
             image.draft("L", (DRAFT, DRAFT))
             image.load()
-            grey = _grey(image)
+            image = to_8_bits(ImageOps.exif_transpose(image))  # upright: the same picture that `open_image` gives
+            grey = image if image.mode == "L" and not has_alpha(image) else to_rgb(image).convert("L")
             hashes = perceptual_hashes(grey)
     except ImageError as error:
-        begins = f"begins with {data[:8]!r}, " if error.verdict == "not an image" else ""
-        return replace(finding, verdict=error.verdict, detail=begins + error.detail)
+        detail = begins * (error.verdict == "not an image") + error.detail
+        return replace(finding, verdict=error.verdict, detail=detail, bytes=size)
+    except FileNotFoundError:
+        return replace(finding, verdict="missing", detail="no such file")
+    except (OSError, RuntimeError) as error:  # RuntimeError: links that lead in a circle
+        return replace(finding, verdict="unreadable", detail=getattr(error, "strerror", None) or str(error))
     finding = replace(finding, **_measured(grey))
-    beyond = [remark for name, compare, limit, remark in limits if compare(getattr(finding, name), limit)]
-    finding = replace(finding, quality=", ".join(beyond))
     if hashes is None:
-        return replace(finding, remarks=", ".join([*remarks, "flat"]))
-    return replace(finding, remarks=", ".join(remarks), phash=f"{hashes[0]:016x}", mirrored=f"{hashes[1]:016x}")
+        remarks.append("flat")
+    else:
+        finding = replace(finding, phash=f"{hashes[0]:016x}", mirrored=f"{hashes[1]:016x}")
+    beyond = [remark for name, compare, limit, remark in limits if compare(getattr(finding, name), limit)]
+    return replace(finding, remarks=", ".join(remarks), quality=", ".join(beyond))
 
 
 def _measured(grey: Image.Image) -> dict[str, Any]:
     """What the photo is like, at DRAFT pixels on the shorter side."""
-    factor = DRAFT / min(grey.size)
-    if factor < 1:
-        grey = grey.resize(
-            (max(DRAFT, round(grey.width * factor)), max(DRAFT, round(grey.height * factor))), reducing_gap=2
-        )
+    if (factor := DRAFT / min(grey.size)) < 1:
+        width, height = (max(DRAFT, round(side * factor)) for side in grey.size)
+        grey = grey.resize((width, height), reducing_gap=2)
     levels = np.asarray(grey, dtype=np.float32)
-    shares = np.array(grey.histogram()[:256]) / levels.size
     steps = (np.abs(np.diff(levels, axis=0)).mean() + np.abs(np.diff(levels, axis=1)).mean()) / 2
-    laplacian = np.abs(
-        4 * levels[1:-1, 1:-1] - levels[:-2, 1:-1] - levels[2:, 1:-1] - levels[1:-1, :-2] - levels[1:-1, 2:]
-    )
+    middle = levels[1:-1, 1:-1]
+    laplacian = np.abs(4 * middle - levels[:-2, 1:-1] - levels[2:, 1:-1] - levels[1:-1, :-2] - levels[1:-1, 2:])
     edges = 0.0
-    for flat in ((levels.std(1) < FLAT_LINE), (levels.std(0) < FLAT_LINE)):
+    for flat in (levels.std(1) < FLAT_LINE, levels.std(0) < FLAT_LINE):
         textured = np.flatnonzero(~flat)
         edges = max(edges, 1 - (textured[-1] - textured[0] + 1) / len(flat) if len(textured) else 1.0)
     return {
         "brightness": round(float(levels.mean()), 1),
         "contrast": round(float(levels.std()), 1),
         "sharpness": round(float(laplacian.mean() / steps), 3) if steps > 0.1 and laplacian.size else 0.0,
-        "entropy": round(float(-(shares[shares > 0] * np.log2(shares[shares > 0])).sum()), 2) + 0.0,
+        "entropy": round(grey.entropy(), 2) + 0.0,
         "border": round(float(edges), 3),
     }
 
@@ -210,12 +182,6 @@ def _remarks(image: Image.Image, turn: object) -> list[str]:
         "EXIF rotation": isinstance(turn, int) and 2 <= turn <= 8,
     }
     return [remark for remark, holds in seen.items() if holds]
-
-
-def _grey(image: Image.Image) -> Image.Image:
-    """Upright greyscale: the same picture that `images.open_image` gives."""
-    image = to_8_bits(ImageOps.exif_transpose(image))
-    return image if image.mode == "L" and not has_alpha(image) else to_rgb(image).convert("L")
 
 
 def _state(root: Path, finding: Finding) -> str:

@@ -22,7 +22,7 @@ AUTO = ("id", "numbers", "exif")
 RULES = (*AUTO, "folder")
 # What follows the second number marks a copy: 7003_1 (1).jpg, 7003_1_small.jpg
 _NUMBERED = re.compile(r"(\d+)_\d+(?!\d)")
-_ENDS = re.compile(r"(.*?)(\d{1,18})$")
+ENDS = re.compile(r"(.*?)(\d{1,18})$")
 
 
 @dataclass(frozen=True)
@@ -31,8 +31,8 @@ class Kin:
 
     keys: list[set[tuple[str, ...]]]  # of each photo; photos with a key in common are one group
     ids: list[str]  # the cat's id in each photo's name; empty: none
-    no_ids: tuple[str, ...] = ()  # numbers that look like an id and are none
-    said: tuple[str, ...] = ()
+    no_ids: list[str]  # numbers that look like an id and are none
+    said: list[str]
 
 
 def rules_of(group_by: str) -> tuple[str, ...]:
@@ -46,10 +46,10 @@ def rules_of(group_by: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(rule for word in words for rule in known[word]))
 
 
-def kin_of(findings: Sequence[Finding], group_by: str, refused: Collection[str] = ()) -> Kin:
-    """What joins the kept photos by the rules of `group_by`. `refused`: numbers in names that are known to be no ids."""
+def kin_of(findings: Sequence[Finding], group_by: str) -> Kin:
+    """What joins the kept photos by the rules of `group_by`."""
     rules = rules_of(group_by)
-    ids, no_ids, said = ids_in_names(findings, refused) if "id" in rules else ([""] * len(findings), [], ())
+    ids, no_ids, said = ids_in_names(findings) if "id" in rules else ([""] * len(findings), [], [])
     keys: list[set[tuple[str, ...]]] = [{("id", id)} if id else set() for id in ids]
     runs: dict[tuple[str, ...], list[tuple[float, int]]] = defaultdict(list)
     for i, finding in enumerate(findings):
@@ -70,20 +70,18 @@ def kin_of(findings: Sequence[Finding], group_by: str, refused: Collection[str] 
         for (before, _), (value, i) in pairwise([run[0], *run]):
             sitting += value - before > SESSION
             keys[i].add((rule, *where, str(int(value) // size if rule == "numbers" else sitting)))
-    blocks = {key for some in keys for key in some if key[0] == "numbers"}
-    if "numbers" in rules and blocks:
-        n = sum(any(key[0] == "numbers" for key in some) for some in keys)
-        said = (*said, f"{n:,} photos have numbered names: near numbers ({len(blocks):,} blocks) stay in one part")
-    return Kin(keys, ids, tuple(no_ids), tuple(said))
+    if blocks := [key for some in keys for key in some if key[0] == "numbers"]:  # of each photo one at most
+        stay = f"near numbers ({len(set(blocks)):,} blocks) stay in one part"
+        said.append(f"{len(blocks):,} photos have numbered names: {stay}")
+    return Kin(keys, ids, no_ids, said)
 
 
 def run_of(image: str, any_text: bool = False) -> tuple[str, int] | None:
     """The text and the number at the end of a photo's name (`Bengal_12.jpg`, `IMG_0012.jpg`); None where it has none.
-
-    The text holds a letter, or with `any_text` it may be empty (`0012.jpg`). An id and a number (`7003_1.jpg`) are no run.
-    """
+    The text holds a letter, or with `any_text` it may be empty (`0012.jpg`). An id and a number (`7003_1.jpg`) are no
+    run."""
     stem = PurePosixPath(image).stem
-    found = _ENDS.match(stem)
+    found = ENDS.match(stem)
     if not found or _NUMBERED.match(stem) or not (any_text or re.search(r"[^\W\d_]", found.group(1))):
         return None
     return found.group(1), int(found.group(2))
@@ -95,13 +93,11 @@ def id_in_name(image: str) -> str:
     return found.group(1).lstrip("0") or "0" if found else ""
 
 
-def ids_in_names(
-    findings: Sequence[Finding], refused: Collection[str] = ()
-) -> tuple[list[str], list[str], tuple[str, ...]]:
+def ids_in_names(findings: Sequence[Finding], refused: Collection[str] = ()) -> tuple[list[str], list[str], list[str]]:
     """The cat's id in the name of each photo (empty: none), the ids that were not believed, and what is to be said of them.
 
     An id whose photos span breeds (and which no table gives), or that more than MOST_PHOTOS photos share, is none. Where most
-    photos with such names are of that kind, the names count something else, and none of them is believed.
+    photos with such names are of that kind, the names count something else, and none of them is believed. `refused`: more of them.
     """
     ids = [id_in_name(f.name) if f.kept else "" for f in findings]
     members: dict[str, list[Finding]] = defaultdict(list)
@@ -113,11 +109,8 @@ def ids_in_names(
     spanning = {id for id, breeds in under.items() if len(breeds) > 1} - told
     many = {id for id, photos in members.items() if len(photos) > MOST_PHOTOS} - spanning
     reasons = ((spanning, "its photos lie under several breeds"), (many, f"more than {MOST_PHOTOS} photos share it"))
-    said = [
-        f"the number {named(some)} at the beginning of file names is no cat's id: {why}"
-        for some, why in reasons
-        if some
-    ]
+    no_id = "at the beginning of file names is no cat's id"
+    said = [f"the number {named(some)} {no_id}: {why}" for some, why in reasons if some]
     wrong = spanning | many
     if 2 * sum(len(members[id]) for id in wrong) > sum(map(len, members.values())) and len(wrong) < len(members):
         said.append("as that holds for most photos with such names, no number in a name is taken for a cat's id")
@@ -127,7 +120,7 @@ def ids_in_names(
     if photos := sum(len(members[id]) for id in believed):
         cats = f"{len(believed):,} cats by the id in their names"
         said.append(f"{photos:,} photos show {cats}; all of one cat stay in one part")
-    return ["" if id in wrong else id for id in ids], sorted(wrong & set(members)), tuple(said)
+    return ["" if id in wrong else id for id in ids], sorted(wrong & set(members)), said
 
 
 def named(values: Collection[str]) -> str:

@@ -6,12 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from catlib.data import cats, nearness
 from catlib.data.audit import audit
-from catlib.data.cats import ids_in_names, rules_of
 from catlib.data.dataset import Dataset, load_dataset, read_groups
 from catlib.data.duplicates import labels_of
 from catlib.data.findings import Finding
-from catlib.data.nearness import nearness, warnings_of
 from catlib.data.records import PARTS
 from catlib.errors import InputError
 from catlib.settings import DataSettings
@@ -41,7 +40,7 @@ def check(vlm_dir: Path) -> Check:
     when the folder holds no valid split.
     """
     dataset = load_dataset(vlm_dir)
-    made, cats = dataset.card.get("settings", {}), dataset.card.get("cats", {})
+    made, known = dataset.card.get("settings", {}), dataset.card.get("cats", {})
     bits = made.get("near_duplicate_bits", DataSettings().near_duplicate_bits)
     entries = _entries(dataset, vlm_dir)
     found = audit(dataset.image_root, [finding for finding, _ in entries], min_side=1)
@@ -51,8 +50,8 @@ def check(vlm_dir: Path) -> Check:
         for f, (_, recorded) in zip(found, entries, strict=True)
         if f.kept and recorded and recorded != f.sha256
     ]
-    by_id = "id" in rules_of(made.get("group_by", "auto"))
-    ids, _, said = ids_in_names(found if by_id else [], cats.get("no_ids", ()))
+    by_id = "id" in cats.rules_of(made.get("group_by", "auto"))
+    ids, _, said = cats.ids_in_names(found if by_id else [], known.get("no_ids", ()))
     hashed = [f for f in found if f.phash]
     labels = labels_of(hashed, bits).tolist()
     problems += _crossing(((f.sha256, f) for f in found), "the same bytes")
@@ -61,7 +60,7 @@ def check(vlm_dir: Path) -> Check:
     problems += _crossing(((f.group, f) for f in found), "photos of one group")
     problems += _crossing(zip(labels, hashed, strict=True), f"near-duplicates (at most {bits} bits)")
     groups = len(set(labels)) + len({f.sha256 for f in found if f.kept and not f.phash})
-    remarks = (*cats.get("said", said), *warnings_of(nearness(found)))
+    remarks = (*known.get("said", said), *nearness.warnings_of(nearness.nearness(found)))
     return Check(len(found), groups, bits, dict(Counter(f.part for f in found)), tuple(problems), remarks)
 
 
@@ -73,16 +72,14 @@ def _entries(dataset: Dataset, vlm_dir: Path) -> list[tuple[Finding, str]]:
             group = str(sample.metadata.get("group") or "")
             finding = Finding(sample.image, sample.breed, part=part, animal=sample.animal, group=group)
             entries.append((finding, str(sample.metadata.get("sha256", ""))))
-    if not dataset.card:
-        return entries
-    inside = {finding.image: finding.part for finding, _ in entries}
-    for row in read_groups(vlm_dir):
-        if row["image"] not in inside:
-            if row["verdict"] == "kept":
-                raise InputError(
-                    f"{vlm_dir}: {row['image']} is in groups.csv and in no JSONL file; run catlib data again"
-                )
-            entries.append((Finding(row["image"], row["breed"], row["part"], group=row["group"]), row["sha256"]))
+    inside = {finding.image for finding, _ in entries}
+    for row in read_groups(vlm_dir) if dataset.card else ():
+        if row["image"] in inside:
+            continue
+        if row["verdict"] == "kept":
+            gone = f"{row['image']} is in groups.csv and in no JSONL file; run catlib data again"
+            raise InputError(f"{vlm_dir}: {gone}")
+        entries.append((Finding(row["image"], row["breed"], row["part"], group=row["group"]), row["sha256"]))
     return entries
 
 

@@ -1,4 +1,4 @@
-"""What the model is asked and what it learns to answer."""
+"""What the model is asked, what it learns to answer, and which samples it sees how often."""
 
 import hashlib
 from collections import Counter
@@ -20,21 +20,18 @@ PARAPHRASES = (
     "What is the breed of this cat?",
     "Name the breed of the cat in the picture.",
 )
-
-REASONS = (
-    "It shows in the photo as {}.",
-    "The photo shows {}.",
-    "What speaks for it is {}.",
-    "This is {}.",
-)
+REASONS = ("It shows in the photo as {}.", "The photo shows {}.", "What speaks for it is {}.", "This is {}.")
 
 
 def question_for(sha256: str, part: str, seed: int) -> str:
     """A training photo's question is drawn from the paraphrases by seed and content; other parts get the plain one."""
     if part != "train":
         return QUESTION
-    digest = hashlib.sha256(f"question {seed} {sha256}".encode()).digest()
-    return PARAPHRASES[int.from_bytes(digest[:8], "big") % len(PARAPHRASES)]
+    return PARAPHRASES[_drawn(f"question {seed} {sha256}") % len(PARAPHRASES)]
+
+
+def _drawn(by: str) -> int:
+    return int.from_bytes(hashlib.sha256(by.encode()).digest()[:8], "big")
 
 
 def questions_of(samples: Iterable[Sample]) -> tuple[str, int]:
@@ -45,14 +42,12 @@ def questions_of(samples: Iterable[Sample]) -> tuple[str, int]:
 
 
 def answer_for(breed: str, style: str, id: str = "") -> str:
-    """`label`: the breed's name. `label+traits`: the name, then a sentence of reasons; a breed without known traits has none.
-
-    Wording and order of the traits are drawn by the sample's `id`, so that the reasons of a breed are not one text to learn.
-    """
+    """`label`: the breed's name. `label+traits`: the name, then a sentence of reasons; a breed without known traits has
+    none. Wording and order of the traits are drawn by the sample's `id`, so that the reasons of a breed are not one
+    text to learn."""
     if style == "label" or find(breed) is None:
         return breed
-    drawn = int.from_bytes(hashlib.sha256(f"reasons {id}".encode()).digest()[:8], "big") if id else 0
-    turn, wording = divmod(drawn, len(REASONS))
+    turn, wording = divmod(_drawn(f"reasons {id}") if id else 0, len(REASONS))
     return f"{breed}. {REASONS[wording].format(describe(breed, turn))}"
 
 
@@ -86,11 +81,8 @@ def longest_answer(tokenizer: Any, samples: Iterable[Sample]) -> int:
 
 
 def balance_weights(samples: Sequence[Sample], mode: str) -> np.ndarray:
-    """Weights (n,) for drawing training samples, mean 1; no line is copied.
-
-    With n_b photos of breed b, a photo weighs n_b ** -1 (`uniform`: every breed is drawn equally often), n_b ** -0.5
-    (`sqrt`, between the two) or 1 (`none`).
-    """
+    """Weights (n,) for drawing training samples, mean 1; no line is copied. With n_b photos of breed b, a photo weighs
+    n_b ** -1 (`uniform`: every breed is drawn equally often), n_b ** -0.5 (`sqrt`, between the two) or 1 (`none`)."""
     power = {"none": 0.0, "sqrt": 0.5, "uniform": 1.0}.get(mode)
     if power is None:
         raise InputError(f"balance must be none, sqrt or uniform; found {mode!r}")
@@ -99,3 +91,15 @@ def balance_weights(samples: Sequence[Sample], mode: str) -> np.ndarray:
     _, which, counts = np.unique([sample.breed for sample in samples], return_inverse=True, return_counts=True)
     weights = counts[which].astype(float) ** -power
     return weights / weights.mean()
+
+
+def evenly(samples: Sequence[Sample], most: int, seed: int) -> tuple[Sample, ...]:
+    """At most `most` samples (0: all), taken from all breeds in turn, in their old order; the same for the same seed."""
+    if not 0 < most < len(samples):
+        return tuple(samples)
+    turn: Counter[str] = Counter()
+    ranked = []
+    for i in np.random.default_rng(seed).permutation(len(samples)).tolist():
+        ranked.append((turn[samples[i].breed], i))
+        turn[samples[i].breed] += 1
+    return tuple(samples[i] for i in sorted(i for _, i in sorted(ranked, key=lambda pair: pair[0])[:most]))

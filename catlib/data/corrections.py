@@ -27,28 +27,22 @@ Corrections = Mapping[str, Mapping[str, str]]  # SHA-256, or path where that is 
 
 
 def read_corrections(folder: Path) -> Corrections:
-    """The decisions of both files; an edited suspects.csv outranks what was recorded earlier.
-
-    A row without an action is undecided; `relabel` takes the breed in `to`, or the likely one where that is empty. Raises
-    InputError naming file and line.
-    """
+    """The decisions of both files; an edited suspects.csv outranks what was recorded earlier. A row without an action
+    is undecided; `relabel` takes the breed in `to`, or the likely one where that is empty. Raises InputError naming
+    file and line."""
     decided: dict[str, dict[str, str]] = {}
-    for name in (CORRECTIONS, SUSPECTS):
-        path = folder / name
-        columns = {column: (column,) for column in (*COLUMNS, "likely")}
-        for line, row in enumerate(read_sheet(path, columns, ("sha256", "image")) if path.is_file() else [], start=2):
-            row = {column: value.removeprefix("'") for column, value in row.items()}
-            action = row.get("action", "").casefold()
-            if not action:
-                continue
-            if action not in ACTIONS:
+    columns = {column: (column,) for column in (*COLUMNS, "likely")}
+    for path in filter(Path.is_file, (folder / CORRECTIONS, folder / SUSPECTS)):
+        for line, cells in enumerate(read_sheet(path, columns, ("sha256", "image")), start=2):
+            row = dict.fromkeys(columns, "") | {column: cell.removeprefix("'") for column, cell in cells.items()}
+            action, to = row["action"].casefold(), ""
+            if action and action not in ACTIONS:
                 raise InputError(f"{path}:{line}: action {action!r} is none of {', '.join(ACTIONS)}")
-            to = (row.get("to") or row.get("likely", "")) if action == "relabel" else ""
-            if action == "relabel" and not to:
+            if action == "relabel" and not (to := row["to"] or row["likely"]):
                 raise InputError(f"{path}:{line}: relabel needs a breed in the column 'to'")
-            known = find(to)
-            row = {column: row.get(column, "") for column in COLUMNS}
-            decided[row["sha256"] or row["image"]] = row | {"action": action, "to": known.name if known else to}
+            if action:
+                known, row = find(to), {column: row[column] for column in COLUMNS}
+                decided[row["sha256"] or row["image"]] = row | {"action": action, "to": known.name if known else to}
     return decided
 
 
@@ -60,18 +54,17 @@ def apply_corrections(
     for finding in findings:
         key = next((key for key in (finding.sha256, finding.image, finding.name) if key and key in corrections), "")
         if key and finding.kept:
-            row = corrections[key]
+            action, to = corrections[key]["action"], corrections[key]["to"]
             seen.add(key)
-            used[row["action"]] += 1
-            if row["action"] == "drop":
+            used[action] += 1
+            if action == "drop":
                 finding = replace(finding, verdict="dropped", detail=f"as {CORRECTIONS} says")
-            elif row["action"] == "relabel" and row["to"] not in breeds:
-                raise InputError(
-                    f"{CORRECTIONS}: {finding.image}: {row['to']!r} is none of the breeds {', '.join(sorted(breeds))}"
-                )
-            elif row["action"] == "relabel":
+            elif action == "relabel" and to not in breeds:
+                here = f"none of the breeds {', '.join(sorted(breeds))}"
+                raise InputError(f"{CORRECTIONS}: {finding.image}: {to!r} is {here}")
+            elif action == "relabel":
                 remarks = ", ".join(filter(None, (finding.remarks, f"{RELABELLED} {finding.breed})")))
-                finding = replace(finding, breed=row["to"], remarks=remarks)
+                finding = replace(finding, breed=to, remarks=remarks)
         done.append(finding)
     said = [f"corrections: {', '.join(f'{action} {used[action]:,}' for action in ACTIONS)} photos"] * bool(used)
     if gone := len(corrections.keys() - seen):

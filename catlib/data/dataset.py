@@ -33,18 +33,27 @@ class Dataset:
 
     def part(self, name: str) -> tuple[Sample, ...]:
         """The samples of `train`, `val` or `test`."""
-        return {"train": self.train, "val": self.val, "test": self.test}[name]
+        return getattr(self, name)
 
 
 def load_dataset(vlm_dir: Path) -> Dataset:
-    """Read the split in a folder; its photos must exist inside the image root.
-
-    A folder of LLaVA-format JSONL without a card is read too: its breeds are those of its samples. There may be no test part. Raises InputError naming
-    file, line and key, also when the files are not those that the card was written with.
-    """
+    """Read the split in a folder; its photos must exist inside the image root. A folder of LLaVA-format JSONL without a
+    card is read too: its breeds are those of its samples. There may be no test part. Raises InputError naming file,
+    line and key, also when the files are not those that the card was written with."""
     if not (vlm_dir / "train.jsonl").is_file():
         raise InputError(f"{vlm_dir}: no train.jsonl in it; make the split with: catlib data PHOTOS --out {vlm_dir}")
-    card = _card_of_its_files(vlm_dir)
+    for pause in (0.2, 1.0, 2.0, 0.0):  # a writer that is at work is waited for
+        card = read_card(vlm_dir)
+        files = {vlm_dir / name: digest for name, digest in card.get("files", {}).items()}
+        wrong = [path for path, digest in files.items() if not path.is_file() or digest_of(path) != digest]
+        if not wrong:
+            break
+        time.sleep(pause)
+    else:
+        raise InputError(
+            f"{wrong[0]}: not the file that {DATASET_CARD} was written with (a run was cut short, or it was edited). Run "
+            f"catlib data again; to use edited files as they are, move {DATASET_CARD} and {GROUPS} away"
+        )
     root = image_root_of(vlm_dir / "train.jsonl")
     if not root.is_dir():
         raise InputError(f"{vlm_dir / DATASET_CARD}: its image_root {root} does not exist; were the photos moved?")
@@ -58,19 +67,14 @@ def load_dataset(vlm_dir: Path) -> Dataset:
 
 @contextmanager
 def writing(vlm_dir: Path) -> Iterator[None]:
-    """Hold the folder for one writer; a second run waits its turn. The lock goes with the process that holds it.
-
-    Raises InputError where the folder holds samples of another origin, CatlibError where it cannot be written.
-    """
+    """Hold the folder for one writer; a second run waits its turn. The lock goes with the process that holds it. Raises
+    InputError where the folder holds samples of another origin, CatlibError where it cannot be written."""
     with locked(vlm_dir / ".lock"):
         remove_leftovers(vlm_dir)
-        ours = any(
-            (vlm_dir / name).is_file() for name in (GROUPS, DATASET_CARD)
-        )  # the first and the last file of a split
+        ours = any((vlm_dir / name).is_file() for name in (GROUPS, DATASET_CARD))  # first and last file of a split
         if (vlm_dir / "train.jsonl").is_file() and not ours:
-            raise InputError(
-                f"{vlm_dir}: holds a train.jsonl that catlib has not written and would replace; give another folder"
-            )
+            theirs = "holds a train.jsonl that catlib has not written and would replace; give another folder"
+            raise InputError(f"{vlm_dir}: {theirs}")
         yield
 
 
@@ -81,16 +85,19 @@ def write_dataset(
     findings: Sequence[Finding],
     card: Mapping[str, Any],
 ) -> None:
-    """Write all files of a split; call it inside `writing`. The card goes last and holds the others' digests."""
+    """Write all files of a split; call it inside `writing`. The card goes last and holds the others' digests. An
+    unchanged file keeps its time, so that later stages of a report see that nothing is new."""
     files = {GROUPS: table(GROUP_COLUMNS, [finding for finding in findings if finding.part])}
     files |= {f"{part}.jsonl": "".join(map(sample_line, samples[part])) for part in PARTS if samples[part]}
     digests = {name: hashlib.sha256(text.encode()).hexdigest() for name, text in files.items()}
-    whole = {"image_root": _root_from(vlm_dir, root), **card, "files": digests}
-    for name, text in files.items():
-        _write_when_new(vlm_dir / name, text)
-    if "test.jsonl" not in files:
+    here, root = vlm_dir.resolve(), root.resolve()
+    movable = root.is_relative_to(here.parent)  # photos in the folder above and the split can be moved together
+    whole = {"image_root": os.path.relpath(root, here) if movable else str(root), **card, "files": digests}
+    if not samples["test"]:
         (vlm_dir / "test.jsonl").unlink(missing_ok=True)  # of an earlier split
-    _write_when_new(vlm_dir / DATASET_CARD, json.dumps(whole, indent=1, ensure_ascii=False) + "\n")
+    for name, text in {**files, DATASET_CARD: json.dumps(whole, indent=1, ensure_ascii=False) + "\n"}.items():
+        if not (path := vlm_dir / name).is_file() or path.read_bytes() != text.encode():
+            write_text(path, text)
 
 
 def read_groups(vlm_dir: Path) -> list[dict[str, str]]:
@@ -108,34 +115,3 @@ def read_card(vlm_dir: Path) -> dict[str, Any]:
     """The dataset card; empty when there is none. Raises InputError when it is no JSON object."""
     path = vlm_dir / DATASET_CARD
     return read_json(path) if path.is_file() else {}
-
-
-def _card_of_its_files(vlm_dir: Path) -> dict[str, Any]:
-    """The card, once the files are those it was written with; a writer that is at work is waited for."""
-    for pause in (0.2, 1.0, 2.0, None):
-        card = read_card(vlm_dir)
-        wrong = [
-            name
-            for name, digest in card.get("files", {}).items()
-            if not (vlm_dir / name).is_file() or digest_of(vlm_dir / name) != digest
-        ]
-        if not wrong:
-            return card
-        if pause:
-            time.sleep(pause)
-    raise InputError(
-        f"{vlm_dir / wrong[0]}: not the file that {DATASET_CARD} was written with (a run was cut short, or it was edited). Run "
-        f"catlib data again; to use edited files as they are, move {DATASET_CARD} and {GROUPS} away"
-    )
-
-
-def _root_from(vlm_dir: Path, root: Path) -> str:
-    """The image root as the card states it: relative where the photos lie in the folder above, so that both can be moved."""
-    root, above = root.resolve(), vlm_dir.resolve().parent
-    return os.path.relpath(root, vlm_dir.resolve()) if root.is_relative_to(above) else str(root)
-
-
-def _write_when_new(path: Path, text: str) -> None:
-    """An unchanged file keeps its time, so that later stages of a report see that nothing is new."""
-    if not path.is_file() or path.read_bytes() != text.encode():
-        write_text(path, text)

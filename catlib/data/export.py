@@ -8,17 +8,16 @@ from catlib.data.dataset import Dataset, load_dataset
 from catlib.data.images import inside
 from catlib.data.records import PARTS, Sample
 from catlib.errors import InputError
-from catlib.files import whole_folder, write_bytes, write_text
+from catlib.files import write_bytes, write_text
+from catlib.folders import whole_folder
 
 SHARD = 1000  # photos in a parquet file
 
 
 def export_hf(vlm_dir: Path, to: Path, force: bool = False) -> Path:
     """Write the split in `vlm_dir` as `to`/data/PART-*.parquet with a README.md that datasets reads the parts from.
-
-    Each row has the image as its file's bytes, id, breed (a class label), group, sha256, question, answer and conversations.
-    Raises InputError where the extra is not installed or `to` is taken (but for `force`).
-    """
+    Each row has the image as its file's bytes, id, breed (a class label), group, sha256, question, answer and
+    conversations. Raises InputError where the extra is not installed or `to` is taken (but for `force`)."""
     datasets, pyarrow = _libraries()
     dataset = load_dataset(vlm_dir)
     features = datasets.Features(
@@ -29,9 +28,8 @@ def export_hf(vlm_dir: Path, to: Path, force: bool = False) -> Path:
             "conversations": [{"from": datasets.Value("string"), "value": datasets.Value("string")}],
         }
     )
-    with whole_folder(
-        to, force, keep=(vlm_dir, dataset.image_root), ours=lambda folder: (folder / "data").is_dir()
-    ) as new:
+    keep = (vlm_dir, dataset.image_root)
+    with whole_folder(to, force, keep, ours=lambda folder: (folder / "data").is_dir()) as new:
         (new / "data").mkdir()
         for part in PARTS:
             samples = dataset.part(part)
@@ -46,9 +44,7 @@ def export_hf(vlm_dir: Path, to: Path, force: bool = False) -> Path:
 
 def read_parquet(file: Path, to: Path) -> None:
     """Add the photos and conversations of one parquet file to the folder `to`, as LLaVA JSONL that is split already.
-
-    Raises InputError where the extra is not installed or the file was not made by `export_hf`.
-    """
+    Raises InputError where the extra is not installed or the file was not made by `export_hf`."""
     (datasets, pyarrow), part = _libraries(), file.name.partition("-")[0]
     try:
         table = pyarrow.parquet.read_table(file)
@@ -56,19 +52,17 @@ def read_parquet(file: Path, to: Path) -> None:
     except (OSError, ValueError) as error:  # pyarrow's own errors are ValueErrors
         raise InputError(f"{file}: cannot be read: {error}") from None
     if missing := {"image", "id", "breed", "group", "conversations"} - set(table.column_names):
-        raise InputError(
-            f"{file}: no columns {', '.join(sorted(missing))}; only what catlib data export hf has written is read"
-        )
+        others = "only what catlib data export hf has written is read"
+        raise InputError(f"{file}: no columns {', '.join(sorted(missing))}; {others}")
     lines = []
     for n, row in enumerate(table.to_pylist()):
         image = f"images/{file.stem}/{n:05d}{Path(row['image']['path'] or '').suffix}"
         write_bytes(to / image, row["image"]["bytes"])
         metadata = {"breed": features["breed"].int2str(row["breed"]), "group": row["group"]}
-        lines.append(
-            json.dumps({"id": row["id"], "image": image, "conversations": row["conversations"], "metadata": metadata})
-        )
+        sample = {"id": row["id"], "image": image, "conversations": row["conversations"], "metadata": metadata}
+        lines.append(json.dumps(sample) + "\n")
     with (to / f"{part}.jsonl").open("a", encoding="utf-8") as stream:
-        stream.writelines(f"{line}\n" for line in lines)
+        stream.writelines(lines)
 
 
 def _libraries() -> tuple[Any, Any]:
@@ -82,15 +76,12 @@ def _libraries() -> tuple[Any, Any]:
 
 def _row(dataset: Dataset, sample: Sample) -> dict[str, Any]:
     photo = inside(dataset.image_root, sample.image)
-    about: dict[str, Any] = {name: getattr(sample, name) for name in ("id", "group", "question", "answer")}
-    about["breed"] = dataset.breeds.index(sample.breed)
-    turns = [{"from": turn["from"], "value": turn["value"]} for turn in sample.conversations]
-    sha256 = str(sample.metadata.get("sha256") or "")
     return {
         "image": {"bytes": photo.read_bytes(), "path": photo.name},
-        **about,
-        "sha256": sha256,
-        "conversations": turns,
+        **{name: getattr(sample, name) for name in ("id", "group", "question", "answer")},
+        "breed": dataset.breeds.index(sample.breed),
+        "sha256": str(sample.metadata.get("sha256") or ""),
+        "conversations": [{"from": turn["from"], "value": turn["value"]} for turn in sample.conversations],
     }
 
 

@@ -102,16 +102,9 @@ def table(columns: Sequence[str], findings: Sequence[Finding]) -> str:
 
 def read_audit(path: Path) -> list[Finding]:
     """Read audit.csv. Raises InputError when it is not one."""
+    numbers: dict[str, Any] = {f.name: f.type for f in fields(Finding) if f.type in (int, float)}
+    rows: list[dict[str, Any]] = read_csv(path)[1]
     try:
-        return [finding_of(row) for row in read_csv(path)[1]]
+        return [Finding(**row | {name: kind(row[name]) for name, kind in numbers.items()}) for row in rows]
     except (TypeError, ValueError, KeyError) as error:
         raise InputError(f"{path}: not an audit table of this version ({error}); run catlib data again") from None
-
-
-def finding_of(row: Mapping[str, Any]) -> Finding:
-    """A finding from the texts of its columns; an unknown column is a TypeError, a missing number a KeyError."""
-    numbers = {name: kind(row[name]) for name, kind in NUMBERS.items()}
-    return Finding(**{**row, **numbers})
-
-
-NUMBERS: dict[str, Any] = {f.name: f.type for f in fields(Finding) if f.type in (int, float)}

@@ -18,10 +18,8 @@ MAX_ASPECT = 50  # longer side over shorter; a model enlarges the shorter one: 2
 
 
 class ImageError(InputError):
-    """A photo that cannot be used; the message names the file and the reason.
-
-    `verdict` is the reason in a word or two and `detail` what is known beyond it, as the audit's table has them.
-    """
+    """A photo that cannot be used; the message names the file and the reason. `verdict` is the reason in a word or two
+    and `detail` what is known beyond it, as the audit's table has them."""
 
     def __init__(self, message: str, verdict: str = "broken", detail: str = "") -> None:
         super().__init__(message)
@@ -51,15 +49,13 @@ def inside(root: Path, relative: str) -> Path:
 
 @contextmanager
 def opening(file: Path | BinaryIO) -> Iterator[Image.Image]:
-    """A photo whose header has been read and whose pixels have not; of an animated one the first frame.
-
-    `file`: a path, or an open file, which errors call by its `name`. Whatever goes wrong here or in the block is an ImageError:
-    on a broken file Pillow's decoders raise nearly everything that Python has.
-    """
+    """A photo whose header has been read and whose pixels have not; of an animated one the first frame. `file`: a path,
+    or an open file, which errors call by its `name`. Whatever goes wrong here or in the block is an ImageError: on a
+    broken file Pillow's decoders raise nearly everything that Python has."""
     name = file if isinstance(file, Path) else getattr(file, "name", "photo")
     try:
         if isinstance(file, Path) and file.exists() and not file.is_file():
-            raise ImageError(f"{name}: not a file", "not an image", "not a file")  # a pipe would be waited for
+            raise _of(name, "not an image", "not a file")  # a pipe would be waited for
         with Image.open(file, formats=FORMATS) as image:
             check_size(image, str(name))
             image.seek(0)
@@ -69,10 +65,9 @@ def opening(file: Path | BinaryIO) -> Iterator[Image.Image]:
     except FileNotFoundError:
         raise ImageError(f"{name}: no such photo", "missing", "no such file") from None
     except UnidentifiedImageError:
-        reason = f"not a photo of the formats {', '.join(FORMATS)}"
-        raise ImageError(f"{name}: {reason}", "not an image", reason) from None
+        raise _of(name, "not an image", f"not a photo of the formats {', '.join(FORMATS)}") from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise ImageError(f"{name}: {error}", "too large", str(error)) from None
+        raise _of(name, "too large", str(error)) from None
     except Exception as error:
         cut = isinstance(error, EOFError) or "truncated" in str(error).lower()
         reason = str(error) or type(error).__name__
@@ -83,18 +78,18 @@ def check_size(image: Image.Image, name: str) -> None:
     """Raise ImageError for more than MAX_PIXELS, no pixels at all, or a strip."""
     size = f"{image.width} x {image.height} pixels"
     if image.width * image.height > MAX_PIXELS:
-        reason = f"{size}, limit {MAX_PIXELS:,}"
-        raise ImageError(f"{name}: {reason}", "too large", reason)
+        raise _of(name, "too large", f"{size}, limit {MAX_PIXELS:,}")
     if not min(image.size) or max(image.size) > MAX_ASPECT * min(image.size):
-        reason = f"{size}, one side over {MAX_ASPECT} times the other"
-        raise ImageError(f"{name}: {reason}", "too long", reason)
+        raise _of(name, "too long", f"{size}, one side over {MAX_ASPECT} times the other")
+
+
+def _of(name: object, verdict: str, reason: str) -> ImageError:
+    return ImageError(f"{name}: {reason}", verdict, reason)
 
 
 def open_image(file: Path | BinaryIO) -> Image.Image:
-    """Decode a photo to an RGB image, EXIF orientation applied, transparency flattened onto white.
-
-    Raises ImageError when the file is missing, not a photo, broken, or larger than MAX_PIXELS.
-    """
+    """Decode a photo to an RGB image, EXIF orientation applied, transparency flattened onto white. Raises ImageError
+    when the file is missing, not a photo, broken, or larger than MAX_PIXELS."""
     with opening(file) as image:
         image.load()
         return to_rgb(ImageOps.exif_transpose(image))
@@ -122,10 +117,9 @@ def has_alpha(image: Image.Image) -> bool:
 
 
 def to_8_bits(image: Image.Image) -> Image.Image:
-    """Greyscale of more than 8 bits as mode L; others as they are. Pillow's own conversion cuts at 255: the photo would be white.
-
-    16 bits are divided by 257; 32-bit and floating-point values have no fixed white and are stretched from least to greatest.
-    """
+    """Greyscale of more than 8 bits as mode L; others as they are. Pillow's own conversion cuts at 255: the photo would
+    be white. 16 bits are divided by 257; 32-bit and floating-point values have no fixed white and are stretched from
+    least to greatest."""
     if image.mode.startswith("I;16"):
         return Image.fromarray((np.asarray(image).astype(np.uint16) / 257).round().astype(np.uint8))
     if image.mode in ("I", "F"):

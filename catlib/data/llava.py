@@ -46,11 +46,9 @@ def read_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def plain_row(row: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """A sample's object with its names and types as catlib writes them; nothing that it says is lost.
-
-    Numbers as ids, a list of one photo, `messages` with roles, and a photo that no turn places (it stands first) are understood.
-    Raises InputError for several photos, and for a photo that is no relative path.
-    """
+    """A sample's object with its names and types as catlib writes them; nothing that it says is lost. Numbers as ids, a
+    list of one photo, `messages` with roles, and a photo that no turn places (it stands first) are understood. Raises
+    InputError for several photos, and for a photo that is no relative path."""
     row = dict(row)
     if isinstance(row.get("id"), int) and not isinstance(row["id"], bool):
         row["id"] = str(row["id"])
@@ -60,69 +58,17 @@ def plain_row(row: Mapping[str, Any], where: str) -> dict[str, Any]:
             raise InputError(f"{where}: key 'image' lists {len(image)} photos; write a line for each photo")
         image = image[0]
     if isinstance(image, str):
-        row["image"] = image
-        row.setdefault("id", image)
+        row = {"id": image, **row, "image": image}
         if _PLACED.match(image):
-            raise InputError(
-                f"{where}: image {image!r} is no path below the image root: copy the photo there and name it"
-            )
+            there = "is no path below the image root: copy the photo there and name it"
+            raise InputError(f"{where}: image {image!r} {there}")
     turns = row.get("conversations", row.get("messages"))
     if isinstance(turns, list) and turns and all(isinstance(turn, dict) for turn in turns):
         row["conversations"] = turns = [_turn(turn) for turn in turns]
-        asked = next((turn for turn in turns if turn.get("from") == "human"), None)
-        if isinstance(image, str) and asked and not any(IMAGE_TOKEN in str(turn.get("value")) for turn in turns):
-            asked["value"] = f"{IMAGE_TOKEN}\n{asked.get('value', '')}"
+        asked = next((turn for turn in turns if turn["from"] == "human"), None)
+        if isinstance(image, str) and asked and not any(IMAGE_TOKEN in str(turn["value"]) for turn in turns):
+            asked["value"] = f"{IMAGE_TOKEN}\n{asked['value']}"
     return row
-
-
-def without_photo(row: Mapping[str, Any]) -> bool:
-    """Whether a sample's object is a conversation about no photo, as LLaVA's own data mix has them."""
-    turns = row.get("conversations", row.get("messages"))
-    return bool(turns) and not row.get("image", row.get("images")) and IMAGE_TOKEN not in json.dumps(turns)
-
-
-def one_question(row: dict[str, Any], where: str) -> dict[str, Any]:
-    """The object with its breed, and of a longer conversation the one question whose answer names the breed.
-
-    A missing `metadata.breed` is taken from the answers, each of which may name one breed of the list, in its first sentence or as
-    a whole. Raises InputError when they name none or several.
-    """
-    metadata, turns = row.get("metadata", {}), row.get("conversations")
-    if not isinstance(metadata, dict) or not isinstance(turns, list) or not turns or not all(map(_is_turn, turns)):
-        return row  # parse_sample names what is wrong
-    known, turns = metadata.get("breed"), turns[1:] if turns[0]["from"] == "system" else turns
-    pairs = list(zip(turns[::2], turns[1::2], strict=False))
-    if [turn["from"] for turn in turns] != ["human", "gpt"] * len(pairs):
-        return row
-    if known and len(pairs) == 1:
-        return {**row, "conversations": turns}
-    named = [
-        (pair, breed) for pair in pairs if (breed := _breed_in(pair[1]["value"], known)) and breed == (known or breed)
-    ]
-    breeds = sorted({breed for _, breed in named})
-    if len(breeds) > 1:
-        raise InputError(f"{where}: its answers name {' and '.join(breeds)}; {KEEP_ONE}")
-    if not breeds and known:
-        raise InputError(f"{where}: none of its {len(pairs)} answers names the breed {known!r}; {KEEP_ONE}")
-    if not breeds:
-        said = ", ".join(json.dumps(answer["value"], ensure_ascii=False)[:60] for _, answer in pairs[:3])
-        add = 'add "metadata": {"breed": …} to the line'
-        raise InputError(
-            f"{where}: key 'metadata' has no 'breed', and none of its {len(pairs)} answers names one breed ({said}); {add}"
-        )
-    (human, gpt), breed = named[0]
-    if len(pairs) > 1:
-        if sum(turn["value"].count(IMAGE_TOKEN) for turn in turns) > 1:
-            raise InputError(
-                f"{where}: the conversation holds {IMAGE_TOKEN} more than once; write a line for each photo"
-            )
-        human = {"from": "human", "value": f"{IMAGE_TOKEN}\n{human['value'].replace(IMAGE_TOKEN, '').strip()}"}
-    return {**row, "conversations": [human, gpt], "metadata": {**metadata, "breed": breed}}
-
-
-def slashed(root: Path, image: str) -> str:
-    """The image path with `/` where it was written on Windows; a name that holds a backslash and is there stays."""
-    return image.replace("\\", "/") if "\\" in image and not (root / image).is_file() else image
 
 
 def _turn(turn: Mapping[str, Any]) -> dict[str, Any]:
@@ -134,8 +80,46 @@ def _turn(turn: Mapping[str, Any]) -> dict[str, Any]:
     return {**more, "from": SPEAKERS.get(said, said) if isinstance(said, str) else said, "value": value}
 
 
-def _is_turn(turn: object) -> bool:
-    return isinstance(turn, dict) and isinstance(turn.get("from"), str) and isinstance(turn.get("value"), str)
+def without_photo(row: Mapping[str, Any]) -> bool:
+    """Whether a sample's object is a conversation about no photo, as LLaVA's own data mix has them."""
+    turns = row.get("conversations", row.get("messages"))
+    return bool(turns) and not row.get("image", row.get("images")) and IMAGE_TOKEN not in json.dumps(turns)
+
+
+def one_question(row: dict[str, Any], where: str) -> dict[str, Any]:
+    """The object with its breed, and of a longer conversation the one question whose answer names the breed. A missing
+    `metadata.breed` is taken from the answers, each of which may name one breed of the list, in its first sentence or
+    as a whole. Raises InputError when they name none or several."""
+    metadata, turns = row.get("metadata", {}), row.get("conversations")
+    if not isinstance(metadata, dict) or not isinstance(turns, list):
+        return row  # parse_sample names what is wrong
+    if not all(isinstance(turn, dict) and isinstance(turn.get("value"), str) for turn in turns):
+        return row
+    known, speakers = metadata.get("breed"), [turn.get("from") for turn in turns]
+    turns = turns[speakers[:1] == ["system"] :]
+    pairs = list(zip(turns[::2], turns[1::2], strict=False))
+    if not turns or [turn["from"] for turn in turns] != ["human", "gpt"] * len(pairs):
+        return row
+    if known and len(pairs) == 1:
+        return {**row, "conversations": turns}
+    named = [(pair, _breed_in(pair[1]["value"], known)) for pair in pairs]
+    named = [(pair, breed) for pair, breed in named if breed and breed == (known or breed)]
+    breeds = sorted({breed for _, breed in named if breed})
+    if len(breeds) > 1:
+        raise InputError(f"{where}: its answers name {' and '.join(breeds)}; {KEEP_ONE}")
+    if not breeds and known:
+        raise InputError(f"{where}: none of its {len(pairs)} answers names the breed {known!r}; {KEEP_ONE}")
+    if not breeds:
+        said = ", ".join(json.dumps(answer["value"], ensure_ascii=False)[:60] for _, answer in pairs[:3])
+        lacks = f"key 'metadata' has no 'breed', and none of its {len(pairs)} answers names one breed ({said})"
+        raise InputError(f'{where}: {lacks}; add "metadata": {{"breed": …}} to the line')
+    (human, gpt), breed = named[0]
+    if len(pairs) > 1:
+        if sum(turn["value"].count(IMAGE_TOKEN) for turn in turns) > 1:
+            twice = f"the conversation holds {IMAGE_TOKEN} more than once; write a line for each photo"
+            raise InputError(f"{where}: {twice}")
+        human = {"from": "human", "value": f"{IMAGE_TOKEN}\n{human['value'].replace(IMAGE_TOKEN, '').strip()}"}
+    return {**row, "conversations": [human, gpt], "metadata": {**metadata, "breed": breed}}
 
 
 def _breed_in(answer: str, known: str | None) -> str | None:
@@ -147,3 +131,8 @@ def _breed_in(answer: str, known: str | None) -> str | None:
 def _parser(known: str | None) -> BreedParser:
     names = [breed.name for breed in BREEDS]
     return BreedParser(names if known is None or known in names else [*names, known])
+
+
+def slashed(root: Path, image: str) -> str:
+    """The image path with `/` where it was written on Windows; a name that holds a backslash and is there stays."""
+    return image.replace("\\", "/") if "\\" in image and not (root / image).is_file() else image

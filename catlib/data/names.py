@@ -1,16 +1,17 @@
 """Breed names as photos bring them, mapped to the names of the list of 67, and every decision reported."""
 
-import difflib
 import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from catlib.breeds import BREEDS, PRIORITY_BREEDS, find
 from catlib.errors import InputError
+from catlib.parameters import did_you_mean
 from catlib.parsing import check_names
 from catlib.settings import DataSettings, split_list
 
 SHOWN = 6  # names that a line gives; the dataset card has all
+NEAR = 0.75  # likeness from which on a name may be a misspelling of another
 
 
 @dataclass(frozen=True)
@@ -18,7 +19,6 @@ class Names:
     """What became of the names that a source uses."""
 
     breed_of: dict[str, str]  # name as found → breed
-    breeds: tuple[str, ...]  # sorted
     unknown: tuple[str, ...]  # breeds that are not in the list of 67
     merged: tuple[str, ...]  # "found → breed" where the two differ
 
@@ -31,22 +31,18 @@ class Names:
 
 
 def understand(found: Iterable[str], unknown_breeds: str = "keep") -> Names:
-    """Map names through aliases, case, underscores and punctuation.
-
-    A name that is not in the list stays a breed of its own, or raises InputError with `unknown_breeds` "refuse".
-    """
+    """Map names through aliases, case, underscores and punctuation. A name that is not in the list stays a breed of its
+    own, or raises InputError with `unknown_breeds` "refuse"."""
     breed_of: dict[str, str] = {}
     unknown: dict[str, str] = {}  # folded → breed, so that `my_breed` and `My Breed` are one
     for name in sorted(set(found)):
-        if known := find(name):
-            breed_of[name] = known.name
-        else:
-            breed_of[name] = unknown.setdefault(_fold(name), _plain(name))
+        known = find(name)
+        breed_of[name] = known.name if known else unknown.setdefault(_plain(name).casefold(), _plain(name))
     if unknown and unknown_breeds == "refuse":
         advice = f"Rename them to names of the list of {len(BREEDS)} breeds, or set unknown_breeds=keep"
         raise InputError(f"unknown breeds: {_hinted(unknown.values())}. {advice}")
     merged = tuple(f"{name} → {breed}" for name, breed in breed_of.items() if name != breed)
-    return Names(breed_of, tuple(sorted(set(breed_of.values()))), tuple(unknown.values()), merged)
+    return Names(breed_of, tuple(unknown.values()), merged)
 
 
 def restrict(breeds: Sequence[str], settings: DataSettings) -> set[str]:
@@ -64,14 +60,14 @@ def priority_of(breeds: Sequence[str], settings: DataSettings) -> tuple[str, ...
 
 
 def _match(wanted: Sequence[str], present: Sequence[str], option: str) -> list[str]:
-    folded = {_fold(breed): breed for breed in present}
+    folded = {_plain(breed).casefold(): breed for breed in present}
     matched = []
     for name in wanted:
         known = find(name)
-        breed = known.name if known and known.name in present else folded.get(_fold(name))
+        breed = known.name if known and known.name in present else folded.get(_plain(name).casefold())
         if breed is None:
             here = f"the breeds here are {', '.join(present)}"
-            raise InputError(f"{option}: {name!r} has no photos{_hint(name, present)}; {here}")
+            raise InputError(f"{option}: {name!r} has no photos{did_you_mean(name, present, NEAR)}; {here}")
         matched.append(breed)
     return list(dict.fromkeys(matched))
 
@@ -80,15 +76,6 @@ def _plain(name: str) -> str:
     return " ".join(unicodedata.normalize("NFC", name).replace("_", " ").split())  # macOS writes é as e and an accent
 
 
-def _fold(name: str) -> str:
-    return _plain(name).casefold()
-
-
 def _hinted(unknown: Iterable[str]) -> str:
     """Names with the name of the list that each may be a misspelling of."""
-    return ", ".join(f"{name!r}{_hint(name, [breed.name for breed in BREEDS])}" for name in unknown)
-
-
-def _hint(name: str, among: Sequence[str]) -> str:
-    close = difflib.get_close_matches(name, among, n=1, cutoff=0.75)
-    return f" (did you mean {close[0]}?)" if close else ""
+    return ", ".join(f"{name!r}{did_you_mean(name, [breed.name for breed in BREEDS], NEAR)}" for name in unknown)

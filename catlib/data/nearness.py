@@ -24,26 +24,15 @@ MEASURES = {"bits": "perceptual hash, bits", "distance": "features, 1 - cosine"}
 
 
 def nearness(findings: Sequence[Finding], features: Mapping[str, np.ndarray] | None = None) -> pd.DataFrame:
-    """For each photo (index: image) the nearest training photo of its breed: a frame with breed, part, gap, bits, distance.
-
-    Training photos have the part UNRELATED and the distance to the nearest one of those. `gap`: numbers between, infinite where
-    the two are in no run; `distance`: NaN without `features` (SHA-256 to vector).
-    """
+    """For each photo (index: image) the nearest training photo of its breed: a frame with breed, part, gap, bits,
+    distance. Training photos have the part UNRELATED and the distance to the nearest one of those. `gap`: numbers
+    between, infinite where the two are in no run; `distance`: NaN without `features` (SHA-256 to vector)."""
     kept = [finding for finding in findings if finding.kept and finding.part]
+    breeds, parts = (np.array([getattr(f, name) for f in kept], dtype=object) for name in ("breed", "part"))
     runs = [run_of(f.name) for f in kept]
     series = [f"{PurePosixPath(f.name).parent}/{run[0]}" if run else f.name for f, run in zip(kept, runs, strict=True)]
-    frame = pd.DataFrame(
-        {
-            "image": [f.image for f in kept],
-            "breed": [f.breed for f in kept],
-            "part": [f.part for f in kept],
-            "gap": np.inf,
-            "bits": np.nan,
-            "distance": np.nan,
-        }
-    ).set_index("image")
     number = np.array([run[1] if run else 0 for run in runs], dtype=np.float64)
-    group, run_code = pd.factorize(pd.Series([f.group for f in kept]))[0], pd.factorize(pd.Series(series))[0]
+    group, run_code = (pd.factorize(pd.Series(names))[0] for names in ([f.group for f in kept], series))
     hashes = np.array([int(f.phash or "0", 16) for f in kept], dtype=np.uint64)
     hashed = np.array([bool(f.phash) for f in kept])
     vectors = None
@@ -51,27 +40,24 @@ def nearness(findings: Sequence[Finding], features: Mapping[str, np.ndarray] | N
         vectors = np.stack([features[f.sha256] for f in kept]).astype(np.float32)
         vectors = (vectors - vectors.mean(0)) / np.maximum(vectors.std(0), 1e-6)
         vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
-    found = {name: frame[name].to_numpy(copy=True) for name in ("gap", "bits", "distance")}
+    nearest, bits, distance = np.full((3, len(kept)), np.inf)
     seen = np.zeros(len(kept), dtype=bool)
     for breed, part in sorted({(f.breed, f.part) for f in kept}):
-        of_breed = frame["breed"].to_numpy() == breed
-        train, index = (np.flatnonzero(of_breed & (frame["part"].to_numpy() == one)) for one in ("train", part))
+        train, index = (np.flatnonzero((breeds == breed) & (parts == one)) for one in ("train", part))
         chosen = index[np.unique(np.linspace(0, len(index) - 1, min(MOST, len(index))).astype(int))]
         for i in np.array_split(chosen, 1 + len(chosen) * len(train) // CELLS) if len(train) else ():
             gap = np.where(run_code[i, None] == run_code[train], np.abs(number[i, None] - number[train]), np.inf)
-            related = (
-                (group[i, None] == group[train]) | (gap <= APART) if part == "train" else np.zeros(gap.shape, bool)
-            )
-            bits = np.bitwise_count(hashes[i, None] ^ hashes[train]).astype(np.float64)
-            blind = related | ~hashed[i, None] | ~hashed[train]
-            found["gap"][i] = np.where(related, np.inf, gap).min(1)
-            found["bits"][i] = np.where(blind, np.inf, bits).min(1)
+            related = (part == "train") & ((group[i, None] == group[train]) | (gap <= APART))
+            nearest[i] = np.where(related, np.inf, gap).min(1)
+            apart = np.bitwise_count(hashes[i, None] ^ hashes[train]).astype(np.float64)
+            bits[i] = np.where(related | ~hashed[i, None] | ~hashed[train], np.inf, apart).min(1)
             if vectors is not None:
-                found["distance"][i] = np.where(related, np.inf, 1 - vectors[i] @ vectors[train].T).min(1)
+                distance[i] = np.where(related, np.inf, 1 - vectors[i] @ vectors[train].T).min(1)
             seen[i] = True
-    frame = frame.assign(**found).replace({"bits": np.inf, "distance": np.inf}, np.nan)
-    frame["part"] = frame["part"].replace("train", UNRELATED)
-    return frame[seen]
+    names = np.where(parts == "train", UNRELATED, parts)
+    images = pd.Index([f.image for f in kept], name="image")
+    found = {"breed": breeds, "part": names, "gap": nearest, "bits": bits, "distance": distance}
+    return pd.DataFrame(found, index=images).replace({"bits": np.inf, "distance": np.inf}, np.nan)[seen]
 
 
 def by_part(near: pd.DataFrame) -> pd.DataFrame:
@@ -103,10 +89,8 @@ def warnings_of(near: pd.DataFrame) -> list[str]:
         for name, title in MEASURES.items():
             nearer, p = _nearer(near, part, name)
             if nearer >= NEARER and p < SURE:
-                said.append(
-                    f"the {part} part is nearer to training than unrelated photos are, by {title.split(',')[0]}: {100 * nearer:.0f} % "
-                    "of comparisons (50 % expected)"
-                )
+                by = f"by {title.split(',')[0]}: {100 * nearer:.0f} % of comparisons (50 % expected)"
+                said.append(f"the {part} part is nearer to training than unrelated photos are, {by}")
     return said
 
 

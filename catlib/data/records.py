@@ -3,7 +3,7 @@
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -62,48 +62,55 @@ def make_sample(
 
 
 def read_samples(path: Path, image_root: Path | None = None) -> list[Sample]:
-    """Read and validate a JSONL file of samples.
-
-    With `image_root`, each image path must stay inside it and exist. Raises InputError naming file, line and key.
-    """
+    """Read and validate a JSONL file of samples. With `image_root`, each image path must stay inside it and exist.
+    Raises InputError naming file, line and key."""
     card = path.parent / DATASET_CARD
     if not path.is_file() and card.is_file() and (reason := read_json(card).get("absent", {}).get(path.stem)):
         raise InputError(f"{path}: {reason}")
-    samples = []
-    ids: dict[str, str] = {}
+    samples, ids = [], dict[str, str]()
     for where, row in read_rows(path):
-        sample = placed(parse_sample(row, where), where, ids, image_root)
-        if image_root is not None and not (image_root / sample.image).is_file():
-            raise InputError(f"{where}: photo {sample.image!r} is not below the image root {image_root}")
+        sample = parse_sample(row, where, ids, image_root)
+        there = image_root is None or (image_root / sample.image).is_file()
+        _need(there, where, f"photo {sample.image!r} is not below the image root {image_root}")
         samples.append(sample)
-    if not samples:
-        raise InputError(f"{path}: no samples in it")
+    _need(samples, path, "no samples in it")
     return samples
 
 
-def placed(sample: Sample, where: str, ids: dict[str, str], image_root: Path | None) -> Sample:
-    """The sample with its photo's path as it stands below the root. `ids`: where each id stands, this one's from now on.
-
-    Raises InputError that begins with `where` when the path leaves the root or the id stands already.
-    """
-    if (first := ids.setdefault(sample.id, where)) != where:
-        raise InputError(f"{where}: id {sample.id!r} stands already in {first}; ids are unique")
-    if image_root is None:
-        return sample
-    sample = replace(sample, image=slashed(image_root, sample.image))
-    try:
-        inside(image_root, sample.image)
-    except InputError as error:
-        raise InputError(f"{where}: {error}") from None
-    return sample
+def parse_sample(row: Mapping[str, Any], where: str, ids: dict[str, str], image_root: Path | None) -> Sample:
+    """A sample from a JSON object; with `image_root`, its photo's path as it stands there. `ids`: where each id stands,
+    its own from now on. Raises InputError naming `where` and the key."""
+    row = plain_row(row, where)
+    _need(not without_photo(row), where, f"no photo in it; {CONVERT}, which leaves such lines out")
+    for key, kind, name in (("id", str, "text"), ("image", str, "text"), ("conversations", list, "list")):
+        _need(isinstance(row.get(key), kind), where, f"key {key!r} is missing or no {name}")
+    turns = row["conversations"]
+    speakers = [turn.get("from") if isinstance(turn, dict) else None for turn in turns]
+    wanted = f"key 'conversations' must be one human turn and one gpt turn, found {speakers}; {CONVERT}"
+    _need(speakers == ["human", "gpt"], where, wanted)
+    human, gpt = (turn.get("value") for turn in turns)
+    both = all(isinstance(value, str) and value.strip() for value in (human, gpt))
+    _need(both, where, "key 'conversations': each turn needs a non-empty text 'value'")
+    _need(human.count(IMAGE_TOKEN) == 1, where, f"the human turn must hold {IMAGE_TOKEN} exactly once")
+    _need(IMAGE_TOKEN not in gpt, where, f"the gpt turn holds {IMAGE_TOKEN}; only the human turn may")
+    metadata = row.get("metadata", {})
+    breed = metadata.get("breed") if isinstance(metadata, dict) else None
+    _need(isinstance(breed, str) and breed.strip(), where, "key 'metadata' must be an object with a text 'breed'")
+    first = ids.setdefault(row["id"], where)
+    _need(first == where, where, f"id {row['id']!r} stands already in {first}; ids are unique")
+    image = row["image"]
+    if image_root is not None:
+        image = slashed(image_root, image)
+        try:
+            inside(image_root, image)
+        except InputError as error:
+            raise InputError(f"{where}: {error}") from None
+    return Sample(row["id"], image, tuple(turns), metadata)
 
 
 def sample_line(sample: Sample) -> str:
-    """A sample as a line of JSONL: LLaVA's keys, and the same turns as `prompt` and `completion`, which is how TRL's collator
-    for vision-language data reads them (`conversations` alone it refuses); its loss then falls on the answer only.
-
-    The two are written for other programs. catlib reads `conversations`.
-    """
+    """A sample as a line of JSONL: LLaVA's keys, which catlib reads, and the same turns as `prompt` and `completion`,
+    which TRL's collator for vision-language data reads; its loss then falls on the answer only."""
     prompt = [{"role": "user", "content": sample.question}]
     completion = [{"role": "assistant", "content": sample.answer}]
     return json.dumps({**asdict(sample), "prompt": prompt, "completion": completion}, ensure_ascii=False) + "\n"
@@ -168,86 +175,44 @@ def meta_path(predictions: Path) -> Path:
 def read_predictions(path: Path) -> PredictionSet:
     """Read and validate a predictions file and its sidecar. Raises InputError naming file, line and key."""
     sidecar = meta_path(path)
-    if not path.is_file():
-        raise InputError(f"{path}: no such predictions file")
-    if not sidecar.is_file():
-        raise InputError(
-            f"{path}: its sidecar {sidecar.name} is missing; without it the order of the scores is unknown"
-        )
+    _need(path.is_file(), path, "no such predictions file")
+    unknown = f"its sidecar {sidecar.name} is missing; without it the order of the scores is unknown"
+    _need(sidecar.is_file(), path, unknown)
     meta = read_json(sidecar)
     breeds = meta.get("breeds")
-    if not isinstance(breeds, list) or not breeds or not all(isinstance(breed, str) for breed in breeds):
-        raise InputError(f"{sidecar}: not a sidecar with a list 'breeds' of texts")
+    listed = isinstance(breeds, list) and breeds and all(isinstance(breed, str) for breed in breeds)
+    _need(listed, sidecar, "not a sidecar with a list 'breeds' of texts")
     if twice := [breed for breed, count in Counter(breeds).items() if count > 1]:
         raise InputError(f"{sidecar}: 'breeds' names {twice[0]!r} twice; each score belongs to one breed")
     for key in ("latency_single_ms", "images_per_second"):
         found = meta.get(key)
         values = found.values() if isinstance(found, dict) else found if isinstance(found, list) else [found]
-        if not all(value is None or _is_time(value) for value in values):
-            raise InputError(f"{sidecar}: key {key!r} holds something that is no number of at least 0")
+        _need(all(map(_is_time, values)), sidecar, f"key {key!r} holds something that is no number of at least 0")
     rows: dict[str, Prediction] = {}
     for number, row in read_jsonl(path):
-        where = f"{path}:{number}"
-        prediction = _parse_prediction(row, breeds, where)
-        if prediction.id in rows:
-            raise InputError(f"{where}: id {prediction.id!r} stands twice; each photo is predicted once")
-        rows[prediction.id] = prediction
-    alone = sum(prediction.group is None for prediction in rows.values())
-    copies = len(rows) - len({prediction.image or prediction.id for prediction in rows.values()})
-    remarks = [f"{alone:,} of {len(rows):,} predictions name no group: each such photo counts as independent"] * (
-        alone > 0
-    )
-    if copies:
-        remarks.append(
-            f"{copies:,} of {len(rows):,} predictions are of a photo that another id stands for: one group each"
-        )
+        prediction = _parse_prediction(row, breeds, f"{path}:{number}")
+        if rows.setdefault(prediction.id, prediction) is not prediction:
+            raise InputError(f"{path}:{number}: id {prediction.id!r} stands twice; each photo is predicted once")
+    remarks, n = [], f"of {len(rows):,} predictions"
+    if alone := sum(prediction.group is None for prediction in rows.values()):
+        remarks.append(f"{alone:,} {n} name no group: each such photo counts as independent")
+    if copies := len(rows) - len({prediction.image or prediction.id for prediction in rows.values()}):
+        remarks.append(f"{copies:,} {n} are of a photo that another id stands for: one group each")
     return PredictionSet(path.stem, tuple(rows.values()), meta, tuple(remarks))
 
 
-def parse_sample(row: Mapping[str, Any], where: str) -> Sample:
-    """A sample from a JSON object. Raises InputError naming `where` and the key."""
-    row = plain_row(row, where)
-    if without_photo(row):
-        raise InputError(f"{where}: no photo in it; {CONVERT}, which leaves such lines out")
-    for key, kind in (("id", str), ("image", str), ("conversations", list)):
-        if not isinstance(row.get(key), kind):
-            raise InputError(f"{where}: key {key!r} is missing or no {'list' if kind is list else 'text'}")
-    turns = row["conversations"]
-    speakers = [turn.get("from") if isinstance(turn, dict) else None for turn in turns]
-    if speakers != ["human", "gpt"]:
-        raise InputError(
-            f"{where}: key 'conversations' must be one human turn and one gpt turn, found {speakers}; {CONVERT}"
-        )
-    if not all(isinstance(turn.get("value"), str) and turn["value"].strip() for turn in turns):
-        raise InputError(f"{where}: key 'conversations': each turn needs a non-empty text 'value'")
-    if turns[0]["value"].count(IMAGE_TOKEN) != 1:
-        raise InputError(f"{where}: the human turn must hold {IMAGE_TOKEN} exactly once")
-    if IMAGE_TOKEN in turns[1]["value"]:
-        raise InputError(f"{where}: the gpt turn holds {IMAGE_TOKEN}; only the human turn may")
-    metadata = row.get("metadata", {})
-    if not isinstance(metadata, dict) or not isinstance(metadata.get("breed"), str) or not metadata["breed"].strip():
-        raise InputError(f"{where}: key 'metadata' must be an object with a text 'breed'")
-    return Sample(row["id"], row["image"], tuple(turns), metadata)
-
-
 def _parse_prediction(row: Mapping[str, Any], breeds: Sequence[str], where: str) -> Prediction:
-    if not isinstance(row.get("id"), str):
-        raise InputError(f"{where}: key 'id' is missing or no text")
+    _need(isinstance(row.get("id"), str), where, "key 'id' is missing or no text")
     for key in ("image", "breed", "group", "answer"):
-        if not isinstance(row.get(key), str | None):
-            raise InputError(f"{where}: key {key!r} is no text")
+        _need(isinstance(row.get(key), str | None), where, f"key {key!r} is no text")
     predicted, scores, latency = row.get("predicted"), row.get("scores"), row.get("latency_ms")
-    if predicted is not None and predicted not in breeds:
-        raise InputError(f"{where}: predicted breed {predicted!r} is not among the sidecar's breeds")
+    known = predicted is None or predicted in breeds
+    _need(known, where, f"predicted breed {predicted!r} is not among the sidecar's breeds")
     if scores is not None:
-        if not isinstance(scores, list) or len(scores) != len(breeds):
-            raise InputError(
-                f"{where}: key 'scores' must hold {len(breeds)} numbers, one for each of the sidecar's breeds"
-            )
-        if not (
-            set(map(type, scores)) <= {int, float} and max(map(abs, scores)) < 1e300 and sum(scores) == sum(scores)
-        ):
-            raise InputError(f"{where}: key 'scores' holds something that is no number")
+        wanted = f"key 'scores' must hold {len(breeds)} numbers, one for each of the sidecar's breeds"
+        _need(isinstance(scores, list) and len(scores) == len(breeds), where, wanted)
+        numbers = set(map(type, scores)) <= {int, float} and max(map(abs, scores)) < 1e300
+        _need(numbers and sum(scores) == sum(scores), where, "key 'scores' holds something that is no number")
         scores = tuple(map(float, scores))
         said, best = None if predicted is None else scores[breeds.index(predicted)], max(scores)
         if said is not None and best - said > SCORES_EQUAL * max(1.0, abs(best)):
@@ -255,15 +220,16 @@ def _parse_prediction(row: Mapping[str, Any], breeds: Sequence[str], where: str)
                 f"{where}: predicted breed {predicted!r} has the score {said:.6g}, and {breeds[scores.index(best)]!r} the "
                 f"highest, {best:.6g}: one of them is wrong, or the sidecar's breeds stand in another order"
             )
-    if latency is not None and not _is_time(latency):
-        raise InputError(f"{where}: key 'latency_ms' is no time: a number of at least 0")
+    _need(_is_time(latency), where, "key 'latency_ms' is no time: a number of at least 0")
     breed, group, answer = row.get("breed"), row.get("group"), row.get("answer")
     return Prediction(row["id"], row.get("image") or "", breed, predicted, scores, answer, latency, group=group)
 
 
 def _is_time(value: object) -> bool:
-    return _is_number(value) and value >= 0  # type: ignore[operator]
+    number = isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < 1e300
+    return value is None or number
 
 
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and -1e300 < value < 1e300
+def _need(holds: object, where: object, problem: str) -> None:
+    if not holds:
+        raise InputError(f"{where}: {problem}")

@@ -14,10 +14,9 @@ DELIMITERS = ",;\t|"
 
 
 def read_sheet(path: Path, columns: Mapping[str, Sequence[str]], needed: Collection[str]) -> list[dict[str, str]]:
-    """The rows, reduced to those of `columns` (name → the headers that mean it, in small letters and digits) that are there.
-
-    A row that ends early has empty cells. Raises InputError where the file cannot be read or has none of the `needed` columns.
-    """
+    """The rows, reduced to those of `columns` (name → the headers that mean it, in small letters and digits) that are
+    there. A row that ends early has empty cells. Raises InputError where the file cannot be read or has none of the
+    `needed` columns."""
     former = csv.field_size_limit(FIELD)
     try:
         if not path.is_file():  # a pipe would be waited for
@@ -30,26 +29,19 @@ def read_sheet(path: Path, columns: Mapping[str, Sequence[str]], needed: Collect
             stream = io.StringIO(rest if hint else text, newline="")
             cells = csv.reader(stream, delimiter=delimiter, skipinitialspace=True)
             header = [re.sub(r"[\W_]", "", name).casefold() for name in next(cells, [])]
-            found = {name: header.index(at) for name, at in _places(header, columns)}
+            known = ((name, [alias for alias in aliases if alias in header]) for name, aliases in columns.items())
+            found = {name: header.index(there[0]) for name, there in known if there}
             if len(found) > len(best[0]):
                 best = found, list(cells)
-        if not best[0].keys() & set(needed):
-            raise InputError(
-                f"{path}: no column names the {' or the '.join(needed)} (its first line: {first[:200].strip()})"
-            )
     except (OSError, csv.Error) as error:
         raise InputError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from None
     finally:
         csv.field_size_limit(former)  # it counts for the whole process
-    return [
-        {name: row[place].strip() if place < len(row) else "" for name, place in best[0].items()} for row in best[1]
-    ]
-
-
-def _places(header: list[str], columns: Mapping[str, Sequence[str]]) -> list[tuple[str, str]]:
-    """Each column that is there, and what its header is."""
-    found = ((name, next((alias for alias in aliases if alias in header), "")) for name, aliases in columns.items())
-    return [(name, alias) for name, alias in found if alias]
+    places, rows = best
+    if not places.keys() & set(needed):
+        wanted = f"no column names the {' or the '.join(needed)}"
+        raise InputError(f"{path}: {wanted} (its first line: {first[:200].strip()})")
+    return [{name: row[at].strip() if at < len(row) else "" for name, at in places.items()} for row in rows]
 
 
 def _decoded(data: bytes) -> str:

@@ -1,31 +1,24 @@
 """The split: by breed, by group, by content. No photo's part depends on its position or on the order of files.
 
-How: every group gets a number in [0, 1) from the seed and its name, which comes from its photos' bytes. Breed by breed, groups with
-the smallest numbers go to the test until it has its share, then from a second number to validation.
+Every group gets a number in [0, 1) from the seed and its name, which comes from its photos' bytes. Breed by breed, groups with the
+smallest numbers go to the test until it has its share, then from a second number to validation. Where the photos of a breed are
+numbered (`Bengal_12.jpg`) and `group_by` takes numbers for runs, or the photos come with a test part, nothing is drawn: the test is
+the block of the highest numbers and validation the block below, as photos with near numbers often show one cat.
 
-Where the photos of a breed are numbered (`Bengal_12.jpg`) and `group_by` takes numbers for runs, or the photos come with a test part,
-nothing is drawn: the test is the block of the highest numbers and validation the block below. Photos with near numbers were often
-uploaded together and show one cat, so that a drawn part lies nearer to training than a new cat's photo would.
-
-What is guaranteed:
-1. No group is in two parts, and an official part stays what it is.
-2. Same photos, same settings: the same split, on any machine, in whatever order or (but for runs) under whatever names the files come.
-3. Into a folder that holds a split of the same seed, shares and `group_by` (`keep_split`), photos that this split knows keep their
-   part, whatever is added or removed. The one exception is an added photo that joins photos of two parts into one group, which then
-   goes to the part nearest to training, so that no photo which an earlier model has trained on is ever tested.
-4. Without such a folder (a fresh one): added photos move an old one only where a breed's floor or its limits (TOLERANCE around the
-   wanted share) bind, where they join its group, or where numbers decide.
+No group is in two parts, and an official part stays what it is. Same photos and settings give the same split. In a folder that holds
+a split of the same settings (`keep_split`), known photos keep their part; one that joins photos of two parts brings their group to
+the part nearest to training, so that no photo which an earlier model has trained on is ever tested. Elsewhere, added photos move an
+old one only where a breed's floor or its limits (TOLERANCE) bind, where they join its group, or where numbers decide.
 """
 
 import hashlib
 import math
-import re
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 
-from catlib.data.cats import rules_of, run_of
+from catlib.data.cats import ENDS, rules_of, run_of
 from catlib.data.findings import Finding
 from catlib.data.records import PARTS
 from catlib.errors import InputError
@@ -48,16 +41,14 @@ class Group:
     name: str
     breed: str  # of most of its photos
     size: int
-    number: tuple[str, int] | None = (
-        None  # the highest text and number at the end of its photos' names, where all have one
-    )
-    is_run: bool = False  # whether such numbers are taken for the order of upload
+    number: tuple[str, int] | None  # the highest text and number at the end of its photos' names, where all have one
+    is_run: bool  # whether such numbers are taken for the order of upload
 
 
 def check_shares(settings: DataSettings) -> None:
     """Raises InputError when the shares leave nothing to train on or a number is out of its range."""
     val, test = settings.val_share, settings.test_share
-    if not (0 < val < 1 and 0 < test < 1 and val + test < 1):
+    if not (val > 0 and test > 0 and val + test < 1):
         raise InputError(f"val_share {val} and test_share {test} must each be above 0 and leave a part for training")
     for name in ("min_val", "min_test", "photos_per_breed", "min_side"):
         if getattr(settings, name) < 0:
@@ -77,7 +68,7 @@ def split(
     `earlier` maps SHA-256 to the part in an earlier split. Photos that come divided into train and val have no test part. A breed
     with too few photos to be split is in training only (`small_breeds`). Raises InputError naming the breeds that cannot be split.
     """
-    if settings.draw_test and lacks_test(findings):
+    if settings.draw_test and _lacks_test(findings):
         findings = [replace(f, official="" if f.official == "train" else f.official) for f in findings]
     members = defaultdict(list)
     for finding in findings:
@@ -97,7 +88,7 @@ def split(
             parts[name] = min(known, key=PARTS.index)
         free[group.breed].append(group)
     given = {(finding.breed, finding.official) for finding in findings if finding.kept and finding.official}
-    drawn = ("val",) if lacks_test(findings) else ("test", "val")
+    drawn = ("val",) if _lacks_test(findings) else ("test", "val")
     remarks, hopeless = [], []
     for breed, groups in sorted(free.items()):
         wanted = [part for part in drawn if (breed, part) not in given]
@@ -123,7 +114,7 @@ def split(
     return _limit_training(done, settings), remarks
 
 
-def lacks_test(findings: Sequence[Finding]) -> bool:
+def _lacks_test(findings: Sequence[Finding]) -> bool:
     """Whether the photos come divided into train and val only."""
     given = {finding.official for finding in findings}
     return "train" in given and "test" not in given
@@ -131,8 +122,8 @@ def lacks_test(findings: Sequence[Finding]) -> bool:
 
 def _group(name: str, photos: Sequence[Finding], group_by: str) -> Group:
     breed = min(Counter(photo.breed for photo in photos).items(), key=lambda item: (-item[1], item[0]))[0]
-    ends = [re.search(r"(.*?)(\d{1,18})$", PurePosixPath(photo.name).stem) for photo in photos]
-    number = max((end.group(1), int(end.group(2))) for end in ends if end) if all(ends) else None
+    ends = [ENDS.match(PurePosixPath(photo.name).stem) for photo in photos]
+    number = max((end[1], int(end[2])) for end in ends if end) if all(ends) else None
     any_text = "numbers" in split_list(group_by)
     is_run = "numbers" in rules_of(group_by) and all(run_of(photo.name, any_text) for photo in photos)
     return Group(name, breed, len(photos), number, is_run)
@@ -160,8 +151,8 @@ def _split_breed(
     for part in wanted:
         have = {parts[group.name] for group in groups if group.name in parts}
         spare = ("train" not in have) + (part == "test" and "val" in wanted and "val" not in have)
-        got, least = _take(part, pool, parts, settings, spare, test_given="test" not in wanted)
-        if got < least:
+        got = _take(part, pool, parts, settings, spare, test_given="test" not in wanted)
+        if got < (least := getattr(settings, f"min_{part}")):
             short.append(f"{_count(got, part + ' photo')} instead of {least}")
     for group in pool:
         parts.setdefault(group.name, "train")
@@ -170,19 +161,18 @@ def _split_breed(
 
 def _take(
     part: str, pool: list[Group], parts: dict[str, str], settings: DataSettings, spare: int, test_given: bool
-) -> tuple[int, int]:
-    """Move groups of `pool` into `part` in the order of their numbers; how many photos it has then, and how many were wanted at least.
-
-    At least `spare` groups are left over. The floor yields where it would take more than the most that a part may have of the breed.
-    """
+) -> int:
+    """Move groups of `pool` into `part` in the order of their numbers; how many photos it has then. At least `spare`
+    groups are left over. The floor yields where it would take more than the most that a part may have of the breed."""
     share, least = getattr(settings, f"{part}_share"), getattr(settings, f"min_{part}")
-    total = sum(group.size for group in pool)
+    sizes: Counter[str] = Counter()
+    for group in pool:
+        sizes[parts.get(group.name, "")] += group.size
+    total, got = sizes.total(), sizes[part]
     low = max(1, min(least, int(MOST[part] * total)), math.floor((1 - TOLERANCE) * share * total))
     high = max(low, math.ceil((1 + TOLERANCE) * share * total))
-    got = sum(group.size for group in pool if parts.get(group.name) == part)
-    tested = sum(group.size for group in pool if parts.get(group.name) == "test")
     # validation is drawn from what the test has left, so its chance is higher by that
-    chance = share if part == "test" else min(1.0, share * total / max(1, total - tested))
+    chance = share if part == "test" else min(1.0, share * total / max(1, total - sizes["test"]))
     open_groups = sorted((group for group in pool if group.name not in parts), key=lambda group: group.name)
     drawn = {group.name: _number(settings.seed, part, group.name) for group in open_groups}
     if block := all(group.number is not None and (test_given or group.is_run) for group in open_groups):
@@ -196,7 +186,7 @@ def _take(
                 continue  # one big group of near-duplicates must not eat the breed
             parts[group.name] = part
             got += group.size
-    return got, least
+    return got
 
 
 def _number(seed: int, part: str, name: str) -> float:

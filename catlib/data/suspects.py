@@ -54,10 +54,8 @@ class Suspects:
 
 
 def find_suspects(samples: Sequence[Sample], features: np.ndarray, seed: int = 0, jobs: int = 1) -> Suspects:
-    """Rank the samples whose label is probably wrong. `features`: (n, width), of any frozen encoder.
-
-    No fold splits a group. Raises InputError when fewer than two breeds have two groups.
-    """
+    """Rank the samples whose label is probably wrong. `features`: (n, width), of any frozen encoder. No fold splits a
+    group. Raises InputError when fewer than two breeds have two groups."""
     about = [(s.image, str(s.metadata.get("split", "")), s.breed, _sha(s), s.group) for s in samples]
     frame = pd.DataFrame(about, columns=["image", "part", "breed", "sha256", "group"])
     judged = frame.groupby("breed")["group"].transform("nunique") > 1
@@ -72,11 +70,8 @@ def find_suspects(samples: Sequence[Sample], features: np.ndarray, seed: int = 0
         doubted = find_label_issues(labels, found, filter_by="prune_by_noise_rate", min_examples_per_class=0, n_jobs=1)
         joint = estimate_joint(labels, found, confident_joint=compute_confident_joint(labels, found))
         about_joint = {"joint": joint, "num_examples": len(frame), "class_names": list(breeds)}
-        by_breed = rank_classes_by_label_quality(labels, **about_joint)
+        by_breed = rank_classes_by_label_quality(labels, **about_joint).set_index("Class Name")
         confusion = find_overlapping_classes(labels, asymmetric=True, **about_joint)
-    by_breed = by_breed.rename(columns={"Class Name": "breed", "Label Noise": "estimated noise"}).set_index("breed")
-    by_breed.insert(0, "photos", frame["breed"].value_counts())
-    names = {"Class Name A": "label", "Class Name B": "likely", "Num Overlapping Examples": "photos (estimated)"}
     frame = frame.assign(
         likely=np.asarray(breeds)[likely],
         p_breed=found[row, labels].round(4),
@@ -87,10 +82,12 @@ def find_suspects(samples: Sequence[Sample], features: np.ndarray, seed: int = 0
     # The probe's own errors are in the joint distribution. Where it is surest it hardly errs, so that what differs there are labels.
     sure = np.argsort(-found.max(1), kind="stable")[: max(SURE_PHOTOS, len(frame) // 5)]
     agrees, noise, most = (likely == labels).mean(), (likely != labels)[sure].mean(), 1 - np.trace(joint)
-    by_breed["estimated noise"] *= noise / max(most, 1e-12)
-    confusion["Num Overlapping Examples"] *= noise / max(most, 1e-12)
+    part = noise / max(most, 1e-12)
+    by_breed = pd.DataFrame({"estimated noise": by_breed["Label Noise"] * part}).rename_axis("breed")
+    by_breed.insert(0, "photos", frame["breed"].value_counts())
+    confusion["Num Overlapping Examples"] *= part
+    names = {"Class Name A": "label", "Class Name B": "likely", "Num Overlapping Examples": "photos (estimated)"}
     confusion = confusion.rename(columns=names)[list(names.values())]
-    by_breed = by_breed[["photos", "estimated noise"]]
     return Suspects(shown, by_breed, confusion, len(frame), float(noise), float(most), float(agrees))
 
 
@@ -118,16 +115,15 @@ def similar_pairs(samples: Sequence[Sample], features: np.ndarray, least: float 
     group = pd.factorize(pd.Series([sample.group for sample in samples]))[0]
     found: list[tuple[float, int, int]] = []
     for start in range(0, len(samples), SIMILAR_AT_ONCE):
-        cosines = vectors[start : start + SIMILAR_AT_ONCE] @ vectors[start:].T
-        a, b = np.nonzero((cosines >= least) & (group[start : start + SIMILAR_AT_ONCE, None] != group[start:]))
-        found += [
-            (float(cosines[i, j]), start + i, start + j) for i, j in zip(a.tolist(), b.tolist(), strict=True) if i < j
-        ]
-        found = sorted(found, reverse=True)[:MOST_SIMILAR]
+        rows = slice(start, start + SIMILAR_AT_ONCE)
+        cosines = vectors[rows] @ vectors[start:].T
+        a, b = np.nonzero((cosines >= least) & (group[rows, None] != group[start:]))
+        near = zip(cosines[a, b].tolist(), (a + start).tolist(), (b + start).tolist(), strict=True)
+        found = sorted([*found, *(pair for pair in near if pair[1] < pair[2])], reverse=True)[:MOST_SIMILAR]
     columns = ["cosine", "image", "other", "breed", "other_breed", "sha256", "other_sha256"]
     pairs = [(round(cosine, 4), samples[i], samples[j]) for cosine, i, j in found]
-    rows = [(c, a.image, b.image, a.breed, b.breed, _sha(a), _sha(b)) for c, a, b in pairs]
-    return pd.DataFrame(rows, columns=columns)
+    table = [(c, a.image, b.image, a.breed, b.breed, _sha(a), _sha(b)) for c, a, b in pairs]
+    return pd.DataFrame(table, columns=columns)
 
 
 def _sha(sample: Sample) -> str:

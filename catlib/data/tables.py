@@ -26,15 +26,12 @@ NOT_MEASURABLE = "not measurable"  # of a breed without a test photo
 @cache
 def f1_interval(support: int, f1: float = SUPPOSED_F1) -> tuple[float, float]:
     """Where 95 % of the measured F1 values would fall for a breed with `support` test photos and a true F1 of `f1`.
-
-    Simulated for a model whose precision and recall are both `f1`: true positives are binomial(support, f1), false positives
-    Poisson with mean support · (1 - f1), F1 = 2 TP / (TP + FP + support).
-    """
+    Simulated for a model whose precision and recall are both `f1`: true positives are binomial(support, f1), false
+    positives Poisson with mean support · (1 - f1), F1 = 2 TP / (TP + FP + support)."""
     if support == 0:
         return 0.0, 1.0
     rng = np.random.default_rng(support)
-    hits = rng.binomial(support, f1, DRAWS)
-    false = rng.poisson(support * (1 - f1), DRAWS)
+    hits, false = rng.binomial(support, f1, DRAWS), rng.poisson(support * (1 - f1), DRAWS)
     low, high = np.quantile(2 * hits / (hits + false + support), [0.025, 0.975])
     return float(low), float(high)
 
@@ -80,12 +77,10 @@ def about(dataset: Dataset, findings: Sequence[Finding]) -> pd.DataFrame:
 def counts(dataset: Dataset) -> pd.DataFrame:
     """Photos by breed and part, and the F1 interval that each breed's test photos allow; ★: priority."""
     frame = by_breed(dataset)
-    shown = frame[[*PARTS, "all"]].copy()
     ends = [(f1_interval(n) if n else None) for n in frame["test"].tolist()]
     intervals = [f"{100 * end[0]:.0f} to {100 * end[1]:.0f} %" if end else NOT_MEASURABLE for end in ends]
-    shown[f"95 % interval of a true F1 of {100 * SUPPOSED_F1:.0f} %"] = intervals
-    shown.index = frame.index.map(lambda breed: breed_label(breed, breed in dataset.priority_breeds))
-    return shown
+    shown = frame[[*PARTS, "all"]].assign(**{f"95 % interval of a true F1 of {100 * SUPPOSED_F1:.0f} %": intervals})
+    return shown.set_axis(frame.index.map(lambda breed: breed_label(breed, breed in dataset.priority_breeds)))
 
 
 def left_out(dataset: Dataset, findings: Sequence[Finding]) -> pd.DataFrame:
@@ -103,30 +98,49 @@ def remarks(findings: Sequence[Finding]) -> pd.DataFrame:
     return _tally(seen, "remark", "photos")
 
 
+def _tally(seen: Sequence[tuple[str, str]], what: str, unit: str) -> pd.DataFrame:
+    """How often each name was seen (index), the most frequent first, with the first example."""
+    frame = pd.DataFrame(seen, columns=[what, "for example"])
+    tally = frame.groupby(what, sort=False).agg(**{unit: (what, "size"), "for example": ("for example", "first")})
+    return tally.sort_values(unit, ascending=False, kind="stable")
+
+
 def nearness(near: pd.DataFrame) -> pd.DataFrame:
     """How near each part is to training, in words for shares."""
     table = by_part(near)
-    look = {n: "{:.0%}" if n.startswith(("nearer", "number")) else "{:,.4g}" for n in map(str, table)} | {
-        "photos": "{:,.0f}"
-    }
-    return table.apply(lambda column: column.map(look[str(column.name)].format))
+    shares = {name: "{:.0%}" for name in map(str, table) if name.startswith(("nearer", "number"))}
+    looks = dict.fromkeys(map(str, table), "{:,.4g}") | shares | {"photos": "{:,.0f}"}
+    return table.apply(lambda column: column.map(looks[str(column.name)].format))
 
 
 def conclusion(
     dataset: Dataset, findings: Sequence[Finding], checked: Check, near: pd.DataFrame | None = None, noise: str = ""
 ) -> pd.DataFrame:
     """Can this data be trusted, and what will hurt: a question a row. `noise`: what is known of wrong labels."""
-    frame = by_breed(dataset)
-    rows = [("Can the split be trusted?", *_trust(checked)), ("Are the files clean?", *_clean(dataset, findings))]
+    frame, rows = by_breed(dataset), list[tuple[str, str, str]]()
+    trusted = (
+        f"all {checked.photos:,} photos were hashed anew, and none of the {checked.groups:,} groups of near-duplicates (at most "
+        f"{checked.bits} of 64 bits apart) is in two parts"
+    )
+    problems = "".join(f"{len(checked.problems)} problems, the first: {first}" for first in checked.problems[:1])
+    rows.append(("Can the split be trusted?", "no" if problems else "yes", problems or trusted))
+    reasons = Counter(finding.verdict for finding in findings if not finding.kept)
+    because = [", ".join(f"{n:,} {reason}" for reason, n in reasons.most_common())] * bool(reasons)
+    if reasons["two breeds"]:
+        because.append("of a photo under two breeds somebody has to decide which label is right")
+    if missing := dataset.card["missing"]["count"]:
+        because.append(f"{missing:,} photos that the source lists are not there")
+    gone = f"{reasons.total():,} of {len(findings):,} are left out"
+    rows.append(("Are the files clean?", gone, "; ".join(because)))
     if near is not None:
         said = warnings_of(near)
         rows.append(("Is the test as far from training as a new cat?", "no" if said else "yes", "; ".join(said)))
     if noise:
         rows.append(("Are the labels right?", "a person decides", noise))
-    most, least = frame["train"].idxmax(), frame["train"].idxmin()
-    ratio = frame["train"].max() / max(1, frame["train"].min())
+    train, test = frame["train"], frame["test"]
+    ratio = train.max() / max(1, train.min())
     advice = "; train with balance=sqrt, and judge by macro-F1 rather than by accuracy" if ratio > UNEVEN else ""
-    trained = f"training photos: {most} {frame['train'].max()}, {least} {frame['train'].min()}{advice}"
+    trained = f"training photos: {train.idxmax()} {train.max()}, {train.idxmin()} {train.min()}{advice}"
     rows.append(("Are the breeds even?", f"{ratio:.1f} to 1", trained))
     if len(rare := frame[frame["priority"]]):
         unseen = rare.index[rare["test"] == 0].tolist()
@@ -136,39 +150,13 @@ def conclusion(
         fewest = f"the fewest {rare['train'].idxmin()}, {rare['train'].min()}"
         why = f"training photos of the {len(rare)}: {rare['train'].sum()} together, {fewest}"
         rows.append(("What can be known of the priority breeds?", answer, why))
-    small = frame[frame["width"] > TOO_WIDE].sort_values("test")
-    answer = f"{len(small)} of {len(frame)} are too small to be measured alone" if len(small) else "every one"
-    some = ", ".join(f"{breed} {n}" for breed, n in small["test"].head(SHOWN).items()) + " …" * (len(small) > SHOWN)
-    why = f"interval wider than {100 * TOO_WIDE:.0f} points: {some} test photos"
-    enough = f"the least certain is {frame['test'].idxmin()} with {frame['test'].min()} test photos"
-    rows.append(("Which breeds can be measured?", answer, why if len(small) else enough))
+    answer, why = "every one", f"the least certain is {test.idxmin()} with {test.min()} test photos"
+    if len(small := frame[frame["width"] > TOO_WIDE].sort_values("test")):
+        answer = f"{len(small)} of {len(frame)} are too small to be measured alone"
+        some = ", ".join(f"{breed} {n}" for breed, n in small["test"].head(SHOWN).items())
+        why = f"interval wider than {100 * TOO_WIDE:.0f} points: {some}{' …' * (len(small) > SHOWN)} test photos"
+    rows.append(("Which breeds can be measured?", answer, why))
     if remarks := dataset.card.get("remarks"):
         more = f" … and {len(remarks) - SHOWN} more in dataset.json" * (len(remarks) > SHOWN)
         rows.append(("Did every breed get its share?", f"{len(remarks)} did not", "; ".join(remarks[:SHOWN]) + more))
     return pd.DataFrame(rows, columns=["question", "answer", "because"]).set_index("question")
-
-
-def _trust(checked: Check) -> tuple[str, str]:
-    if checked.problems:
-        return "no", f"{len(checked.problems)} problems, the first: {checked.problems[0]}"
-    return "yes", (
-        f"all {checked.photos:,} photos were hashed anew, and none of the {checked.groups:,} groups of near-duplicates (at most "
-        f"{checked.bits} of 64 bits apart) is in two parts"
-    )
-
-
-def _clean(dataset: Dataset, findings: Sequence[Finding]) -> tuple[str, str]:
-    reasons = Counter(finding.verdict for finding in findings if not finding.kept)
-    because = ", ".join(f"{n:,} {reason}" for reason, n in reasons.most_common())
-    if reasons["two breeds"]:
-        because += "; of a photo under two breeds somebody has to decide which label is right"
-    if missing := dataset.card["missing"]["count"]:
-        because += f"; {missing:,} photos that the source lists are not there"
-    return f"{reasons.total():,} of {len(findings):,} are left out", because.removeprefix("; ")
-
-
-def _tally(seen: Sequence[tuple[str, str]], what: str, unit: str) -> pd.DataFrame:
-    """How often each name was seen (index), the most frequent first, with the first example."""
-    frame = pd.DataFrame(seen, columns=[what, "for example"])
-    tally = frame.groupby(what, sort=False).agg(**{unit: (what, "size"), "for example": ("for example", "first")})
-    return tally.sort_values(unit, ascending=False, kind="stable")

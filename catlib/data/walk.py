@@ -11,6 +11,7 @@ from catlib.errors import InputError
 
 # Left by systems, beside the hidden files (.DS_Store, ._x.jpg, .ipynb_checkpoints): thumbnails and copies in them are no photos.
 LEFTOVERS = frozenset({"__macosx", "@eadir", "$recycle.bin", "system volume information", "thumbs.db", "desktop.ini"})
+LEFT = "hidden or a system's"
 
 
 def is_photo(name: str) -> bool:
@@ -19,10 +20,8 @@ def is_photo(name: str) -> bool:
 
 
 def photo_files(folder: Path) -> tuple[list[Path], Counter[str]]:
-    """The photos below a folder, sorted, and how many files (or whole folders) were skipped, by reason.
-
-    Raises InputError on a folder that cannot be read.
-    """
+    """The photos below a folder, sorted, and how many files (or whole folders) were skipped, by reason. Raises
+    InputError on a folder that cannot be read."""
     skipped: Counter[str] = Counter()
     photos = []
     for inner, name in walk(folder, skipped):
@@ -37,21 +36,20 @@ def photo_files(folder: Path) -> tuple[list[Path], Counter[str]]:
 
 
 def walk(root: Path, skipped: Counter[str] | None = None) -> Iterator[tuple[Path, str]]:
-    """Folder (relative to the root) and name of every file below `root` but leftovers and splits that were written there.
+    """Folder (relative to the root) and name of every file below `root` but leftovers and splits that were written
+    there. Links to folders are followed, but for one to a folder above itself, or the walk would never end. Raises
+    InputError on a folder that cannot be read: a breed would be gone without a word."""
 
-    Links to folders are followed, but for one to a folder above itself, or the walk would never end. Raises InputError on a folder that cannot be
-    read: a breed would be gone without a word.
-    """
+    def refuse(error: OSError) -> None:
+        raise InputError(f"photos: the folder {error.filename} cannot be read: {error.strerror}") from None
+
     skipped = Counter() if skipped is None else skipped
-    for folder, folders, names in os.walk(root, followlinks=True, onerror=_refuse):
+    for folder, folders, names in os.walk(root, followlinks=True, onerror=refuse):
         reasons = {name: _skip(Path(folder, name)) for name in folders}
         folders[:] = sorted(name for name in folders if not reasons[name])
         files = sorted(name for name in names if not _is_leftover(name))
-        skipped.update(filter(None, reasons.values()))
-        if len(files) < len(names):
-            skipped["hidden or a system's"] += len(names) - len(files)
-        for name in files:
-            yield Path(folder).relative_to(root), name
+        skipped.update([*filter(None, reasons.values()), *[LEFT] * (len(names) - len(files))])
+        yield from ((Path(folder).relative_to(root), name) for name in files)
 
 
 def led_away(root: Path, photos: Iterable[Path]) -> dict[Path, Path]:
@@ -77,7 +75,7 @@ def has_folders(folder: Path) -> bool:
 def _skip(folder: Path) -> str:
     """Why the walk does not enter a folder; empty when it does."""
     if _is_leftover(folder.name):
-        return "hidden or a system's"
+        return LEFT
     if folder.is_symlink() and any(above.resolve().is_relative_to(folder.resolve()) for above in folder.parents):
         return "a link to a folder above"
     return "a split" if all((folder / name).is_file() for name in (DATASET_CARD, "train.jsonl")) else ""
@@ -85,7 +83,3 @@ def _skip(folder: Path) -> str:
 
 def _is_leftover(name: str) -> bool:
     return name.startswith(".") or name.casefold() in LEFTOVERS
-
-
-def _refuse(error: OSError) -> None:
-    raise InputError(f"photos: the folder {error.filename} cannot be read: {error.strerror}") from None

@@ -77,7 +77,7 @@ def training_need(settings: TrainSettings, budget_hours: float = 0.0) -> dict[st
     except InputError as error:
         return facts | {"text": f"What training needs on {where} is not known: {error}."}
 
-    of = cache(lambda way: Footprint.of(way, config, shape, dtype, cpu=cpu))
+    of = cache(lambda way: Footprint(way, config, shape, dtype, cpu=cpu))
     free = device_memory(device)
     way = of(settings).at(settings.batch_size) if free is None else choose(settings, of, free, device.type == "cuda")
     peak, again = way.peak, 1.5 if way.gradient_checkpointing else 1.0  # a forward pass more is half of the rest

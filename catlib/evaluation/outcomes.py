@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from catlib.data.hashing import components
+from catlib.data.duplicates import components
 from catlib.data.records import Prediction, PredictionSet
 from catlib.errors import InputError
 

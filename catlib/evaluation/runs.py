@@ -8,10 +8,10 @@ from catlib.classifiers.explain import Explanation, explain_prediction, pick_exa
 from catlib.classifiers.predict import predict
 from catlib.classifiers.tracks import TRACKS, TUNED, Bench, Role, Track, find_vlm, load_vlm, names_of
 from catlib.classifiers.vlm import VLMClassifier
+from catlib.data.conversations import evenly
 from catlib.data.images import inside, open_image
 from catlib.data.prepare import load_dataset
 from catlib.data.records import Sample, read_samples
-from catlib.data.sampling import evenly
 from catlib.errors import CatlibError, InputError
 from catlib.evaluation.calibration import fit_calibration, store_calibration
 from catlib.evaluation.metrics_file import measurable, read_folder

@@ -17,10 +17,8 @@ from catlib.reports import html, index, photos
 
 
 def compare_runs(runs: tuple[str, str]) -> tuple[Path, dict[str, Any]]:
-    """Write reports/compare-A-B.html and return its path and what it says; every gain is that of the second run over the first.
-
-    Raises InputError for a run that is not there, or where no model has predicted a photo in both.
-    """
+    """Write reports/compare-A-B.html and return its path and what it says; every gain is that of the second run over
+    the first. Raises InputError for a run that is not there, or where no model has predicted a photo in both."""
     settings = [index.parameters_of(find_run(run)) for run in runs]
     changed = {
         key: [str(values.get(key, "-")) for values in settings]

@@ -15,7 +15,7 @@ from catlib.classifiers.tracks import ordered, track
 from catlib.errors import InputError
 from catlib.evaluation.metrics_file import METRICS_FILE, read_metrics
 from catlib.evaluation.tables import criteria_table, model_table
-from catlib.files import read_json, write_text
+from catlib.files import read_json, write_bytes, write_text
 from catlib.paths import RUNS, folder_of_run, relative, resolve
 from catlib.reports import html, photos
 
@@ -92,16 +92,16 @@ def render_run(state: Mapping[str, Any], run_dir: Path) -> None:
     """Write the pages of a run, and all of them as one file to mail; those without an executed notebook are removed."""
     folder, run, stages, metrics = report_path(state["run"]).parent, state["run"], state["stages"], results(run_dir)
     bodies = {name: body for name in stages if (body := _body(run_dir / f"{name}.ipynb"))}
-    left = min(photos.ROOM_TO_MAIL, photos.MAIL - sum(len(body.html) for body in bodies.values()))
-    limits = (photos.ROOM, 1 << 30), (left, photos.RIGHT_TO_MAIL)
-    every, chosen = photos.albums(run_dir, parameters_of(state), metrics.get("models", {}), limits)
+    mailed = sum(len(body.html) for body in bodies.values())
+    every, chosen = photos.albums(run_dir, parameters_of(state), metrics.get("models", {}), mailed)
     links = [(f"{name}.html", entry["title"], name in bodies) for name, entry in stages.items()]
     links = [("index.html", run, True), *links, *[("photos/index.html", "Photos", True)] * bool(every)]
     common: dict[str, Any] = {"state": state, "bodies": bodies, "pages": links, "metrics": metrics, "run": run}
     common |= {"figures": model_table(metrics.get("models", {})), "title": f"{run} · catlib report", "go_there": ""}
     if state["status"] == "done":
         common |= {"advice": metrics.get("recommendation"), "criteria": criteria_table(metrics.get("criteria", []))}
-    pages = {"photos/index.html": ("photos.html.j2", {"album": every, "up": "../"})} if every else {}
+    pages: dict[str, tuple[str, dict[str, Any]]] = {}
+    pages |= {"photos/index.html": ("photos.html.j2", {"album": every, "up": "../"})} if every else {}
     pages[f"catlib-{run}.html"] = ("mail.html.j2", {"album": chosen, "go_there": GO_THERE.format("A notebook")})
     for name in bodies:
         title = stages[name]["title"]
@@ -115,7 +115,12 @@ def render_run(state: Mapping[str, Any], run_dir: Path) -> None:
         path.unlink(missing_ok=True)
     files = {name: content for body in bodies.values() for name, content in body.files.items()}
     files |= {METRICS_FILE: (run_dir / METRICS_FILE).read_bytes()} if metrics else {}
-    html.save_files(folder / "files", files)
+    for path in (folder / "files").glob("*"):
+        if path.name not in files:
+            path.unlink()
+    for name, content in files.items():
+        if not (path := folder / "files" / name).is_file() or path.read_bytes() != content:
+            write_bytes(path, content)
 
 
 def parameters_of(state: Mapping[str, Any]) -> dict[str, Any]:
@@ -135,14 +140,11 @@ def all_runs() -> tuple[list[tuple[dict[str, Any], dict[str, Any]]], list[str]]:
 def differences(states: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """For each run the parameters in which it differs from what most of the runs have; names and folders are left out."""
     settings = [parameters_of(state) for state in states]
-    found: list[dict[str, Any]] = [{} for _ in settings]
+    usual: dict[str, str | None] = {}
     for key in dict.fromkeys(key for values in settings for key in values if key not in NAMES):
         counts = Counter(str(values[key]) for values in settings if key in values).most_common(2)
-        usual = counts[0][0] if len(counts) == 1 or counts[0][1] > counts[1][1] else None
-        for values, own in zip(settings, found, strict=True):
-            if key in values and str(values[key]) != usual:
-                own[key] = values[key]
-    return found
+        usual[key] = counts[0][0] if len(counts) == 1 or counts[0][1] > counts[1][1] else None
+    return [{key: own[key] for key, most in usual.items() if key in own and str(own[key]) != most} for own in settings]
 
 
 def listed(runs: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]]) -> list[dict[str, str]]:
@@ -198,10 +200,8 @@ def render_all_runs() -> Path:
 
 
 def remove_runs(names: Sequence[str]) -> list[str]:
-    """Remove the folders and reports of runs; what was removed. Checkpoints stay.
-
-    Raises InputError, before anything is removed, for a run that is not there, is in progress or does not carry catlib's mark.
-    """
+    """Remove the folders and reports of runs; what was removed. Checkpoints stay. Raises InputError, before anything is
+    removed, for a run that is not there, is in progress or does not carry catlib's mark."""
     folders: list[Path] = []
     for name in names:
         folder, report = folder_of_run(name), report_path(name).parent
@@ -212,14 +212,12 @@ def remove_runs(names: Sequence[str]) -> list[str]:
             raise InputError(f"run {name!r} is in progress (process {state['pid']})")
         folders.append(folder)
         if report.is_dir():
-            if report.is_symlink() or not any(mark in _head(report / "index.html") for mark in MARKS):
+            page = report / "index.html"
+            head = page.read_text(encoding="utf-8", errors="replace")[:1000] if page.is_file() else ""
+            if report.is_symlink() or not any(mark in head for mark in MARKS):
                 raise InputError(f"{report}: not a report of catlib's, so nothing is removed")
             folders.append(report)
     for folder in folders:
         shutil.rmtree(folder)
     render_all_runs()
     return [relative(folder) for folder in folders]
-
-
-def _head(page: Path) -> str:
-    return page.read_text(encoding="utf-8", errors="replace")[:1000] if page.is_file() else ""

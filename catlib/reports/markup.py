@@ -4,7 +4,7 @@ import ast
 import base64
 import io
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from functools import cache, lru_cache
 from typing import Any
@@ -31,35 +31,29 @@ ACTIVE = re.compile(r"(?i)<script|<foreignObject|\bon\w+\s*=|javascript:|href=[\
 WIDE = 4  # tables with more columns become a block a row on narrow screens
 
 
-def _kept(tag: str, name: str, value: str) -> bool:
-    """Whether an attribute stays in prose: a link goes to the page itself or to the web, a picture is in the page."""
-    if name == "href":
-        return tag == "a" and value.startswith(("#", "https://", "http://", "mailto:"))
-    if name == "style":
-        return not re.search(r"[(\\]", value)  # no url(…), however it is spelled
-    return bool(IMAGE.fullmatch(value)) if name == "src" else name in PLAIN
-
-
-def _kept_of_output(tag: str, name: str, value: str) -> bool:
-    """As `_kept` for what code has put out: names from data stand in it, so no link leads out of the page."""
-    return _kept(tag, name, value) and (name != "href" or value.startswith("#"))
-
-
 @cache
-def _cleaner(kept: Callable[[str, str, str], bool]) -> Cleaner:
-    style = CSSSanitizer(allowed_css_properties=STYLES)
-    protocols = ["http", "https", "mailto", "data"]
+def _cleaner(links: tuple[str, ...]) -> Cleaner:
+    """What takes out all that can act or load; `links`: how the address of one that stays begins."""
+
+    def kept(tag: str, name: str, value: str) -> bool:
+        if name == "href":
+            return tag == "a" and value.startswith(links)
+        if name == "style":
+            return not re.search(r"[(\\]", value)  # no url(…), however it is spelled
+        return bool(IMAGE.fullmatch(value)) if name == "src" else name in PLAIN
+
+    style, protocols = CSSSanitizer(allowed_css_properties=STYLES), ["http", "https", "mailto", "data"]
     return Cleaner(tags=TAGS.split(), attributes=kept, protocols=protocols, css_sanitizer=style)
 
 
-def clean(text: str, kept: Callable[[str, str, str], bool] = _kept) -> str:
+def clean(text: str, links: tuple[str, ...] = ("#", "https://", "http://", "mailto:")) -> str:
     """HTML with what can act or load taken out; tags that a page has no use for become text."""
-    return _cleaner(kept).clean(re.sub(r"<style\b.*?</style>", "", str(text), flags=re.DOTALL | re.IGNORECASE))
+    return _cleaner(links).clean(re.sub(r"<style\b.*?</style>", "", str(text), flags=re.DOTALL | re.IGNORECASE))
 
 
 def clean_output(text: str) -> str:
-    """As `clean` for what code has put out."""
-    return clean(text, _kept_of_output)
+    """As `clean` for what code has put out: names from data stand in it, so no link leads out of the page."""
+    return clean(text, ("#",))
 
 
 def markdown_output(text: str) -> str:
@@ -101,9 +95,8 @@ def arrange(body: str, prefix: str) -> str:
 
 
 def tidy(page: str | BeautifulSoup) -> str:
-    """HTML with the tables that pandas wrote, for a page: one header row, `scope` on every header, a figure and its interval
-    on one line, the column's name at the cells of wide tables.
-    """
+    """HTML with the tables that pandas wrote, for a page: one header row, `scope` on every header, a figure and its
+    interval on one line, the column's name at the cells of wide tables."""
     soup = BeautifulSoup(page, "html.parser") if isinstance(page, str) else page
     for element in soup.select("table style, div > style"):
         element.decompose()

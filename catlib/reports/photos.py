@@ -3,8 +3,7 @@
 import logging
 import math
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from functools import lru_cache
 from operator import itemgetter
 from pathlib import Path
@@ -26,19 +25,14 @@ from catlib.reports.markup import webp
 SIDE, QUALITY = 104, 55  # of a thumbnail: pixels, and WebP's quality
 ROOM, ROOM_TO_MAIL = 20_000_000, 6_000_000  # bytes that photos may take on their page, and in the file that is mailed
 MAIL = 9_000_000  # bytes of that file, of which photos get what the notebooks leave
-RIGHT_TO_MAIL = 4  # photos of a breed that every model has right, in that file
+RIGHT_TO_MAIL = (
+    3  # photos of a breed in that file that every model has right, and of those that models name differently
+)
 CARD = 420  # bytes of a photo's text, about
 MOST_ROWS = 40  # of a list of photos that two models name differently
 NO_BREED = "(no breed)"
+KINDS = ("wrong", "named differently", "right")  # answers of the first model; the second: other models say otherwise
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Album:
-    """The section of photos, and the style rules that hold each thumbnail once."""
-
-    html: Markup
-    style: Markup
 
 
 class Thumbnails:
@@ -83,13 +77,12 @@ def image_root(parameters: Mapping[str, Any]) -> Path:
 
 
 def albums(
-    run_dir: Path, parameters: Mapping[str, Any], models: Mapping[str, Any], limits: Sequence[tuple[int, int]]
-) -> list[Album | None]:
-    """The photos of a run, once for each of the limits; None where there are no predictions that can be read.
-
-    `models`: the entries of metrics.json. A limit: bytes that thumbnails and cards may take, and how many photos of a breed that
-    every model has right.
-    """
+    run_dir: Path, parameters: Mapping[str, Any], models: Mapping[str, Any], mailed: int
+) -> list[dict[str, Markup] | None]:
+    """The photos of a run for a page of their own and for the file to mail, of which the notebooks take `mailed` bytes: `html`
+    and the `style` rules that hold each thumbnail once; None where there are no predictions that can be read. `models`: the
+    entries of metrics.json."""
+    limits = ((ROOM, 1 << 30), (min(ROOM_TO_MAIL, MAIL - mailed), RIGHT_TO_MAIL))
     try:
         found = {path.stem: read_predictions(path) for path in (run_dir / "predictions").glob("*.jsonl")}
         tracks = {name: _breeds(outcomes(found[name]), models.get(name, {})) for name in ordered(found)}
@@ -102,35 +95,28 @@ def albums(
 
 def _album(
     root: Path, sets: Mapping[str, PredictionSet], tracks: Mapping[str, Any], room: int, most_right: int
-) -> Album:
+) -> dict[str, Markup]:
     main, *others = tracks
     answers = {name: {p.id: p for p in sets[name].predictions} for name in tracks}
-    thumbnails, left_out = Thumbnails(root, room), Counter[str]()
-    cards: dict[str, dict[str, Any]] = {}
-    for kind, number, photo in by_interest(answers, main):
-        picture = thumbnails.add(photo.image) if kind != "right" or number <= most_right else None
+    thumbnails, left_out, seen = Thumbnails(root, room), Counter[str](), Counter[tuple[int, str | None]]()
+    ranked, cards = [], dict[str, dict[str, Any]]()
+    for photo in answers[main].values():
+        names = {predictions[photo.id].predicted for predictions in answers.values() if photo.id in predictions}
+        kind = 0 if photo.predicted != photo.breed else 1 if len(names) > 1 else 2
+        seen[kind, photo.breed] += 1
+        ranked.append((kind, seen[kind, photo.breed], photo))
+    # in the order in which they are worth a look, each kind evenly over the breeds
+    for kind, number, photo in sorted(ranked, key=itemgetter(0, 1)):
+        picture = thumbnails.add(photo.image) if KINDS[kind] == "wrong" or number <= most_right else None
         if picture is None:
-            left_out[kind] += 1
+            left_out[KINDS[kind]] += 1
         else:
             said = [(track(m).short, *_said(answers[m][photo.id], sets[m])) for m in tracks if photo.id in answers[m]]
             cards[photo.id] = {"number": len(cards), "picture": picture, "name": Path(photo.image).name, "said": said}
     values = {"cards": cards, "left_out": left_out, "n": len(answers[main]), "main": main, "tracks": [*tracks.values()]}
     values["pairs"] = [_disagreements(answers[main], answers[name], cards) for name in others]
     values["titles"] = {name: track(name).short for name in tracks}
-    return Album(html.part("album.html.j2", values), thumbnails.style)
-
-
-def by_interest(answers: Mapping[str, Mapping[str, Prediction]], main: str) -> list[tuple[str, int, Prediction]]:
-    """Kind, number among those of its kind and breed, and photo, in the order in which they are worth a look: wrong answers of
-    the model `main`, what models name differently, the others; each kind evenly over the breeds.
-    """
-    kinds, seen, ranked = ("wrong", "named differently", "right"), Counter[tuple[int, str | None]](), []
-    for photo in answers[main].values():
-        said = {predictions[photo.id].predicted for predictions in answers.values() if photo.id in predictions}
-        kind = 0 if photo.predicted != photo.breed else 1 if len(said) > 1 else 2
-        seen[kind, photo.breed] += 1
-        ranked.append((kind, seen[kind, photo.breed], photo))
-    return [(kinds[kind], number, photo) for kind, number, photo in sorted(ranked, key=itemgetter(0, 1))]
+    return {"html": html.part("album.html.j2", values), "style": thumbnails.style}
 
 
 def _said(answer: Prediction, of: PredictionSet) -> tuple[bool, str]:

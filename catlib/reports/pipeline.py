@@ -2,6 +2,7 @@
 
 import copy
 import glob
+import itertools
 import logging
 import os
 import signal
@@ -71,8 +72,8 @@ def run_profile(
             entries = {s.name: {"status": "not run"} | kept.get(s.name, {}) | {"title": s.title} for s in stages}
             state = {"run": run, "profile": profile.stem, "status": "running", "pid": os.getpid(), "started": _now()}
             state |= {"commit": git_commit(), "versions": package_versions(), "stages": entries}
-            runner = _Runner(run_dir, force, log_file, tell, state, earlier)
             log_file.write(f"--- {state['started']} {' '.join(sys.argv)}\n")
+            runner = _Runner(run_dir, force, log_file, tell, state, earlier)
             try:
                 runner.run(stages, chosen)
             except BaseException as unexpected:
@@ -102,9 +103,9 @@ class _Runner:
     def run(self, stages: Sequence[Stage], chosen: Sequence[str]) -> None:
         """Go through the stages; skip what is unchanged, mark what has changed and was not asked for, stop at a failure."""
         now: dict[str, str] = {}
+        entries = self.state["stages"]
         for number, stage in enumerate(stages):
-            entry = self.state["stages"][stage.name]
-            now = fingerprint(stage, now)
+            entry, now = entries[stage.name], fingerprint(stage, now)
             changed = changes(entry, stage, now)
             if entry["status"] in ("done", "outdated"):
                 entry |= {"status": "outdated" if changed else "done", "changed": changed}
@@ -119,22 +120,21 @@ class _Runner:
             finally:
                 if entry["status"] != "done":
                     self.state["status"] = "failed"
-                    for later in stages[number + 1 :]:
-                        if (kept := self.state["stages"][later.name])["status"] in ("done", "outdated"):
-                            kept |= {"status": "outdated", "changed": [f"{stage.name}, which has {entry['status']}"]}
+                    for later in (entries[stage.name] for stage in stages[number + 1 :]):
+                        if later["status"] in ("done", "outdated"):
+                            later |= {"status": "outdated", "changed": [f"{stage.name}, which has {entry['status']}"]}
             self.tell(f"{stage.name:<22} {entry['status']} in {entry['duration_s']:.0f} s")
             if entry["status"] != "done":
                 return
-        done = all(entry["status"] == "done" for entry in self.state["stages"].values())
+        done = all(entry["status"] == "done" for entry in entries.values())
         self.state["status"] = "done" if done else "incomplete"
 
     def execute(self, stage: Stage, now: Mapping[str, str]) -> None:
         """Execute one notebook and write down how it went, also when that is an interruption."""
-        entry = self.state["stages"][stage.name]
-        attempts = self.attempts()
+        entries, metrics = self.state["stages"], self.run_dir / METRICS_FILE
+        entry, attempts = entries[stage.name], self.attempts()
         recorded = entry.get("outputs", {})
-        metrics = self.run_dir / METRICS_FILE
-        began = next((n for n, e in self.state["stages"].items() if relative(metrics) in e.get("outputs", {})), None)
+        began = next((name for name, e in entries.items() if relative(metrics) in e.get("outputs", {})), None)
         if stage.name == began:  # what the others have added to it would stand beside other predictions
             metrics.unlink(missing_ok=True)
         entry.clear()
@@ -158,9 +158,8 @@ class _Runner:
         samples = {key.removesuffix("_data"): resolve(str(stage.parameters.get(key, ""))) for key in DATA}
         digests = {part: digest(path.read_bytes())[:8] for part, path in samples.items() if path.is_file()}
         entry |= {"status": "done", "fingerprint": dict(now), "outputs": signatures(written), "data": digests}
-        names = list(self.state["stages"])
-        for other in names[: names.index(stage.name)]:  # what an earlier stage has begun, this one may have added to
-            theirs = self.state["stages"][other].get("outputs", {})
+        for other in itertools.takewhile(lambda other: other is not entry, entries.values()):
+            theirs = other.get("outputs", {})  # what an earlier stage has begun, this one may have added to
             theirs |= {path: signature for path, signature in entry["outputs"].items() if path in theirs}
 
     def attempts(self) -> set[Path]:
@@ -191,20 +190,16 @@ class _Runner:
 
 
 def _execute(stage: Stage, run_dir: Path, force: bool, log_file: TextIO) -> CatlibError | None:
-    """Execute one notebook with papermill into the run's folder; the error that it ended with, if any.
-
-    It gets its name there when it has ended, however it did: until then the earlier one stays, which may be set aside.
-    """
-    parameters = dict(stage.injected)
-    if force and "resume" in stage.parameters:
-        parameters["resume"] = False
+    """Execute one notebook with papermill into the run's folder; the error that it ended with, if any. It gets its name
+    there when it has ended, however it did: until then the earlier one stays, which may be set aside."""
+    again = {"resume": False} if force and "resume" in stage.parameters else {}
     unfinished, done = run_dir / f".{stage.name}.ipynb", run_dir / f"{stage.name}.ipynb"
     console = Console(stage.name, log_file, sys.stderr if log.isEnabledFor(logging.INFO) else None)
     try:
         papermill.execute_notebook(
             stage.source,
             unfinished,
-            parameters,
+            {**stage.injected, **again},
             kernel_name="python3",
             cwd=stage.source.parent,
             progress_bar=False,
@@ -216,11 +211,10 @@ def _execute(stage: Stage, run_dir: Path, force: bool, log_file: TextIO) -> Catl
         )
     except PapermillExecutionError as error:
         log_file.write("\n".join(error.traceback) + "\n")
-        kind = _kinds().get(error.ename)
-        if not kind:
-            where = f"the traceback is in its page and in {relative(run_dir / 'log.txt')}"
-            return CatlibError(f"{stage.name}: {error.ename}: {error.evalue} ({where})")
-        return InputError(error.evalue) if kind.exit_code == InputError.exit_code else CatlibError(error.evalue)
+        if kind := _kinds().get(error.ename):
+            return (InputError if kind.exit_code == InputError.exit_code else CatlibError)(error.evalue)
+        where = f"the traceback is in its page and in {relative(run_dir / 'log.txt')}"
+        return CatlibError(f"{stage.name}: {error.ename}: {error.evalue} ({where})")
     except DeadKernelError:
         return CatlibError(f"{stage.name}: its kernel died, most likely for lack of memory; smaller batches need less")
     finally:

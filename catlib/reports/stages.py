@@ -67,7 +67,9 @@ def plan(profile: Path, overrides: Mapping[str, Any]) -> list[Stage]:
     as it does in JupyterLab (`Settings.collect`); one of the project's own gets the values of all names that its parameters
     cell declares.
     """
-    values = run_parameters(str(profile), overrides) | {PROFILE: _profile_name(profile)}
+    ours = profile.parent == notebooks_folder() / "profiles"
+    values = run_parameters(str(profile), overrides)
+    values |= {PROFILE: profile.stem if ours else relative(profile.absolute())}  # as a notebook may say it anywhere
     defaults = {name: option.default for name, option in all_options().items()}
     stages, taken = [], set()
     for name, source in find_notebooks().items():
@@ -82,7 +84,9 @@ def plan(profile: Path, overrides: Mapping[str, Any]) -> list[Stage]:
             library = {key: defaults.get(key) if default is None else default for key, default in cell.items()}
             parameters = injected = {key: values.get(key, default) for key, default in library.items()}
             taken |= set(cell)
-        stages.append(Stage(name, source, _title(notebook) or name, parameters, injected))
+        first = next((cell.source for cell in notebook.cells if cell.cell_type == "markdown"), "")
+        title = first.strip().splitlines()[0].lstrip("# ").strip() if first.startswith("#") else ""
+        stages.append(Stage(name, source, title or name, parameters, injected))
     if unused := sorted(set(overrides) - taken - {"run"}):
         raise InputError(f"no notebook has the parameter {', '.join(unused)}; they have {', '.join(sorted(taken))}")
     return stages
@@ -152,13 +156,3 @@ def _listing(value: str) -> Any:
         return signatures([path])
     files = sorted(file for file in path.rglob("*") if file.is_file())
     return [(str(f.relative_to(path)), f.stat().st_size, f.stat().st_mtime_ns) for f in files]
-
-
-def _profile_name(profile: Path) -> str:
-    """What a notebook's `profile` says for this file: the name of one of the project's, else a path, relative in the project."""
-    return profile.stem if profile.parent == notebooks_folder() / "profiles" else relative(profile.absolute())
-
-
-def _title(notebook: nbformat.NotebookNode) -> str:
-    first = next((cell.source for cell in notebook.cells if cell.cell_type == "markdown"), "")
-    return first.strip().splitlines()[0].lstrip("# ").strip() if first.startswith("#") else ""

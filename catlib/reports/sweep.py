@@ -37,10 +37,8 @@ def parse_sweep(text: str) -> tuple[str, list[Any]]:
 
 
 def member(run: str, profile: Path, overrides: Mapping[str, Any], key: str, value: Any) -> tuple[str, dict[str, Any]]:
-    """Name and parameters of one run of a sweep.
-
-    A parameter of the data gives each run a data folder of its own. Every run has its own checkpoint.
-    """
+    """Name and parameters of one run of a sweep. A parameter of the data gives each run a data folder of its own. Every
+    run has its own checkpoint."""
     given = read_profile(profile) | dict(overrides)
     suffix = f"-{key}={written(value)}"
     own = {key: value}
@@ -59,10 +57,8 @@ def written(value: Any) -> str:
 def members(
     run: str, profile: Path, overrides: Mapping[str, Any], sweeps: Sequence[tuple[str, Sequence[Any]]]
 ) -> list[tuple[tuple[Any, ...], str, dict[str, Any]]]:
-    """Values, name and parameters of each run: one for every combination of the swept parameters' values.
-
-    Raises InputError where two runs would have one name.
-    """
+    """Values, name and parameters of each run: one for every combination of the swept parameters' values. Raises
+    InputError where two runs would have one name."""
     found: list[tuple[tuple[Any, ...], str, dict[str, Any]]] = [((), run, dict(overrides))]
     for key, values in sweeps:
         found = [((*at, v), *member(name, profile, given, key, v)) for at, name, given in found for v in values]
@@ -72,20 +68,17 @@ def members(
     return found
 
 
-def curve_page(run: str, key: str, runs: Sequence[tuple[Any, str]]) -> Path:
-    """Write reports/sweep-RUN-KEY.html from the metrics of `runs`, pairs of value and run name.
-
-    Several parameters: `key` names them with commas between, and the values are tuples. Numbers of one parameter get a curve.
-    """
-    keys = key.split(",")
-    swept = [(value if isinstance(value, tuple) else (value,), name) for value, name in runs]
-    found = [(values, name, results(folder_of_run(name))) for values, name in swept]
-    measured = [(values[0], metrics) for values, _, metrics in found if metrics.get("models")]
+def curve_page(run: str, keys: Sequence[str], runs: Sequence[tuple[tuple[Any, ...], str]]) -> Path:
+    """Write reports/sweep-RUN-KEYS.html from the metrics of `runs`, pairs of the keys' values and the run's name. Numbers of
+    one parameter get a curve."""
+    found = [(values, name, results(folder_of_run(name))) for values, name in runs]
+    measured = [(values, metrics) for values, _, metrics in found if metrics.get("models")]
     if not measured:  # the notebooks that were asked for have no figures
         return render_all_runs()
-    seeds = _over_seeds(keys, [(values, metrics) for values, _, metrics in found if metrics.get("models")])
-    plain = len(keys) == 1 and not seeds
-    numbers = plain and not any(isinstance(value, (bool, str)) or value <= 0 for value, _ in measured)
+    seeds = _over_seeds(keys, measured)
+    curve = [(values[0], metrics) for values, metrics in measured if len(keys) == 1 and not seeds]
+    if any(isinstance(value, (bool, str)) or value <= 0 for value, _ in curve):
+        curve = []
     models = [name for name in (TUNED, *names_of("opponent")) if any(name in m["models"] for _, m in measured)]
     rows = [
         dict(zip(keys, map(written, values), strict=True))
@@ -94,12 +87,11 @@ def curve_page(run: str, key: str, runs: Sequence[tuple[Any, str]]) -> Path:
         for values, _, metrics in found
         for name in metrics.get("models", [""])
     ]
-    title = f"{run}: what {' and '.join(keys).replace('_', ' ')} change{'s' if len(keys) == 1 else ''}"
     path = resolve("reports") / f"sweep-{run}-{'-'.join(keys)}.html"
     values = {
-        "title": title,
-        "said": [slope(measured, key, name, figure) for name in models for figure in FIGURES] if numbers else seeds,
-        "curve": Markup(learning_curve(measured, key)._repr_html_()) if numbers else "",
+        "title": f"{run}: what {' and '.join(keys).replace('_', ' ')} change{'s' if len(keys) == 1 else ''}",
+        "said": [slope(curve, keys[0], name, figure) for name in models for figure in FIGURES] if curve else seeds,
+        "curve": Markup(learning_curve(curve, keys[0])._repr_html_()) if curve else "",
         "rows": pd.DataFrame(rows),
         "meaning": {key: all_options()[key].metadata["help"] for key in keys},
         "members": [name for _, name in runs],

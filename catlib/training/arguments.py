@@ -12,14 +12,18 @@ from catlib.files import parse_yaml
 from catlib.paths import resolve
 from catlib.settings import TrainSettings, did_you_mean, split_list
 
-# Options that have a setting of their own, and those that the engine decides: accepted, they would do nothing, or harm.
-SETTING = dict.fromkeys(split_list("output_dir, weight_decay, max_grad_norm, seed, save_steps, report_to"))
+# Options that have a setting (their own, or one of another name), and those that the engine decides: accepted, they would do nothing,
+# or harm.
+SETTING = {n: n for n in split_list("output_dir, weight_decay, max_grad_norm, seed, save_steps, report_to")}
 SETTING |= {"num_train_epochs": "epochs", "learning_rate": "lr", "warmup_steps": "warmup_ratio"}
 SETTING |= dict.fromkeys(("per_device_train_batch_size", "per_device_eval_batch_size"), "batch_size")
 SETTING |= dict.fromkeys(("gradient_checkpointing", "activation_checkpointing"), "gradient_checkpointing")
 SETTING |= {"gradient_accumulation_steps": "gradient_accumulation", "bf16": "dtype", "logging_steps": "log_steps"}
 SETTING |= {"use_cpu": "device", "dataloader_num_workers": "num_workers", "metric_for_best_model": "watch"}
 SETTING["resume_from_checkpoint"] = "resume"
+AS_SET = split_list(
+    "weight_decay, max_grad_norm, epochs, lr, warmup_ratio, batch_size, log_steps"
+)  # handed on as they are
 DECIDED = split_list(
     """auto_find_batch_size, average_tokens_across_devices, data_seed, dataloader_drop_last, deepspeed, fp16, fsdp,
     fsdp_config, label_names, label_smoothing_factor, load_best_model_at_end, neftune_noise_alpha, push_to_hub,
@@ -28,25 +32,16 @@ DECIDED = split_list(
 
 
 def training_arguments(settings: TrainSettings, dtype: torch.dtype, device: torch.device) -> TrainingArguments:
-    """The arguments of a training whose frozen base is of this dtype on this device.
-
-    An item of the data loader is a whole optimizer step, which the trainer cuts: accumulation has no option. Raises
-    InputError for a `trainer_args` that is unknown, without effect, or a setting of catlib's.
+    """The arguments of a training whose frozen base is of this dtype on this device; an item of the data loader is a whole
+    optimizer step. Raises InputError for a `trainer_args` that is unknown, without effect, or a setting of catlib's.
     """
-    schedule = "constant_with_warmup" if settings.lr_schedule == "constant" else settings.lr_schedule
-    values: dict[str, Any] = {
-        **{name: getattr(settings, name) for name in ("weight_decay", "max_grad_norm")},
-        **dict.fromkeys(("per_device_train_batch_size", "per_device_eval_batch_size"), settings.batch_size),
+    values: dict[str, Any] = {name: getattr(settings, own) for name, own in SETTING.items() if own in AS_SET} | {
         "output_dir": str(resolve(settings.output_dir)),
-        "num_train_epochs": settings.epochs,
-        "learning_rate": settings.lr,
-        "lr_scheduler_type": schedule,
-        "warmup_steps": settings.warmup_ratio,  # below 1: a share of all steps
+        "lr_scheduler_type": settings.lr_schedule.replace("constant", "constant_with_warmup"),
         "seed": settings.training_seed,
         "bf16": dtype is torch.bfloat16,  # bf16 arithmetic over a bf16 base; what is trained stays float32
         "fp16": dtype is torch.float16,  # with loss scaling: cards without bf16
         "use_cpu": device.type == "cpu",
-        "logging_steps": settings.log_steps,
         "logging_nan_inf_filter": False,
         "eval_strategy": "epoch",
         "save_strategy": "epoch",
@@ -73,7 +68,7 @@ def further_options(text: str) -> dict[str, Any]:
     known = inspect.signature(TrainingArguments).parameters
     for name in options:
         if name in SETTING:
-            raise InputError(f"trainer_args: {name} is the setting {SETTING[name] or name}; set that")
+            raise InputError(f"trainer_args: {name} is the setting {SETTING[name]}; set that")
         if name in DECIDED:
             raise InputError(f"trainer_args: {name} is not available; catlib's trainer decides that itself")
         if name not in known:
@@ -82,9 +77,8 @@ def further_options(text: str) -> dict[str, Any]:
 
 
 def check_launch(settings: TrainSettings) -> bool:
-    """Whether the frozen matrices are to lie in pieces over the processes (accelerate's FSDP configuration).
-
-    Raises InputError for a launch that catlib cannot do.
+    """Whether the frozen matrices are to lie in pieces over the processes (accelerate's FSDP). Raises InputError for a launch that
+    catlib cannot do.
     """
     if os.environ.get("ACCELERATE_USE_DEEPSPEED", "false") == "true":
         raise InputError(

@@ -1,15 +1,12 @@
-"""What goes on beside the steps: the flow of a training, trackers that cannot end it, interrupts that wait for the end of a step."""
+"""What goes on beside the steps: the flow of a training, and trackers that cannot end it."""
 
 import logging
 import os
-import signal
-import threading
 import time
 from collections.abc import Callable
 from functools import partial
 from importlib import import_module
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -21,14 +18,13 @@ from catlib.files import read_json, write_json
 from catlib.paths import resolve, without_secrets
 from catlib.progress import LOG_EVERY_S
 from catlib.training.record import HISTORY
-from catlib.training.validation import WATCHED
+from catlib.vlm.processors import first_line
 
 if TYPE_CHECKING:
     from catlib.training.trainer import Trainer
 
 log = logging.getLogger(__name__)
 STORE, EVENTS, RUNS = "outputs/mlflow.db", "outputs/tensorboard", "outputs"
-SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 
 
 class Flow(TrainerCallback):
@@ -57,8 +53,7 @@ class Flow(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         t = self.trainer
         if t.processes.num_processes > 1:  # a signal that reached one of them counts for all
-            flags = t.accelerator.gather(torch.tensor([t.interrupts.wanted], device=args.device))
-            t.interrupts.wanted = bool(flags.any())
+            t.interrupted = bool(t.accelerator.gather(torch.tensor([t.interrupted], device=args.device)).any())
         ends = control.should_training_stop or float(state.epoch).is_integer()
         control.should_log |= ends
         silent = time.perf_counter() - self.said > LOG_EVERY_S  # of long steps each is said
@@ -66,7 +61,7 @@ class Flow(TrainerCallback):
             self.said = time.perf_counter()
             log.info("step %d%s", state.global_step, self._left(state))
         due = t.settings.save_steps and state.global_step % t.settings.save_steps == 0
-        if (due or t.interrupts.wanted) and not ends:  # the end of an epoch is saved with its validation
+        if (due or t.interrupted) and not ends:  # the end of an epoch is saved with its validation
             t.tick()
             control.should_save = True
 
@@ -86,14 +81,14 @@ class Flow(TrainerCallback):
         t = self.trainer
         if t.is_in_train:
             epoch = float(state.epoch)
-            figures = {"epoch": int(epoch) if epoch.is_integer() else epoch, "val_loss": metrics["eval_loss"]}
-            figures |= {k: metrics[f"eval_{k}"] for k in WATCHED if f"eval_{k}" in metrics}
+            figures = {"epoch": int(epoch) if epoch.is_integer() else epoch}
+            figures |= {name.replace("eval_loss", "val_loss").removeprefix("eval_"): x for name, x in metrics.items()}
             figures |= {"seconds": t.record.progress.seconds, "peak_memory_gb": t.peak_memory_gb()}
             control.should_training_stop |= not t.record.add_epoch(state.global_step, figures)
             t.tick()
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        if self.trainer.interrupts.wanted:
+        if self.trainer.interrupted:
             raise KeyboardInterrupt
 
 
@@ -123,12 +118,13 @@ class Tracker(TrainerCallback):
             self._guarded(endings[self.name])
 
     def _event(self, event: str, args: Any, state: TrainerState, control: Any, **more: Any) -> None:
-        if state.is_world_process_zero and event == "on_train_begin":
+        begins = event == "on_train_begin"
+        if begins and state.is_world_process_zero and self.name != "none":
             self._guarded(lambda: self._open(state.global_step))
         if self.inner is not None:
             self._guarded(lambda: getattr(self.inner, event)(args, state, control, **more))
-        if event == "on_train_begin" and self.inner is not None and self.name != "tensorboard":
-            self._guarded(lambda: write_json(self.remembered, {"run_id": self._run_id()}))
+            if begins and self.name != "tensorboard":
+                self._guarded(lambda: write_json(self.remembered, {"run_id": self._run_id()}))
 
     def _guarded(self, work: Callable[[], Any]) -> None:
         if not self.failed:
@@ -138,8 +134,7 @@ class Tracker(TrainerCallback):
             except Exception as error:
                 self.failed = True
                 hint = f"; pip install 'catlib[{self.name}]'" if isinstance(error, ImportError) else ""
-                said = (str(error).strip() or type(error).__name__).splitlines()[0]
-                said = without_secrets(said)  # a tracker's address may hold a password
+                said = without_secrets(first_line(error))  # a tracker's address may hold a password
                 log.warning("%s takes no curves (%s%s); %s has them", self.name, said, hint, HISTORY)
 
     def _open(self, step: int) -> None:
@@ -163,33 +158,3 @@ class Tracker(TrainerCallback):
 
     def _run_id(self) -> str:
         return self.inner._ml_flow.active_run().info.run_id if self.name == "mlflow" else self.inner._wandb.run.id
-
-
-class Interrupts:
-    """While open, the first SIGINT, SIGTERM or SIGHUP only sets `wanted`, so that a whole state is saved; a second one interrupts.
-
-    Without effect outside the main thread; a signal that the process ignores (nohup) stays ignored.
-    """
-
-    def __init__(self) -> None:
-        self.wanted = False
-        self._before: dict[int, Any] = {}
-
-    def __enter__(self) -> "Interrupts":
-        self.wanted = False
-        if threading.current_thread() is threading.main_thread():
-            for number in SIGNALS:
-                if signal.getsignal(number) is not signal.SIG_IGN:
-                    self._before[number] = signal.signal(number, self._note)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-        self._before = {}
-
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        if self.wanted:
-            raise KeyboardInterrupt
-        self.wanted = True
-        log.warning("interrupted: saving after this step; once more ends at once")

@@ -1,7 +1,7 @@
 """A batch worked through by several threads side by side, each with its share of the samples and of the cores.
 
-On a CPU the many small operations of a training step do not fill two cores: each ends with a wait of all threads for the slowest,
-long when another process takes a core. Threads that go through the whole step apart wait for each other once.
+On a CPU each small operation of a step ends with a wait of all threads for the slowest, long when another process takes a core.
+Threads that go through the whole step apart wait for each other once.
 """
 
 from collections.abc import Callable, Sequence
@@ -12,7 +12,7 @@ from typing import TypeVar
 import torch
 
 from catlib.settings import TrainSettings
-from catlib.training.kernels import drawing_from, is_fused
+from catlib.training import dropout, kernels
 from catlib.vlm.models import VLM
 
 T = TypeVar("T")
@@ -35,21 +35,18 @@ class Lanes:
     def run(self, work: Callable[[T], R], parts: Sequence[T]) -> list[R]:
         """`work` on each part, all at the same time, and the results in order. Raises the first part's error when all have ended.
 
-        The threads are in the caller's gradient mode and autocast. Dropout draws from a generator for each part: which thread is
-        faster changes nothing.
+        The threads have the caller's gradient mode and autocast. Dropout draws from a generator of each part, whichever thread is
+        faster.
         """
         if len(parts) == 1:
             return [work(parts[0])]
-        seed = int(torch.randint(2**62, (1,))) if torch.is_grad_enabled() else 0
-        gradients, low, dtype = (
-            torch.is_grad_enabled(),
-            torch.is_autocast_enabled("cpu"),
-            torch.get_autocast_dtype("cpu"),
-        )
+        training = torch.is_grad_enabled()
+        seed = int(torch.randint(2**62, (1,))) if training else 0
+        low, dtype = torch.is_autocast_enabled("cpu"), torch.get_autocast_dtype("cpu")
 
         def in_lane(part: T, number: int) -> R:
-            generator = torch.Generator().manual_seed(seed + number)
-            with torch.set_grad_enabled(gradients), torch.autocast("cpu", dtype, enabled=low), drawing_from(generator):
+            dropout.thread.generator = torch.Generator().manual_seed(seed + number)
+            with torch.set_grad_enabled(training), torch.autocast("cpu", dtype, enabled=low):
                 return work(part)
 
         futures = [self._threads().submit(in_lane, part, i) for i, part in enumerate(parts)]
@@ -69,14 +66,12 @@ class Lanes:
 def lanes_for(vlm: VLM, settings: TrainSettings, processes: int = 1) -> Lanes:
     """As many lanes as there are samples in a batch and threads for them; one where threads would get in each other's way.
 
-    So on a GPU, with 4-bit weights (each lane would expand them), with gradient checkpointing and with any dropout but that of the
-    fused layers (both depend on the one global random state), and with several processes, whose exchange of gradients hangs on the
-    backward pass of the whole model.
+    So on a GPU, with 4-bit weights (each lane would expand them), with gradient checkpointing or any dropout but that of the fused
+    layers (both depend on the global random state), and with several processes, whose exchange hangs on the whole backward pass.
     """
-    fused = {id(part) for module in vlm.model.modules() if is_fused(module) for part in module.modules()}
-    others = [m for m in vlm.model.modules() if id(m) not in fused]
-    draws = any(isinstance(m, torch.nn.Dropout) and m.p > 0 for m in others)
-    draws |= any(getattr(m, "attention_dropout", 0) for m in vlm.model.modules())
-    alone = vlm.base.device.type != "cpu" or processes > 1 or settings.mode == "qlora" or settings.recomputes
+    fused = {id(part) for module in vlm.model.modules() if kernels.is_fused(module) for part in module.modules()}
+    others = [m for m in vlm.model.modules() if isinstance(m, torch.nn.Dropout) and id(m) not in fused]
+    draws = any(m.p > 0 for m in others) or any(getattr(m, "attention_dropout", 0) for m in vlm.model.modules())
+    alone = vlm.device.type != "cpu" or processes > 1 or settings.mode == "qlora" or settings.recomputes
     apart = vlm.family.caches_features and not alone and not draws
     return Lanes(min(torch.get_num_threads(), settings.batch_size) if apart else 1)

@@ -29,16 +29,14 @@ def with_alpha(settings: TrainSettings) -> TrainSettings:
 def rank_remark(settings: TrainSettings) -> str:
     """What is unusual about the rank; empty where nothing is, or no LoRA is trained."""
     low, high = USUAL_RANKS
-    if settings.mode == "projector" or low <= settings.lora_r <= high:
-        return ""
-    return f"lora_r {settings.lora_r} is outside the usual {low} to {high}"
+    usual = settings.mode == "projector" or low <= settings.lora_r <= high
+    return "" if usual else f"lora_r {settings.lora_r} is outside the usual {low} to {high}"
 
 
 def lora_module_names(model: torch.nn.Module, targets: Sequence[str], family: Family | None = None) -> list[str]:
     """Full paths of the language model's linear layers whose last name is among `targets`, in the model's order.
 
-    A vision tower may have q_proj, k_proj and v_proj too; they are never matched. Raises InputError for a target without a
-    layer.
+    Never those of a vision tower, which may have a q_proj too. Raises InputError for a target without a layer.
     """
     prefix = (family or family_of(model)).language_model + "."
     layers = [n for n, m in model.named_modules() if n.startswith(prefix) and hasattr(m, "in_features")]
@@ -80,8 +78,7 @@ def lora_config(model: torch.nn.Module, settings: TrainSettings, family: Family 
 def add_lora(vlm: VLM, settings: TrainSettings) -> None:
     """Wrap the model for training: base frozen, adapters (and a projector trained in full) in float32.
 
-    float32 because a bf16 weight of size 1 absorbs any update below 0.004. Raises CatlibError when something in the vision
-    tower could be trained.
+    float32 because a bf16 weight of size 1 absorbs any update below 0.004. Raises CatlibError when nothing is trained.
     """
     if remark := rank_remark(settings):
         log.warning("%s", remark)
@@ -98,16 +95,19 @@ def add_lora(vlm: VLM, settings: TrainSettings) -> None:
         differ = [key for key in OF_LORA if getattr(own, key) != getattr(config, key)]
         other = [f"{key} {getattr(own, key)!r} in place of {getattr(config, key)!r}" for key in differ]
         if other := other + ["other lora_targets"] * (found != wanted):
-            raise InputError(
-                f"init_adapter: {folder} has {', '.join(other)}; set lora_* and train_projector as they were"
-            )
+            raise InputError(f"init_adapter: {folder} has {', '.join(other)}; set lora_* and train_projector as before")
         own.target_modules = config.target_modules  # as it is saved: a pattern and not hundreds of names
     else:
         vlm.model = peft_model(vlm.model, config)
-    keep_training_layout(vlm.model)
-    check_trainable(vlm.model, vlm.family)
+    for module in vlm.model.modules():
+        # On a CPU with AVX-512 bf16 bitsandbytes 0.50 repacks 4-bit weights for inference at the first forward pass in eval mode (a
+        # validation), for good. What it calls then has no backward: no gradient would pass through, without any error.
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            setattr(module, "support_avx512bf16_for_cpu", False)  # noqa: B010 (a plain attribute, which mypy takes for a tensor)
+    if not any(parameter.requires_grad for parameter in vlm.model.parameters()):
+        raise CatlibError("nothing is trained: mode and lora_targets leave no parameter")
     vlm.model.train()
-    vlm.base.get_submodule(vlm.family.tower).eval()  # frozen: no dropout in it either
+    vlm.tower.eval()  # frozen: no dropout in it either
 
 
 def peft_model(model: torch.nn.Module, config: LoraConfig, empty: bool = False) -> torch.nn.Module:
@@ -123,27 +123,6 @@ def in_float32(model: torch.nn.Module) -> torch.nn.Module:
     return model
 
 
-def keep_training_layout(model: torch.nn.Module) -> None:
-    """Keep 4-bit layers from repacking their weights for inference on a CPU with AVX-512 bf16.
-
-    bitsandbytes 0.50 repacks at the first forward pass in eval mode (a validation), for good, and what it then calls has no
-    backward: from the second epoch on, no gradient would pass through the frozen layers, without any error.
-    """
-    for module in model.modules():
-        if hasattr(module, "support_avx512bf16_for_cpu"):
-            setattr(module, "support_avx512bf16_for_cpu", False)  # noqa: B010 (a plain attribute, which mypy takes for a tensor)
-
-
-def check_trainable(model: torch.nn.Module, family: Family) -> None:
-    """Raise CatlibError when nothing is trained, or anything in the vision tower apart from its projector."""
-    trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
-    in_tower = [n for n in trained if f"{family.tower}." in n and f"{family.projector}." not in n]
-    if in_tower:
-        raise CatlibError(f"{len(in_tower)} tensors of the vision tower would be trained, first {in_tower[0]}")
-    if not trained:
-        raise CatlibError("nothing is trained: mode and lora_targets leave no parameter")
-
-
 def count_parameters(model: torch.nn.Module) -> tuple[int, int]:
     """(trainable, all) parameters; 4-bit weights are counted by their original shape."""
     trainable = total = 0
@@ -151,5 +130,5 @@ def count_parameters(model: torch.nn.Module) -> tuple[int, int]:
         state = getattr(parameter, "quant_state", None)
         n = state.shape.numel() if state is not None else parameter.numel()
         total += n
-        trainable += n if parameter.requires_grad else 0
+        trainable += n * parameter.requires_grad
     return trainable, total

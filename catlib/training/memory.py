@@ -7,7 +7,6 @@ on tensors without data (`catlib.training.memory_trace`).
 import math
 from collections.abc import Callable, Collection
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,18 +15,18 @@ from transformers import AutoConfig
 
 from catlib.errors import CatlibError, InputError
 from catlib.files import read_json
-from catlib.paths import resolve
+from catlib.paths import PACKAGE, resolve
 from catlib.settings import TrainSettings
 from catlib.training.lora import count_parameters, lora_config, peft_model
-from catlib.training.memory_trace import Shape, StepTrace, quantizable, trace_step
-from catlib.vlm.families import Family, family_of, find_family, image_token_of
+from catlib.training.memory_trace import Shape, quantizable, trace_step
+from catlib.vlm.families import family_of, find_family, image_token_of
 from catlib.vlm.features import worth_caching
 from catlib.vlm.models import empty_model, load_config
 from catlib.vlm.processors import load_processor
 from catlib.vlm.prompting import model_inputs, prompt_text
 from catlib.vlm.scoring import LOGITS_LIMIT
 
-CONFIGS = Path(__file__).parents[1] / "assets" / "configs"  # of a few hub models, so that no hub is asked
+CONFIGS = PACKAGE / "assets" / "configs"  # of a few hub models, so that no hub is asked
 NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)  # 4 bits, 8-bit scales of 64 weights, floats of 256 scales (arXiv 2305.14314)
 TEXT_TOKENS, ANSWER_TOKENS = 40, 8  # question with answer, and the answer; the breeds' names have 2 to 13 tokens
 USUAL_PHOTOS = ((1024, 1024), (1600, 800), (800, 1600))  # width and height
@@ -39,7 +38,7 @@ GB = 1e9
 # Dense bf16 products with float32 sums, FLOP/s, by the makers' data sheets.
 CARDS = {"RTX 3090": 71e12, "RTX 4090": 165e12, "A100": 312e12, "H100": 989e12}
 ASSUMED = 0.5  # of that rate
-MEASURED = {"H100": 0.42}  # LLaVA-1.5-7B, LoRA r 32, 8 photos in a pass, 2026-11-26: 25.3 photos/s
+MEASURED = {"H100": 0.42}  # the plan's 7B model, LoRA r 32, 8 photos in a pass, 2026-11-26: 25.3 photos/s
 FILLING = 4096  # tokens of a pass from which an H100 does no more with a larger one: 4, 8, 16 photos: 19.1, 25.3, 25.1 a second
 
 
@@ -62,19 +61,16 @@ class Estimate:
     transient: int  # alive for a moment: one layer's recomputation, its gradients, its expanded 4-bit weight
     tower: int  # the tower at work: once before training, or in each step where its features are not cached
     watching: int  # validation: the prompts' key-value cache and the logits of all breeds' names
-    heap: int = 0  # on a CPU: freed memory that is not given back
+    heap: int  # on a CPU: freed memory that is not given back
 
     @property
     def phases(self) -> dict[str, int]:
         """Bytes at the peak of each phase: a training step, the vision tower, validation."""
+        step = self.gradients + self.optimizer + self.activations + self.logits + self.features + self.transient
+        watching = self.optimizer + self.watching
+        phases = {"training step": step, "vision tower": self.tower, "validation": watching}
         held = self.weights + self.adapters
-        trained = self.gradients + self.optimizer
-        step = trained + self.activations + self.logits + self.features + self.transient
-        return {
-            "training step": int(SLACK * (held + step)) + self.heap,
-            "vision tower": int(SLACK * (held + self.tower)) + self.heap,
-            "validation": int(SLACK * (held + self.optimizer + self.watching)) + self.heap,
-        }
+        return {phase: int(SLACK * (held + need)) + self.heap for phase, need in phases.items()}
 
     @property
     def peak(self) -> int:
@@ -84,82 +80,58 @@ class Estimate:
         return {**asdict(self), "phases": self.phases, "peak": self.peak}
 
 
-@dataclass(frozen=True)
 class Footprint:
-    """What settings need whatever the batch; `at` puts a batch in. Made once, since it runs the model's layers."""
+    """What settings need whatever the batch; `at` puts a batch in. Made once, since it runs the model's layers.
 
-    settings: TrainSettings
-    shape: Shape
-    breeds: int
-    size: int  # bytes of a value in the dtype that is computed in
-    trainable: int
-    parameters: int
-    weights: int
-    step: StepTrace
-    tower: tuple[int, int]  # (bytes for each photo, photos at once or 0 for the batch)
-    text: Any
-    vision_width: int
-    linear: int  # parameters of the language model's matrices
-    heap: int = 0
+    `dtype` of the base: bfloat16 by default, unless the settings say float32. `photos`: of training and validation together, where
+    there are few. Raises InputError when the model is not known or not supported.
+    """
 
-    @classmethod
-    def of(
-        cls,
+    def __init__(
+        self,
         settings: TrainSettings,
-        config: Any | None = None,
+        config: Any = None,
         shape: Shape | None = None,
         dtype: torch.dtype | None = None,
         breeds: int = BREEDS,
         photos: int | None = None,
         cpu: bool = False,
-    ) -> "Footprint":
-        """Raises InputError when the model is not known or not supported. `dtype` of the base: bfloat16 by default, unless the
-        settings say float32. `photos`: of training and validation together, where there are few.
-        """
-        config = config or model_config(settings.base_model)
-        dtype = dtype or (torch.float32 if settings.dtype == "float32" else torch.bfloat16)
-        if settings.mode == "qlora":
-            dtype = torch.bfloat16
-        shape = shape or usual_shape(config, 0, settings.base_model, settings.max_pixels)
+    ) -> None:
+        config, quantized = config or model_config(settings.base_model), settings.mode == "qlora"
+        if quantized or dtype is None:
+            dtype = torch.float32 if settings.dtype == "float32" and not quantized else torch.bfloat16
+        self.settings, self.breeds, self.size, self.heap = settings, breeds, dtype.itemsize, CPU_HEAP if cpu else 0
+        self.shape = shape or usual_shape(config, 0, settings.base_model, settings.max_pixels)
+        self.text, self.vision = config.get_text_config(), config.vision_config
         model = empty_model(config)
         family = family_of(model)
-        weights = _weight_bytes(model, family, dtype, settings.mode == "qlora")
-        linear = sum(m.weight.numel() for m in quantizable(model, family.language_model).values())
-        parameters = sum(p.numel() for p in model.parameters())
+        linears = quantizable(model, family.language_model)
+        four_bit = {f"{name}.weight" for name in linears} if quantized else set()
+        sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
+        self.parameters = sum(sizes.values())
+        self.weights = int(sum((NF4_BYTES if name in four_bit else self.size) * n for name, n in sizes.items()))
+        self.linear = sum(module.weight.numel() for module in linears.values())  # the language model's matrices
         model.requires_grad_(False)
-        trainable, _ = count_parameters(peft_model(model, lora_config(model, settings, family), empty=True))
+        self.trainable, _ = count_parameters(peft_model(model, lora_config(model, settings, family), empty=True))
+        # the usual ratio where none is stated
+        inner = getattr(self.vision, "intermediate_size", None) or 4 * self.vision.hidden_size
+        self.tower = self.shape.image_tokens * (8 * self.vision.hidden_size + 2 * inner) * self.size  # for a photo
         cached = not settings.augment and worth_caching(settings, model, family)
-        vision = config.vision_config
-        inner = (
-            getattr(vision, "intermediate_size", None) or 4 * vision.hidden_size
-        )  # the usual ratio where none is stated
-        tower = shape.image_tokens * (8 * vision.hidden_size + 2 * inner) * dtype.itemsize
-        return cls(
-            settings,
-            shape,
-            breeds,
-            dtype.itemsize,
-            trainable,
-            parameters,
-            weights,
-            trace_step(config, settings, dtype, shape),
-            (tower, min(family.photos_at_once(config), photos or 16) if cached else 0),
-            config.get_text_config(),
-            config.vision_config.hidden_size,
-            linear,
-            CPU_HEAP if cpu else 0,
-        )
+        self.tower_photos = min(family.photos_at_once(config), photos or 16) if cached else 0  # 0: the batch's
+        self.step = trace_step(config, settings, dtype, self.shape)
+
+    @property
+    def tokens(self) -> int:
+        """Of a photo with question and answer."""
+        return self.shape.image_tokens + self.shape.text_tokens
 
     def at(self, batch: int) -> Estimate:
         """The estimate for a batch of so many photos."""
-        s, text = self.settings, self.text
-        length = self.shape.image_tokens + self.shape.text_tokens
-        activations = self.step.kept.at(batch)
-        gradients = 4 * self.trainable
+        s, values = self.settings, batch * self.size
+        activations, gradients = self.step.kept.at(batch), 4 * self.trainable
         if s.gradient_accumulation == 1:
             gradients = max(0, gradients - activations)
-        dropped = batch * length * text.intermediate_size * self.size if s.lora_dropout and s.mode != "projector" else 0
-        each, photos = self.tower
+        drops = bool(s.lora_dropout) and s.mode != "projector"
         return Estimate(
             batch_size=batch,
             gradient_checkpointing=s.recomputes,
@@ -172,10 +144,10 @@ class Footprint:
             optimizer=8 * self.trainable,
             activations=activations,
             logits=self.step.logits.at(batch),
-            features=batch * self.shape.image_tokens * self.vision_width * self.size,
-            transient=self.step.transient.at(batch) + dropped,
-            tower=each * (photos or batch),
-            watching=self._watching(batch),
+            features=values * self.shape.image_tokens * self.vision.hidden_size,
+            transient=self.step.transient.at(batch) + drops * values * self.tokens * self.text.intermediate_size,
+            tower=self.tower * (self.tower_photos or batch),
+            watching=self._watching(batch) if s.watch_photos else 0,
             heap=self.heap,
         )
 
@@ -184,26 +156,17 @@ class Footprint:
 
         With gradient checkpointing the forward pass comes on top; it is no need of the mathematics and not counted.
         """
-        tokens, text = self.shape.image_tokens + self.shape.text_tokens, self.text
-        attention = 3.5 * 2.0 * tokens**2 * text.hidden_size * text.num_hidden_layers
-        return 4.0 * self.linear * tokens + 6.0 * self.trainable * tokens + attention
+        attention = 3.5 * 2.0 * self.tokens**2 * self.text.hidden_size * self.text.num_hidden_layers
+        return 4.0 * self.linear * self.tokens + 6.0 * self.trainable * self.tokens + attention
 
     def _watching(self, batch: int) -> int:
         """Closed-set validation: the cache of the batch's prompts, one layer at work, three copies of the names' logits."""
-        text, tokens = self.text, batch * (self.shape.image_tokens + self.shape.text_tokens)
-        if not self.settings.watch_photos:
-            return 0
+        text = self.text
         heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
         width = heads * (getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads)
         logits = min(LOGITS_LIMIT, batch * self.breeds * NODES * text.vocab_size)
-        return tokens * self.size * (2 * width * text.num_hidden_layers + 2 * text.intermediate_size) + 3 * 4 * logits
-
-
-def estimate(
-    settings: TrainSettings, config: Any | None = None, shape: Shape | None = None, dtype: torch.dtype | None = None
-) -> Estimate:
-    """The need of a run as the settings say. Raises InputError when the model is not known or not supported."""
-    return Footprint.of(settings, config, shape, dtype).at(settings.batch_size)
+        cache = 2 * width * text.num_hidden_layers + 2 * text.intermediate_size
+        return batch * self.tokens * self.size * cache + 3 * 4 * logits
 
 
 def usual_shape(config: Any, image_tokens: int = 0, ref: str = "", max_pixels: int = 0) -> Shape:
@@ -229,11 +192,10 @@ def photo_tokens(processor: Any, config: Any, sizes: Collection[tuple[int, int]]
     areas, shapes = sorted(sizes, key=math.prod), sorted(sizes, key=lambda size: size[0] / size[1])
     square = min(sizes, key=lambda size: max(size) / min(size))
     token, text = image_token_of(config), prompt_text(processor, "?")
-    counts = [
+    return max(
         int((model_inputs(processor, [Image.new("RGB", size)], [text])["input_ids"] == token).sum())
         for size in {areas[0], areas[-1], shapes[0], shapes[-1], square}
-    ]
-    return max(counts)
+    )
 
 
 def largest_batch(footprint: Footprint, vram: float) -> int:
@@ -253,9 +215,7 @@ def choose(
     ways, sizes = [settings], [settings.batch_size]
     if settings.gradient_checkpointing == "auto":
         ways = [replace(settings, gradient_checkpointing=way) for way in ("false", "true")]
-        step = settings.batch_size * settings.gradient_accumulation
-        shape = of(ways[0]).shape
-        enough = FILLING / (shape.image_tokens + shape.text_tokens)
+        step, enough = settings.batch_size * settings.gradient_accumulation, FILLING / of(ways[0]).tokens
         divisors = [n for n in range(1, step + 1) if step % n == 0]
         sizes = sorted(divisors, key=lambda n: n if n >= enough else 2 * step - n) if any_batch else sizes
     for share in (1 - RESERVE, 1.0):
@@ -268,16 +228,8 @@ def choose(
 
 def model_config(ref: str) -> Any:
     """A model's configuration: of a folder, of the few hub models whose shape is shipped with catlib, or from the hub."""
-    if (folder := resolve(ref)).is_dir():
-        return load_config(str(folder))
-    if (shipped := CONFIGS / f"{ref.replace('/', '--')}.json").is_file():
-        facts = read_json(shipped)
-        return AutoConfig.for_model(facts.pop("model_type"), **facts)
-    return load_config(ref)
-
-
-def _weight_bytes(model: torch.nn.Module, family: Family, dtype: torch.dtype, quantized: bool) -> int:
-    """Bytes of the frozen base."""
-    four_bit = {f"{name}.weight" for name in quantizable(model, family.language_model)} if quantized else set()
-    bits = [(NF4_BYTES if name in four_bit else dtype.itemsize) * p.numel() for name, p in model.named_parameters()]
-    return int(sum(bits))
+    folder, shipped = resolve(ref), CONFIGS / f"{ref.replace('/', '--')}.json"
+    if folder.is_dir() or not shipped.is_file():
+        return load_config(str(folder) if folder.is_dir() else ref)
+    facts = read_json(shipped)
+    return AutoConfig.for_model(facts.pop("model_type"), **facts)

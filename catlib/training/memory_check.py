@@ -10,6 +10,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 
 from catlib.data.images import size_of
@@ -40,12 +41,13 @@ def check_fits(settings: TrainSettings, ref: str, samples: Iterable[tuple[Sample
 
     @cache
     def of(way: TrainSettings) -> Footprint:
-        return Footprint.of(way, config, shape, dtype, breeds, photos=len(pairs), cpu=device.type == "cpu")
+        return Footprint(way, config, shape, dtype, breeds, photos=len(pairs), cpu=device.type == "cpu")
 
     try:
         shape = longest(load_processor(ref, settings.max_pixels), config, pairs)
-        # on a CPU threads share the batch as it is given
-        need = choose(settings, of, free, any_batch=device.type == "cuda")
+        need = choose(
+            settings, of, free, any_batch=device.type == "cuda"
+        )  # a CPU's threads share the batch as it is given
     except CatlibError:
         raise
     except Exception as error:  # an architecture that tensors without data cannot pass: the run does not depend on it
@@ -59,8 +61,8 @@ def check_fits(settings: TrainSettings, ref: str, samples: Iterable[tuple[Sample
     fits, worst = ways_that_fit(settings, of, free), max(need.phases, key=need.phases.__getitem__)
     message = (
         f"training {ref} at batch_size {need.batch_size} needs about {need.peak / GB:.1f} GB ({worst}), and {device} has "
-        f"{free / GB:.1f} GB free. What fits: {'; '.join(fits) or 'nothing, not even QLoRA with gradient checkpointing at batch_size 1'}"
-    )
+        f"{free / GB:.1f} GB free. What fits: "
+    ) + ("; ".join(fits) or "nothing, not even QLoRA with gradient checkpointing at batch_size 1")
     if not settings.force:
         raise InputError(f"{message}. --force trains all the same")
     log.warning("%s. Training all the same", message)
@@ -97,11 +99,9 @@ def device_memory(device: torch.device) -> float | None:
     if device.type == "cuda":
         kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # torch's own, for later use
         return float(torch.cuda.mem_get_info(device)[0] + kept)
-    meminfo = Path("/proc/meminfo")
-    if device.type != "cpu" or not meminfo.is_file():
+    if device.type != "cpu":
         return None
-    facts = dict(line.split(":", 1) for line in meminfo.read_text(encoding="utf-8").splitlines())
-    free = 1024.0 * int(facts["MemAvailable"].split()[0])
+    free = float(psutil.virtual_memory().available)
     limit, used = (Path("/sys/fs/cgroup") / name for name in ("memory.max", "memory.current"))
     if limit.is_file() and used.is_file() and (most := limit.read_text(encoding="utf-8").strip()) != "max":
         free = min(free, float(most) - float(used.read_text(encoding="utf-8")))

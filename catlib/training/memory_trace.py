@@ -4,11 +4,9 @@ A slice of the model with one and with two layers goes forward and backward unde
 is counted from its first sight to its end. Photos and layers enter as straight lines, so a slice says what the whole needs.
 """
 
-import json
 import warnings
 import weakref
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from types import SimpleNamespace
 from typing import Any
 
@@ -29,15 +27,12 @@ from catlib.vlm.families import Family, family_of
 from catlib.vlm.features import embedded
 from catlib.vlm.models import empty_model
 
-RELEVANT = ("mode", "train_projector", "lora_r", "lora_targets", "use_rslora", "use_dora", "gradient_checkpointing")
-
 
 @dataclass(frozen=True)
 class Shape:
-    """What a step's need depends on besides the settings: tokens of a photo, of question and answer, of the answer alone.
+    """Tokens of a photo, of question and answer, and of the answer alone.
 
-    Texts are padded to the longest of a batch, so `text_tokens` is the most that there is; the output layer sees only answers, so
-    `answer_tokens` is their mean.
+    Texts are padded to the longest of a batch: `text_tokens` is the most. The output layer sees answers: `answer_tokens` is the mean.
     """
 
     image_tokens: int
@@ -60,8 +55,7 @@ class Line:
 class StepTrace:
     """Bytes of one forward and backward pass without weights, adapters, gradients and optimizer.
 
-    `kept`: what the layers keep for the backward pass; `logits`: what the output layer and the loss keep; `transient`: how much
-    more is alive at the worst moment, in a layer's recomputation or backward pass.
+    What the layers keep for the backward pass, what output layer and loss keep, and how much more is alive at the worst moment.
     """
 
     kept: Line
@@ -71,21 +65,10 @@ class StepTrace:
 
 def trace_step(config: Any, settings: TrainSettings, dtype: torch.dtype, shape: Shape) -> StepTrace:
     """The need of a step of the whole model, from slices of one and two layers and batches of one and two."""
-    relevant = {name: getattr(settings, name) for name in RELEVANT}
-    return _step(config.to_json_string(use_diff=False), TrainSettings(**relevant), dtype, shape)
-
-
-@lru_cache(maxsize=64)
-def _step(config_json: str, settings: TrainSettings, dtype: torch.dtype, shape: Shape) -> StepTrace:
-    facts = json.loads(config_json)
-    config = AutoConfig.for_model(facts.pop("model_type"), **facts)
-    layers = config.get_text_config().num_hidden_layers
-    at_batch = []
+    layers, at_batch = config.get_text_config().num_hidden_layers, []
     for batch in (1, 2):
-        (kept_one, _, _), (kept_two, logits, transient) = (
-            _trace(config, settings, dtype, shape, count, batch) for count in (1, 2)
-        )
-        at_batch.append((kept_one + (layers - 1) * (kept_two - kept_one), logits, transient))
+        one, (kept, logits, transient) = (_trace(config, settings, dtype, shape, count, batch) for count in (1, 2))
+        at_batch.append((one[0] + (layers - 1) * (kept - one[0]), logits, transient))
     return StepTrace(*(Line(2 * one - two, two - one) for one, two in zip(*at_batch, strict=True)))
 
 
@@ -112,13 +95,12 @@ class LiveBytes(TorchDispatchMode):
         if storage in self._seen:
             return
         self._seen[storage] = True
-        size = storage.nbytes()
+        self._add(storage.nbytes())
+        weakref.finalize(storage, self._add, -storage.nbytes()).atexit = False
+
+    def _add(self, size: int) -> None:
         self.live += size
         self.peak = max(self.peak, self.live)
-        weakref.finalize(storage, self._free, size).atexit = False
-
-    def _free(self, size: int) -> None:
-        self.live -= size
 
 
 def quantizable(model: torch.nn.Module, prefix: str) -> dict[str, torch.nn.Linear]:
@@ -142,8 +124,8 @@ def _trace(
     wrapped = peft_model(model, lora_config(model, sliced, family), empty=True)
     adapted = {
         m.get_base_layer() for m in wrapped.modules() if isinstance(m, LoraLayer)
-    }  # only these expand their weights here
-    four_bit = {m.weight for m in linear.values() if quantized and m in adapted}
+    }  # only these expand weights here
+    four_bit = {id(m.weight) for m in linear.values() if quantized and m in adapted}
     fuse(wrapped)
     if settings.recomputes:
         with warnings.catch_warnings(action="ignore", category=FutureWarning):
@@ -198,37 +180,35 @@ def _config_with(config: Any, layers: int) -> Any:
     return small
 
 
-def _make_fake(model: Any, four_bit: set[torch.Tensor]) -> None:
+def _make_fake(model: Any, four_bit: set[int]) -> None:
     """Replace a meta model's tensors by fake CPU ones: only those go through autocast and the real attention kernel's rules.
 
-    The weights in `four_bit` become NF4 blocks as bitsandbytes lays them out, so that each use expands them for a moment.
+    Weights with an id in `four_bit` become NF4 blocks as bitsandbytes lays them out, which each use expands for a moment.
     """
-    ids = {id(weight) for weight in four_bit}
     for module in model.modules():
-        for name, parameter in list(module._parameters.items()):
-            if parameter is not None and id(parameter) in ids:
+        for name, parameter in module._parameters.items():
+            if id(parameter) in four_bit:
                 module._parameters[name] = _four_bit(parameter.shape)
                 module.compute_dtype = torch.bfloat16
             elif parameter is not None:
                 fake = torch.empty(parameter.shape, dtype=parameter.dtype)
                 module._parameters[name] = torch.nn.Parameter(fake, requires_grad=parameter.requires_grad)
-        for name, buffer in list(module._buffers.items()):
-            if buffer is not None:
-                module._buffers[name] = torch.empty(buffer.shape, dtype=buffer.dtype)
+        for name, buffer in module._buffers.items():
+            module._buffers[name] = buffer if buffer is None else torch.empty(buffer.shape, dtype=buffer.dtype)
 
 
 def _four_bit(shape: torch.Size) -> torch.nn.Parameter:
-    n = shape.numel()
-    blocks, code = n // 64, torch.empty(256)
+    blocks, code = shape.numel() // 64, torch.empty(256)
     scales = QuantState(absmax=torch.empty(-(-blocks // 256)), blocksize=256, code=code, dtype=torch.float32)
-    more = {
-        "code": code[:16].clone(),
-        "blocksize": 64,
-        "quant_type": "nf4",
-        "offset": torch.empty(()),
-        "state2": scales,
-    }
-    absmax = torch.empty(blocks, dtype=torch.uint8)
-    weight: Any = torch.nn.Parameter(torch.empty((n + 1) // 2, 1, dtype=torch.uint8), requires_grad=False)
-    weight.quant_state = QuantState(absmax=absmax, shape=shape, dtype=torch.bfloat16, **more)
+    weight: Any = torch.nn.Parameter(torch.empty((shape.numel() + 1) // 2, 1, dtype=torch.uint8), requires_grad=False)
+    weight.quant_state = QuantState(
+        absmax=torch.empty(blocks, dtype=torch.uint8),
+        shape=shape,
+        dtype=torch.bfloat16,
+        code=code[:16].clone(),
+        blocksize=64,
+        quant_type="nf4",
+        offset=torch.empty(()),
+        state2=scales,
+    )
     return weight

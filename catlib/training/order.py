@@ -29,8 +29,8 @@ def epoch_order(samples: Sequence[Sample], seed: int, epoch: int, balance: str =
 class Steps:
     """A batch sampler of one epoch: the indices of each optimizer step, all processes' together; the last may be smaller.
 
-    `done` tells the optimizer steps of the whole training so far, and so the epoch. `begin` is called with (epoch, samples seen in
-    it before) and `soon` with the samples of the step that comes and of the one after it.
+    `done`: the optimizer steps of the whole training so far, which tell the epoch. `begin` is called with (epoch, samples seen in it
+    before) and `soon` with the samples of the step that comes and of the one after it.
     """
 
     samples: Sequence[Sample]
@@ -59,8 +59,8 @@ class Steps:
 def share(items: Sequence[T], most: int, rank: int = 0, processes: int = 1) -> list[tuple[Sequence[T], float]]:
     """A process's micro-batches of at most `most` items, each with its weight.
 
-    All processes get as many micro-batches, because they exchange gradients (or pieces of weights) together: smaller ones where
-    some would have none, and where one still has fewer it repeats the first with weight 0.
+    All processes get as many, because they exchange gradients (or pieces of weights) together: smaller ones where some would have
+    none, and where one still has fewer it repeats the first with weight 0.
     """
     most = max(1, min(most, math.ceil(len(items) / processes)))
     parts = [items[i : i + most] for i in range(0, len(items), most)]

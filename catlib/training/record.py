@@ -3,24 +3,34 @@
 import json
 import logging
 import math
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import yaml
 from transformers import TrainingArguments
 
 from catlib.data.conversations import gives_reasons, longest_answer
 from catlib.errors import CatlibError
 from catlib.files import appending, read_jsonl, read_text, write_json, write_text
-from catlib.training.lora import rank_remark
-from catlib.training.model_card import model_card
+from catlib.paths import PACKAGE
+from catlib.provenance import git_commit, package_versions
+from catlib.settings import split_list
+from catlib.training.lora import count_parameters, rank_remark
 from catlib.training.run import Run
 from catlib.vlm.adapters import TRAINING, fingerprint, save_checkpoint
 
 log = logging.getLogger(__name__)
 HISTORY = "history.jsonl"
+TAGS = ["lora", "vision-language", "cat-breeds", "image-classification"]
+CARD = PACKAGE / "assets" / "model_card.md"
+CHOSEN = split_list(
+    """mode, train_projector, lora_r, lora_alpha, lora_dropout, lora_targets, epochs, batch_size, gradient_accumulation, lr,
+    projector_lr, lr_schedule, warmup_ratio, balance, augment, seed"""
+)
 
 
 @dataclass
@@ -39,6 +49,16 @@ class Progress:
     logged_step: int = 0
     stopped_early: bool = False
     finished: bool = False
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What a finished training left: the checkpoint folder (the best epoch's adapter) and the lines of history.jsonl."""
+
+    checkpoint: Path
+    history: list[dict[str, Any]]
+    best: dict[str, Any]
+    outcome: dict[str, Any]  # as in training.json
 
 
 class Record:
@@ -72,26 +92,23 @@ class Record:
         value = [figures["val_loss"]]
         if s.watch == "priority_f1":  # a few rare photos often tie: the loss decides between equals
             value = [-figures.get("priority_f1", figures.get("accuracy", 0.0)), *value]
-        better = p.best_value is None or value < p.best_value
-        p.without_gain = 0 if better else p.without_gain + 1
         p.val_losses.append(figures["val_loss"])
-        p.last = figures
-        if better:
-            p.best_value, p.best = value, figures
-        p.stopped_early = bool(s.early_stopping) and p.without_gain >= s.early_stopping
+        p.last, p.without_gain = figures, p.without_gain + 1
+        if better := p.best_value is None or value < p.best_value:
+            p.best_value, p.best, p.without_gain = value, figures, 0
+        p.stopped_early = 0 < s.early_stopping <= p.without_gain
         if p.stopped_early:
             log.info("stopped early: no better %s for %d epochs", s.watch, p.without_gain)
         self.add("epoch", step, figures)
-        self.save("last", figures)
-        if better:
-            self.save("", figures)
+        for part in ("last", "") if better else ("last",):
+            self.save(part, figures)
         return not p.stopped_early
 
     def save(self, part: str, figures: Mapping[str, Any]) -> None:
         """The adapter as it is, with processor, card and record, in the folder or in its `last/`."""
         if self.active:
-            card = model_card(self.run.vlm, self.run.settings, self.run.data, dict(figures))
-            save_checkpoint(self.run.vlm, self.folder / part, self._facts(figures), card, self.arguments)
+            facts, card = self._facts(figures), model_card(self.run, figures)
+            save_checkpoint(self.run.vlm, self.folder / part, facts, card, self.arguments)
 
     def write(self) -> None:
         """Bring the records beside the adapters up to date; the first one is there before any adapter."""
@@ -138,6 +155,9 @@ class Record:
             "val_loss_fell": min(p.val_losses[1:]) < p.val_losses[0] if len(p.val_losses) > 1 else None,
         }
 
+    def result(self, best: dict[str, Any], outcome: dict[str, Any]) -> TrainResult:
+        return TrainResult(self.folder, read_history(self.path), best, outcome)
+
 
 def read_history(path: Path) -> list[dict[str, Any]]:
     """The lines of history.jsonl; a half-written last line is dropped."""
@@ -147,6 +167,34 @@ def read_history(path: Path) -> list[dict[str, Any]]:
     if not text.endswith("\n"):
         write_text(path, text[: text.rfind("\n") + 1])
     return [row for _, row in read_jsonl(path)]
+
+
+def model_card(run: Run, figures: Mapping[str, Any]) -> str:
+    """Markdown with the metadata block that the Hugging Face hub reads (https://huggingface.co/docs/hub/model-cards)."""
+
+    def table(rows: Iterable[Sequence[Any]]) -> str:
+        return "\n".join(f"| {' | '.join(map(str, row))} |" for row in rows)
+
+    data, (trainable, total) = run.data, count_parameters(run.vlm.model)
+    metadata = {"base_model": run.vlm.name, "library_name": "peft", "pipeline_tag": "image-text-to-text"}
+    train, val = (Counter(sample.breed for sample in part) for part in (data.train, data.val))
+    names = {breed: breed + " (priority)" * (breed in data.priority) for breed in data.breeds}
+    return read_text(CARD).format(
+        metadata=yaml.safe_dump(metadata | {"tags": TAGS}, sort_keys=True).strip(),
+        base=run.vlm.name,
+        question=data.question,
+        trainable=trainable,
+        total=total,
+        mode=run.settings.mode,
+        train=len(data.train),
+        val=len(data.val),
+        breeds=len(data.breeds),
+        counts=table([names[breed], train[breed], val[breed]] for breed in data.breeds),
+        settings=table([key, getattr(run.settings, key)] for key in CHOSEN),
+        figures=table([key, f"{value:.4g}"] for key, value in figures.items() if isinstance(value, int | float)),
+        versions=", ".join(f"{name} {version}" for name, version in package_versions().items()),
+        commit=git_commit() or "unknown",
+    )
 
 
 def _finite(figures: Mapping[str, Any]) -> dict[str, Any]:

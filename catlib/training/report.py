@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from catlib.errors import CatlibError
 from catlib.figures import BLUE, GREEN, GREY, ORANGE, PINK, WIDTH, figure, percent_axis
 from catlib.training.lora import count_parameters
-from catlib.training.memory import estimate
+from catlib.training.memory import Footprint
 from catlib.training.trainer import Trainer, TrainResult
 from catlib.vlm.batches import image_token_of, segments
 
@@ -111,7 +111,7 @@ def cost_table(trainer: Trainer, result: TrainResult) -> pd.DataFrame:
     device = trainer.vlm.device.type
     settings = replace(trainer.settings, batch_size=result.outcome["micro_batch"])
     try:
-        need = f"{estimate(settings, trainer.vlm.base.config).peak / 1e9:.2f} GB"
+        need = f"{Footprint(settings, trainer.vlm.base.config).at(settings.batch_size).peak / 1e9:.2f} GB"
     except CatlibError:
         need = "not known"
     halved = result.outcome["out_of_memory"]

@@ -7,7 +7,6 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -57,14 +56,9 @@ class TrainingData:
     lineage: dict[str, Any]  # the adapter that training goes on from: folder, digest, breeds, its own lineage
 
     @property
-    def old_breeds(self) -> list[str]:
-        """Breeds that the model has learned before."""
-        return self.lineage.get("breeds", [])
-
-    @property
     def parts(self) -> tuple[tuple[Path, tuple[Sample, ...]], ...]:
-        """(image root, samples) of training and validation."""
-        return (self.image_root, self.train), (self.val_root, self.val)
+        """(image root, samples) of validation and training."""
+        return (self.val_root, self.val), (self.image_root, self.train)
 
 
 class Augment:
@@ -72,12 +66,11 @@ class Augment:
 
     def __init__(self, seed: int) -> None:
         self.seed = seed
-        self.epoch = 0
-        self._seen: Counter[str] = Counter()
+        self.start_epoch(0)
 
-    def start_epoch(self, epoch: int, seen: Iterable[str] = ()) -> None:
-        """Draws depend on the epoch and on the turn within it; `seen`: ids of the samples before, where training is resumed."""
-        self.epoch, self._seen = epoch, Counter(seen)
+    def start_epoch(self, epoch: int, seen: Iterable[Sample] = ()) -> None:
+        """Draws depend on the epoch and on the turn within it; `seen`: the samples before, where training is resumed."""
+        self.epoch, self._seen = epoch, Counter(sample.id for sample in seen)
 
     def __call__(self, image: Image.Image, sample_id: str) -> Image.Image:
         """Crop 80-100 % of each side, flip half of the time, brightness, contrast and colour by up to 15 %."""
@@ -111,7 +104,13 @@ def load_data(settings: TrainSettings) -> TrainingData:
     paths = [resolve(settings.train_data), resolve(settings.val_data)]
     roots = [image_root_of(path) for path in paths]
     train, val = (tuple(_with_digests(read_samples(path, root), root)) for path, root in zip(paths, roots, strict=True))
-    lineage = lineage_of(settings.init_adapter)
+    lineage: dict[str, Any] = {}
+    if settings.init_adapter:
+        adapter = resolve(settings.init_adapter)
+        base_of(adapter)  # raises where no adapter is
+        earlier, weights = read_training(adapter), digest_of(adapter / WEIGHTS)
+        lineage = {"folder": settings.init_adapter, "sha256": weights}
+        lineage |= {key: earlier[key] for key in ("breeds", "lineage") if key in earlier}
     breeds = tuple(sorted({s.breed for s in train} | set(lineage.get("breeds", []))))
     check_names(breeds)
     if unknown := sorted({s.breed for s in val} - set(breeds)):
@@ -129,21 +128,8 @@ def load_data(settings: TrainSettings) -> TrainingData:
     if others:
         asked = f"{others} of {len(val)} validation samples ask something else than {question!r}"
         log.warning("%s, which is the checkpoint's question", asked)
-    return TrainingData(
-        train, val, roots[0], roots[1], breeds, priority, digests, question, others, spelled_answers(val), lineage
-    )
-
-
-def lineage_of(adapter: str) -> dict[str, Any]:
-    """What is recorded of the adapter that training goes on from; empty without one. Raises InputError."""
-    if not adapter:
-        return {}
-    folder = resolve(adapter)
-    base_of(folder)  # raises where no adapter is
-    earlier = read_training(folder)
-    weights = digest_of(folder / WEIGHTS)
-    known: dict[str, Any] = {key: earlier[key] for key in ("breeds", "lineage") if key in earlier}
-    return {"folder": adapter, "sha256": weights, **known}
+    spelled = spelled_answers(val)
+    return TrainingData(train, val, *roots, breeds, priority, digests, question, others, spelled, lineage)
 
 
 def set_up(settings: TrainSettings, data: TrainingData, sharded: bool = False) -> Run:
@@ -169,7 +155,7 @@ def set_up(settings: TrainSettings, data: TrainingData, sharded: bool = False) -
     augment = Augment(settings.training_seed) if settings.augment else None
     if augment is not None:
         log.info("augmentation is on: every photo goes through the tower each time, the feature cache is not used")
-    collate = Collator(vlm, data.image_root, None if augment else features, augment, settings.num_workers)
+    collate = Collator(vlm, data.image_root, features, augment, settings.num_workers)
     val_collate = Collator(vlm, data.val_root, features)
     micro = settings.batch_size if need is None else need.batch_size
     return Run(settings, data, vlm, collate, val_collate, augment, micro)
@@ -181,10 +167,8 @@ def _features(settings: TrainSettings, vlm: VLM, data: TrainingData) -> FrozenFe
         return None
     processes = PartialState()
     cache = FrozenFeatures(vlm, resolve(FEATURE_CACHE), settings.cache_limit_gb / processes.num_processes)
-    parts: list[tuple[Sequence[Sample], Path]] = [(data.val, data.val_root)]
-    if not settings.augment:
-        parts.append((data.train, data.image_root))
-    photos = [(inside(root, s.image), s.metadata["sha256"]) for samples, root in parts for s in samples]
+    parts = data.parts[:1] if settings.augment else data.parts
+    photos = [(inside(root, s.image), s.metadata["sha256"]) for root, samples in parts for s in samples]
     cache.fill(photos[processes.process_index :: processes.num_processes], settings.num_workers)
     processes.wait_for_everyone()
     return cache
@@ -192,32 +176,31 @@ def _features(settings: TrainSettings, vlm: VLM, data: TrainingData) -> FrozenFe
 
 def _with_digests(samples: Sequence[Sample], root: Path) -> list[Sample]:
     """Samples with the SHA-256 of their photos' bytes. Raises InputError where the metadata claims another one."""
+
+    def digested(sample: Sample) -> Sample:
+        path = inside(root, sample.image)
+        digest, claimed = digest_of(path), str(sample.metadata.get("sha256") or "").lower()
+        if claimed != digest and re.fullmatch("[0-9a-f]{64}", claimed):  # some write another name of the photo there
+            raise InputError(
+                f"{path}: its bytes are not those of sample {sample.id!r} (SHA-256 {digest[:12]}, metadata.sha256 {claimed[:12]}): "
+                "was the photo changed after the split? `catlib data check` lists all, `catlib data` makes the split anew"
+            )
+        return replace(sample, metadata={**sample.metadata, "sha256": digest})
+
     with ThreadPoolExecutor(4) as pool:
-        return list(track(pool.map(_digested, samples, repeat(root)), "digests of the photos", total=len(samples)))
-
-
-def _digested(sample: Sample, root: Path) -> Sample:
-    path = inside(root, sample.image)
-    digest = digest_of(path)
-    claimed = str(sample.metadata.get("sha256") or "").lower()
-    if claimed != digest and re.fullmatch("[0-9a-f]{64}", claimed):  # some write another name of the photo there
-        raise InputError(
-            f"{path}: its bytes are not those of sample {sample.id!r} (SHA-256 {digest[:12]}, metadata.sha256 {claimed[:12]}): "
-            "was the photo changed after the split? `catlib data check` lists all, `catlib data` makes the split anew"
-        )
-    return replace(sample, metadata={**sample.metadata, "sha256": digest})
+        return list(track(pool.map(digested, samples), "digests of the photos", total=len(samples)))
 
 
 def shard(vlm: VLM, processes: int) -> None:
     """Keep one piece of each of the language model's frozen matrices in this process, put together layer by layer for its use.
 
-    torch's fully_shard (arXiv 2304.11277) on what is not trained; adapters stay whole on every process and are synchronized by DDP. So
+    torch's fully_shard (arXiv 2304.11277) on what is not trained; adapters stay whole on every process, synchronized by DDP. So
     optimizer states and checkpoints are those of one process, which accelerate's own FSDP would shard as well.
     """
     mesh = init_device_mesh(vlm.base.device.type, (processes,))
     language_model = vlm.base.get_submodule(vlm.family.language_model)
-    lists = [list(module) for module in language_model.modules() if isinstance(module, torch.nn.ModuleList)]
-    layers = max(lists, key=len)  # the decoder's: the longest list of modules
+    lists = (module for module in language_model.modules() if isinstance(module, torch.nn.ModuleList))
+    layers = list(max(lists, key=len))  # the decoder's: the longest list of modules
     for layer in layers:
         whole = {p for p in layer.parameters() if p.requires_grad or p.dim() < 2}
         # Always back to pieces: left whole after a validation, they would be cut by the main process alone, when it saves.

@@ -46,8 +46,7 @@ class SavingTrainer(transformers.Trainer):
         return str(self.folder / ".saving")
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        name, progress = f"checkpoint-{self.state.global_step}", self.record.progress
-        staging = self.folder / ".saving"
+        name, staging, progress = f"checkpoint-{self.state.global_step}", self.folder / ".saving", self.record.progress
         progress.loss_since_log, progress.logged_step = float(self._tr_loss), self._globalstep_last_logged
         try:
             if self.args.should_save:
@@ -60,10 +59,9 @@ class SavingTrainer(transformers.Trainer):
                 for path in (staging / name).iterdir():
                     with path.open("rb+") as stream:
                         os.fsync(stream.fileno())
-                earlier = saves_in(self.folder)
                 shutil.rmtree(self.folder / name, ignore_errors=True)
                 (staging / name).rename(self.folder / name)
-                for folder in earlier:
+                for folder in saves_in(self.folder):
                     if folder.name != name:
                         shutil.rmtree(folder)
         except (OSError, RuntimeError) as error:  # torch's zip writer turns a full disk into a RuntimeError

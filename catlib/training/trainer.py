@@ -3,54 +3,42 @@
 import logging
 import math
 import shutil
-import sys
+import signal
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
-from pathlib import Path
+from operator import mul
 from typing import Any, TypeVar
 
-import psutil
 import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, patch_environment
 from torch.utils.data import DataLoader
 from transformers import PrinterCallback
 
+from catlib.data.conversations import evenly
 from catlib.data.records import Sample
-from catlib.data.sampling import evenly
 from catlib.errors import CatlibError
-from catlib.files import read_json
 from catlib.paths import resolve
+from catlib.provenance import peak_resident_gb
 from catlib.settings import TrainSettings
+from catlib.signals import ENDINGS, handling
 from catlib.training.arguments import check_launch, training_arguments
-from catlib.training.callbacks import Flow, Interrupts, Tracker
+from catlib.training.callbacks import Flow, Tracker
 from catlib.training.kernels import constant_factors
 from catlib.training.lanes import lanes_for
 from catlib.training.lora import with_alpha
-from catlib.training.loss import AnswerLoss
+from catlib.training.loss import AnswerLoss, Watch, validation_loss
 from catlib.training.order import Steps, share
-from catlib.training.record import Record, read_history
-from catlib.training.run import Run, load_data, set_up
+from catlib.training.record import Record, TrainResult
+from catlib.training.run import load_data, set_up
 from catlib.training.saves import SavingTrainer, alone, prepare_folder, read_progress, saves_in
-from catlib.training.validation import Watch, validation_loss
-from catlib.vlm.adapters import TRAINING
+from catlib.vlm.adapters import read_training
 from catlib.vlm.batches import Batch, check_batch
 from catlib.vlm.models import out_of_memory
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class TrainResult:
-    """What a finished training left: the checkpoint folder (the best epoch's adapter) and the lines of history.jsonl."""
-
-    checkpoint: Path
-    history: list[dict[str, Any]]
-    best: dict[str, Any]
-    outcome: dict[str, Any]  # as in training.json
 
 
 class Trainer(SavingTrainer):
@@ -65,18 +53,17 @@ class Trainer(SavingTrainer):
     def __init__(self, settings: TrainSettings) -> None:
         settings = with_alpha(settings)
         sharded = check_launch(settings)
-        self.settings, self.folder = settings, resolve(settings.output_dir)
-        self.processes = PartialState(cpu=settings.device == "cpu")
+        self.folder, self.processes = resolve(settings.output_dir), PartialState(cpu=settings.device == "cpu")
         data = load_data(settings)
         prepare_folder(self.folder, settings, data.digests)
         torch.manual_seed(settings.training_seed)  # before LoRA's matrices are drawn
-        self.run: Run = set_up(settings, data, sharded and self.processes.num_processes > 1)
+        self.run = set_up(settings, data, sharded and self.processes.num_processes > 1)
         self.settings = settings = self.run.settings  # with what `auto` came to
         self.drawn = torch.get_rng_state()
         self.vlm, self.loss = self.run.vlm, AnswerLoss(self.run.vlm)
         self.trained = [(n, p) for n, p in self.vlm.model.named_parameters() if p.requires_grad]
         self.record = Record(self.run, self.folder, self.processes.is_main_process)
-        self.interrupts = Interrupts()
+        self.interrupted = False  # a signal has asked for the end, which waits for that of a step
         with patch_environment(ACCELERATE_USE_FSDP="false"):  # sharding is done in `set_up`, on frozen weights only
             super().__init__(
                 model=self.loss,
@@ -87,9 +74,8 @@ class Trainer(SavingTrainer):
             )
         self.remove_callback(PrinterCallback)
         self.record.arguments = self.args
-        self.tracker = None if settings.report_to == "none" else Tracker(settings.report_to, self.folder)
-        if self.tracker is not None:
-            self.add_callback(self.tracker)
+        self.tracker = Tracker(settings.report_to, self.folder)
+        self.add_callback(self.tracker)
         self.lanes = lanes_for(self.vlm, settings, self.processes.num_processes)
         watched = evenly(data.val, settings.watch_photos, settings.seed) if settings.watch_photos else ()
         self.watch = Watch(self.run, watched) if watched else None
@@ -101,45 +87,47 @@ class Trainer(SavingTrainer):
         self._samples: Sequence[Sample] = ()  # of the step that is under way
 
     def fit(self) -> TrainResult:
-        """Train to the end, from where an interrupted training of the same settings stopped."""
-        with alone(self.folder, self.processes.is_main_process), self.interrupts:
+        """Train to the end, from where an interrupted training of the same settings stopped.
+
+        The first SIGINT, SIGTERM or SIGHUP saves after the step that is under way and interrupts; a second one interrupts at once.
+        """
+        self.interrupted = False
+        with alone(self.folder, self.processes.is_main_process), handling((signal.SIGINT, *ENDINGS), self._interrupt):
             self.processes.wait_for_everyone()
-            begun, file = self.record.progress.seconds > 0, self.folder / TRAINING
-            earlier = read_json(file) if file.is_file() and (begun or self.settings.resume) else {}
+            begun = self.record.progress.seconds > 0
+            earlier = read_training(self.folder) if begun or self.settings.resume else {}
             if earlier.get("outcome", {}).get("finished"):
-                return self._result(earlier["figures"], earlier["outcome"])
+                return self.record.result(earlier["figures"], earlier["outcome"])
             saved = saves_in(self.folder)[-1:] if begun or self.settings.resume else []
             if begun and not saved:
                 raise CatlibError("training was interrupted before anything was saved: make the Trainer anew")
             try:
-                self._fit(saved[0] if saved else None)
+                check_batch(self.vlm, self.run.collate(self.run.data.train[: self.settings.batch_size]))
+                self.optimizer = self.lr_scheduler = None  # of an interrupted call
+                if saved:
+                    self.record.progress = read_progress(saved[0])
+                else:
+                    self._forget_saves()  # of an earlier training, with `resume` off
+                    self.record.write()
+                if not self.record.progress.stopped_early:  # else killed between its last save and its end
+                    self.train(resume_from_checkpoint=str(saved[0]) if saved else None)
+                self.record.progress.finished = True
+                self.record.write()
+                self._forget_saves()
             except BaseException as error:
-                self.is_in_train = False
-                killed = isinstance(error, KeyboardInterrupt)
+                self.is_in_train, killed = False, isinstance(error, KeyboardInterrupt)
                 if killed:
                     log.warning("interrupted after step %d; run it again to go on", self.state.global_step)
                     self.record.save("last", self.record.progress.last | {"interrupted": True})
-                if self.tracker is not None:
-                    self.tracker.close("KILLED" if killed else "FAILED")
+                self.tracker.close("KILLED" if killed else "FAILED")
                 raise
-        return self._result(self.record.progress.best, self.record.outcome())
+        return self.record.result(self.record.progress.best, self.record.outcome())
 
-    def _result(self, best: dict[str, Any], outcome: dict[str, Any]) -> TrainResult:
-        return TrainResult(self.folder, read_history(self.record.path), best, outcome)
-
-    def _fit(self, saved: Path | None) -> None:
-        check_batch(self.vlm, self.run.collate(self.run.data.train[: self.settings.batch_size]))
-        self.optimizer = self.lr_scheduler = None  # of an interrupted call of `fit`
-        if saved is not None:
-            self.record.progress = read_progress(saved)
-        else:
-            self._forget_saves()  # of an earlier training, with `resume` off
-            self.record.write()
-        if not self.record.progress.stopped_early:  # else killed between its last save and its end
-            self.train(resume_from_checkpoint=None if saved is None else str(saved))
-        self.record.progress.finished = True
-        self.record.write()
-        self._forget_saves()
+    def _interrupt(self, *_: Any) -> None:
+        if self.interrupted:
+            raise KeyboardInterrupt
+        self.interrupted = True
+        log.warning("interrupted: saving after this step; once more ends at once")
 
     def _forget_saves(self) -> None:
         for folder in saves_in(self.folder) if self.processes.is_main_process else []:
@@ -151,27 +139,25 @@ class Trainer(SavingTrainer):
         """Lists of samples, one for each optimizer step; photos of the coming ones are made ready."""
         s, samples, augment = self.settings, self.run.data.train, self.run.augment
 
-        def begin(epoch: int, seen: Sequence[Sample]) -> None:
-            if augment is not None:
-                augment.start_epoch(epoch, [sample.id for sample in seen])
-
         def soon(coming: Sequence[Sample]) -> None:
             for part, _ in self._share(coming):
                 self.run.collate.prefetch(part)
 
         size = s.batch_size * s.gradient_accumulation  # whatever the number of processes: they share it
+        begin = augment.start_epoch if augment else lambda epoch, seen: None
         steps = Steps(samples, size, s.training_seed, s.balance, lambda: self.state.global_step, begin, soon)
         return DataLoader(samples, batch_sampler=steps, collate_fn=list, generator=torch.Generator())  # type: ignore[arg-type]
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """The optimizer of the arguments, with a learning rate of its own for a projector that is trained in full."""
         if self.optimizer is None:
-            s = self.settings
-            projector = [p for n, p in self.trained if f"{self.vlm.family.projector}." in n and "lora_" not in n]
-            rest = [p for _, p in self.trained if not any(p is q for q in projector)]
-            groups: list[dict[str, Any]] = [{"params": rest, "lr": s.lr}, {"params": projector, "lr": s.projector_lr}]
+            s, rates = self.settings, (self.settings.lr, self.settings.projector_lr)
+            groups: list[Any] = [{"params": [], "lr": lr, "weight_decay": s.weight_decay} for lr in rates]
+            for name, parameter in self.trained:
+                of_projector = f"{self.vlm.family.projector}." in name and "lora_" not in name
+                groups[of_projector]["params"].append(parameter)
             kind, values = self.get_optimizer_cls_and_kwargs(self.args)
-            self.optimizer = kind([g | {"weight_decay": s.weight_decay} for g in groups if g["params"]], **values)
+            self.optimizer = kind([group for group in groups if group["params"]], **values)
         return self.optimizer
 
     def training_step(self, model: torch.nn.Module, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
@@ -187,11 +173,15 @@ class Trainer(SavingTrainer):
     ) -> dict[str, float]:
         """Loss on the validation samples, and the breeds of the watched ones; the same figures in every process."""
         samples = self.run.data.val if eval_dataset is None else eval_dataset
-        size, collate, watch = lambda: self.record.progress.micro_batch, self.run.val_collate, self.watch
+        progress, collate, watch = self.record.progress, self.run.val_collate, self.watch
+
+        def loss() -> float:
+            return validation_loss(self.loss, collate, samples, progress.micro_batch, self.lanes)
+
         self.loss.eval()
         with self.accelerator.autocast():
-            loss = self._within_memory(lambda: validation_loss(self.loss, collate, samples, size(), self.lanes))
-            figures = {"loss": loss} | (self._within_memory(lambda: watch.measure(size())) if watch else {})
+            figures = {"loss": self._within_memory(loss)}
+            figures |= self._within_memory(lambda: watch.measure(progress.micro_batch)) if watch else {}
         self.loss.train()
         if self.processes.num_processes > 1:
             figures = broadcast_object_list([figures])[0]
@@ -216,9 +206,8 @@ class Trainer(SavingTrainer):
 
     def peak_memory_gb(self) -> float:
         """Peak memory of this process in GB (10^9 bytes): the GPU's where there is one, else the resident set."""
-        if self.args.device.type == "cuda":
-            return torch.cuda.max_memory_allocated(self.args.device) / 1e9
-        return peak_resident_gb()
+        on_gpu, device = self.vlm.device.type == "cuda", self.vlm.device
+        return torch.cuda.max_memory_allocated(device) / 1e9 if on_gpu else peak_resident_gb()
 
     # --- the gradient of a step ---
 
@@ -235,29 +224,26 @@ class Trainer(SavingTrainer):
         for number, (part, weight) in enumerate(parts, start=1):
             with nullcontext() if number == len(parts) else self.accelerator.no_sync(model):
                 losses += [(weight, *loss) for loss in self._backward(model, part, weight * part_of_mean)]
+        weights, ids, summed, counts = zip(*losses, strict=True)
         # Only now is a GPU waited for: it works through the whole step while the next passes are being issued.
-        values, step = torch.stack([loss for _, _, loss, _ in losses]).tolist(), self.state.global_step
+        values, step = torch.stack(summed).tolist(), self.state.global_step
         warm = step >= self.args.get_warmup_steps(self.state.max_steps)
-        for (_, ids, _, n), value in zip(losses, values, strict=True):
+        for of, value, n in zip(ids, values, counts, strict=True):
             if not math.isfinite(value) or (warm and value / n > self.most):
                 raise CatlibError(
-                    f"step {step + 1}: loss {value / n:.3g} in the samples {', '.join(ids)}; training stopped. "
+                    f"step {step + 1}: loss {value / n:.3g} in the samples {', '.join(of)}; training stopped. "
                     "Lower lr, or look at these photos and answers"
                 )
-        summed = sum(weight * value for (weight, *_), value in zip(losses, values, strict=True))
-        return torch.tensor(summed * part_of_mean, device=self.args.device)
+        return torch.tensor(sum(map(mul, weights, values)) * part_of_mean, device=self.args.device)
 
-    def _backward(
-        self, model: torch.nn.Module, samples: Sequence[Sample], scale: float
-    ) -> list[tuple[tuple[str, ...], torch.Tensor, int]]:
-        """Add `scale` times the gradient of a micro-batch's summed loss, each lane's part in a thread of its own.
-
-        Returns for each part the samples' ids, the summed loss and the number of supervised tokens.
+    def _backward(self, model: torch.nn.Module, samples: Sequence[Sample], scale: float) -> list[tuple[Any, ...]]:
+        """Add `scale` times the gradient of a micro-batch's summed loss, each lane's part in a thread of its own; for each part the
+        samples' ids, the summed loss and the number of supervised tokens.
         """
         batches = [self.run.collate(part).to(self.args.device) for part in self.lanes.cut(samples)]
         parameters = [parameter for _, parameter in self.trained]
 
-        def work(batch: Batch) -> tuple[Any, tuple[torch.Tensor | None, ...]]:
+        def work(batch: Batch) -> tuple[tuple[Any, ...], tuple[torch.Tensor | None, ...]]:
             loss, n = model(batch)
             known = batch.sample_ids, loss.detach(), n
             if len(batches) > 1:
@@ -290,8 +276,8 @@ class Trainer(SavingTrainer):
             except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
                 if not out_of_memory(error):
                     raise
-                several = self.processes.num_processes > 1  # others wait in the middle of an exchange
-                if progress.micro_batch == 1 or several:
+                # Of several processes the others wait in the middle of an exchange.
+                if progress.micro_batch == 1 or self.processes.num_processes > 1:
                     raise CatlibError(
                         f"out of memory at a micro-batch of {progress.micro_batch}: set gradient_checkpointing, mode qlora, or a "
                         f"smaller batch_size ({str(error).splitlines()[0]})"
@@ -308,13 +294,3 @@ def train(settings: TrainSettings) -> TrainResult:
     Raises InputError for wrong data or models before anything is computed, CatlibError when training cannot go on.
     """
     return Trainer(settings).fit()
-
-
-def peak_resident_gb() -> float:
-    """The most memory that this process has had, in GB of 10^9 bytes."""
-    if sys.platform == "win32":
-        return psutil.Process().memory_info().peak_wset / 1e9
-    import resource  # which Windows has not
-
-    unit = 1 if sys.platform == "darwin" else 1024  # getrusage counts bytes on macOS, kibibytes on Linux
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9

@@ -8,6 +8,7 @@ import re
 import tempfile
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -51,9 +52,8 @@ def save_adapter(vlm: VLM, folder: Path) -> None:
 
 
 def save_processor(processor: Any, folder: Path) -> None:
-    """Tokenizer, chat template and processor_config.json, and the preprocessor_config.json that other engines read.
-
-    Written beside the earlier ones, which are replaced when all is there: a full disk leaves them whole.
+    """Tokenizer, chat template and processor_config.json, and the preprocessor_config.json that other engines read; written
+    beside the earlier ones, which are replaced when all is there: a full disk leaves them whole.
     """
     with saving(folder):
         folder.mkdir(parents=True, exist_ok=True)
@@ -69,8 +69,7 @@ def save_processor(processor: Any, folder: Path) -> None:
 def save_checkpoint(vlm: VLM, folder: Path, training: Mapping[str, Any], card: str, arguments: Any) -> None:
     """The whole checkpoint. `training`: settings, data digests, metrics (training.json); `card`: the model card.
 
-    training_args.bin (transformers' `arguments`) is written because the Hub's tools look for it. It is a pickle, so nothing here
-    ever reads it.
+    training_args.bin (transformers' `arguments`) is what the Hub's tools look for: a pickle, which nothing here ever reads.
     """
     save_processor(vlm.processor, folder)
     packed = io.BytesIO()
@@ -133,17 +132,15 @@ def check_config(adapter: Path) -> None:
 def load_adapter(vlm: VLM, adapter: Path, trainable: bool = False) -> None:
     """Put an adapter's weights into `vlm`; for inference they take the base's dtype.
 
-    Which modules it changes is read off its weights, under the names of transformers 4 or 5; the expression in its configuration
-    is not run. Raises InputError when the base is not the one it was trained on, or a tensor is missing, left over or of another
-    shape: peft itself would only warn, and answer with an untrained adapter.
+    Which modules it changes is read off its weights, named as by transformers 4 or 5; the expression in its configuration is not
+    run. Raises InputError when the base is not the one it was trained on, or a tensor is missing, left over or of another shape:
+    peft itself would only warn, and answer with an untrained adapter.
     """
     facts = read_training(adapter)
     if expected := facts.get("base_fingerprint"):
         first = not expected.startswith(SCHEME)
         if first:
-            log.warning(
-                "%s: its fingerprint is of the first scheme, which sees norms and embeddings of the base", adapter
-            )
+            log.warning("%s: a fingerprint of the first scheme, which sees norms and embeddings of the base", adapter)
         if expected != (found := _first_fingerprint(vlm) if first else fingerprint(vlm)):
             raise InputError(
                 f"{adapter} was trained on {facts.get('base_model')!r} (fingerprint {expected}), not on {vlm.name!r} ({found})"
@@ -168,15 +165,13 @@ def load_adapter(vlm: VLM, adapter: Path, trainable: bool = False) -> None:
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise InputError(f"{adapter / CONFIG} does not fit {vlm.name!r}: {first_line(error)}") from None
     state = get_peft_model_state_dict(model, save_embedding_layers=False)
-    wanted, shapes = ({name: tuple(t.shape) for name, t in tensors.items()} for tensors in (state, saved))
-    problems = [
-        *(f"{name} is missing" for name in wanted.keys() - shapes.keys()),
-        *(f"{name} is left over" for name in shapes.keys() - wanted.keys()),
-        *(f"{n} is {shapes[n]} in place of {wanted[n]}" for n in wanted if n in shapes and shapes[n] != wanted[n]),
-    ]
-    if problems:
+    wanted, given = ({name: tuple(t.shape) for name, t in tensors.items()} for tensors in (state, saved))
+    if wrong := sorted(name for name in wanted.keys() | given.keys() if wanted.get(name) != given.get(name)):
+        name = wrong[0]
+        shapes = f"{given.get(name)} in place of {wanted.get(name)}"
+        problem = "missing" if name not in given else "left over" if name not in wanted else shapes
         raise InputError(
-            f"{adapter / WEIGHTS} does not fit {vlm.name!r}: {len(problems)} tensors, first: {sorted(problems)[0]}"
+            f"{adapter / WEIGHTS} does not fit {vlm.name!r}: {len(wrong)} tensors, first: {name} is {problem}"
         )
     set_peft_model_state_dict(model, saved)
     vars(config).update(stated)  # as others know it, who compare it or save it again
@@ -200,11 +195,8 @@ def fingerprint(vlm: VLM) -> str:
 
     Hashes SAMPLED values of each tensor in the files, rounded to bf16, with its size and the end of its name.
     """
-    base, seen = vlm.checkpoint.base, []
-
-    def find(name: str) -> str | None:
-        return cached_file(base, name, local_files_only=True, _raise_exceptions_for_missing_entries=False)
-
+    options = {"local_files_only": True, "_raise_exceptions_for_missing_entries": False}
+    find, seen = partial(cached_file, vlm.checkpoint.base, **options), []
     index = find("model.safetensors.index.json")
     names = set(read_json(Path(index))["weight_map"].values()) if index else {"model.safetensors"}
     for path in filter(None, map(find, names)):
@@ -221,11 +213,10 @@ def fingerprint(vlm: VLM) -> str:
 def _first_fingerprint(vlm: VLM) -> str:
     """The first scheme's: norms and biases of the language model and rows of the embeddings, as they are in memory."""
     digest = hashlib.sha256(type(vlm.base).__name__.encode())
-    language_model = vlm.base.get_submodule(vlm.family.language_model)
     embeddings = vlm.base.get_input_embeddings().weight
-    rows = embeddings[:: max(1, len(embeddings) // 256)]
-    vectors = [p for n, p in language_model.named_parameters() if p.dim() == 1 and "lora_" not in n]
-    for tensor in (rows, *vectors):
+    vectors = vlm.base.get_submodule(vlm.family.language_model).named_parameters()
+    seen = [p for name, p in vectors if p.dim() == 1 and "lora_" not in name]
+    for tensor in (embeddings[:: max(1, len(embeddings) // 256)], *seen):
         digest.update(str(tuple(tensor.shape)).encode())
         digest.update(tensor.detach().to("cpu", torch.bfloat16).view(torch.int16).numpy().tobytes())
     return digest.hexdigest()[:16]

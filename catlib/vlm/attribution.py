@@ -20,10 +20,9 @@ Label = str | Sequence[int]  # a breed's name, or the tokens that stand for it
 def patch_gradients(vlm: VLM, image: Image, question: str, breed: Label, steps: int = 8) -> np.ndarray:
     """Signed relevance (h, w) of each image token for log p(breed, end token | photo, question), in nats.
 
-    Integrated gradients (Sundararajan et al. 2017, arXiv 1703.01365) on the way from a photo whose tokens are all its
-    mean token to the photo itself, the gradient taken at the middles of `steps` equal parts. The relevances add up,
-    as far as the steps suffice, to the score of the photo less that of the featureless one; a single gradient at the
-    photo does not, where the model is saturated.
+    Integrated gradients (Sundararajan et al. 2017, arXiv 1703.01365) from a photo whose tokens are all its mean token to the photo
+    itself, taken at the middles of `steps` equal parts. They add up, as far as the steps suffice, to the score of the photo less
+    that of the featureless one; a single gradient at the photo does not, where the model is saturated.
     """
     inputs, label = _inputs_with_answer(vlm, image, question, breed)
     positions, grid = image_positions(vlm, inputs["input_ids"][0])
@@ -53,14 +52,12 @@ def occluded_scores(vlm: VLM, image: Image, question: str, breed: Label, masks: 
     positions, _ = image_positions(vlm, inputs["input_ids"][0])
     scores = []
     for first in range(0, len(masks), OCCLUSION_BATCH):
-        part = torch.as_tensor(
-            np.stack(masks[first : first + OCCLUSION_BATCH]).reshape(-1, len(positions)), device=positions.device
-        )
+        chosen = np.stack(masks[first : first + OCCLUSION_BATCH]).reshape(-1, len(positions), 1)
 
-        def occlude(embeddings: torch.Tensor, part: torch.Tensor = part) -> torch.Tensor:
-            tokens = embeddings[0, positions]
-            rows = embeddings.repeat(len(part), 1, 1)
-            rows[:, positions] = torch.where(part[..., None], tokens.mean(0), tokens)
+        def occlude(embeddings: torch.Tensor, chosen: np.ndarray = chosen) -> torch.Tensor:
+            tokens, hidden = embeddings[0, positions], torch.as_tensor(chosen, device=embeddings.device)
+            rows = embeddings.repeat(len(hidden), 1, 1)
+            rows[:, positions] = torch.where(hidden, tokens.mean(0), tokens)
             return rows
 
         with _edited(vlm, occlude):
@@ -71,8 +68,8 @@ def occluded_scores(vlm: VLM, image: Image, question: str, breed: Label, masks: 
 def image_positions(vlm: VLM, ids: torch.Tensor) -> tuple[torch.Tensor, tuple[int, int]]:
     """Where the image tokens stand in `ids` (length,), row by row of the photo, and their grid (h, w).
 
-    Tokens in one run are a square; runs of equal length are the rows, or, where a photo is cut into tiles, the tiles, of which
-    the last shows the whole photo. Raises CatlibError when the tokens form no grid.
+    Tokens in one run are a square; runs of equal length are the rows or, of a photo cut into tiles, the tiles, the last of which
+    shows the whole. Raises CatlibError when the tokens form no grid.
     """
     found = (ids == image_token_of(vlm.base.config)).nonzero()[:, 0]
     breaks = (found.diff() > 1).nonzero()[:, 0] + 1
@@ -87,12 +84,9 @@ def image_positions(vlm: VLM, ids: torch.Tensor) -> tuple[torch.Tensor, tuple[in
     return found, (side, side)
 
 
-def _inputs_with_answer(
-    vlm: VLM, image: Image, question: str, breed: Label
-) -> tuple[dict[str, torch.Tensor], list[int]]:
-    inputs = inference_inputs(vlm, [image], [question])
+def _inputs_with_answer(vlm: VLM, image: Image, question: str, breed: Label) -> tuple[dict[str, Any], list[int]]:
     label = label_tokens(vlm, question, breed) if isinstance(breed, str) else list(breed)
-    return continued(vlm, inputs, label[:-1]), label
+    return continued(vlm, inference_inputs(vlm, [image], [question]), label[:-1]), label
 
 
 def _label_score(vlm: VLM, inputs: dict[str, torch.Tensor], label: list[int]) -> torch.Tensor:
@@ -106,9 +100,7 @@ def _label_score(vlm: VLM, inputs: dict[str, torch.Tensor], label: list[int]) ->
 def _edited(vlm: VLM, edit: Callable[[torch.Tensor], torch.Tensor]) -> Iterator[None]:
     """While open, the language model reads `edit(embeddings)` (rows, length, width) instead of its one row."""
 
-    def before(
-        _: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    def before(_: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         mask = kwargs.get("attention_mask")  # of one row; only those of four dimensions fit several
         mask = None if isinstance(mask, torch.Tensor) and mask.dim() == 2 else mask
         return args, {**kwargs, "inputs_embeds": edit(kwargs["inputs_embeds"]), "attention_mask": mask}

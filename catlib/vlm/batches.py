@@ -4,31 +4,22 @@ import copy
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import torch
 from PIL.Image import Image
-from torch.nn.functional import pad
 from torch.nn.utils.rnn import pad_sequence
 
 from catlib.data.images import inside, open_image
 from catlib.data.records import Sample
 from catlib.errors import CatlibError
+from catlib.vlm import prompting
 from catlib.vlm.families import image_token_of
 from catlib.vlm.features import FrozenFeatures, PhotoFeatures, compute_features
 from catlib.vlm.models import VLM
-from catlib.vlm.prompting import (
-    answer_tokens,
-    continued,
-    end_tokens,
-    known_ends,
-    model_inputs,
-    prompt_text,
-    text_tokens,
-)
 
 IGNORED = -100  # torch's ignore_index: no loss here
 
@@ -37,10 +28,10 @@ IGNORED = -100  # torch's ignore_index: no loss here
 class Batch:
     """Samples side by side, padded on the right, so that nothing real ever attends to padding.
 
-    `input_ids`, `attention_mask`, `labels`: (rows, length); labels are IGNORED everywhere but at the answer and its end
-    token. `features`: (image tokens of all rows, width) of the frozen tower, in the order of the image tokens in `input_ids`;
-    None when the tower has to run, on the processor's tensors in `pixels`. `answer_at`, `image_at`: positions of supervised and
-    image tokens in the flattened rows, worked out before the batch moves to a GPU, which need not be waited for then.
+    `input_ids`, `attention_mask`, `labels`: (rows, length); labels are IGNORED everywhere but at the answer and its end token.
+    `features`: (image tokens of all rows, width) of the frozen tower, in their order; None when the tower has to run, on the
+    processor's tensors in `pixels`. `answer_at`, `image_at`: positions of supervised and image tokens in the flattened rows, worked
+    out before the batch moves to a GPU, which need not be waited for then.
     """
 
     sample_ids: tuple[str, ...]
@@ -61,7 +52,7 @@ class Batch:
                 return value
             return (value.pin_memory() if device.type == "cuda" else value).to(device, non_blocking=True)
 
-        return Batch(*(move(getattr(self, field.name)) for field in fields(self)))
+        return Batch(*map(move, vars(self).values()))
 
 
 class Collator:
@@ -79,10 +70,11 @@ class Collator:
         augment: Callable[[Image, str], Image] | None = None,
         workers: int = 0,
     ) -> None:
-        self.vlm, self.image_root, self.features, self.augment = vlm, image_root, features, augment
+        self.vlm, self.image_root, self.augment = vlm, image_root, augment
+        self.features = features if augment is None else None
         self.image_token = image_token_of(vlm.base.config)
         self.pad = vlm.processor.tokenizer.pad_token_id or 0
-        self.ends = known_ends(vlm)
+        self.ends = prompting.known_ends(vlm)
         self._prompts: dict[str, list[int]] = {}
         self._answers: dict[tuple[str, str], list[int]] = {}
         self._coming: dict[str, Future[dict[str, torch.Tensor]]] = {}
@@ -101,7 +93,7 @@ class Collator:
 
     def prefetch(self, samples: Sequence[Sample]) -> None:
         """Begin to decode, change and resize the photos of samples that will be asked for next; not where features are cached."""
-        if self._workers is None or (self.features is not None and self.augment is None):
+        if self._workers is None or self.features is not None:
             return
         for sample in samples:
             if sample.id not in self._coming:  # a photo drawn twice is made ready for its first turn
@@ -109,11 +101,11 @@ class Collator:
 
     def __call__(self, samples: Sequence[Sample]) -> Batch:
         """A batch of samples. Raises CatlibError or InputError naming what is wrong with a photo or the template."""
-        if self.features is not None and self.augment is None:
+        if self.features is not None:
             found = self._features(self.features, samples)
             pairs = zip(samples, found, strict=True)
             rows = [torch.tensor(self.prompt_ids(s.question, one) + self.answer_ids(s)) for s, one in pairs]
-            features, pixels = torch.cat([one.vectors for one in found]), None
+            features, pixels = torch.cat([one.vectors.cpu() for one in found]), None
         else:
             ready = self._coming
             photos = [ready.pop(s.id).result() if s.id in ready else self._photo(s) for s in samples]
@@ -133,7 +125,7 @@ class Collator:
         """What is supervised of a sample: its answer's tokens and the end token."""
         key = sample.question, sample.answer
         if key not in self._answers:
-            tokens = answer_tokens(self.processor, *key, self.ends)
+            tokens = prompting.answer_tokens(self.processor, *key, self.ends)
             if len(tokens) < 2:
                 raise CatlibError(f"the answer {key[1]!r} has no token of its own: nothing would be learned from it")
             self._answers[key] = tokens
@@ -142,7 +134,9 @@ class Collator:
     def prompt_ids(self, question: str, photo: PhotoFeatures) -> list[int]:
         """The prompt's tokens up to where the answer begins, the photo's in the place of its placeholder."""
         if question not in self._prompts:
-            self._prompts[question] = text_tokens(self.processor, prompt_text(self.processor, question))
+            self._prompts[question] = prompting.text_tokens(
+                self.processor, prompting.prompt_text(self.processor, question)
+            )
         prompt = self._prompts[question]
         if (count := prompt.count(self.image_token)) != 1:
             raise CatlibError(f"the prompt holds {count} image placeholders in place of one")
@@ -150,20 +144,20 @@ class Collator:
         return [*prompt[:at], *photo.block.tolist(), *prompt[at + 1 :]]
 
     def _features(self, cache: FrozenFeatures, samples: Sequence[Sample]) -> list[PhotoFeatures]:
-        found = {i: one for i, s in enumerate(samples) if (one := cache.get(s.metadata["sha256"])) is not None}
-        if missing := [i for i in range(len(samples)) if i not in found]:
-            images = [open_image(inside(self.image_root, samples[i].image)) for i in missing]
-            for i, computed in zip(missing, compute_features(self.vlm, images), strict=True):
-                found[i] = replace(computed, vectors=computed.vectors.cpu())
-        return [found[i] for i in range(len(samples))]
+        found = [cache.get(sample.metadata["sha256"]) for sample in samples]
+        paths = [inside(self.image_root, s.image) for s, one in zip(samples, found, strict=True) if one is None]
+        computed = iter(compute_features(self.vlm, list(map(open_image, paths))) if paths else ())
+        return [next(computed) if one is None else one for one in found]
 
     def _photo(self, sample: Sample) -> dict[str, torch.Tensor]:
         """What the processor makes of photo and question, the answer's tokens appended."""
         image = open_image(inside(self.image_root, sample.image))
         if self.augment is not None:
             image = self.augment(image, sample.id)
-        inputs = model_inputs(self.processor, [image], [prompt_text(self.processor, sample.question)])
-        inputs = continued(self.vlm, inputs, self.answer_ids(sample))
+        inputs = prompting.model_inputs(
+            self.processor, [image], [prompting.prompt_text(self.processor, sample.question)]
+        )
+        inputs = prompting.continued(self.vlm, inputs, self.answer_ids(sample))
         del inputs["attention_mask"]  # made anew for the whole batch
         return inputs
 
@@ -180,19 +174,18 @@ def check_batch(vlm: VLM, batch: Batch) -> None:
 
     A tokenizer that does not fit the model masks everything and trains on nothing, with a loss of 0.
     """
-    ends, token = end_tokens(vlm), image_token_of(vlm.base.config)
-    for row, sample in enumerate(batch.sample_ids):
-        supervised = batch.labels[row][batch.labels[row] != IGNORED]
+    ends, images = prompting.end_tokens(vlm), batch.input_ids == image_token_of(vlm.base.config)
+    for sample, labels, photo in zip(batch.sample_ids, batch.labels, images, strict=True):
+        supervised = labels[labels != IGNORED]
         if len(supervised) < 2 or supervised[-1] not in ends:
-            raise CatlibError(
-                f"sample {sample!r}: its answer and end token are not supervised; does the tokenizer fit the model?"
-            )
-        if not (batch.input_ids[row] == token).any():
+            why = "its answer and end token are not supervised; does the tokenizer fit the model?"
+            raise CatlibError(f"sample {sample!r}: {why}")
+        if not photo.any():
             raise CatlibError(f"sample {sample!r}: no image tokens in its text")
-    found = int((batch.input_ids == token).sum())
-    if batch.features is not None and found != len(batch.features):
+    count = int(images.sum())
+    if batch.features is not None and count != len(batch.features):
         raise CatlibError(
-            f"{found} image tokens, but the tower gives {len(batch.features)} vectors for {batch.sample_ids}"
+            f"{count} image tokens, but {len(batch.features)} vectors of the tower for {batch.sample_ids}"
         )
 
 
@@ -214,9 +207,11 @@ def _join(inputs: Sequence[Mapping[str, torch.Tensor]]) -> dict[str, torch.Tenso
     joined = {}
     for name in inputs[0]:
         tensors = [one[name] for one in inputs]
-        most = [
-            max(sizes) for sizes in zip(*(t.shape[:0:-1] for t in tensors), strict=True)
-        ]  # the last dimension first
-        room = [[n for want, have in zip(most, t.shape[:0:-1], strict=True) for n in (0, want - have)] for t in tensors]
-        joined[name] = torch.cat([pad(t, n) if any(n) else t for t, n in zip(tensors, room, strict=True)])
+        most = [max(sizes) for sizes in zip(*(tensor.shape[1:] for tensor in tensors), strict=True)]
+        joined[name] = tensors[0].new_zeros(sum(map(len, tensors)), *most)
+        start = 0
+        for tensor in tensors:
+            end = start + len(tensor)
+            joined[name][(slice(start, end), *map(slice, tensor.shape[1:]))] = tensor
+            start = end
     return joined

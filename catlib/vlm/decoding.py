@@ -37,7 +37,7 @@ def generate_constrained(
 ) -> list[str]:
     """The breed that greedy generation spells, one a photo, when each step may only go on with a name of the list.
 
-    `spelled` as in `label_tokens`. Greedy choices are made token by token: the result need not be the breed with the highest whole-name likelihood.
+    `spelled` as in `label_tokens`. Greedy choices are made token by token: the result need not be the likeliest whole name.
     """
     end = end_tokens(vlm)[0]
     labels = {tuple(label_tokens(vlm, question, breed, spelled)): breed for breed in breeds}
@@ -53,24 +53,19 @@ def generate_constrained(
 
     longest = max(map(len, labels))
     output = generate_greedy(vlm, {**inputs, "prefix_allowed_tokens_fn": allow}, longest)
-    rows = [tuple(row) for row in output[:, length:].tolist()]
+    rows = map(tuple, output[:, length:].tolist())
     return [next(labels[row[:n]] for n in range(1, longest + 1) if row[:n] in labels) for row in rows]
 
 
 def generate_greedy(vlm: VLM, inputs: Mapping[str, Any], max_new_tokens: int = MAX_NEW_TOKENS, **more: Any) -> Any:
-    """What `generate` gives, greedy up to any end token. `more`: settings of its configuration.
+    """What `generate` gives, greedy up to any end token. `more`: settings of its configuration, which is a fresh one.
 
-    The configuration is a fresh one. `generate` fills what is left open from the model's own, and a folder's
-    generation_config.json may hold a least length, biases, several answers or stop strings, so the model is shown without it.
+    `generate` fills what is left open from the model's own, and a folder's generation_config.json may hold a least length, biases,
+    several answers or stop strings, so the model is shown without it.
     """
     ends, pad = end_tokens(vlm), vlm.processor.tokenizer.pad_token_id
-    config = GenerationConfig(
-        max_new_tokens=max_new_tokens,
-        do_sample=False,
-        eos_token_id=ends,
-        pad_token_id=ends[0] if pad is None else pad,
-        **more,
-    )
+    ending = {"eos_token_id": ends, "pad_token_id": ends[0] if pad is None else pad}
+    config = GenerationConfig(max_new_tokens=max_new_tokens, do_sample=False, **ending, **more)
     bare = copy.copy(vlm.base)  # shares weights and hooks; the folder's own configuration is not touched
     bare.generation_config = config
     return bare.generate(**inputs, generation_config=config)

@@ -1,7 +1,6 @@
-"""The model families: all that is particular to an architecture, one entry each. A new family is an entry in FAMILIES.
+"""The model families: all that is particular to an architecture, one entry each in FAMILIES and a row in tests/family_matrix.py.
 
-Tests: a row of the matrix in tests/family_matrix.py. What can be asked of a model or its processor directly (image token, tokens
-of a photo, positions on three axes, sliding layers) is asked there and does not stand here.
+What a model or its processor can be asked (image token, tokens of a photo, positions on three axes, sliding layers) is asked there.
 """
 
 import math
@@ -84,10 +83,7 @@ def _tiles_and_the_whole(config: Any, most: int = 0) -> int:
     return count * ((vision.image_size // vision.patch_size // config.scale_factor) ** 2 + 4)  # each between marks
 
 
-_SERVED = {
-    "model.language_model.": "language_model.model.",
-    "model.multi_modal_projector.": "multi_modal_projector.",
-}
+_SERVED = {"model.language_model.": "language_model.model.", "model.multi_modal_projector.": "multi_modal_projector."}
 _VISION_MODEL = ("model.vision_model", "model.connector", "model.text_model")
 _VISUAL = ("model.visual", "model.visual.merger")
 _CACHED: dict[str, Any] = {"caches_features": True, "served_names": _SERVED}
@@ -120,9 +116,8 @@ def find_family(config: Any) -> Family | None:
 
 
 def family_of(model: torch.nn.Module) -> Family:
-    """The entry of a model; of one without an entry the parts are looked for where the others have them.
-
-    Raises InputError where a part is not found.
+    """The entry of a model; of one without an entry the parts are looked for where the others have them. Raises InputError where a
+    part is not found.
     """
     config: Any = model.config
     names = {name for name, _ in model.named_modules()}
@@ -132,13 +127,9 @@ def family_of(model: torch.nn.Module) -> Family:
         paths = dict.fromkeys(getattr(family, part) for family in ((own,) if own else FAMILIES))
         found[part] = next((path for path in paths if path in names), "")
         if not found[part]:
-            raise InputError(
-                f"{type(model).__name__}: no {part.replace('_', ' ')} found under {', '.join(paths)}; "
-                f"this architecture is not supported"
-            )
-    return own or Family(
-        config.model_type, (config.model_type,), found["tower"], found["projector"], found["language_model"]
-    )
+            missing = f"no {part.replace('_', ' ')} found under {', '.join(paths)}"
+            raise InputError(f"{type(model).__name__}: {missing}; this architecture is not supported")
+    return own or Family(config.model_type, (config.model_type,), **found)
 
 
 def image_token_of(config: Any) -> int:
@@ -146,6 +137,4 @@ def image_token_of(config: Any) -> int:
     for name in ("image_token_id", "image_token_index"):
         if isinstance(token := getattr(config, name, None), int):
             return token
-    raise InputError(
-        f"a {config.model_type} model has no image token; it is no image-text-to-text model that catlib knows"
-    )
+    raise InputError(f"a {config.model_type} model has no image token; catlib knows no such image-text-to-text model")

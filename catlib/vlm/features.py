@@ -8,7 +8,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from PIL.Image import Image
@@ -24,6 +23,7 @@ from catlib.vlm.families import Family, image_token_of
 from catlib.vlm.models import VLM, out_of_memory
 
 log = logging.getLogger(__name__)
+READ = ("vision_feature_layer", "vision_feature_select_strategy")  # of the configuration: what the projector is given
 WORTH = 0.05  # a tower whose work is less of a training step is run each time
 
 
@@ -38,7 +38,7 @@ class PhotoFeatures:
 
     def digest(self, sha: str) -> torch.Tensor:
         """SHA-256 over the photo's and the tensors, by which damage on disk is told."""
-        tensors = [t.detach().cpu().contiguous() for t in (self.vectors, self.block)]
+        tensors = [tensor.cpu().contiguous() for tensor in (self.vectors, self.block)]
         digest = hashlib.sha256(f"{sha} {[(t.dtype, t.shape) for t in tensors]}".encode())
         for tensor in tensors:
             digest.update(tensor.view(torch.uint8).numpy().data)
@@ -49,19 +49,14 @@ class _Caught(Exception):
     """Ends the tower's forward pass at the projector's door."""
 
 
-class _Thread(threading.local):
-    at_the_door = False  # whether this thread wants what comes to the projector's door
-
-
-_thread = _Thread()
+_waiting = threading.local()  # `here`: this thread wants what comes to the projector's door
 
 
 class FrozenFeatures:
     """Features by photo, from disk where they were computed before.
 
-    The key covers the tower's weights, the layer and tokens that are read, the preprocessing and the photo's bytes: anything that
-    could change the features changes the key. Files are safetensors, never pickles, and are written by renaming; each holds a
-    digest of its own, and one that does not fit it is computed again.
+    The key covers the tower's weights, the layer and tokens that are read, the preprocessing and the photo's bytes. Files are
+    safetensors, written by renaming; each holds a digest of its own, and one that does not fit it is computed again.
     """
 
     def __init__(self, vlm: VLM, folder: Path, limit_gb: float) -> None:
@@ -73,14 +68,13 @@ class FrozenFeatures:
         self.size = sum(f.stat().st_size for f in folder.rglob("*.safetensors"))
 
     def fill(self, photos: Sequence[tuple[Path, str]], workers: int = 4) -> int:
-        """Compute what is missing of (path, sha256) pairs; returns how many photos had to be left out for lack of room.
-
-        These are not even decoded, apart from those that were read ahead.
+        """Compute what is missing of (path, sha256) pairs; returns how many photos had to be left out for lack of room: they are not
+        even decoded, apart from those that were read ahead.
         """
         wanted = {sha: path for path, sha in photos}
         with ThreadPoolExecutor(max(1, workers)) as pool:
             whole = pool.map(lambda sha: self.get(sha) is not None, wanted)
-            missing = [entry for entry, there in zip(wanted.items(), whole, strict=True) if not there]
+            missing = [path for path, there in zip(wanted.values(), whole, strict=True) if not there]
         size, done = self.vlm.family.photos_at_once(self.vlm.base.config), 0
         chunks = [missing[i : i + size] for i in range(0, len(missing), size)] if self.size < self.limit else []
         for images in track(_decoded(chunks, workers), "vision features", total=len(chunks), unit="batches"):
@@ -102,42 +96,38 @@ class FrozenFeatures:
     def get(self, sha: str) -> PhotoFeatures | None:
         """Features of a photo by the SHA-256 of its bytes, or None when they are not on disk or the file is damaged."""
         try:
-            tensors = load(self._file(sha).read_bytes())  # a mapped file that somebody cuts would end this process
+            # read whole: a mapped file that somebody cuts would end this process
+            tensors = load((self.folder / f"{sha}.safetensors").read_bytes())
             found = PhotoFeatures(tensors["vectors"], tensors["block"])
             return found if torch.equal(tensors["sha256"], found.digest(sha)) else None
         except (OSError, SafetensorError, KeyError):
             return None
 
-    def _file(self, sha: str) -> Path:
-        return self.folder / f"{sha}.safetensors"
-
     def _write(self, sha: str, features: PhotoFeatures) -> None:
-        with replacing(self._file(sha)) as path:
-            tensors = {"vectors": features.vectors.cpu().contiguous(), "block": features.block.cpu()}
+        with replacing(self.folder / f"{sha}.safetensors") as path:
+            tensors = {"vectors": features.vectors.cpu().contiguous(), "block": features.block}
             save_file({**tensors, "sha256": features.digest(sha)}, path)
             self.size += path.stat().st_size
 
 
 def worth_caching(settings: TrainSettings, model: torch.nn.Module, family: Family) -> bool:
-    """Whether features are kept: where they can be and it is asked for, or with `auto` where the tower is some part of a step.
-
-    Its forward pass is set against the language model's forward pass and the backward pass through it, by their parameters.
+    """Whether features are kept: where they can be and it is asked for, or with `auto` where the tower is some part of a step: its
+    forward pass against the language model's and the backward pass through it, by their parameters.
     """
+
+    def size(path: str) -> int:
+        return sum(p.numel() * (1 + (p.dtype is torch.uint8)) for p in model.get_submodule(path).parameters())
+
     asked = str(settings.cache_features).lower()
-    if asked == "auto":
-
-        def size(path: str) -> int:
-            return sum(p.numel() * (1 + (p.dtype is torch.uint8)) for p in model.get_submodule(path).parameters())
-
-        asked = str(size(family.tower) >= WORTH * 2 * size(family.language_model)).lower()
-    return family.caches_features and asked == "true"
+    worth = asked == "auto" and size(family.tower) >= WORTH * 2 * size(family.language_model)
+    return family.caches_features and (worth or asked == "true")
 
 
 def compute_features(vlm: VLM, images: Sequence[Image]) -> list[PhotoFeatures]:
     """Run the frozen tower over photos, fewer at a time where the device's memory is full."""
-    processor, token = vlm.processor, vlm.processor.image_token
-    texts = [token] * len(images)
-    inputs = processor(images=[[image] for image in images], text=texts, padding=True, return_tensors="pt")
+    processor, photos = vlm.processor, [[image] for image in images]
+    texts = [processor.image_token] * len(images)
+    inputs = processor(images=photos, text=texts, padding=True, return_tensors="pt")
     try:
         vectors = tower_vectors(vlm, inputs)
     except (MemoryError, RuntimeError) as error:
@@ -145,55 +135,49 @@ def compute_features(vlm: VLM, images: Sequence[Image]) -> list[PhotoFeatures]:
             raise
         half = len(images) // 2
         return compute_features(vlm, images[:half]) + compute_features(vlm, images[half:])
-    image_id = vlm.base.config.image_token_id
     special = set(processor.tokenizer("").input_ids)  # begin-of-sequence, where the tokenizer writes one
-    blocks = []
+    blocks, counts = [], []
     for ids, mask in zip(inputs["input_ids"], inputs["attention_mask"], strict=True):
         row = ids[mask.bool()]
-        first, end = int((row == image_id).nonzero()[0, 0]), len(row)
+        here, end = row == vlm.base.config.image_token_id, len(row)
         while int(row[end - 1]) in special:
             end -= 1
-        blocks.append(row[first:end])
-    counts = [int((block == image_id).sum()) for block in blocks]
+        blocks.append(row[int(here.nonzero()[0, 0]) : end])
+        counts.append(int(here.sum()))
     return [PhotoFeatures(v.clone(), b.clone()) for v, b in zip(vectors.split(counts), blocks, strict=True)]
 
 
 @torch.no_grad()
 def tower_vectors(vlm: VLM, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
-    """What the frozen tower makes of a processor's tensors: (image tokens of all photos, width).
-
-    The projector's input is caught on its way in, whatever the tower's kind; threads may do so side by side.
+    """What the frozen tower makes of a processor's tensors: (image tokens of all photos, width). The projector's input is caught
+    on its way in, whatever the tower's kind; threads may do so side by side.
     """
     base, projector = vlm.base, vlm.projector
     if _door not in projector._forward_pre_hooks.values():
         projector.register_forward_pre_hook(_door)
     extra = {"image_sizes": inputs["image_sizes"].to(base.device)} if "image_sizes" in inputs else {}
-    _thread.at_the_door = True
+    _waiting.here = True
     try:
         base.model.get_image_features(
-            pixel_values=inputs["pixel_values"].to(
-                base.device, next(base.get_submodule(vlm.family.tower).parameters()).dtype
-            ),
-            vision_feature_layer=base.config.vision_feature_layer,
-            vision_feature_select_strategy=base.config.vision_feature_select_strategy,
+            pixel_values=inputs["pixel_values"].to(base.device, next(vlm.tower.parameters()).dtype),
+            **{name: getattr(base.config, name) for name in READ},
             **extra,
         )
     except _Caught as caught:
         return caught.args[0].flatten(0, -2)
     finally:
-        _thread.at_the_door = False
+        _waiting.here = False
     raise CatlibError(f"{type(base).__name__}: nothing came to the projector's door")
 
 
 def _door(_: torch.nn.Module, args: tuple[torch.Tensor, ...]) -> None:
-    if _thread.at_the_door:
+    if getattr(_waiting, "here", False):
         raise _Caught(args[0])
 
 
 def embedded(vlm: VLM, ids: torch.Tensor, vectors: torch.Tensor, at: torch.Tensor | None = None) -> torch.Tensor:
-    """The embeddings of `ids` (rows, length) with the projected `vectors` in place of their image tokens.
-
-    `at`: positions of the image tokens in the flattened `ids`; where they are known, a GPU is not waited for.
+    """The embeddings of `ids` (rows, length) with the projected `vectors` in place of their image tokens; `at`: positions of these
+    in the flattened `ids`: where they are known, a GPU is not waited for.
     """
     texts = vlm.base.get_input_embeddings()(ids)
     if at is None:
@@ -205,24 +189,20 @@ def embedded(vlm: VLM, ids: torch.Tensor, vectors: torch.Tensor, at: torch.Tenso
 def model_key(vlm: VLM) -> str:
     """A digest of the tower's weights, what is read of it, and the preprocessing."""
     digest = hashlib.sha256()
-    for name, tensor in sorted(vlm.base.get_submodule(vlm.family.tower).state_dict().items()):
+    for name, tensor in sorted(vlm.tower.state_dict().items()):
         if "lora_" not in name:
             digest.update(name.encode())
             digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy())
-    config = vlm.base.config
-    facts: dict[str, Any] = {
-        "layer": config.vision_feature_layer,
-        "select": config.vision_feature_select_strategy,
-        "preprocessing": vlm.processor.image_processor.to_dict(),
-    }
+    layer, select = (getattr(vlm.base.config, name) for name in READ)
+    facts = {"layer": layer, "select": select, "preprocessing": vlm.processor.image_processor.to_dict()}
     digest.update(json.dumps(facts, sort_keys=True, default=str).encode())
     return digest.hexdigest()[:24]
 
 
-def _decoded(chunks: list[list[tuple[str, Path]]], workers: int) -> Iterator[list[tuple[str, Image]]]:
+def _decoded(chunks: list[list[Path]], workers: int) -> Iterator[list[tuple[str, Image]]]:
     """Digests and pixels of each chunk's photos; the next chunk is decoded while the tower works on this one."""
     with ThreadPoolExecutor(max(1, workers)) as pool:
-        coming = (pool.map(_hashed, [path for _, path in chunk]) for chunk in chunks)
+        coming = (pool.map(_hashed, chunk) for chunk in chunks)
         ahead = next(coming, iter(()))
         for _ in chunks:
             now, ahead = ahead, next(coming, iter(()))

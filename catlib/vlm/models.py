@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +31,9 @@ class Checkpoint:
     breeds: tuple[str, ...] = tuple(breed.name for breed in BREEDS)  # of the training, else the 67
     question: str = QUESTION  # the one to ask
     trained_question: str = ""  # empty: not known
-    # answers that training taught where they are more than a name
-    spelled: Mapping[str, str] = field(default_factory=dict)
+    spelled: Mapping[str, str] = field(
+        default_factory=dict
+    )  # answers that training taught, where they are more than a name
     max_pixels: int = 0  # of a photo, as the processor hands it on; 0: the processor's own size
     training: Mapping[str, Any] = field(default_factory=dict)  # training.json
     remarks: tuple[str, ...] = ()  # what is asked otherwise than it was trained
@@ -68,6 +68,10 @@ class VLM:
         return self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
 
     @property
+    def tower(self) -> torch.nn.Module:
+        return self.base.get_submodule(self.family.tower)
+
+    @property
     def projector(self) -> torch.nn.Module:
         return self.base.get_submodule(self.family.projector)
 
@@ -97,11 +101,9 @@ class VLM:
 
 def pick_device(device: str = "auto") -> torch.device:
     """`auto` is the first GPU where there is one, Apple's GPU, or the CPU."""
-    if device != "auto":
-        return torch.device(device)
-    if torch.cuda.is_available():
-        return torch.device("cuda")
-    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    return torch.device(device)
 
 
 def pick_dtype(dtype: str, device: torch.device) -> torch.dtype:
@@ -110,12 +112,8 @@ def pick_dtype(dtype: str, device: torch.device) -> torch.dtype:
         return DTYPES[dtype]
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
-    return torch.bfloat16 if device.type == "cpu" and _cpu_multiplies_bf16() else torch.float32
-
-
-@cache
-def _cpu_multiplies_bf16() -> bool:
-    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+    multiplies = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return torch.bfloat16 if device.type == "cpu" and multiplies else torch.float32
 
 
 def load_base(
@@ -123,17 +121,16 @@ def load_base(
 ) -> Any:
     """A base model's weights: plain in `dtype`, or the language model in 4-bit NF4 (double quantization, 16-bit compute).
 
-    `attention`: transformers' name of an implementation; `auto`: the one that it takes itself, sdpa where there is one.
-
-    In 4-bit the tower, the projector and the output layer stay unquantized; bitsandbytes matches its skip list against full
-    paths, so they are named in full (https://arxiv.org/abs/2305.14314 for NF4).
+    `attention`: transformers' name of an implementation; `auto`: the one that it takes itself, sdpa where there is one. In 4-bit
+    the tower, the projector and the output layer stay unquantized; bitsandbytes matches its skip list against full paths, so they are
+    named in full (https://arxiv.org/abs/2305.14314 for NF4). Raises InputError.
     """
-    extra: dict[str, Any] = {} if attention == "auto" else {"attn_implementation": attention}
+    extra: dict[str, Any] = {"device_map": {"": device}, "output_loading_info": True}
+    extra |= {} if attention == "auto" else {"attn_implementation": attention}
     if quantize:
         dtype = torch.float16 if dtype is torch.float16 else torch.bfloat16
         extra["quantization_config"] = quantization(list(UNQUANTIZED), dtype)
     try:
-        extra |= {"device_map": {"": device}, "output_loading_info": True}
         model, found = from_files(AutoModelForImageTextToText, ref, dtype=dtype, **extra)
     except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
         raise InputError(f"base model {ref!r} cannot be loaded: {first_line(error)}") from None
@@ -141,9 +138,8 @@ def load_base(
         if "size" not in str(error):
             raise
         raise InputError(f"base model {ref!r}: weights of other shapes than its config.json says ({error})") from None
-    wrong = {kind: sorted(map(str, found[f"{kind}_keys"])) for kind in ("missing", "unexpected", "mismatched")}
-    if wrong := {kind: names for kind, names in wrong.items() if names}:
-        listed = "; ".join(f"{len(names)} {kind}, first {names[0]}" for kind, names in wrong.items())
+    wrong = [(kind, sorted(map(str, found[f"{kind}_keys"]))) for kind in ("missing", "unexpected", "mismatched")]
+    if listed := "; ".join(f"{len(names)} {kind}, first {names[0]}" for kind, names in wrong if names):
         raise InputError(f"base model {ref!r}: its weights are not those that its config.json asks for: {listed}")
     model.requires_grad_(False)
     if quantize and device.type == "cpu":  # views of the mapped file would keep all of the unquantized file resident

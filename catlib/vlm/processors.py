@@ -1,8 +1,7 @@
-"""A model's files through transformers, never its code; its processor for photos and text, also where torchvision is not installed.
+"""A model's files through transformers, never its code; its processor for photos and text, also without torchvision.
 
-transformers prepares photos with PIL where torchvision is missing, but two things of it still ask for torchvision: the video
-part of a processor, which no photo needs, and processors that take a function about sizes from a module that needs torchvision,
-where the PIL module has the same function. Everything else is transformers' own classes and the model's own files.
+transformers prepares photos with PIL where torchvision is missing, but two things of it still ask for it: the video part of a
+processor, which no photo needs, and processors that take a function from a module that needs it, where the PIL module has the same.
 """
 
 import importlib
@@ -31,15 +30,8 @@ from catlib.vlm.families import TEMPLATES
 
 # The largest sizes that a configuration may name, by how the entry's name ends: several times those of any published model.
 # Beyond them building the model alone takes minutes, or more memory than there is.
-LARGEST = {
-    "layers": 1000,
-    "depth": 1000,
-    "vocab_size": 2**22,
-    "image_size": 2**14,
-    "_size": 2**18,
-    "_dim": 2**18,
-    "heads": 2**13,
-}
+LARGEST = {"layers": 1000, "depth": 1000, "heads": 2**13, "vocab_size": 2**22, "image_size": 2**14}
+LARGEST |= {"_size": 2**18, "_dim": 2**18}  # of those that end otherwise
 POSITIVE = ("hidden_size", "intermediate_size", "vocab_size", "image_size", "patch_size", "num_attention_heads")
 TRIAL_S, TRIAL_GB = 20, 4  # what a template or pattern may take: it needs milliseconds
 CODE = ("auto_map", "custom_pipelines")  # entries by which a model's files name Python code of their own
@@ -49,9 +41,8 @@ MISSING_FILE = "does not appear to have"  # transformers' words where a reposito
 def from_files(kind: Any, ref: str | Path, **options: Any) -> Any:
     """`kind.from_pretrained(ref)`, the one call of it in catlib: weights and settings are read, code of the model's own never runs.
 
-    Raises InputError for a folder that names code, whatever stands on standard input, or sizes that no model has, and for a hub
-    name that gives nothing (misspelt, gated, or offline and not in the cache); and what transformers raises: OSError, ValueError,
-    KeyError, ImportError, or ValueError for whatever else it stumbles over.
+    Raises InputError for a folder that names code or sizes that no model has, and for a hub name that gives nothing (misspelt,
+    gated, or offline and not in the cache); and what transformers raises: OSError, KeyError, ImportError, and ValueError for all else.
     """
     for path in sorted(Path(ref).glob("*config.json")):
         _check_entries(read_json(path), path)
@@ -75,10 +66,9 @@ def from_files(kind: Any, ref: str | Path, **options: Any) -> Any:
 
 
 def _check_entries(value: Any, path: Path) -> None:
-    """Raise InputError for an entry, at any depth, by which transformers would fetch or import code that is not its own, and for a
-    size that no model has.
-    """
-    for key, inner in value.items() if isinstance(value, dict) else ():
+    """Raise InputError for an entry, at any depth, that names code which is not transformers' own, or a size that no model has."""
+    entries = value if isinstance(value, dict) else {}
+    for key, inner in entries.items():
         if (key in CODE and inner) or ("attn_implementation" in key and "/" in str(inner)):  # a kernel of the hub
             raise InputError(
                 f"{path}: the entry {key!r} asks for Python code that comes with the model; catlib never runs such code. If "
@@ -86,12 +76,10 @@ def _check_entries(value: Any, path: Path) -> None:
             )
         most = next((most for end, most in LARGEST.items() if key.endswith(end)), math.inf)
         least = 1 if key in POSITIVE else 0 if key.startswith("num_") else -math.inf
-        if any(
-            isinstance(n, int | float) and not least <= n <= most
-            for n in (inner if isinstance(inner, list) else [inner])
-        ):
+        numbers = [n for n in (inner if isinstance(inner, list) else [inner]) if isinstance(n, int | float)]
+        if not all(least <= n <= most for n in numbers):
             raise InputError(f"{path}: the entry {key!r} is {inner!r:.100}; catlib knows models of {least} to {most}")
-    for inner in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+    for inner in value if isinstance(value, list) else entries.values():
         _check_entries(inner, path)
 
 
@@ -110,11 +98,9 @@ def load_processor(ref: str, max_pixels: int = 0) -> Any:
             from_files(AutoConfig, ref)  # says what is wrong with a hub name
         processor = from_files(AutoProcessor, ref) if is_torchvision_available() else _without_torchvision(ref)
     except (ImportError, OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        text = str(error).strip() or type(error).__name__
-        if missing := next(
-            (name for name in ("torchvision", "num2words", "sentencepiece") if name in text.lower()), None
-        ):
-            raise InputError(f"the processor of model {ref!r} needs {missing}: pip install {missing}") from None
+        for missing in ("torchvision", "num2words", "sentencepiece"):
+            if missing in str(error).lower():
+                raise InputError(f"the processor of model {ref!r} needs {missing}: pip install {missing}") from None
         raise InputError(
             f"model {ref!r} has no usable processor: it needs tokenizer files and processor_config.json or "
             f"preprocessor_config.json ({first_line(error)})"
@@ -163,19 +149,15 @@ def limit_pixels(images: Any, most: int, ref: str = "") -> None:
 
 
 def _try_out(processor: Any, ref: str) -> None:
-    """Raise InputError for a chat template or a tokenizer's regular expression that does not end within seconds.
-
-    Only a process of its own can be stopped in the middle of either, so that each template is rendered there first, and a
-    tokenizer where it holds a doubtful pattern.
+    """Raise InputError for a chat template, or a tokenizer with a doubtful pattern, that does not end within seconds: only a
+    process of its own can be stopped in the middle of either.
     """
-    template = processor.chat_template
-    templates = list(template.values()) if isinstance(template, dict) else [template]
-    path = Path(ref) / "tokenizer.json"
+    own, path = processor.chat_template, Path(ref) / "tokenizer.json"
+    tries = [("chat template", "template", one) for one in (own.values() if isinstance(own, dict) else [own])]
     patterns = re.findall(r'"Regex"\s*:\s*"((?:[^"\\]|\\.)*)"', path.read_text("utf-8")) if path.is_file() else []
-    tokenizer = str(path) if any(map(is_doubtful, patterns)) else ""
-    tries = [*(("chat template", {"template": one}) for one in templates), ("tokenizer", {"tokenizer": tokenizer})]
-    for what, data in tries:
-        if any(data.values()) and not ends_in_time(json.dumps(data)):
+    tries += [("tokenizer", "tokenizer", str(path))] * any(map(is_doubtful, patterns))
+    for what, key, value in tries:
+        if not _ends_in_time(json.dumps({key: value})):
             raise InputError(f"model {ref!r}: its {what} does not end within {TRIAL_S} s, or takes over {TRIAL_GB} GB")
 
 
@@ -186,7 +168,7 @@ def is_doubtful(pattern: str) -> bool:
 
 
 @cache
-def ends_in_time(data: str) -> bool:
+def _ends_in_time(data: str) -> bool:
     """Whether the trial (see trial.py) of a template or a tokenizer, as JSON, comes to an end, be it an error."""
     command = [sys.executable, "-I", str(Path(__file__).with_name("trial.py")), str(TRIAL_GB)]
     # virtual memory counts, of which each thread takes some
@@ -227,11 +209,8 @@ def _without_torchvision(ref: str) -> Any:
     except OSError:
         settings = {}
     settings.pop("image_processor_type", None)
-    parts = {
-        "image_processor": from_files(AutoImageProcessor, ref),
-        "tokenizer": from_files(AutoTokenizer, ref),
-        "video_processor": VideoSettings(**settings),
-    }
+    parts = {"image_processor": from_files(AutoImageProcessor, ref), "tokenizer": from_files(AutoTokenizer, ref)}
+    parts["video_processor"] = VideoSettings(**settings)
     facts, _ = kind.get_processor_dict(ref)
     return kind.from_args_and_dict([parts[name] for name in attributes], facts)
 

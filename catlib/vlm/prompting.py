@@ -14,11 +14,9 @@ from catlib.vlm.models import VLM
 
 def messages(question: str, answer: str | None = None, photo: bool = True) -> list[dict[str, Any]]:
     """Chat messages of one photo and a question, with the answer as the assistant's turn when it is given."""
-    content = [{"type": "image"}] * photo + [{"type": "text", "text": question}]
-    turns: list[dict[str, Any]] = [{"role": "user", "content": content}]
-    if answer is not None:
-        turns.append({"role": "assistant", "content": [{"type": "text", "text": answer}]})
-    return turns
+    asked = {"role": "user", "content": [{"type": "image"}] * photo + [{"type": "text", "text": question}]}
+    given = {"role": "assistant", "content": [{"type": "text", "text": answer}]}
+    return [asked] if answer is None else [asked, given]
 
 
 def prompt_text(processor: Any, question: str, photo: bool = True) -> str:
@@ -27,9 +25,7 @@ def prompt_text(processor: Any, question: str, photo: bool = True) -> str:
 
 
 def special_tokens(processor: Any, text: str) -> dict[str, bool]:
-    """The tokenizer's option for a rendered text: no second BOS where the template wrote one, as in the processor's own
-    `apply_chat_template(tokenize=True)`.
-    """
+    """The tokenizer's option for a rendered text: no second BOS where the template wrote one, as in the processor's own templates."""
     bos = processor.tokenizer.bos_token
     return {"add_special_tokens": False} if bos and text.startswith(bos) else {}
 
@@ -64,9 +60,7 @@ def answer_tokens(processor: Any, question: str, answer: str, ends: Sequence[int
     """
     prompt, text, end = _training_text(processor, question, answer, ends)
     if not text.startswith(prompt):
-        raise CatlibError(
-            f"the chat template writes another prompt before an answer: {text!r} begins not as {prompt!r}"
-        )
+        raise CatlibError(f"the chat template writes another prompt before an answer: {text!r}, not {prompt!r}")
     before, whole = text_tokens(processor, prompt), text_tokens(processor, text)
     if whole[: len(before)] != before:
         raise CatlibError(f"the answer {answer!r} changes the prompt's last token: end the prompt where a token ends")
@@ -80,13 +74,11 @@ def _training_text(processor: Any, question: str, answer: str, ends: Sequence[in
     start = text.find(answer, len(prompt) if text.startswith(prompt) else 0)
     if start < 0:
         raise CatlibError(f"the chat template changes the answer {answer!r}: {text!r}")
-    text, rest = text[: start + len(answer)], text[start + len(answer) :]
-    eos = tokenizer.eos_token_id
+    text, rest, eos = text[: start + len(answer)], text[start + len(answer) :], tokenizer.eos_token_id
     known = {tokenizer.convert_ids_to_tokens(end) for end in (ends or [eos]) if end is not None} - {None}
     special = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
     either = "|".join(map(re.escape, sorted(known | special, key=len, reverse=True)))
-    found = re.match(rf"(.*?)((?:{either})+)", rest, re.DOTALL) if either else None
-    if found is not None:
+    if either and (found := re.match(rf"(.*?)((?:{either})+)", rest, re.DOTALL)):
         run = re.findall(either, found[2])
         last = next((i for i, token in enumerate(run) if token in known), len(run) - 1)
         return prompt, text + found[1].rstrip() + "".join(run[:last]), tokenizer.convert_tokens_to_ids(run[last])
@@ -107,23 +99,21 @@ def label_tokens(vlm: VLM, question: str, breed: str, spelled: Mapping[str, str]
 
 
 def continued(vlm: VLM, inputs: Mapping[str, Any], answer: Sequence[int] | torch.Tensor) -> dict[str, Any]:
-    """A processor's inputs, rows that end where an answer begins, with the answer's tokens (n,) or (rows, n) appended.
-
-    What runs along the text goes on as it stands at the prompt's end, or as the family says.
+    """A processor's inputs, rows that end where an answer begins, with the answer's tokens (n,) or (rows, n) appended. What runs
+    along the text goes on as it stands at the prompt's end, or as the family says.
     """
-    ids = inputs["input_ids"]
+    ids, own = inputs["input_ids"], vlm.family.answer_along
     tails = {"input_ids": torch.as_tensor(answer, device=ids.device).expand(len(ids), -1)}
     for name in set(ALONG_TEXT) & set(inputs):
         last = inputs[name][:, -1:]
-        last = torch.full_like(last, vlm.family.answer_along[name]) if name in vlm.family.answer_along else last
+        last = torch.full_like(last, own[name]) if name in own else last
         tails[name] = last.expand(-1, tails["input_ids"].shape[1], *last.shape[2:])
     return {**inputs, **{name: torch.cat([inputs[name], tail], dim=1) for name, tail in tails.items()}}
 
 
 def model_inputs(processor: Any, images: Sequence[Image], text: Sequence[str]) -> dict[str, torch.Tensor]:
-    """What the processor makes of photos with a rendered prompt each, padded on the left.
-
-    Raises CatlibError for a tensor of which it is not known whether it runs along the text.
+    """What the processor makes of photos with a rendered prompt each, padded on the left. Raises CatlibError for a tensor of which
+    it is not known whether it runs along the text.
     """
     end = PROMPT_ENDS.get(type(processor).__name__, "")
     encoded = processor(
@@ -137,17 +127,14 @@ def model_inputs(processor: Any, images: Sequence[Image], text: Sequence[str]) -
     encoded.pop("labels", None)  # of the prompt
     known = {"input_ids", *ALONG_TEXT, *processor.image_processor.model_input_names}
     if unknown := sorted(set(encoded) - known):
-        raise CatlibError(
-            f"{type(processor).__name__} gives {', '.join(unknown)}, and whether that runs along the text is not known; "
-            "this model is not supported"
-        )
+        gives = f"{type(processor).__name__} gives {', '.join(unknown)}"
+        raise CatlibError(f"{gives}, and whether that runs along the text is not known; this model is not supported")
     return {name: value for name, value in encoded.items() if isinstance(value, torch.Tensor)}
 
 
 def inference_inputs(vlm: VLM, images: Sequence[Image] | None, questions: Sequence[str]) -> dict[str, torch.Tensor]:
-    """Model inputs for a batch of photos with a question each, on the model's device, padded on the left.
-
-    Left, so that every row ends where its answer begins. `images` None: the questions alone, without a photo.
+    """Model inputs for photos with a question each (`images` None: without a photo), on the model's device, padded on the left, so
+    that every row ends where its answer begins.
     """
     text = [prompt_text(vlm.processor, question, photo=images is not None) for question in questions]
     if images is None:

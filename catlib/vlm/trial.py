@@ -1,7 +1,7 @@
-"""Run in a process of its own, as a script: what comes with a model and may take for ever or all memory (see `processors.ends_in_time`).
+"""Run in a process of its own, as a script: what comes with a model and may take for ever or all memory (see processors).
 
-Reads one JSON object from standard input: `template`, a chat template, or `tokenizer`, the path of a tokenizer.json. Exit code 1 where
-the memory does not suffice; errors are others' business.
+Reads one JSON object from standard input: `template`, a chat template, or `tokenizer`, the path of a tokenizer.json. Exit code 1
+where the memory does not suffice; errors are others' business.
 """
 
 import json
@@ -42,11 +42,10 @@ def _render(template: str) -> None:
     world.globals |= {"raise_exception": str, "strftime_now": str}
     content = [{"type": "image"}, {"type": "text", "text": TEXT}]
     turns = [{"role": "user", "content": content}, {"role": "assistant", "content": content[1:]}]
-    for messages, more in ((turns[:1], True), (turns, False)):
-        for part in world.from_string(template).generate(
-            messages=messages, add_generation_prompt=more, bos_token="<s>", eos_token="</s>", tools=None, documents=None
-        ):
-            del part
+    more = {"bos_token": "<s>", "eos_token": "</s>", "tools": None, "documents": None}
+    for messages, asks in ((turns[:1], True), (turns, False)):
+        for part in world.from_string(template).generate(messages=messages, add_generation_prompt=asks, **more):
+            del part  # never the whole text, which may be endless
 
 
 if __name__ == "__main__":

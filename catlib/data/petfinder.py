@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from catlib.data.cats import MOST_PHOTOS, named
-from catlib.data.findings import Finding, Source, found_file
+from catlib.data.findings import Source, found_file
 from catlib.data.sheets import read_sheet
 from catlib.data.walk import is_photo, walk
 from catlib.errors import InputError
@@ -25,58 +25,40 @@ Rows = Mapping[str, Mapping[str, str]]  # by photo and by the cat's id
 
 
 def read_petfinder(photos: Path) -> Source:
-    """The files below `images/`, remarks, and what the table says of each photo's cat.
-
-    A folder's name outranks the breed in the table. Raises InputError when there is no folder `images/`.
-    """
+    """The files below `images/`, remarks, and what the table says of each photo's cat. A folder's name outranks the
+    breed in the table. Raises InputError when there is no folder `images/`."""
     if not (photos / "images").is_dir():
         raise InputError(f"{photos / 'images'}: no such folder; the petfinder layout has breed folders in it")
-    path = _table_file(photos)
-    table, doubts = _read(path) if path else ({}, [])
+    path, table, doubts = _table(photos)
     walked = [(f"images/{(folder / name).as_posix()}", folder) for folder, name in walk(photos / "images")]
     rows = {image: row for image, _ in walked if is_photo(image) and (row := _row(table, image))}
-    number = Counter(row["id"] for row in rows.values() if row.get("id"))
-    many = {id for id, count in number.items() if count > MOST_PHOTOS}
-    found: list[Finding] = []
-    about: dict[str, dict[str, str]] = {}
-    disagree = 0
+    shown = Counter(row["id"] for row in rows.values() if row.get("id"))
+    many = {id for id, count in shown.items() if count > MOST_PHOTOS}
+    about = {
+        image: {key: row[key] for key in ("id", *ABOUT) if key in row and (key != "id" or row[key] not in many)}
+        for image, row in rows.items()
+    }
+    found, disagree = [], 0
     for image, folder in walked:
-        name, row = folder.parts[0] if folder.parts else "", rows.get(image, {})
-        if row:
-            disagree += bool(name and row.get("breed")) and row["breed"] != name
-            name = name or row.get("breed", "")
-            about[image] = {
-                key: row[key] for key in ("id", *ABOUT) if key in row and (key != "id" or row[key] not in many)
-            }
-        if name or is_photo(image):
+        name, said = folder.parts[0] if folder.parts else "", rows.get(image, {}).get("breed", "")
+        disagree += bool(name and said) and said != name
+        if (name := name or said) or is_photo(image):
             found.append(found_file(image, name, animal=about.get(image, {}).get("id", "")))
     notes = []
     if table:
-        described = f"describes {len(about):,} of {len(found):,} photos"
-        notes.append(
-            f"the table {path} {described}, {disagree:,} under another breed than their folder, which is what counts"
-        )
+        under = f"{disagree:,} under another breed than their folder, which is what counts"
+        notes.append(f"the table {path} describes {len(about):,} of {len(found):,} photos, {under}")
         if not about:
-            doubts.append(
-                f"{path}: none of its rows is of one of the {len(found):,} photos, so it says nothing of their cats"
-            )
+            none = f"none of its rows is of one of the {len(found):,} photos, so it says nothing of their cats"
+            doubts.append(f"{path}: {none}")
     if many:
-        doubts.append(
-            f"{path}: the id {named(many)} stands for more than {MOST_PHOTOS} photos each and is taken for no cat's"
-        )
+        stands = f"stands for more than {MOST_PHOTOS} photos each and is taken for no cat's"
+        doubts.append(f"{path}: the id {named(many)} {stands}")
     known = [row["id"] for row in about.values() if row.get("id")]
     if len(cats := set(known)) < len(known):
-        notes.append(
-            f"{len(known):,} photos show {len(cats):,} cats by their id; all photos of one cat stay in one part"
-        )
+        stay = "all photos of one cat stay in one part"
+        notes.append(f"{len(known):,} photos show {len(cats):,} cats by their id; {stay}")
     return Source("petfinder", photos, tuple(found), tuple(notes), doubts=tuple(doubts), about=about)
-
-
-def _table_file(photos: Path) -> Path | None:
-    """The table of the cats: `data/cats.csv`, or what comes nearest to it."""
-    tables = [path for folder in (photos / "data", photos) if folder.is_dir() for path in sorted(folder.iterdir())]
-    tables = [path for path in tables if path.stem.casefold() == "cats" and path.suffix.casefold() in TABLES]
-    return min(tables, key=lambda path: TABLES.index(path.suffix.casefold()), default=None)
 
 
 def _row(table: Rows, image: str) -> Mapping[str, str] | None:
@@ -86,14 +68,20 @@ def _row(table: Rows, image: str) -> Mapping[str, str] | None:
     return next((row for name in names if (row := table.get(_plain(name)))), None)
 
 
-def _read(path: Path) -> tuple[Rows, list[str]]:
-    """The rows by photo and id, and what could not be used. What stands for cats of several breeds names no cat."""
+def _table(photos: Path) -> tuple[Path | None, Rows, list[str]]:
+    """`data/cats.csv` or what comes nearest to it, its rows by photo and id, and what could not be used of it. What
+    stands for cats of several breeds names no cat."""
+    files = [path for folder in (photos / "data", photos) if folder.is_dir() for path in sorted(folder.iterdir())]
+    files = [path for path in files if path.stem.casefold() == "cats" and path.suffix.casefold() in TABLES]
+    path = min(files, key=lambda path: TABLES.index(path.suffix.casefold()), default=None)
+    if path is None:
+        return None, {}, []
     if path.suffix.casefold() not in TABLES[:3]:
-        return {}, [f"{path}: only text tables are read; export it as cats.csv: not used"]
+        return path, {}, [f"{path}: only text tables are read; export it as cats.csv: not used"]
     try:
         rows = read_sheet(path, COLUMNS, ("photo", "id"))
     except InputError as error:
-        return {}, [f"{error}: not used"]
+        return path, {}, [f"{error}: not used"]
     found: dict[str, dict[str, str]] = {}
     unclear: set[str] = set()
     rounded = sum(_is_rounded(row.get("id", "")) for row in rows)
@@ -103,8 +91,7 @@ def _read(path: Path) -> tuple[Rows, list[str]]:
             other = found.setdefault(key, row)
             if (other.get("breed"), other.get("id")) != (row.get("breed"), row.get("id")):
                 unclear.add(key)
-    for key in unclear:
-        del found[key]
+    found = {key: row for key, row in found.items() if key not in unclear}
     names = Counter(Path(key).name for key in found)
     found |= {name: row for key, row in found.items() if names[name := Path(key).name] == 1}
     doubts = []
@@ -114,10 +101,9 @@ def _read(path: Path) -> tuple[Rows, list[str]]:
             "column as text or whole numbers and export it again"
         )
     if unclear:
-        doubts.append(
-            f"{path}: {len(unclear):,} ids or files stand in rows that contradict each other and name no cat: {named(unclear)}"
-        )
-    return found, doubts
+        contradict = "ids or files stand in rows that contradict each other and name no cat"
+        doubts.append(f"{path}: {len(unclear):,} {contradict}: {named(unclear)}")
+    return path, found, doubts
 
 
 def _plain(value: str) -> str:
