@@ -2,22 +2,21 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from PIL.Image import Image
+from transformers import AutoModel, AutoProcessor
 
 from catlib.classifiers.base import about_model
 from catlib.errors import InputError
+from catlib.vlm.checkpoint import model_folder
 from catlib.vlm.families import PADDED_TEXT
 from catlib.vlm.features import compute_features
-from catlib.vlm.models import pick_device
+from catlib.vlm.models import VLM, pick_device
 from catlib.vlm.processors import first_line, from_files
 from catlib.vlm.prompting import inference_inputs
-
-if TYPE_CHECKING:
-    from catlib.vlm.models import VLM
 
 
 class FeatureExtractor(ABC):
@@ -68,10 +67,6 @@ class ClipEncoder(FeatureExtractor):
     @classmethod
     def load(cls, ref: str, device: str = "auto", dtype: str = "auto") -> "ClipEncoder":
         """A hub name or folder. Raises InputError when it is no model of this family or lacks its processor."""
-        from transformers import AutoModel, AutoProcessor
-
-        from catlib.vlm.checkpoint import model_folder
-
         where, found = pick_device(device), model_folder(ref) or ref
         # Half precision is slow on most CPUs, and these models are small: float32 unless asked for.
         kind = {"auto": torch.float32, "bfloat16": torch.bfloat16, "float32": torch.float32}[dtype]
@@ -132,7 +127,7 @@ class TowerEncoder(FeatureExtractor):
 
     kind = "tower"
 
-    def __init__(self, vlm: "VLM") -> None:
+    def __init__(self, vlm: VLM) -> None:
         super().__init__()
         self.vlm, self.name = vlm, f"tower of {vlm.name}"
         self.tower = vlm.tower

@@ -12,6 +12,7 @@ from itertools import product
 from typing import Any
 
 import numpy as np
+import torch
 from scipy.special import log_softmax
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
@@ -186,8 +187,6 @@ def score_tip(a: Arrays, features: np.ndarray) -> np.ndarray:
 def fit_projection(features: np.ndarray, photos: Photos, penalty: float) -> Arrays:
     """CLIP's last projection tuned, with a penalty on its distance from the pretrained one (ProLIP, Fahes et al. 2024, arXiv
     2410.05270), in full batches by L-BFGS."""
-    import torch
-
     x, y, sample = torch.tensor(features), torch.tensor(photos.labels), torch.tensor(photos.weights).float()
     names = ("texts", "scale", "projection")
     texts, scale, pretrained = (torch.tensor(np.asarray(photos.text[name], dtype=np.float32)) for name in names)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from transformers import AutoConfig
 
 from catlib.classifiers.encoder import ClipEncoder, FeatureExtractor, TowerEncoder
 from catlib.classifiers.predict import read_batches
@@ -58,8 +59,6 @@ def look_closer(settings: DataSettings, dataset: Dataset, findings: Sequence[Fin
 
 def open_encoder(ref: str) -> FeatureExtractor:
     """A model of the CLIP family, or the vision tower of a VLM, by hub name or folder. Raises InputError when it is neither."""
-    from transformers import AutoConfig
-
     try:
         named = from_files(AutoConfig, str(model_folder(ref) or ref)).architectures
     except (OSError, ValueError, InputError):  # no config.json: an adapter, or nothing, which open_vlm says

@@ -21,6 +21,7 @@ from catlib.data.records import Sample
 from catlib.errors import InputError
 from catlib.files import parse_json, replacing
 from catlib.progress import track
+from catlib.vlm.checkpoint import open_vlm
 
 log = logging.getLogger(__name__)
 
@@ -98,8 +99,6 @@ class Probe(Classifier):
 
         Raises InputError when the file is none, belongs to another extractor, or names one that cannot be loaded.
         """
-        from catlib.vlm.checkpoint import open_vlm
-
         try:
             with np.load(path, allow_pickle=False) as stored:
                 about = parse_json(str(stored["about"]), str(path))

@@ -4,7 +4,7 @@ import logging
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from PIL.Image import Image
@@ -18,10 +18,8 @@ from catlib.parsing import BreedParser
 from catlib.progress import track
 from catlib.settings import DECODINGS
 from catlib.vlm.decoding import generate_constrained, generate_free
+from catlib.vlm.models import VLM
 from catlib.vlm.scoring import LabelScorer
-
-if TYPE_CHECKING:
-    from catlib.vlm.models import VLM
 
 STRENGTHS = tuple(round(0.1 * step, 1) for step in range(16))  # of the prior correction
 log = logging.getLogger(__name__)
@@ -39,7 +37,7 @@ class VLMClassifier(Classifier):
 
     def __init__(
         self,
-        vlm: "VLM",
+        vlm: VLM,
         breeds: Sequence[str] | None = None,
         decoding: str = "score",
         score_norm: str = "sum",

@@ -183,7 +183,7 @@ def stored_calibration(folder: Path) -> Calibration | None:
     given, way = [n for i, n in enumerate(numbers) if (i, n) != (1, None)], stored.get("way")
     if not all(type(n) in (int, float) and n > 0 for n in given) or not isinstance(way, dict):
         raise InputError(f"{path}: temperature, threshold, target, photos or way is missing or of the wrong kind")
-    return Calibration(*numbers, way)
+    return Calibration(*[*numbers, way])
 
 
 def _weights(folder: Path) -> str:

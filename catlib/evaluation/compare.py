@@ -61,7 +61,6 @@ def compare(
     """
     first, second = pair(a, b)
     net = first.correct.astype(int) - second.correct
-    accuracy = [float(first.correct.mean()), float(second.correct.mean())]
     gains = paired_gains(first, second, priority, bootstrap=bootstrap, seed=seed)
     return {
         "a": a.name,
@@ -69,7 +68,7 @@ def compare(
         "n": len(first),
         "groups": len(np.unique(first.group)),
         "dropped": {"a": len(a.predictions) - len(first), "b": len(b.predictions) - len(first)},
-        "accuracy": {"a": accuracy[0], "b": accuracy[1]},
+        "accuracy": {"a": float(first.correct.mean()), "b": float(second.correct.mean())},
         "accuracy_gain_points": gains["accuracy"]["value"],
         "ci95": gains["accuracy"]["ci95"],
         "macro_f1_gain_points": gains["macro_f1"],
@@ -123,9 +122,8 @@ def paired_gains(a: Outcomes, b: Outcomes, priority: Sequence[str], *, bootstrap
     counts = resample_cells(cells, bootstrap, seed, PSEUDO_PAIRED)
     difference = (cells.said[:, 0] == cells.true).astype(float) - (cells.said[:, 1] == cells.true)
     by_breed = f1_by_breed(cells, counts, k, 0) - f1_by_breed(cells, counts, k, 1)
-    tables = [per_breed(o, priority) for o in (a, b)]
-    points = np.array([[tables[i][breed]["f1"] or 0.0 for breed in a.breeds] for i in (0, 1)])
-    gain = points[0] - points[1]
+    f1_a, f1_b = (np.array([row["f1"] or 0.0 for row in per_breed(o, priority).values()]) for o in (a, b))
+    gain = f1_a - f1_b
     gains = {
         "accuracy": _points(a.correct.mean() - b.correct.mean(), difference @ counts / len(a), cells.widening()),
         "macro_f1": _points(gain[present].mean(), by_breed[present].mean(0), cells.widening(every)),
@@ -154,11 +152,11 @@ def breed_gains(a: Outcomes, b: Outcomes, priority: Sequence[str] = ()) -> list[
     paired.
     """
     tables = {"a": per_breed(a, priority), "b": per_breed(b, priority)}
-    found: list[dict[str, Any]] = []
+    found = []
     for i in np.flatnonzero(a.support):
         rows, breed = a.true == i, a.breeds[i]
         net, group = a.correct[rows].astype(int) - b.correct[rows], a.group[rows]
-        row = {"breed": breed, "support": len(net), "priority": breed in priority}
+        row: dict[str, Any] = {"breed": breed, "support": len(net), "priority": breed in priority}
         row |= {f"{key}_{side}": tables[side][breed][key] for key in ("recall", "f1") for side in tables}
         row |= {"gain_points": 100 * int(net.sum()) / len(net), "ci95": _paired_interval(net, group)}
         found.append({**row, "p": sign_flip(net, group)})

@@ -22,10 +22,10 @@ Runs = Sequence[tuple[float, Mapping[str, Any]]]  # a swept value and the conten
 
 
 @figure
-def overview(models: Mapping[str, Entry], shown: Sequence[str] = tuple(HEADLINES)) -> tuple[Figure, str]:
+def overview(models: Mapping[str, Entry]) -> tuple[Figure, str]:
     """Headline figures of all models with their 95 % intervals, a panel a figure. `models`: entries of metrics.json."""
     names = ordered(models)
-    shown = [key for key in shown if any(models[name].get(key) for name in names)]
+    shown = [key for key in HEADLINES if any(models[name].get(key) for name in names)]
     fig, grid = plt.subplots(1, len(shown), figsize=(WIDTH, 1.3 + 0.42 * len(names)), sharey=True, squeeze=False)
     for axes, key in zip(grid[0], shown, strict=True):
         for row, look in enumerate(track(name) for name in reversed(names)):
@@ -167,13 +167,12 @@ def _answered(first: Calibrated, others: Sequence[Calibrated]) -> str:
 
 
 @figure
-def learning_curve(
-    runs: Runs, parameter: str, shown: Sequence[str] = ("accuracy", "priority_macro_f1"), name: str = TUNED
-) -> tuple[Figure, str]:
-    """Headline figures against a swept parameter, a line a model with its 95 % band. The caption is about model `name`."""
+def learning_curve(runs: Runs, parameter: str) -> tuple[Figure, str]:
+    """Headline figures against a swept parameter, a line a model with its 95 % band. The caption is about the tuned VLM."""
     runs = sorted(runs, key=lambda run: run[0])
     models = ordered({model for _, metrics in runs for model in metrics["models"]})
-    shown = [key for key in shown if any(m.get(key) for _, metrics in runs for m in metrics["models"].values())]
+    every = [m for _, metrics in runs for m in metrics["models"].values()]
+    shown = [key for key in ("accuracy", "priority_macro_f1") if any(m.get(key) for m in every)]
     fig, grid = plt.subplots(1, max(len(shown), 1), figsize=(WIDTH, 4.4), sharey=True, squeeze=False)
     for axes, key in zip(grid[0], shown, strict=True):
         for look in map(track, models):
@@ -190,7 +189,7 @@ def learning_curve(
         percent_axis(axes, "y", 0.0, 1.0)
     handles, labels = grid[0][0].get_legend_handles_labels()
     fig.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 5) or 1)
-    return fig, slope(runs, parameter, name)
+    return fig, slope(runs, parameter)
 
 
 def slope(runs: Runs, parameter: str, name: str = TUNED, key: str = "priority_macro_f1") -> str:

@@ -1,6 +1,7 @@
 """Figures of one model: the confusion matrix ordered by similarity, F1 breed by breed, and the reliability diagram."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -76,7 +77,7 @@ def confusion(o: Outcomes, priority: Sequence[str] = ()) -> tuple[Figure, str]:
     axes.grid(True, which="minor", linewidth=0.4, color="#E9ECEF")
     axes.tick_params(which="minor", length=0)
     for row, column in zip(*np.nonzero(rates >= 0.005), strict=True) if k <= NUMBERS_UP_TO else ():
-        ink = {"color": "white" if rates[row, column] > 0.45 else INK, "fontsize": 8.5 if k <= 14 else 7.5}
+        ink: Any = {"color": "white" if rates[row, column] > 0.45 else INK, "fontsize": 8.5 if k <= 14 else 7.5}
         axes.text(column, row, f"{100 * rates[row, column]:.0f}", ha="center", va="center", **ink)
     axes.set_xlabel(f"said by the model, share of the row's photos{' in per cent' if k <= NUMBERS_UP_TO else ''}")
     axes.set_ylabel("true breed (photos)")

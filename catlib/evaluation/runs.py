@@ -3,12 +3,13 @@
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from catlib.classifiers.explain import Explanation, explain_prediction, pick_examples
 from catlib.classifiers.predict import predict
 from catlib.classifiers.tracks import TRACKS, TUNED, Bench, Role, Track, find_vlm, load_vlm, names_of
+from catlib.classifiers.vlm import VLMClassifier
 from catlib.data.conversations import evenly
-from catlib.data.images import inside
+from catlib.data.images import inside, open_image
 from catlib.data.prepare import load_dataset
 from catlib.data.records import Sample, read_samples
 from catlib.errors import CatlibError, InputError
@@ -19,9 +20,6 @@ from catlib.evaluation.results import Results, keys_of, refuse_seen
 from catlib.files import digest_of
 from catlib.paths import resolve
 from catlib.settings import ComparisonSettings, EvaluationSettings, split_list
-
-if TYPE_CHECKING:
-    from catlib.classifiers.explain import Explanation
 
 log = logging.getLogger(__name__)
 LATENCY_PHOTOS = 32  # photos that are timed one by one
@@ -152,14 +150,8 @@ def predict_track(
     return True
 
 
-def explain_examples(
-    bench: Bench, settings: EvaluationSettings, results: Results, each: int = 2
-) -> list["Explanation"]:
+def explain_examples(bench: Bench, settings: EvaluationSettings, results: Results, each: int = 2) -> list[Explanation]:
     """Why the tuned VLM says so, for some photos: right, wrong and of priority breeds, `each` of a kind."""
-    from catlib.classifiers.explain import explain_prediction, pick_examples
-    from catlib.classifiers.vlm import VLMClassifier
-    from catlib.data.images import open_image
-
     chosen = pick_examples(results.test[TUNED], bench.priority, each)
     classifier = VLMClassifier(load_vlm(bench, settings), bench.breeds, score_norm=settings.score_norm, name=TUNED)
     rows = [explain_prediction(classifier, open_image(inside(bench.image_root, p.image)), p.breed) for p in chosen]
