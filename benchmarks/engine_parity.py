@@ -26,7 +26,7 @@ import numpy as np
 import psutil
 from PIL.Image import Image
 
-from catlib.classifiers.photo_urls import crop_side
+from catlib.classifiers.endpoint import crop_side
 from catlib.errors import CatlibError
 from catlib.evaluation.tables import text_table
 from catlib.gguf.engines import llama_command, vllm_command

@@ -127,7 +127,7 @@ def measure(scenario: tuple, sets: int, resamples: int, seed: int = 0) -> dict[s
             models = [draw_model(rng, len(support), common, rare_recall, rare) for _ in range(2)]
             known = [truth(m, support, rare) for m in models]
         a, b = (draw_outcomes(rng, m, support, name, *cats) for m, name in zip(models, "ab", strict=True))
-        found = metrics.evaluate_outcomes(a, a.breeds[:rare], bootstrap=resamples, seed=i)
+        found = metrics.evaluate(a, a.breeds[:rare], bootstrap=resamples, seed=i)
         gains = compare.paired_gains(a, b, a.breeds[:rare], bootstrap=resamples, seed=i)
         cases = [(key, known[0][key], found[key]["ci95"], 100) for key in SINGLE]
         cases += [(f"gain in {key}", 100 * (known[0][key] - known[1][key]), gains[key]["ci95"], 1) for key in PAIRED]
@@ -186,7 +186,7 @@ def measure_scored(scenario: tuple, sets: int, resamples: int, seed: int = 0) ->
             np.arange(len(true)),
             {},
         )
-        found = metrics.evaluate_outcomes(o, bootstrap=resamples, seed=i)
+        found = metrics.evaluate(o, bootstrap=resamples, seed=i)
         add(seen, [(key, value, found[key]["ci95"], 100) for key, value in (("top3_accuracy", top3), ("ece", ece))])
     return summed(seen)
 

@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageEnhance, ImageOps
 
-from catlib.data.hashing import near_pairs, perceptual_hashes
+from catlib.data.duplicates import near_pairs, perceptual_hashes
 from catlib.data.images import open_image
 
 BITS = (4, 6, 8, 10)

@@ -15,7 +15,6 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from functools import partial
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -24,12 +23,10 @@ from filelock import FileLock, Timeout
 
 from catlib.errors import CatlibError, InputError
 
-# How a cell begins that a spreadsheet computes, or that has been made harmless.
-_FORMULA = re.compile(r"'*[=+\-@\t\r\n]")
+_FORMULA = re.compile(r"'*[=+\-@\t\r\n]")  # a cell that a spreadsheet computes, or that has been made harmless
 _FULL = tuple(map(os.strerror, (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)))
 _LARGE = re.compile(r"\d{300}|[eE]\+?\d{3}")  # a number that may be none
-_WRITING = ".writing"  # in a folder that is being written, and in the name of what is not whole yet
-_FORMER = ".former"  # in the name of what is being replaced
+WRITING = ".writing"  # in a folder that is being written, and in the name of what is not whole yet
 # More than any file of ours has, and little enough to be refused within seconds.
 DEEPEST = 100  # levels of JSON or YAML
 LONGEST_YAML, LONGEST_LINE, LARGEST = 10**5, 2**26, 2**30  # characters
@@ -37,9 +34,8 @@ LONGEST_YAML, LONGEST_LINE, LARGEST = 10**5, 2**26, 2**30  # characters
 
 @contextmanager
 def saving(path: Path, reads: bool = False) -> Iterator[None]:
-    """Turn what a full disk or a missing permission makes other libraries raise into a CatlibError that names `path`.
-
-    `reads`: the block reads other files as well, so that only a full disk is told.
+    """Turn what a full disk or a missing permission makes other libraries raise into a CatlibError that names `path`; with
+    `reads`, where the block reads other files as well, only a full disk.
     """
     try:
         yield
@@ -61,7 +57,7 @@ def replacing(path: Path) -> Iterator[Path]:
     """
     with saving(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name[:50]}{_WRITING}-{secrets.token_hex(4)}{path.suffix}")
+        temporary = path.with_name(f".{path.name[:50]}{WRITING}-{secrets.token_hex(4)}{path.suffix}")
         temporary.touch(exist_ok=False)
         mode = temporary.stat().st_mode
     try:
@@ -86,10 +82,10 @@ def remove_leftovers(folder: Path, name: str = "", older_s: float = 0.0) -> None
     """Remove what killed processes have left of a file in a folder, or of all in it and below; call it where nobody else writes,
     or with `older_s`: only what nobody has written to for so long.
     """
-    of_file, of_all = f".{glob.escape(name[:50])}{_WRITING}-*", f".*{_WRITING}-*"
+    of_file, of_all = f".{glob.escape(name[:50])}{WRITING}-*", f".*{WRITING}-*"
     for path in folder.glob(of_file) if name else folder.rglob(of_all):
         with suppress(OSError):
-            if path.stat().st_mtime <= time.time() - older_s and not (path / _WRITING).exists():
+            if path.stat().st_mtime <= time.time() - older_s and not (path / WRITING).exists():
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
@@ -134,62 +130,9 @@ def appending(path: Path) -> Iterator[Callable[[str], None]]:
 
 
 @contextmanager
-def whole_folder(
-    out: Path, force: bool, keep: Sequence[Path] = (), ours: Callable[[Path], bool] = lambda folder: True
-) -> Iterator[Path]:
-    """A temporary folder beside `out` that gets its name at the end; an error or interruption leaves nothing behind.
-
-    Raises InputError when `out` holds something already (unless `force`, and it is a folder that `ours` knows as one of its
-    kind), when another process writes it, or one of the `keep` folders is in it.
-    """
-    out = out.resolve()
-    if any(folder.exists() and folder.resolve().is_relative_to(out) for folder in keep):
-        raise InputError(f"{out} holds what is to be exported; name another folder")
-    with saving(out):
-        out.parent.mkdir(parents=True, exist_ok=True)
-        for other in out.parent.glob(f".{glob.escape(out.name)}{_WRITING}-*"):
-            with locked(other / _WRITING, f"{out}: another process writes it; wait for it, or name another folder"):
-                shutil.rmtree(other)  # its process was killed
-        _end_replacement(out)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        if not force:
-            raise InputError(f"{out} exists and is not empty: name another folder, or replace it with --force")
-        if not out.is_dir() or not ours(out):
-            raise InputError(f"{out} was not written by this command, so --force does not replace it; name another")
-    temporary, former = (out.with_name(f".{out.name}{part}-{secrets.token_hex(4)}") for part in (_WRITING, _FORMER))
-    with saving(out):
-        temporary.mkdir()
-        mode = temporary.stat().st_mode & 0o777
-    try:
-        with locked(temporary / _WRITING), saving(out, reads=True):
-            yield temporary
-            for path in temporary.rglob("*"):
-                path.chmod(mode if path.is_dir() else mode & 0o666)
-            if out.exists():
-                out.rename(former)
-            temporary.rename(out)
-            (out / _WRITING).unlink()
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
-    finally:
-        _end_replacement(out)
-
-
-def _end_replacement(out: Path) -> None:
-    """Remove the folder that `out` has replaced; where an end came between the two renames, give it its name back."""
-    for former in out.parent.glob(f".{glob.escape(out.name)}{_FORMER}-*"):
-        if out.exists():
-            shutil.rmtree(former, ignore_errors=True)
-        else:
-            former.rename(out)
-
-
-@contextmanager
 def locked(path: Path, busy: str = "") -> Iterator[None]:
-    """Hold the lock file `path` for this process; the system lets go of it however the process ends.
-
-    With `busy`, a lock that another process holds is an InputError with this text; without, it is waited for.
+    """Hold the lock file `path` for this process; the system lets go of it however the process ends. A lock that another process
+    holds is an InputError with the text `busy`, or is waited for.
     """
     lock = FileLock(path, thread_local=False)
     with saving(path.parent):
@@ -237,7 +180,7 @@ def read_text(path: Path) -> str:
 def read_jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """Line number and object of each non-empty line. Raises InputError naming file and line."""
     with _reading(path) as stream:
-        for number, line in enumerate(iter(partial(stream.readline, LONGEST_LINE), ""), start=1):
+        for number, line in enumerate(iter(lambda: stream.readline(LONGEST_LINE), ""), start=1):
             if len(line) == LONGEST_LINE:
                 raise InputError(f"{path}:{number}: a line of more than {LONGEST_LINE:,} characters")
             if line.strip():
@@ -289,9 +232,8 @@ def _check(value: Any, where: str, key: str = "", depth: int = 1) -> None:
     if isinstance(value, dict):
         for name, entry in value.items():
             _check(entry, where, f"key {name!r:.200}: ", depth + 1)
-    elif isinstance(value, list):
-        for entry in value:
-            _check(entry, where, key, depth + 1)
+    for entry in value if isinstance(value, list) else ():
+        _check(entry, where, key, depth + 1)
 
 
 class _StrictLoader(yaml.SafeLoader):

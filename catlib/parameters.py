@@ -56,9 +56,9 @@ def check_value(option: Any, value: Any, where: str) -> Any:
     return value
 
 
-def did_you_mean(name: str, names: Iterable[str]) -> str:
+def did_you_mean(name: str, names: Iterable[str], cutoff: float = 0.6) -> str:
     """ " (did you mean NAME?)" with the nearest of `names`; empty where none is near."""
-    close = difflib.get_close_matches(name[:100], names, n=1)
+    close = difflib.get_close_matches(name[:100], names, n=1, cutoff=cutoff)
     return f" (did you mean {close[0]}?)" if close else ""
 
 

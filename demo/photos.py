@@ -18,7 +18,8 @@ from PIL.Image import Image
 
 from catlib.breeds import TABLE, find
 from catlib.errors import InputError
-from catlib.files import read_json, whole_folder, write_json
+from catlib.files import read_json, write_json
+from catlib.folders import whole_folder
 from catlib.progress import track
 from demo.drawing import draw_cat
 from demo.drawing_look import look_of

@@ -15,8 +15,7 @@ from PIL import Image
 from tiny_encoders import SIZE, image_processor, photo, write_photos
 
 from catlib.classifiers.base import BrokenOff
-from catlib.classifiers.endpoint import EndpointClassifier, EndpointError
-from catlib.classifiers.photo_urls import crop_side, cropped
+from catlib.classifiers.endpoint import EndpointClassifier, EndpointError, crop_side, cropped
 from catlib.classifiers.predict import predict
 from catlib.cli import main
 from catlib.data.images import open_image

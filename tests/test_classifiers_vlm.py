@@ -57,7 +57,7 @@ def test_fitting_is_recorded_and_used(vlm, tmp_path):
     samples = write_photos(tmp_path / "photos", BREEDS * 3)
     classifier = fit_prior(VLMClassifier(vlm, BREEDS), samples, tmp_path / "photos", batch_size=4)
     scores = classifier.raw_scores([photo(i) for i in range(9)])
-    expected, _ = choose_strength(scores, classifier.uncorrected_prior(), [0, 1, 2] * 3)
+    expected, _ = choose_strength(scores, classifier.prior, [0, 1, 2] * 3)
     assert abs(classifier.prior_strength - expected) <= 0.1  # JPEG is not exactly the photo
     meta = predict(classifier, samples, tmp_path / "photos", tmp_path / "vlm-base.jsonl").meta
     assert meta["prior_correction"]["strength"] == classifier.prior_strength

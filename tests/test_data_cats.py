@@ -178,7 +178,7 @@ def test_a_key_that_spans_breeds_or_has_many_photos_is_no_id():
     ids, refused, said = ids_in_names(few + photos("Manx", *(f"5_{i}" for i in range(MOST_PHOTOS + 1))))
     assert refused == ["5"] and ids[0] == ids[1] == "100" and f"more than {MOST_PHOTOS}" in said[0]
     known = [Finding(f"{breed}/12_{n}.jpg", breed, animal="12") for n, breed in enumerate(("Bengal", "Manx"))]
-    assert ids_in_names(known) == (["12", "12"], [], ())
+    assert ids_in_names(known) == (["12", "12"], [], [])
 
 
 @pytest.mark.parametrize(

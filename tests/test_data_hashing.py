@@ -9,8 +9,8 @@ from photo_makers import picture
 from PIL import ImageOps
 
 from catlib.data.audit import audit
+from catlib.data.duplicates import group_labels, near_pairs, perceptual_hashes
 from catlib.data.findings import Finding
-from catlib.data.hashing import group_labels, near_pairs, perceptual_hashes
 
 
 def plain_hash(grey):

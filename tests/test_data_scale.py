@@ -10,8 +10,8 @@ import pytest
 from photo_makers import fill, jpeg
 
 from catlib.data.check import check
+from catlib.data.duplicates import group_labels, near_pairs
 from catlib.data.findings import read_audit
-from catlib.data.hashing import group_labels, near_pairs
 from catlib.data.prepare import prepare
 from catlib.data.sources import read_source
 from catlib.settings import DataSettings

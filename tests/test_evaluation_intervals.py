@@ -15,8 +15,8 @@ from catlib.evaluation.bootstrap import (
     interval,
     make_cells,
     resample_cells,
+    share,
     wilson,
-    wilson_grouped,
 )
 from catlib.evaluation.compare import compare, pair
 from catlib.evaluation.metrics import evaluate
@@ -110,8 +110,8 @@ def test_what_grouped_photos_are_worth():
     # Half of the variance lies between cats: design effect 1 + 4 * 0.5.
     mixed = np.where(rng.random(2000) < np.sqrt(0.5), np.repeat(rng.random(400).round(), 5), rng.random(2000).round())
     assert effective_share(mixed, cat) == pytest.approx(1 / 3, rel=0.15)
-    assert wilson_grouped(np.ones(10), np.repeat([0, 1], 5)) == wilson(2, 2)
-    assert wilson_grouped(np.array([]), np.array([])) == (0.0, 1.0)
+    assert share(np.ones(10), np.repeat([0, 1], 5)) == {"value": 1.0, "ci95": list(wilson(2, 2))}
+    assert share(np.array([]), np.array([]))["ci95"] == [0.0, 1.0]
 
 
 @pytest.mark.parametrize(

@@ -240,7 +240,7 @@ def test_risk_coverage_by_hand_and_threshold_from_validation():
     assert curve.precision == pytest.approx([1.0, 2 / 3, 3 / 4])
     assert curve.area == pytest.approx(0 * 0.25 + (1 / 3) * 0.5 + (1 / 4) * 0.25)
     result = answer_at_precision(o, o, target=0.95)
-    assert (result.coverage, result.precision, result.threshold) == (0.25, 1.0, pytest.approx(0.9))
-    assert answer_at_precision(o, o, target=0.7).coverage == 1.0
+    assert (result.coverage["value"], result.precision["value"], result.threshold) == (0.25, 1.0, pytest.approx(0.9))
+    assert answer_at_precision(o, o, target=0.7).coverage["value"] == 1.0
     hopeless = outcomes(make_set("m", [two[1]] * 4, [two[0]] * 4, breeds=two, log_probs=log_probs))
     assert answer_at_precision(hopeless, o).threshold is None

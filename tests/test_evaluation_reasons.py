@@ -12,7 +12,7 @@ from catlib.breeds import BREEDS, describe, find
 from catlib.data.conversations import answer_for, gives_reasons, longest_answer, spelled_answers
 from catlib.data.records import make_sample
 from catlib.evaluation.metrics import evaluate
-from catlib.evaluation.reasons import reason_figures
+from catlib.evaluation.results import reason_figures
 from catlib.evaluation.tables import model_table
 from catlib.parsing import BreedParser
 from catlib.vlm.checkpoint import find_checkpoint, open_vlm

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from catlib.errors import InputError
-from catlib.evaluation.seeds import gains_over_seeds, said_of_seeds, seeds_table
+from catlib.evaluation.seeds import gains_over_seeds, said_of_seeds
 from catlib.settings import TrainSettings
 
 
@@ -17,8 +17,6 @@ def run(accuracy, gain, half=2.0, ci95=True):
 
 def test_mean_and_spread_by_hand():
     runs = [run(0.70, 4.0), run(0.72, 5.0), run(0.74, 6.0)]
-    assert seeds_table(runs).loc["VLM, tuned", "accuracy"] == "72.0 ± 2.0 (3)"
-    assert seeds_table(runs).loc["VLM, tuned", "priority F1"] == "-"
     (gain,) = gains_over_seeds(runs)
     assert (gain["n"], gain["mean"], gain["sd"]) == (3, pytest.approx(5.0), pytest.approx(1.0))
     half = np.hypot(4.302653 * np.sqrt(4 / 3), 2.0)

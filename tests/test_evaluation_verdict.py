@@ -9,9 +9,10 @@ from evaluation_cases import BREEDS, RARE, copied, grouped, make_set, scored_set
 
 from catlib.errors import InputError
 from catlib.evaluation.compare import compare
+from catlib.evaluation.facts import at_least, more_than
 from catlib.evaluation.metrics import evaluate
 from catlib.evaluation.tables import criteria_table
-from catlib.evaluation.verdict import at_least, judge, more_than
+from catlib.evaluation.verdict import judge
 from catlib.settings import ComparisonSettings
 
 PLAN = ComparisonSettings()

@@ -47,10 +47,10 @@ from catlib.files import (
     read_text,
     remove_leftovers,
     saving,
-    whole_folder,
     write_json,
     write_text,
 )
+from catlib.folders import whole_folder
 from catlib.paths import public_url, without_secrets
 from catlib.serving.engine_process import Command, free_port, refuse_taken_port
 from catlib.serving.export import is_export
@@ -716,7 +716,7 @@ def test_an_export_killed_while_it_replaces_another_leaves_one_of_both(tmp_path,
     out, code = (
         tmp_path / "out",
         (
-            "import os, shutil, sys; from pathlib import Path; from catlib.files import whole_folder\n"
+            "import os, shutil, sys; from pathlib import Path; from catlib.folders import whole_folder\n"
             "step, out, real = sys.argv[1], Path(sys.argv[2]), Path.rename\n"
             "def rename(path, target):\n"
             "    before = {'before': path == out, 'moved': 'writing' in path.name}.get(step)\n"

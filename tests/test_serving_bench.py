@@ -19,7 +19,7 @@ from catlib.classifiers.vlm import VLMClassifier
 from catlib.data.images import open_image
 from catlib.errors import InputError
 from catlib.evaluation.metrics_file import write_metrics
-from catlib.serving.bench import Engine, Load, MemoryMeter, measure_load, open_serving, server_memory_mb
+from catlib.serving.bench import Engine, Load, measure_load, memory_meter, open_serving, server_memory_mb
 from catlib.serving.choice import choice, engines_figure, engines_table
 from catlib.serving.steps import PARTS, steps_figure, walk_through
 from catlib.settings import ServingSettings
@@ -105,10 +105,10 @@ def test_load_keeps_so_many_requests_under_way():
 
 
 def test_memory_counts_at_least_the_weights():
-    meter = MemoryMeter(torch.device("cpu"))
+    growth_mb = memory_meter(torch.device("cpu"))
     layer = torch.nn.Linear(2000, 2000)
     layer.weight.data.fill_(1.0)
-    assert meter.growth_mb(layer) >= 16
+    assert growth_mb(layer) >= 16
     with subprocess.Popen(
         [
             sys.executable,

@@ -18,7 +18,7 @@ from tiny_models import (
 from transformers import AutoModelForImageTextToText
 
 from catlib.cli import main
-from catlib.files import whole_folder
+from catlib.folders import whole_folder
 from catlib.serving import export
 from catlib.serving.export import (
     Answers,

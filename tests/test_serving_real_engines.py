@@ -9,7 +9,7 @@ import pytest
 import torch
 from demo_files import LLAVA
 
-from catlib.classifiers.photo_urls import crop_side
+from catlib.classifiers.endpoint import crop_side
 from catlib.errors import CatlibError
 from catlib.gguf.engines import find_llama_server, find_vllm, vllm_command
 from catlib.gguf.export import export_gguf, find_converter

@@ -21,7 +21,7 @@ from catlib.evaluation.metrics_file import write_metrics
 from catlib.evaluation.runs import open_bench, predict_candidates, predict_opponents
 from catlib.files import read_json, write_json
 from catlib.serving.service import VLMService
-from catlib.serving.winner import open_winner, recommended, run_folder
+from catlib.serving.winner import choose, open_winner
 from catlib.settings import ComparisonSettings, EvaluationSettings
 
 TRACKS = (
@@ -107,7 +107,7 @@ def test_every_way_to_read_the_model_is_a_track(project):
 @pytest.mark.parametrize("name", [*TRACKS, "clip-tip", "clip-projection", "tower-knn"])
 def test_predict_by_run_equals_the_runs_file(root, tmp_path, capsys, caplog, name):
     write_metrics(root / "outputs/runs/small", verdict={"recommendation": {"use": name}})
-    assert recommended(run_folder("small")) == name
+    assert choose("small")[1] == name
     out = tmp_path / "again.jsonl"
     assert main(["predict", "--run", "small", "--out", str(out), *photos_of(root)]) == 0
     measured = read_predictions(root / f"outputs/runs/small/predictions/{name}.jsonl").predictions

@@ -82,8 +82,8 @@ class Classifier(ABC):
             None if any(one is None for one in answers) else [text for one in answers for text in one or ()],
         )
 
-    def store(self, folder: Path) -> Path | None:
-        """Write what was fitted to photos into `folder`; the file, or None for a classifier that fits nothing."""
+    def store(self, folder: Path) -> None:
+        """Write what was fitted to photos into `folder`; nothing for a classifier that fits nothing."""
         return None
 
     def from_log_probs(self, log_probs: np.ndarray, answers: Sequence[str] | None = None) -> Batch:

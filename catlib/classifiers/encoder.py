@@ -3,22 +3,21 @@
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from PIL.Image import Image
+from transformers import AutoModel, AutoProcessor
 
 from catlib.classifiers.base import about_model
 from catlib.errors import InputError
+from catlib.vlm.checkpoint import model_folder
 from catlib.vlm.families import PADDED_TEXT
 from catlib.vlm.features import compute_features, projector_input
-from catlib.vlm.models import pick_device
+from catlib.vlm.models import VLM, pick_device
 from catlib.vlm.processors import first_line, from_files
 from catlib.vlm.prompting import inference_inputs
-
-if TYPE_CHECKING:
-    from catlib.vlm.models import VLM
 
 
 class FeatureExtractor(ABC):
@@ -69,10 +68,6 @@ class ClipEncoder(FeatureExtractor):
     @classmethod
     def load(cls, ref: str, device: str = "auto", dtype: str = "auto") -> "ClipEncoder":
         """A hub name or folder. Raises InputError when it is no model of this family or lacks its processor."""
-        from transformers import AutoModel, AutoProcessor
-
-        from catlib.vlm.checkpoint import model_folder
-
         where, found = pick_device(device), model_folder(ref) or ref
         # Half precision is slow on most CPUs, and these models are small: float32 unless asked for.
         kind = {"auto": torch.float32, "bfloat16": torch.bfloat16, "float32": torch.float32}[dtype]
@@ -98,7 +93,7 @@ class ClipEncoder(FeatureExtractor):
         device, dtype = self.model.device, self.model.dtype
         inputs = {name: x.to(device, dtype if x.is_floating_point() else None) for name, x in inputs.items()}
         if len(self.poolings) == 1:
-            return {self.poolings[0]: _unit(_tensor(self.model.get_image_features(**inputs)))}
+            return {self.poolings[0]: _unit(self.model.get_image_features(**inputs).pooler_output)}
         before = self.model.vision_model(**inputs).pooler_output
         found = (_unit(self.model.visual_projection(before)), before.float().cpu().numpy())
         return dict(zip(self.poolings, found, strict=True))
@@ -116,7 +111,7 @@ class ClipEncoder(FeatureExtractor):
             )
             names = ("input_ids",) if padded else ("input_ids", "attention_mask")
             accepted = {name: tokens[name].to(self.model.device) for name in names if name in tokens}
-            parts.append(_unit(_tensor(self.model.get_text_features(**accepted))))
+            parts.append(_unit(self.model.get_text_features(**accepted).pooler_output))
         return np.concatenate(parts)
 
     def describe(self) -> dict[str, Any]:
@@ -133,7 +128,7 @@ class TowerEncoder(FeatureExtractor):
 
     kind = "tower"
 
-    def __init__(self, vlm: "VLM") -> None:
+    def __init__(self, vlm: VLM) -> None:
         super().__init__()
         self.vlm, self.name = vlm, f"tower of {vlm.name}"
         self.tower = vlm.tower
@@ -144,11 +139,8 @@ class TowerEncoder(FeatureExtractor):
     @torch.inference_mode()
     def compute(self, images: Sequence[Image]) -> dict[str, np.ndarray]:
         if not self.has_cls:
-            return {
-                "mean": torch.stack([vectors.float().mean(0) for vectors in self._projector_inputs(images)])
-                .cpu()
-                .numpy()
-            }
+            means = [vectors.float().mean(0) for vectors in self._projector_inputs(images)]
+            return {"mean": torch.stack(means).cpu().numpy()}
         pixels = self.vlm.processor.image_processor(images=list(images), return_tensors="pt")["pixel_values"]
         parameter = next(self.tower.parameters())
         output = self.tower(pixels.to(parameter.device, parameter.dtype), output_hidden_states=True, return_dict=True)
@@ -167,11 +159,6 @@ class TowerEncoder(FeatureExtractor):
 
     def describe(self) -> dict[str, Any]:
         return about_model(self.tower, self.vlm.name)
-
-
-def _tensor(output: Any) -> torch.Tensor:
-    """The embedding: transformers before 5 returned it, since then it is the output's `pooler_output`."""
-    return output if isinstance(output, torch.Tensor) else output.pooler_output
 
 
 def _unit(vectors: torch.Tensor) -> np.ndarray:

@@ -1,5 +1,7 @@
 """A served model as a classifier: photos go to an OpenAI-compatible URL (vLLM, llama.cpp and others), answers come back."""
 
+import base64
+import io
 import json
 import logging
 import random
@@ -7,15 +9,15 @@ import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import httpx
-from PIL.Image import Image
+from PIL.Image import Image, Resampling
 
 from catlib.classifiers.base import Batch, BrokenOff, Classifier
-from catlib.classifiers.photo_urls import cropped, data_url
 from catlib.errors import CatlibError, InputError
-from catlib.files import parse_json
+from catlib.files import parse_json, read_json
 from catlib.parsing import BreedParser
 from catlib.paths import public_url, server_key
 from catlib.transfer import LONGEST_PAUSE_S, Client, Reply, TransferError
@@ -68,9 +70,7 @@ class EndpointClassifier(Classifier):
         self.name, self.breeds, self.prompt = name, tuple(breeds), prompt
         self.concurrency, self.crop, self.tries, self.pause_s = concurrency, crop, tries, pause_s
         self.max_tokens, self.parser, self.decoding = max_tokens, BreedParser(self.breeds), decoding
-        self.choices = {
-            (spelled or {}).get(breed, breed): breed for breed in self.breeds
-        }  # what may be written, and its breed
+        self.choices = {(spelled or {}).get(b, b): b for b in self.breeds}  # what may be written, and its breed
         self.timeout_s, self._key = timeout_s, server_key()
         self._client = Client({"Authorization": f"Bearer {self._key}"} if self._key else {})
         try:
@@ -98,9 +98,8 @@ class EndpointClassifier(Classifier):
                         stop.set()  # calls that wait for their turn give up, those on the wire may finish
                         which = f"photo {ids[i]!r}: " if ids is not None and isinstance(error, InputError) else ""
                         problem = problem or type(error)(f"{which}{error}")
-            except BaseException:
+            finally:
                 stop.set()
-                raise
         if problem is not None:
             found = {i: (self.read(text), text) for i, text in done.items()}
             raise BrokenOff(str(problem), found, problem.exit_code) from problem
@@ -117,24 +116,18 @@ class EndpointClassifier(Classifier):
 
     def request(self, image: Image) -> dict[str, Any]:
         """The body of a chat completion about a photo."""
-        content = [
-            {"type": "image_url", "image_url": {"url": data_url(cropped(image, self.crop))}},
-            {"type": "text", "text": self.prompt},
-        ]
-        body: dict[str, Any] = {"model": self.model, "messages": [{"role": "user", "content": content}]}
-        body |= {"max_tokens": self.max_tokens, "temperature": 0, "seed": 0}
-        return body | self._special
+        stream = io.BytesIO()
+        cropped(image, self.crop).save(stream, "PNG", compress_level=1)
+        url = "data:image/png;base64," + base64.b64encode(stream.getvalue()).decode("ascii")
+        photo = {"type": "image_url", "image_url": {"url": url}}
+        turn = {"role": "user", "content": [photo, {"type": "text", "text": self.prompt}]}
+        fixed = {"max_tokens": self.max_tokens, "temperature": 0, "seed": 0}
+        return {"model": self.model, "messages": [turn], **fixed, **self._special}
 
     def describe(self) -> dict[str, Any]:
         served = {"base_model": self.model, "adapter": None, "endpoint": self.url, "engine": self.engine}
-        return {
-            **served,
-            "question": self.prompt,
-            "decoding": self.decoding,
-            "crop": self.crop,
-            "device": None,
-            "dtype": None,
-        }
+        asked = {"question": self.prompt, "decoding": self.decoding, "crop": self.crop}
+        return {**served, **asked, "device": None, "dtype": None}
 
     def close(self) -> None:
         """Close the connections."""
@@ -150,9 +143,8 @@ class EndpointClassifier(Classifier):
         except (KeyError, IndexError, TypeError, AttributeError):
             raise EndpointError(f"{self.url}: no chat completion in its reply: {json.dumps(reply)[:200]}") from None
         if not answered.startswith(self.model):  # behind the name may stand a version
-            raise EndpointError(
-                f"{self.url} was asked for {self.model!r} and answers for another model, {answered[:100]!r}"
-            )
+            other = f"answers for another model, {answered[:100]!r}"
+            raise EndpointError(f"{self.url} was asked for {self.model!r} and {other}")
         if self.decoding == "constrained" and text.strip() not in self.choices:
             raise EndpointError(
                 f"{self.url}: {self.engine or 'the engine'} was held to {len(self.choices)} breeds and wrote {text[:100]!r}: it does "
@@ -181,10 +173,8 @@ class EndpointClassifier(Classifier):
         option = {"add_special_tokens": True}
         turn = {"role": "user", "content": [{"type": "text", "text": self.prompt}]}
         try:
-            reply = self._send(
-                "POST", "/tokenize", {"model": self.model, "messages": [turn], **option}, threading.Event()
-            )
-            first, second, *_ = reply["tokens"]
+            asked = {"model": self.model, "messages": [turn], **option}
+            first, second, *_ = self._send("POST", "/tokenize", asked, threading.Event())["tokens"]
         except (CatlibError, KeyError, TypeError, ValueError) as error:
             log.info("%s does not say how it tokenizes a chat (%s): <s> is asked for", self.url, error)
             return option
@@ -203,9 +193,13 @@ class EndpointClassifier(Classifier):
             except httpx.InvalidURL as error:
                 raise InputError(f"endpoint {self.url!r}: {error}") from None
             else:
-                text = self._without_key(reply.text)
+                # Replies are logged and written down: without the key, should the server repeat it.
+                text = reply.text.replace(self._key, "***") if self._key else reply.text
                 if reply.ok:
-                    return self._json(text, root + path)
+                    try:
+                        return parse_json(text, root + path, object)
+                    except InputError as error:
+                        raise EndpointError(f"{error}; it begins {text[:100]!r}") from None
                 problem, wait = _refusal(reply, text), reply.retry_after
                 if reply.status not in TRANSIENT:
                     raise InputError(f"endpoint {self.url}{path} refuses: {problem}")
@@ -218,30 +212,18 @@ class EndpointClassifier(Classifier):
             "start it again and run the same command"
         )
 
-    def _json(self, text: str, url: str) -> Any:
-        try:
-            return parse_json(text, url, object)
-        except InputError as error:
-            raise EndpointError(f"{error}; it begins {text[:100]!r}") from None
-
-    def _without_key(self, text: str) -> str:
-        """A reply without the key, should the server repeat it: replies are logged and written down."""
-        return text.replace(self._key, "***") if self._key else text
-
 
 def held_to(choices: Sequence[str], engine: str, where: str) -> dict[str, Any]:
     """What of a request holds an engine to `choices`. Raises InputError for an engine of which no such request is known."""
-    longest = {
-        "max_tokens": max(MAX_NEW_TOKENS, *(len(choice.encode()) for choice in choices))
-    }  # a token is a byte at least
+    longest = max(MAX_NEW_TOKENS, *(len(choice.encode()) for choice in choices))  # a token is a byte at least
     if engine == "vllm":
-        return {"structured_outputs": {"choice": list(choices)}, **longest}
+        return {"structured_outputs": {"choice": list(choices)}, "max_tokens": longest}
     if engine == "llamacpp":
         either = " | ".join(json.dumps(choice, ensure_ascii=False) for choice in choices)
-        return {"grammar": f'root ::= " "? ({either})', **longest}  # many tokenizers begin an answer with a space
-    raise InputError(
-        f"{where}: only vLLM and llama.cpp can be held to a list of breeds, not {engine or 'this server'!r}"
-    )
+        # Many tokenizers begin an answer with a space.
+        return {"grammar": f'root ::= " "? ({either})', "max_tokens": longest}
+    what = engine or "this server"
+    raise InputError(f"{where}: only vLLM and llama.cpp can be held to a list of breeds, not {what!r}")
 
 
 def _refusal(reply: Reply, text: str) -> str:
@@ -251,3 +233,25 @@ def _refusal(reply: Reply, text: str) -> str:
         error = error.get("error", error.get("message", error))
         text = str(error.get("message", error) if isinstance(error, dict) else error)
     return f"HTTP {reply.status}: {' '.join(text.split())[:300]}"
+
+
+def cropped(image: Image, side: int) -> Image:
+    """The photo scaled so that its short side is `side` pixels, and its middle square of it: CLIP's preprocessing."""
+    if not side:
+        return image
+    short = min(image.size)
+    image = image.resize([side * length // short for length in image.size], Resampling.BICUBIC)
+    left, top = ((length - side) // 2 for length in image.size)
+    return image.crop((left, top, left + side, top + side))
+
+
+def crop_side(folder: Path) -> int:
+    """The side of the square that a checkpoint's processor cuts out of photos; 0 when it works otherwise."""
+    for name, within in (("preprocessor_config.json", None), ("processor_config.json", "image_processor")):
+        if (folder / name).is_file():
+            config = read_json(folder / name)
+            config = config.get(within, {}) if within else config
+            crop, scale = config.get("crop_size") or {}, config.get("size") or {}
+            if config.get("do_center_crop") and crop.get("height") == crop.get("width") == scale.get("shortest_edge"):
+                return int(crop["height"] or 0)
+    return 0

@@ -2,22 +2,19 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from PIL import Image
-from scipy.special import log_softmax
 
 from catlib.classifiers.vlm import VLMClassifier
 from catlib.data.records import Prediction, PredictionSet
 from catlib.vlm.attribution import Label, occluded_scores, patch_gradients
 from catlib.vlm.decoding import generate_free
-
-if TYPE_CHECKING:
-    from catlib.vlm.models import VLM
+from catlib.vlm.models import VLM
 
 ANSWER_TOKENS = 120  # reasons are longer than the 50 tokens that a name needs
+DRAWS = 14
 
 
 @dataclass(frozen=True)
@@ -50,7 +47,7 @@ def explain_prediction(classifier: VLMClassifier, image: Image.Image, breed: str
 
     `breed`: the true one, None when it is not known. The classifier decodes by `score`.
     """
-    log_probs = log_softmax(classifier.raw_scores([image])[0] - classifier.prior_strength * classifier.prior())
+    log_probs = classifier.log_probs([image])[0]
     order = np.argsort(-log_probs, kind="stable")
     predicted, rival = (classifier.breeds[int(i)] for i in order[:2])
     probability = float(np.exp(log_probs[order[0]]))
@@ -65,19 +62,19 @@ def explain_prediction(classifier: VLMClassifier, image: Image.Image, breed: str
 
 
 def falls_when_hidden(
-    vlm: "VLM", image: Image.Image, question: str, breed: Label, heat: np.ndarray, draws: int = 14, seed: int = 0
+    vlm: VLM, image: Image.Image, question: str, breed: Label, heat: np.ndarray
 ) -> tuple[float, float]:
     """The deletion test of a heat map (Petsiuk et al. 2018, arXiv 1806.07421): the fall of the breed's log-likelihood
-    when the strongest tenth of its patches is hidden, and the mean fall of `draws` random tenths, in nats."""
-    count, rng = max(1, heat.size // 10), np.random.default_rng(seed)
+    when the strongest tenth of its patches is hidden, and the mean fall of DRAWS random tenths, in nats."""
+    count, rng = max(1, heat.size // 10), np.random.default_rng(0)
     strongest = np.argsort(-heat.ravel(), kind="stable")[:count]
-    hidden = [strongest, *(rng.choice(heat.size, count, replace=False) for _ in range(draws))]
+    hidden = [strongest, *(rng.choice(heat.size, count, replace=False) for _ in range(DRAWS))]
     masks = [np.isin(np.arange(heat.size), chosen).reshape(heat.shape) for chosen in hidden]
     whole, best, *others = occluded_scores(vlm, image, question, breed, [np.zeros(heat.shape, dtype=bool), *masks])
     return float(whole - best), float(whole - np.mean(others))
 
 
-def seen_photo(vlm: "VLM", image: Image.Image) -> Image.Image:
+def seen_photo(vlm: VLM, image: Image.Image) -> Image.Image:
     """The photo as the processor scaled and cropped it, turned back from normalised pixels; of tiles the last."""
     processor = vlm.processor.image_processor
     pixels = processor(images=[image], return_tensors="pt")["pixel_values"]
@@ -90,19 +87,12 @@ def seen_photo(vlm: "VLM", image: Image.Image) -> Image.Image:
 def pick_examples(predictions: PredictionSet, priority: Sequence[str], each: int = 2) -> list[Prediction]:
     """Photos worth a look: the surest right, the surest wrong, and priority breeds (one right, where there is one),
     `each` of a kind; a photo once, and other breeds first."""
-
-    def sureness(prediction: Prediction) -> float:
-        return -max(prediction.scores) if prediction.scores else 0.0
-
-    ordered = sorted((p for p in predictions.predictions if p.predicted and p.breed), key=sureness)
-    rare = [p for p in ordered if p.breed in priority]
-    rare_right = [p for p in rare if p.predicted == p.breed]
-    kinds = (
-        ([p for p in ordered if p.predicted == p.breed and p.breed not in priority], each),
-        ([p for p in ordered if p.predicted != p.breed and p.breed not in priority], each),
-        (rare_right, min(1, each)),
-        (rare, each - min(1, each, len(rare_right))),
-    )
+    named = [p for p in predictions.predictions if p.predicted and p.breed]
+    named.sort(key=lambda p: -max(p.scores or (0.0,)))
+    rare, common = ([p for p in named if (p.breed in priority) == flag] for flag in (True, False))
+    right, wrong = ([p for p in common if (p.predicted == p.breed) == flag] for flag in (True, False))
+    rare_right = [p for p in rare if p.predicted == p.breed][: min(1, each)]
+    kinds = ((right, each), (wrong, each), (rare_right, len(rare_right)), (rare, each - len(rare_right)))
     picked: list[Prediction] = []
     for kind, count in kinds:
         for _ in range(count):

@@ -12,6 +12,7 @@ from itertools import product
 from typing import Any
 
 import numpy as np
+import torch
 from scipy.special import log_softmax
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
@@ -77,15 +78,9 @@ def choose_and_fit(kind: str, photos: Photos, seed: int = 0) -> tuple[str, Array
     best = min(tried, key=lambda row: row["log_loss"])
     settings = {name: best[name] for name in way.grid}
     given = {**settings, "C": settings["C"] * len(some) / len(photos.labels)} if "C" in settings else settings
-    whole = photos.part(np.arange(len(photos.labels)), best["pooling"])
-    report = {
-        "kind": kind,
-        "pooling": best["pooling"],
-        **settings,
-        "folds": int(photos.folds.max()) + 1,
-        "tried": tried,
-    }
-    return best["pooling"], way.fit(whole.features[best["pooling"]], whole, **given), report
+    arrays = way.fit(photos.features[best["pooling"]], photos, **given)
+    report = {"kind": kind, "pooling": best["pooling"], **settings, "folds": int(photos.folds.max()) + 1}
+    return best["pooling"], arrays, {**report, "tried": tried}
 
 
 def _grid(way: Kind, tried: list[dict[str, Any]], pooling: str) -> Iterator[dict[str, float]]:
@@ -103,10 +98,7 @@ def _grid(way: Kind, tried: list[dict[str, Any]], pooling: str) -> Iterator[dict
 def _cross_validate(way: Kind, photos: Photos, pooling: str, settings: Mapping[str, float]) -> tuple[float, float]:
     """Weighted log-loss and plain accuracy on the held-out photos; NaN-free 0 where nothing can be held out."""
     losses, hits, weights = [], [], []
-    for fold in range(photos.folds.max() + 1):
-        held = photos.folds == fold
-        if not held.any():
-            continue
+    for held in (photos.folds == fold for fold in np.unique(photos.folds[photos.folds >= 0])):
         seen, unseen = photos.part(~held, pooling), photos.part(held, pooling)
         arrays = way.fit(seen.features[pooling], seen, **settings)
         log_probs = log_softmax(way.scores(arrays, unseen.features[pooling]), axis=1)
@@ -115,9 +107,8 @@ def _cross_validate(way: Kind, photos: Photos, pooling: str, settings: Mapping[s
         weights.append(unseen.weights)
     if not losses:
         return 0.0, 0.0
-    return float(np.average(np.concatenate(losses), weights=np.concatenate(weights))), float(
-        np.concatenate(hits).mean()
-    )
+    loss = np.average(np.concatenate(losses), weights=np.concatenate(weights))
+    return float(loss), float(np.concatenate(hits).mean())
 
 
 def deal_folds(labels: np.ndarray, seed: int, groups: Sequence[Any] | None = None) -> np.ndarray:
@@ -127,9 +118,8 @@ def deal_folds(labels: np.ndarray, seed: int, groups: Sequence[Any] | None = Non
     from training. (StratifiedGroupKFold would hold out single ones as well, and blame the classifier for them.)
     """
     rng = np.random.default_rng(seed)
-    group = np.unique(np.arange(len(labels)) if groups is None else np.asarray(groups), return_inverse=True)[1].reshape(
-        -1
-    )
+    names = np.arange(len(labels)) if groups is None else np.asarray(groups)
+    group = np.unique(names, return_inverse=True)[1].reshape(-1)
     folds, dealt = np.full(len(labels), -1), 0
     for label in np.unique(labels):
         members = rng.permutation(np.unique(group[labels == label]))
@@ -144,9 +134,7 @@ def deal_folds(labels: np.ndarray, seed: int, groups: Sequence[Any] | None = Non
 def fit_linear(features: np.ndarray, photos: Photos, C: float) -> Arrays:
     """Standardise and fit. A breed without a training photo gets zero weights and a bias far below all others."""
     mean, scale = features.mean(0), features.std(0)
-    scale = np.where(
-        scale > 1e-6, scale, np.float32(1.0)
-    )  # a feature that never varies stays zero instead of exploding
+    scale = np.where(scale > 1e-6, scale, np.float32(1.0))  # a feature that never varies stays zero
     present = np.unique(photos.labels)
     weights = np.zeros((photos.breeds, features.shape[1]), np.float32)
     bias = np.full(photos.breeds, UNSEEN_LOG_PROB, np.float32)
@@ -185,8 +173,8 @@ def score_neighbours(a: Arrays, features: np.ndarray) -> np.ndarray:
 
 
 def fit_tip(features: np.ndarray, photos: Photos, alpha: float, beta: float) -> Arrays:
-    settings = {"alpha": np.array(alpha), "beta": np.array(beta)}
-    return {"vectors": _unit(features), "votes": _votes(photos), **settings, **photos.text}
+    fitted = {"vectors": _unit(features), "votes": _votes(photos), "alpha": np.array(alpha), "beta": np.array(beta)}
+    return fitted | dict(photos.text)
 
 
 def score_tip(a: Arrays, features: np.ndarray) -> np.ndarray:
@@ -199,19 +187,16 @@ def score_tip(a: Arrays, features: np.ndarray) -> np.ndarray:
 def fit_projection(features: np.ndarray, photos: Photos, penalty: float) -> Arrays:
     """CLIP's last projection tuned, with a penalty on its distance from the pretrained one (ProLIP, Fahes et al. 2024, arXiv
     2410.05270), in full batches by L-BFGS."""
-    import torch
-
-    given = {
-        name: torch.tensor(np.asarray(photos.text[name], dtype=np.float32)) for name in ("texts", "scale", "projection")
-    }
-    x, y = torch.tensor(features), torch.tensor(photos.labels)
-    sample, matrix = torch.tensor(photos.weights, dtype=torch.float32), given["projection"].clone().requires_grad_()
+    x, y, sample = torch.tensor(features), torch.tensor(photos.labels), torch.tensor(photos.weights).float()
+    names = ("texts", "scale", "projection")
+    texts, scale, pretrained = (torch.tensor(np.asarray(photos.text[name], dtype=np.float32)) for name in names)
+    matrix = pretrained.clone().requires_grad_()
     solver = torch.optim.LBFGS([matrix], max_iter=60, line_search_fn="strong_wolfe")
 
     def loss() -> torch.Tensor:
         solver.zero_grad()
-        logits = given["scale"] * torch.nn.functional.normalize(x @ matrix.T, dim=1) @ given["texts"].T
-        moved = ((matrix - given["projection"]) ** 2).sum() / (given["projection"] ** 2).sum()
+        logits = scale * torch.nn.functional.normalize(x @ matrix.T, dim=1) @ texts.T
+        moved = ((matrix - pretrained) ** 2).sum() / (pretrained**2).sum()
         value = (sample * torch.nn.functional.cross_entropy(logits, y, reduction="none")).mean() + penalty * moved
         value.backward()
         return value
@@ -236,11 +221,10 @@ def _votes(photos: Photos) -> np.ndarray:
     return votes
 
 
+_TIP = {"alpha": (0.3, 1.0, 3.0, 10.0), "beta": (1.0, 5.5, 15.0)}
 KINDS = {
     "linear": Kind(fit_linear, score_linear, {"C": C_GRID}),
     "knn": Kind(fit_neighbours, score_neighbours, {"k": (1, 3, 5, 10, 20, 50)}),
-    "tip-adapter": Kind(
-        fit_tip, score_tip, {"alpha": (0.3, 1.0, 3.0, 10.0), "beta": (1.0, 5.5, 15.0)}, ("image_embedding",)
-    ),
+    "tip-adapter": Kind(fit_tip, score_tip, _TIP, ("image_embedding",)),
     "projection": Kind(fit_projection, score_projection, {"penalty": (0.1, 1.0, 10.0, 100.0)}, ("before_projection",)),
 }

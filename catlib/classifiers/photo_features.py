@@ -4,11 +4,11 @@ import hashlib
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from transformers import AutoConfig
 
 from catlib.classifiers.encoder import ClipEncoder, FeatureExtractor, TowerEncoder
 from catlib.classifiers.predict import read_batches
@@ -43,27 +43,22 @@ class Closer:
 
 def look_closer(settings: DataSettings, dataset: Dataset, findings: Sequence[Finding]) -> Closer:
     """Nearness to training (nearness.csv in `run_dir`) and, with an `encoder`, wrong labels and similar photos, beside the split."""
-    if not settings.encoder:
-        return Closer(_written(nearness(findings), settings))
-    samples = [sample for part in PARTS for sample in dataset.part(part)]
-    features = photo_features(settings.encoder, samples, dataset.image_root)
-    by_photo = {str(sample.metadata.get("sha256")): vector for sample, vector in zip(samples, features, strict=True)}
-    suspects, similar = find_suspects(samples, features, settings.seed), similar_pairs(samples, features)
-    write_suspects(resolve(settings.data_dir) / "vlm", suspects.table, similar)
-    return Closer(_written(nearness(findings, by_photo), settings), suspects, similar)
-
-
-def _written(near: pd.DataFrame, settings: DataSettings) -> pd.DataFrame:
+    by_photo = suspects = similar = None
+    if settings.encoder:
+        samples = [sample for part in PARTS for sample in dataset.part(part)]
+        features = photo_features(settings.encoder, samples, dataset.image_root)
+        by_photo = {str(s.metadata.get("sha256")): vector for s, vector in zip(samples, features, strict=True)}
+        suspects, similar = find_suspects(samples, features, settings.seed), similar_pairs(samples, features)
+        write_suspects(resolve(settings.data_dir) / "vlm", suspects.table, similar)
+    near = nearness(findings, by_photo)
     rows = near.reset_index().round(4)
     rows = rows.astype(object).where(rows.notna(), "")
     write_text(resolve(settings.run_dir) / "nearness.csv", csv_text(rows.columns.tolist(), rows.to_numpy().tolist()))
-    return near
+    return Closer(near, suspects, similar)
 
 
 def open_encoder(ref: str) -> FeatureExtractor:
     """A model of the CLIP family, or the vision tower of a VLM, by hub name or folder. Raises InputError when it is neither."""
-    from transformers import AutoConfig
-
     try:
         named = from_files(AutoConfig, str(model_folder(ref) or ref)).architectures
     except (OSError, ValueError, InputError):  # no config.json: an adapter, or nothing, which open_vlm says
@@ -82,21 +77,24 @@ def photo_features(ref: str, samples: Sequence[Sample], image_root: Path, cache:
     about = [ref, *(f"{path.name} {path.stat().st_size} {path.stat().st_mtime_ns}" for path in files)]
     path = (cache or resolve(CACHE)) / f"{hashlib.sha256(repr(about).encode()).hexdigest()[:24]}.npz"
     known = _read(path)
-    keys = [str(sample.metadata.get("sha256") or sample.id) for sample in samples]
+    keys = [_key(sample) for sample in samples]
     new = {key: sample for key, sample in zip(keys, samples, strict=True) if key not in known}
     if new:
         encoder = open_encoder(ref)
-        order = iter(new)  # ids may stand in several parts
+        pooling = "image_embedding" if isinstance(encoder, ClipEncoder) else encoder.poolings[-1]
         batches = read_batches(list(new.values()), image_root, BATCH)
         total = -(-len(new) // BATCH)
         for n, (chunk, images, _) in enumerate(track(batches, "photo features", total=total, unit="batches"), start=1):
-            pooling = "image_embedding" if isinstance(encoder, ClipEncoder) else encoder.poolings[-1]
             vectors = encoder.compute(images)[pooling].astype(np.float16)
-            known |= dict(zip(islice(order, len(chunk)), vectors, strict=True))
+            known |= dict(zip(map(_key, chunk), vectors, strict=True))
             if n % SAVED_EVERY == 0 or n == total:
                 with replacing(path) as temporary, temporary.open("wb") as stream:
                     np.savez(stream, keys=np.array(list(known)), vectors=np.stack(list(known.values())))
     return np.stack([known[key] for key in keys]).astype(np.float32)
+
+
+def _key(sample: Sample) -> str:
+    return str(sample.metadata.get("sha256") or sample.id)
 
 
 def _read(path: Path) -> dict[str, np.ndarray]:

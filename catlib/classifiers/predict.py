@@ -15,14 +15,7 @@ from PIL.Image import Image
 
 from catlib.classifiers.base import BrokenOff, Classifier
 from catlib.data.images import inside, open_image
-from catlib.data.records import (
-    Prediction,
-    PredictionSet,
-    Sample,
-    meta_path,
-    prediction_line,
-    read_predictions,
-)
+from catlib.data.records import Prediction, PredictionSet, Sample, meta_path, prediction_line, read_predictions
 from catlib.errors import InputError, NotFinite
 from catlib.files import appending, locked, read_json, remove_leftovers, write_bytes, write_json
 from catlib.progress import track
@@ -74,10 +67,9 @@ def predict(
         write_json(meta_path(out), meta)
         todo = len(samples) - len(done)
         start = time.perf_counter()
+        found = iterate(classifier, samples, image_root, batch_size, done, on_error, reuse)
         with appending(out) as add:
-            for prediction in track(
-                iterate(classifier, samples, image_root, batch_size, done, on_error, reuse), out.stem, total=todo
-            ):
+            for prediction in track(found, out.stem, total=todo):
                 add(prediction_line(prediction))
         if todo:
             meta["images_per_second"] = round(todo / (time.perf_counter() - start), 3)
@@ -103,10 +95,9 @@ def iterate(
     photo plus an equal share of its batch. Of a classifier that works row by row, what it had found before it broke off
     in a batch is predicted before the error is raised, and is not computed again.
     """
-    batches = [samples[first : first + batch_size] for first in range(0, len(samples), batch_size)]
+    size = 1 if classifier.row_by_row else batch_size
+    batches = [samples[first : first + size] for first in range(0, len(samples), size)]
     todo = [sample for batch in batches if any(s.id not in done for s in batch) for sample in batch]
-    if classifier.row_by_row:
-        todo = [sample for sample in samples if sample.id not in done]
     for chunk, images, decode_ms in read_batches(todo, image_root, batch_size, on_error):
         start = time.perf_counter()
         try:
@@ -127,18 +118,10 @@ def iterate(
 
 
 def _prediction(
-    sample: Sample, breed: str | None, scores: np.ndarray | None, answer: str | None, latency_ms: float
+    s: Sample, breed: str | None, scores: np.ndarray | None, answer: str | None, latency_ms: float
 ) -> Prediction:
-    return Prediction(
-        id=sample.id,
-        image=sample.image,
-        breed=sample.breed,
-        group=sample.group,
-        predicted=breed,
-        scores=None if scores is None else tuple(map(float, scores)),
-        answer=answer,
-        latency_ms=latency_ms,
-    )
+    given = None if scores is None else tuple(map(float, scores))
+    return Prediction(s.id, s.image, s.breed, breed, given, answer, latency_ms, group=s.group)
 
 
 def measure_latency(
@@ -220,7 +203,14 @@ def read_batches(
             ahead = start(0)
             for first in range(batch_size, len(samples) + batch_size, batch_size):
                 current, ahead = ahead, start(first)
-                read = [entry for entry in (_result(*pair, on_error) for pair in current) if entry]
+                read: list[tuple[Sample, Image, float]] = []
+                for sample, future in current:
+                    try:
+                        read.append((sample, *future.result()))
+                    except InputError as error:
+                        if on_error is None:
+                            raise
+                        on_error(sample, error)
                 if read:
                     chunk, images, decode_ms = zip(*read, strict=True)
                     yield list(chunk), list(images), list(decode_ms)
@@ -232,13 +222,3 @@ def _read(image_root: Path, sample: Sample) -> tuple[Image, float]:
     start = time.perf_counter()
     image = open_image(inside(image_root, sample.image))
     return image, 1000 * (time.perf_counter() - start)
-
-
-def _result(sample: Sample, future: Future, on_error: OnError | None) -> tuple[Sample, Image, float] | None:
-    try:
-        return sample, *future.result()
-    except InputError as error:
-        if on_error is None:
-            raise
-        on_error(sample, error)
-        return None

@@ -21,6 +21,7 @@ from catlib.data.records import Sample
 from catlib.errors import InputError
 from catlib.files import parse_json, replacing
 from catlib.progress import track
+from catlib.vlm.checkpoint import open_vlm
 
 log = logging.getLogger(__name__)
 
@@ -79,41 +80,42 @@ class Probe(Classifier):
     def describe(self) -> dict[str, Any]:
         return {**self.extractor.describe(), "decoding": f"{self.kind} on features", "probe": self.report}
 
-    def store(self, folder: Path) -> Path:
+    def store(self, folder: Path) -> None:
         self.save(folder / f"{self.name}.npz")
-        return folder / f"{self.name}.npz"
 
     def save(self, path: Path) -> None:
         """Write what was fitted as .npz: plain arrays and one JSON text, nothing that runs code when it is read."""
         about = {"name": self.name, "breeds": self.breeds, "pooling": self.pooling, "report": self.report}
-        about |= {
-            "extractor": self.extractor.describe()["base_model"],
-            "kind": self.extractor.kind,
-            "learner": self.kind,
-        }
+        name, kind = self.extractor.describe()["base_model"], self.extractor.kind
+        about |= {"extractor": name, "kind": kind, "learner": self.kind}
         with replacing(path) as temporary:
             np.savez(temporary, allow_pickle=False, about=np.array(json.dumps(about)), **self.arrays)
 
     @classmethod
-    def restore(cls, path: Path, device: str = "auto", dtype: str = "auto") -> "Probe":
-        """Read what `save` wrote and load the extractor that it names. Raises InputError as `load` does."""
-        from catlib.vlm.checkpoint import open_vlm
+    def load(
+        cls, path: Path, extractor: FeatureExtractor | None = None, device: str = "auto", dtype: str = "auto"
+    ) -> "Probe":
+        """Read what `save` wrote; without an `extractor` the one that it names is loaded.
 
-        about = _read(path)[0]
-        if about.get("kind") == "clip":
-            return cls.load(path, ClipEncoder.load(about["extractor"], device, dtype))
-        if about.get("kind") == "tower":
-            return cls.load(path, TowerEncoder(open_vlm(about["extractor"], device=device, precision=dtype)))
-        raise InputError(f"{path}: a probe on features of {about['extractor']}, which cannot be loaded by name")
-
-    @classmethod
-    def load(cls, path: Path, extractor: FeatureExtractor) -> "Probe":
-        """Read what `save` wrote. Raises InputError when the file is none, or belongs to another extractor."""
-        about, arrays = _read(path)
-        if about["extractor"] != (given := extractor.describe()["base_model"]):
-            raise InputError(f"{path}: fitted on features of {about['extractor']}, not of {given}")
-        kind, breeds = about.get("learner", "linear"), tuple(about["breeds"])
-        return cls(extractor, breeds, kind, about["pooling"], arrays, about["report"], about["name"])
+        Raises InputError when the file is none, belongs to another extractor, or names one that cannot be loaded.
+        """
+        try:
+            with np.load(path, allow_pickle=False) as stored:
+                about = parse_json(str(stored["about"]), str(path))
+                arrays = {key: stored[key] for key in stored.files if key != "about"}
+        except (OSError, ValueError, KeyError) as error:
+            raise InputError(f"{path}: not a saved linear probe: {error}") from None
+        named, kind = about["extractor"], about.get("kind")
+        if extractor is None and kind == "clip":
+            extractor = ClipEncoder.load(named, device, dtype)
+        elif extractor is None and kind == "tower":
+            extractor = TowerEncoder(open_vlm(named, device=device, precision=dtype))
+        elif extractor is None:
+            raise InputError(f"{path}: a probe on features of {named}, which cannot be loaded by name")
+        elif named != (given := extractor.describe()["base_model"]):
+            raise InputError(f"{path}: fitted on features of {named}, not of {given}")
+        learner, breeds = about.get("learner", "linear"), tuple(about["breeds"])
+        return cls(extractor, breeds, learner, about["pooling"], arrays, about["report"], about["name"])
 
 
 def _features(
@@ -132,13 +134,3 @@ def _text(extractor: FeatureExtractor, breeds: Sequence[str]) -> Arrays:
     assert isinstance(extractor, ClipEncoder)
     texts = {"texts": ClipZeroShot(extractor, breeds).text_vectors, "scale": np.array(extractor.logit_scale)}
     return texts if extractor.projection is None else {**texts, "projection": extractor.projection}
-
-
-def _read(path: Path) -> tuple[dict[str, Any], Arrays]:
-    """What a saved probe says about itself, and its arrays."""
-    try:
-        with np.load(path, allow_pickle=False) as stored:
-            about = parse_json(str(stored["about"]), str(path))
-            return about, {key: stored[key] for key in stored.files if key != "about"}
-    except (OSError, ValueError, KeyError) as error:
-        raise InputError(f"{path}: not a saved linear probe: {error}") from None

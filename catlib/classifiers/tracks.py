@@ -17,7 +17,6 @@ from catlib.settings import DECODINGS, ComparisonSettings, EvaluationSettings, s
 
 if TYPE_CHECKING:
     from catlib.classifiers.base import Classifier
-    from catlib.classifiers.encoder import ClipEncoder, TowerEncoder
     from catlib.vlm.checkpoint import VLM, Checkpoint
 
 Role = Literal["candidate", "baseline", "opponent"]
@@ -138,20 +137,21 @@ def make_zero_shot(bench: Bench, settings: ComparisonSettings) -> "Classifier | 
 
     if not settings.clip_model:
         return None
-    return ClipZeroShot(_clip(bench, settings), bench.breeds, settings.clip_prompts, name=ZERO_SHOT)
+    return ClipZeroShot(_encoder("clip", bench, settings), bench.breeds, settings.clip_prompts, name=ZERO_SHOT)
 
 
-def make_probe(name: str, source: str, kind: str, bench: Bench, settings: ComparisonSettings) -> "Classifier | None":
-    """A classifier that learns on frozen features of the training photos. `source`: clip or tower; `kind`: of opponents.KINDS."""
+def make_probe(name: str, kind: str, bench: Bench, settings: ComparisonSettings) -> "Classifier | None":
+    """A classifier that learns on frozen features, CLIP's or the tower's, of the training photos. `kind`: of opponents.KINDS."""
     from catlib.classifiers.opponents import KINDS
     from catlib.classifiers.probe import Probe
 
     wanted = split_list(settings.opponents) if settings.probe else []
     if unknown := set(wanted) - set(KINDS):
         raise InputError(f"opponents: {', '.join(sorted(unknown))}: expected some of {', '.join(KINDS)}")
+    source = name.partition("-")[0]
     if kind not in wanted or (source == "clip" and not settings.clip_model):
         return None
-    extractor = _clip(bench, settings) if source == "clip" else _tower(bench, settings)
+    extractor = _encoder(source, bench, settings)
     if kind == "projection" and getattr(extractor, "projection", None) is None:
         return None  # SigLIP has none
     about: dict[str, Any] = {"seed": settings.seed, "kind": kind, "balance": settings.balance}
@@ -159,76 +159,40 @@ def make_probe(name: str, source: str, kind: str, bench: Bench, settings: Compar
     return Probe.fit(extractor, bench.breeds, bench.train, bench.image_root, name, **about)
 
 
-def _clip(bench: Bench, settings: ComparisonSettings) -> "ClipEncoder":
-    from catlib.classifiers.encoder import ClipEncoder
-
-    name, device, dtype = settings.clip_model, settings.device, settings.dtype
-    return bench.model(("clip", name), lambda: ClipEncoder.load(name, device, dtype))
-
-
-def _tower(bench: Bench, settings: ComparisonSettings) -> "TowerEncoder":
-    from catlib.classifiers.encoder import TowerEncoder
+def _encoder(source: str, bench: Bench, settings: ComparisonSettings) -> Any:
+    """CLIP or the VLM's tower, in memory until another model is asked for."""
+    from catlib.classifiers.encoder import ClipEncoder, TowerEncoder
     from catlib.vlm.checkpoint import open_vlm
 
-    name, device, dtype = settings.base_model, settings.device, settings.dtype
-    return bench.model(("tower", name), lambda: TowerEncoder(open_vlm(name, device=device, precision=dtype)))
+    name, device, dtype = settings.clip_model, settings.device, settings.dtype
+    if source == "clip":
+        return bench.model((source, name), lambda: ClipEncoder.load(name, device, dtype))
+    base = settings.base_model
+    return bench.model((source, base), lambda: TowerEncoder(open_vlm(base, device=device, precision=dtype)))
+
+
+def _reading(decoding: str, said: str, short: str, marker: str) -> Track:
+    name, made = f"{TUNED}-{decoding}", partial(make_reading, decoding)
+    return Track(name, f"VLM, tuned, {short}", f"the tuned VLM {said}", BLUE, marker, "candidate", made, TUNED)
+
+
+def _probe(name: str, kind: str, short: str, title: str, marker: str) -> Track:
+    color = RED if name.startswith("clip") else GREEN
+    return Track(name, short, title, color, marker, "opponent", partial(make_probe, name, kind))
 
 
 TRACKS = (
     Track(TUNED, "VLM, tuned", "the tuned VLM", BLUE, "o", "candidate", partial(make_vlm, True)),
-    *(
-        Track(
-            name=f"{TUNED}-{decoding}",
-            short=f"VLM, tuned, {short}",
-            title=f"the tuned VLM {title}",
-            color=BLUE,
-            marker=marker,
-            role="candidate",
-            make=partial(make_reading, decoding),
-            of=TUNED,
-        )
-        for decoding, short, title, marker in (
-            ("constrained", "held to the list", "held to the list of breeds", "P"),
-            ("free", "in its own words", "in its own words", "X"),
-        )
-    ),
+    _reading("constrained", "held to the list of breeds", "held to the list", "P"),
+    _reading("free", "in its own words", "in its own words", "X"),
     Track(UNTUNED, "VLM, untuned", "the untuned VLM", SKY, "v", "candidate", partial(make_vlm, False)),
     Track(ZERO_SHOT, "CLIP, zero-shot", "zero-shot CLIP", ORANGE, "s", "baseline", make_zero_shot),
-    *(
-        Track(name, short, title, color, marker, "opponent", partial(make_probe, name, source, kind))
-        for name, short, title, color, marker, source, kind in (
-            ("clip-probe", "CLIP, linear probe", "the linear probe on CLIP features", RED, "D", "clip", "linear"),
-            ("clip-knn", "CLIP, neighbours", "nearest neighbours on CLIP features", RED, "p", "clip", "knn"),
-            ("clip-tip", "CLIP, Tip-Adapter", "Tip-Adapter on CLIP", RED, "h", "clip", "tip-adapter"),
-            (
-                "clip-projection",
-                "CLIP, tuned projection",
-                "CLIP with its projection tuned",
-                RED,
-                "*",
-                "clip",
-                "projection",
-            ),
-            (
-                "tower-probe",
-                "VLM tower, linear probe",
-                "the linear probe on the VLM's own tower",
-                GREEN,
-                "^",
-                "tower",
-                "linear",
-            ),
-            (
-                "tower-knn",
-                "VLM tower, neighbours",
-                "nearest neighbours on the VLM's own tower",
-                GREEN,
-                "<",
-                "tower",
-                "knn",
-            ),
-        )
-    ),
+    _probe("clip-probe", "linear", "CLIP, linear probe", "the linear probe on CLIP features", "D"),
+    _probe("clip-knn", "knn", "CLIP, neighbours", "nearest neighbours on CLIP features", "p"),
+    _probe("clip-tip", "tip-adapter", "CLIP, Tip-Adapter", "Tip-Adapter on CLIP", "h"),
+    _probe("clip-projection", "projection", "CLIP, tuned projection", "CLIP with its projection tuned", "*"),
+    _probe("tower-probe", "linear", "VLM tower, linear probe", "the linear probe on the VLM's own tower", "^"),
+    _probe("tower-knn", "knn", "VLM tower, neighbours", "nearest neighbours on the VLM's own tower", "<"),
 )
 _BY_NAME = {entry.name: entry for entry in TRACKS}
 
@@ -240,7 +204,7 @@ def track(name: str) -> Track:
 
 def ordered(names: Iterable[str]) -> list[str]:
     """The listed models in the order of the list, then the others by name."""
-    place = {entry.name: i for i, entry in enumerate(TRACKS)}
+    place = {name: i for i, name in enumerate(_BY_NAME)}
     return sorted(names, key=lambda name: (place.get(name, len(place)), name))
 
 

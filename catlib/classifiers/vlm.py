@@ -2,8 +2,9 @@
 
 import logging
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from PIL.Image import Image
@@ -17,10 +18,8 @@ from catlib.parsing import BreedParser
 from catlib.progress import track
 from catlib.settings import DECODINGS
 from catlib.vlm.decoding import generate_constrained, generate_free
+from catlib.vlm.models import VLM
 from catlib.vlm.scoring import LabelScorer
-
-if TYPE_CHECKING:
-    from catlib.vlm.models import VLM
 
 STRENGTHS = tuple(round(0.1 * step, 1) for step in range(16))  # of the prior correction
 log = logging.getLogger(__name__)
@@ -38,7 +37,7 @@ class VLMClassifier(Classifier):
 
     def __init__(
         self,
-        vlm: "VLM",
+        vlm: VLM,
         breeds: Sequence[str] | None = None,
         decoding: str = "score",
         score_norm: str = "sum",
@@ -47,9 +46,8 @@ class VLMClassifier(Classifier):
         question: str = "",
     ) -> None:
         if decoding not in DECODINGS or score_norm not in ("sum", "mean"):
-            raise InputError(
-                f"decoding {decoding!r} with score_norm {score_norm!r}: no such way to read a breed off a model"
-            )
+            way = f"decoding {decoding!r} with score_norm {score_norm!r}"
+            raise InputError(f"{way}: no such way to read a breed off a model")
         self.vlm, self.prompt = vlm, question or vlm.question
         self.breeds = vlm.breeds if breeds is None else tuple(breeds)
         self.spelled = {breed: vlm.spelled[breed] for breed in self.breeds if breed in vlm.spelled}
@@ -58,12 +56,10 @@ class VLMClassifier(Classifier):
         self.name = name or ("vlm-tuned" if vlm.adapter or vlm.checkpoint.merged else "vlm-base")
         self.parser = BreedParser(self.breeds)
         self.scorer = LabelScorer(vlm, self.breeds, self.prompt, spelled=self.spelled) if decoding == "score" else None
-        self._prior: np.ndarray | None = None
 
     def classify(self, images: Sequence[Image], ids: Sequence[str] | None = None) -> Batch:
         if self.decoding == "score":
-            scores = self.raw_scores(images) - self.prior_strength * self.prior()
-            return self.from_log_probs(log_softmax(scores, axis=1))
+            return self.from_log_probs(self.log_probs(images))
         if self.decoding == "constrained":
             answers = generate_constrained(self.vlm, images, self.prompt, self.breeds, self.spelled)
             return Batch(answers, None, answers)
@@ -84,21 +80,20 @@ class VLMClassifier(Classifier):
 
     def raw_scores(self, images: Sequence[Image]) -> np.ndarray:
         """Label log-likelihoods (n, breeds) before prior correction, per token with `score_norm="mean"`."""
-        sums = self.label_scorer.score(images)
-        return sums if self.score_norm == "sum" else self.label_scorer.mean(sums)
+        return self._normed(self.label_scorer.score(images))
 
+    @cached_property
     def prior(self) -> np.ndarray:
-        """The scores of the prompt without a photo (breeds,); zeros while the correction is off, to save the pass."""
-        if self.prior_strength == 0:
-            return np.zeros(len(self.breeds))
-        return self.uncorrected_prior()
+        """The scores of the prompt without a photo (breeds,)."""
+        return self._normed(self.label_scorer.prior()[None])[0]
 
-    def uncorrected_prior(self) -> np.ndarray:
-        """The scores of the prompt without a photo (breeds,), computed once."""
-        if self._prior is None:
-            sums = self.label_scorer.prior()[None]
-            self._prior = (sums if self.score_norm == "sum" else self.label_scorer.mean(sums))[0]
-        return self._prior
+    def log_probs(self, images: Sequence[Image]) -> np.ndarray:
+        """Log-probabilities (n, breeds), corrected by the prior."""
+        scores = self.raw_scores(images)
+        return log_softmax(scores - self.prior_strength * self.prior if self.prior_strength else scores, axis=1)
+
+    def _normed(self, sums: np.ndarray) -> np.ndarray:
+        return sums if self.score_norm == "sum" else self.label_scorer.mean(sums)
 
     def describe(self) -> dict[str, Any]:
         description = about_model(self.vlm.model, self.vlm.name, self.vlm.adapter)
@@ -124,17 +119,15 @@ def fit_prior(
     """
     if classifier.decoding != "score":
         raise InputError("prior correction needs decoding 'score': generated text has no scores to correct")
-    photos = track(
-        read_batches(samples, image_root, batch_size), "prior correction", total=-(-len(samples) // batch_size)
-    )
+    batches, total = read_batches(samples, image_root, batch_size), -(-len(samples) // batch_size)
+    photos = track(batches, "prior correction", total=total)
     scores = np.concatenate([classifier.raw_scores(images) for _, images, _ in photos])
     truth = [classifier.breeds.index(sample.breed) for sample in samples]
-    strength, table = choose_strength(scores, classifier.uncorrected_prior(), truth)
+    strength, table = choose_strength(scores, classifier.prior, truth)
     classifier.prior_strength = strength
     classifier.prior_fit = {"fitted_on": len(samples), "accuracy_by_strength": table}
-    log.info(
-        "%s: prior correction of strength %.1f, chosen on %d validation photos", classifier.name, strength, len(samples)
-    )
+    said = "%s: prior correction of strength %.1f, chosen on %d validation photos"
+    log.info(said, classifier.name, strength, len(samples))
     return classifier
 
 

@@ -139,7 +139,7 @@ def load_classifier(args: argparse.Namespace) -> "Classifier":
 
         if args.breeds:
             raise InputError("--breeds: a probe knows the breeds that it was trained on and no others")
-        return Probe.restore(given_file(ref), settings.device, settings.dtype)
+        return Probe.load(given_file(ref), device=settings.device, dtype=settings.dtype)
 
     from catlib.vlm.checkpoint import Checkpoint, find_checkpoint, open_vlm
 
@@ -165,22 +165,16 @@ def load_classifier(args: argparse.Namespace) -> "Classifier":
 
 def _endpoint(args: argparse.Namespace, url: str, served: "Checkpoint") -> "Classifier":
     """The served model. It answers in words, freely or held to the list, so that there are no scores."""
-    from catlib.classifiers.endpoint import EndpointClassifier
-    from catlib.classifiers.photo_urls import crop_side
+    from catlib.classifiers.endpoint import EndpointClassifier, crop_side
     from catlib.vlm.decoding import answer_limit
 
     decoding = getattr(args, f"{PREFIX}decoding", None) or "free"
     if decoding == "score":
         raise InputError("an endpoint answers in words: only --decoding free or constrained with --model endpoint:URL")
     crop = args.crop if args.crop is not None else crop_side(served.folder) if served.folder else 0
-    known: dict[str, Any] = {"spelled": served.spelled, "max_tokens": answer_limit(served)}
-    way: dict[str, Any] = {
-        "concurrency": args.concurrency,
-        "crop": crop,
-        "decoding": decoding,
-        "timeout_s": args.timeout,
-    }
-    return EndpointClassifier(url, served.breeds, served.question, **known, **way)
+    more: dict[str, Any] = {"spelled": served.spelled, "max_tokens": answer_limit(served), "timeout_s": args.timeout}
+    more |= {"concurrency": args.concurrency, "crop": crop, "decoding": decoding}
+    return EndpointClassifier(url, served.breeds, served.question, **more)
 
 
 def _breeds(option: str | None) -> list[str]:

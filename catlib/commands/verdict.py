@@ -20,19 +20,15 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Judge and print."""
-    from catlib.data.records import read_samples
     from catlib.evaluation import metrics_file
-    from catlib.evaluation.results import Results, keys_of, refuse_seen
+    from catlib.evaluation.results import Results
     from catlib.evaluation.tables import criteria_table, model_table, text_table
 
     settings = settings_from_args(ComparisonSettings, args)
     sets, validation = metrics_file.read_all(args.predictions), metrics_file.read_all(args.val)
     priority = metrics_file.choose_priority(settings.priority_breeds, list(sets.values()))
     found = Results(sets, validation, priority, settings.bootstrap, settings.seed, candidate=args.candidate).only(sets)
-    seen = keys_of(read_samples(metrics_file.given_file(args.train))) if args.train else set()
-    for predictions in found.test.values():
-        refuse_seen(predictions, seen, str(args.train))
-    verdict = found.judge(settings)
+    verdict = found.judge(settings, metrics_file.given_file(args.train) if args.train else None)
     text = [verdict.text.replace("**", ""), "\nper cent [95 % interval]", text_table(model_table(found.models))]
     facts = {**verdict.as_json(), "models": found.models, "comparisons": found.comparisons}
     show(args, facts, "\n".join([*text, "", text_table(criteria_table(verdict.criteria))]))

@@ -11,7 +11,8 @@ from tqdm import tqdm
 
 from catlib.data.export import read_parquet
 from catlib.errors import CatlibError, InputError
-from catlib.files import digest_of, locked, saving, whole_folder, write_text
+from catlib.files import digest_of, locked, saving, write_text
+from catlib.folders import whole_folder
 from catlib.transfer import Client, Reply, TransferError
 
 PAGE = "https://www.robots.ox.ac.uk/~vgg/data/pets/"

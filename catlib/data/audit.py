@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps
 
+from catlib.data.duplicates import perceptual_hashes
 from catlib.data.findings import Finding
-from catlib.data.hashing import perceptual_hashes
 from catlib.data.images import ImageError, has_alpha, opening, to_8_bits, to_rgb
 from catlib.errors import InputError
 from catlib.files import appending, parse_json
@@ -145,7 +145,6 @@ def _measured(grey: Image.Image) -> dict[str, Any]:
         width, height = (max(DRAFT, round(side * factor)) for side in grey.size)
         grey = grey.resize((width, height), reducing_gap=2)
     levels = np.asarray(grey, dtype=np.float32)
-    shares = np.array(grey.histogram()[:256]) / levels.size
     steps = (np.abs(np.diff(levels, axis=0)).mean() + np.abs(np.diff(levels, axis=1)).mean()) / 2
     middle = levels[1:-1, 1:-1]
     laplacian = np.abs(4 * middle - levels[:-2, 1:-1] - levels[2:, 1:-1] - levels[1:-1, :-2] - levels[1:-1, 2:])
@@ -157,7 +156,7 @@ def _measured(grey: Image.Image) -> dict[str, Any]:
         "brightness": round(float(levels.mean()), 1),
         "contrast": round(float(levels.std()), 1),
         "sharpness": round(float(laplacian.mean() / steps), 3) if steps > 0.1 and laplacian.size else 0.0,
-        "entropy": round(float(-(shares[shares > 0] * np.log2(shares[shares > 0])).sum()), 2) + 0.0,
+        "entropy": round(grey.entropy(), 2) + 0.0,
         "border": round(float(edges), 3),
     }
 
@@ -206,11 +205,9 @@ def _kept(path: Path | None, about: list[Any]) -> Iterator[tuple[Mapping[str, An
         for line in lines[1:]:
             with suppress(InputError):  # the last line may be cut off
                 known |= parse_json(line, str(path))
-    elif lines:
-        path.unlink()
     with appending(path) as add:
         if not known:
-            path.write_bytes(b"")
+            path.write_bytes(b"")  # of another audit, perhaps
             add(json.dumps(about) + "\n")
         yield known, lambda judged: add(json.dumps({s: {n: getattr(f, n) for n in FOUND} for s, f in judged}) + "\n")
     path.unlink(missing_ok=True)

@@ -8,7 +8,8 @@ from catlib.data.dataset import Dataset, load_dataset
 from catlib.data.images import inside
 from catlib.data.records import PARTS, Sample
 from catlib.errors import InputError
-from catlib.files import whole_folder, write_bytes, write_text
+from catlib.files import write_bytes, write_text
+from catlib.folders import whole_folder
 
 SHARD = 1000  # photos in a parquet file
 

@@ -1,16 +1,17 @@
 """Breed names as photos bring them, mapped to the names of the list of 67, and every decision reported."""
 
-import difflib
 import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from catlib.breeds import BREEDS, PRIORITY_BREEDS, find
 from catlib.errors import InputError
+from catlib.parameters import did_you_mean
 from catlib.parsing import check_names
 from catlib.settings import DataSettings, split_list
 
 SHOWN = 6  # names that a line gives; the dataset card has all
+NEAR = 0.75  # likeness from which on a name may be a misspelling of another
 
 
 @dataclass(frozen=True)
@@ -18,7 +19,6 @@ class Names:
     """What became of the names that a source uses."""
 
     breed_of: dict[str, str]  # name as found → breed
-    breeds: tuple[str, ...]  # sorted
     unknown: tuple[str, ...]  # breeds that are not in the list of 67
     merged: tuple[str, ...]  # "found → breed" where the two differ
 
@@ -42,7 +42,7 @@ def understand(found: Iterable[str], unknown_breeds: str = "keep") -> Names:
         advice = f"Rename them to names of the list of {len(BREEDS)} breeds, or set unknown_breeds=keep"
         raise InputError(f"unknown breeds: {_hinted(unknown.values())}. {advice}")
     merged = tuple(f"{name} → {breed}" for name, breed in breed_of.items() if name != breed)
-    return Names(breed_of, tuple(sorted(set(breed_of.values()))), tuple(unknown.values()), merged)
+    return Names(breed_of, tuple(unknown.values()), merged)
 
 
 def restrict(breeds: Sequence[str], settings: DataSettings) -> set[str]:
@@ -67,7 +67,7 @@ def _match(wanted: Sequence[str], present: Sequence[str], option: str) -> list[s
         breed = known.name if known and known.name in present else folded.get(_plain(name).casefold())
         if breed is None:
             here = f"the breeds here are {', '.join(present)}"
-            raise InputError(f"{option}: {name!r} has no photos{_hint(name, present)}; {here}")
+            raise InputError(f"{option}: {name!r} has no photos{did_you_mean(name, present, NEAR)}; {here}")
         matched.append(breed)
     return list(dict.fromkeys(matched))
 
@@ -78,9 +78,4 @@ def _plain(name: str) -> str:
 
 def _hinted(unknown: Iterable[str]) -> str:
     """Names with the name of the list that each may be a misspelling of."""
-    return ", ".join(f"{name!r}{_hint(name, [breed.name for breed in BREEDS])}" for name in unknown)
-
-
-def _hint(name: str, among: Sequence[str]) -> str:
-    close = difflib.get_close_matches(name, among, n=1, cutoff=0.75)
-    return f" (did you mean {close[0]}?)" if close else ""
+    return ", ".join(f"{name!r}{did_you_mean(name, [breed.name for breed in BREEDS], NEAR)}" for name in unknown)

@@ -24,7 +24,7 @@ from catlib.data.tables import by_breed
 from catlib.figures import BLUE, GREY, INK, ORANGE, PALE, RED, SKY, WIDTH, breed_label, figure, mark_priority, row_font
 
 COLORS: dict[Any, Any] = {**dict(zip(PARTS, (BLUE, SKY, ORANGE), strict=True)), UNRELATED: GREY}
-TOWER = 336  # pixels of the square that LLaVA-1.5's vision tower reads
+TOWER = 336  # pixels of the square that the plan's base model reads
 SIDE, GAP = 150, 6  # pixels of a photo in a figure, and between two of them
 PHOTO_DPI = 100  # photos make large PNGs: so a page with hundreds of them stays at a few MB
 LONGEST = 24  # characters of a file's name below its photo
@@ -77,7 +77,7 @@ def quality(findings: Sequence[Finding]) -> tuple[Figure, str]:
     remarked = ", ".join(f"{n:,} {text}" for text, n in said.most_common()) or "none"
     return drawn, (
         f"Half of the photos have a shorter side of at most {side.median():.0f} pixels, {100 * (side < TOWER).mean():.0f} % are below the "
-        f"{TOWER} that LLaVA-1.5's tower reads and are enlarged. Beyond the limits of the setting quality: {remarked}."
+        f"{TOWER} that the plan's base model reads and are enlarged. Beyond the limits of the setting quality: {remarked}."
     )
 
 

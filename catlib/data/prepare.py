@@ -122,7 +122,7 @@ def _follow(source: Source) -> Source:
 
 def _open(source: Source, names: Names, settings: DataSettings, table: Path) -> list[Finding]:
     """Every file of the wanted breeds opened; an interrupted run has left what it had beside the `table` of the audit."""
-    wanted = restrict(names.breeds, settings)
+    wanted = restrict(sorted(set(names.breed_of.values())), settings)
     if len(wanted) == 1:
         raise InputError(
             f"photos: the only breed in {source.root} is {next(iter(wanted))!r}, and telling breeds apart takes two. Give the folder "

@@ -14,6 +14,7 @@ Plain percentile intervals undercover on the few photos of rare breeds, and far 
 
 from collections import Counter
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from scipy import sparse, stats
@@ -45,15 +46,15 @@ class Cells:
     kinds: sparse.csc_array
     groups: np.ndarray
 
-    @property
-    def kind_breed(self) -> np.ndarray:
-        """(kinds,) the breed whose photos a kind of group holds."""
-        return self.true[self.kinds.indices[self.kinds.indptr[:-1]]]
+    def by_breed(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """(kinds,) the breed whose photos a kind of group holds; (breeds,) photos and groups of each breed."""
+        breed = self.true[self.kinds.indices[self.kinds.indptr[:-1]]]
+        photos = np.bincount(breed, weights=self.kinds.sum(axis=0) * self.groups)
+        return breed, photos, np.bincount(breed, weights=self.groups)
 
     def widening(self, weight: np.ndarray | None = None) -> float | None:
         """`widening` of a figure in which breeds have the `weight` (breeds,), by default their photos."""
-        photos = np.bincount(self.kind_breed, weights=self.kinds.sum(axis=0) * self.groups)
-        groups = np.bincount(self.kind_breed, weights=self.groups)
+        _, photos, groups = self.by_breed()
         return widening(photos, groups, photos if weight is None else weight[: len(photos)])
 
 
@@ -138,9 +139,7 @@ def resample_cells(
 
     A statistic of few breeds rests on few photos, so that each of its breeds gets a larger share of the pseudo groups.
     """
-    breed, m = cells.kind_breed, len(cells.true)
-    photos = np.bincount(breed, weights=cells.kinds.sum(axis=0) * cells.groups)
-    groups = np.bincount(breed, weights=cells.groups)
+    (breed, photos, groups), m = cells.by_breed(), len(cells.true)
     size = (photos / np.maximum(groups, 1))[cells.true]
     present = len(np.unique(cells.true))
     pseudo = pseudo_groups * cells.pseudo * present / (over or present)
@@ -220,10 +219,10 @@ def effective_share(values: np.ndarray, group: np.ndarray) -> float:
     return 1 / min(max(effect, 1.0), alike)
 
 
-def wilson_grouped(right: np.ndarray, group: np.ndarray) -> tuple[float, float]:
-    """Wilson's interval of the share of `right` (n,), for as many independent photos as the groups (n,) are worth."""
-    worth = effective_share(right.astype(float), group)
-    return wilson(int(right.sum()) * worth, len(right) * worth)
+def share(right: np.ndarray, group: np.ndarray) -> dict[str, Any]:
+    """The share of `right` (n,) with Wilson's interval, for as many independent photos as the groups (n,) are worth."""
+    worth, hits = effective_share(right.astype(float), group), int(right.sum())
+    return {"value": hits / max(len(right), 1), "ci95": list(wilson(hits * worth, len(right) * worth))}
 
 
 def wilson(successes: float, trials: float) -> tuple[float, float]:

@@ -11,9 +11,10 @@ from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax
 
 from catlib.errors import InputError
-from catlib.evaluation.bootstrap import wilson_grouped
-from catlib.evaluation.metrics import ECE_BINS, equal_mass_bins
+from catlib.evaluation.bootstrap import share
+from catlib.evaluation.metrics import equal_mass_bins
 from catlib.evaluation.outcomes import LOG_FLOOR, Outcomes
+from catlib.evaluation.tables import Entry
 from catlib.files import read_json, read_text, write_json
 from catlib.vlm.adapters import DIGEST
 
@@ -42,24 +43,18 @@ def apply_temperature(o: Outcomes, temperature: float) -> Outcomes:
 
 
 class ReliabilityBin(NamedTuple):
-    """Photos of similar confidence: how sure the model was on average, and how often it was right (Wilson's interval)."""
+    """Photos of similar confidence: how sure the model was on average, and how often it was right."""
 
     confidence: float
-    accuracy: float
-    ci95: tuple[float, float]
+    accuracy: Entry
     photos: int
 
 
-def reliability(o: Outcomes, bins: int = ECE_BINS) -> list[ReliabilityBin]:
+def reliability(o: Outcomes) -> list[ReliabilityBin]:
     """The reliability diagram's points, in the equal-mass bins that the expected calibration error uses."""
-    confidence, code, right = o.confidence, equal_mass_bins(o.confidence, bins), o.correct
+    code = equal_mass_bins(o.confidence)
     parts = [code == number for number in range(code.max() + 1)]
-    return [
-        ReliabilityBin(
-            float(confidence[p].mean()), float(right[p].mean()), wilson_grouped(right[p], o.group[p]), int(p.sum())
-        )
-        for p in parts
-    ]
+    return [ReliabilityBin(float(o.confidence[p].mean()), share(o.correct[p], o.group[p]), int(p.sum())) for p in parts]
 
 
 class RiskCoverage(NamedTuple):
@@ -85,14 +80,12 @@ def risk_coverage(o: Outcomes) -> RiskCoverage:
 
 
 class SelectiveResult(NamedTuple):
-    """What answering only above a confidence `threshold` gives on the test photos. `precision` is None if none is answered."""
+    """What answering only above a confidence `threshold` gives on the test photos: the share answered, and of these the right ones."""
 
     target: float
     threshold: float | None  # None: no threshold reached the target on the validation photos
-    coverage: float
-    coverage_ci95: tuple[float, float]
-    precision: float | None
-    precision_ci95: tuple[float, float] | None
+    coverage: Entry
+    precision: Entry | None  # None: no photo is answered
 
 
 def threshold_for(validation: Outcomes, target: float) -> float | None:
@@ -105,18 +98,9 @@ def threshold_for(validation: Outcomes, target: float) -> float | None:
 def answer_at_precision(validation: Outcomes, test: Outcomes, target: float = 0.95) -> SelectiveResult:
     """How much can be answered at `target` precision: the threshold is chosen on validation, the figures are the test's."""
     threshold = threshold_for(validation, target)
-    if threshold is None:
-        return SelectiveResult(target, None, 0.0, wilson_grouped(np.zeros(len(test)), test.group), None, None)
-    given = test.confidence >= threshold
-    count, right = int(given.sum()), int(test.correct[given].sum())
-    return SelectiveResult(
-        target=target,
-        threshold=threshold,
-        coverage=count / len(test),
-        coverage_ci95=wilson_grouped(given, test.group),
-        precision=right / count if count else None,
-        precision_ci95=wilson_grouped(test.correct[given], test.group[given]) if count else None,
-    )
+    given = test.confidence >= (np.inf if threshold is None else threshold)
+    precision = share(test.correct[given], test.group[given]) if given.any() else None
+    return SelectiveResult(target, threshold, share(given, test.group), precision)
 
 
 @dataclass(frozen=True)
@@ -175,14 +159,9 @@ def fit_calibration(validation: Outcomes, target: float = 0.95) -> Calibration:
     """Temperature and threshold of a model from its validation photos. Raises InputError for predictions without scores."""
     temperature = fit_temperature(validation)
     threshold = threshold_for(apply_temperature(validation, temperature), target)
-    return Calibration(temperature, threshold, target, len(validation), way_of(validation.meta))
-
-
-def way_of(meta: Mapping[str, Any]) -> dict[str, Any]:
-    """What of a sidecar the scores depend on beside the weights."""
-    return {key: meta.get(key) for key in ("breeds", "question", "score_norm")} | {
-        "prior_strength": (meta.get("prior_correction") or {}).get("strength", 0.0)
-    }
+    way = {key: validation.meta.get(key) for key in ("breeds", "question", "score_norm")}
+    way["prior_strength"] = (validation.meta.get("prior_correction") or {}).get("strength", 0.0)
+    return Calibration(temperature, threshold, target, len(validation), way)
 
 
 def store_calibration(folder: Path, fitted: Calibration) -> None:
@@ -197,18 +176,14 @@ def stored_calibration(folder: Path) -> Calibration | None:
         return None
     stored = read_json(path)
     if stored.pop("weights", None) != _weights(folder):
-        log.warning(
-            "%s belongs to other weights than those beside it and is left out: evaluate the checkpoint anew", path
-        )
+        said = "%s belongs to other weights than those beside it and is left out: evaluate the checkpoint anew"
+        log.warning(said, path)
         return None
-    numbers = {key: stored.get(key) for key in ("temperature", "threshold", "target", "photos")}
-    given = {key: value for key, value in numbers.items() if key != "threshold" or value is not None}
-    if (
-        not all(type(value) in (int, float) and value > 0 for value in given.values())
-        or type(stored.get("way")) is not dict
-    ):
+    numbers = [stored.get(key) for key in ("temperature", "threshold", "target", "photos")]
+    given, way = [n for i, n in enumerate(numbers) if (i, n) != (1, None)], stored.get("way")
+    if not all(type(n) in (int, float) and n > 0 for n in given) or not isinstance(way, dict):
         raise InputError(f"{path}: temperature, threshold, target, photos or way is missing or of the wrong kind")
-    return Calibration(**numbers, way=stored["way"])
+    return Calibration(*[*numbers, way])
 
 
 def _weights(folder: Path) -> str:

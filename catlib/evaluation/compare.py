@@ -11,14 +11,8 @@ from threadpoolctl import threadpool_limits
 
 from catlib.data.records import PredictionSet
 from catlib.errors import InputError
-from catlib.evaluation.bootstrap import (
-    PSEUDO_PAIRED,
-    effective_share,
-    f1_by_breed,
-    interval,
-    make_cells,
-    resample_cells,
-)
+from catlib.evaluation import bootstrap as boot
+from catlib.evaluation.bootstrap import PSEUDO_PAIRED, f1_by_breed, resample_cells
 from catlib.evaluation.combine import combine
 from catlib.evaluation.metrics import per_breed
 from catlib.evaluation.outcomes import NO_ANSWER, Outcomes, joined, outcomes
@@ -67,7 +61,6 @@ def compare(
     """
     first, second = pair(a, b)
     net = first.correct.astype(int) - second.correct
-    accuracy = [float(first.correct.mean()), float(second.correct.mean())]
     gains = paired_gains(first, second, priority, bootstrap=bootstrap, seed=seed)
     return {
         "a": a.name,
@@ -75,7 +68,7 @@ def compare(
         "n": len(first),
         "groups": len(np.unique(first.group)),
         "dropped": {"a": len(a.predictions) - len(first), "b": len(b.predictions) - len(first)},
-        "accuracy": {"a": accuracy[0], "b": accuracy[1]},
+        "accuracy": {"a": float(first.correct.mean()), "b": float(second.correct.mean())},
         "accuracy_gain_points": gains["accuracy"]["value"],
         "ci95": gains["accuracy"]["ci95"],
         "macro_f1_gain_points": gains["macro_f1"],
@@ -119,19 +112,18 @@ def sign_flip(net: np.ndarray, group: np.ndarray) -> float:
     return min(1.0, float(chance[np.abs(2 * np.arange(total + 1) - total) >= abs(weight.sum())].sum()))
 
 
-@threadpool_limits.wrap(limits=1, user_api="blas")  # as metrics.evaluate_outcomes
+@threadpool_limits.wrap(limits=1, user_api="blas")  # as metrics.evaluate
 def paired_gains(a: Outcomes, b: Outcomes, priority: Sequence[str], *, bootstrap: int, seed: int) -> dict[str, Any]:
     """Accuracy (all, and outside the priority breeds), macro-F1 and priority macro-F1 of a minus b, in points, each {"value", "ci95"};
     the same photos are drawn for both."""
     chosen, present, k = a.index(priority), np.flatnonzero(a.support), len(a.breeds)
-    cells = make_cells(a.true, np.column_stack([a.predicted, b.predicted]), group=a.group)
+    cells = boot.make_cells(a.true, np.column_stack([a.predicted, b.predicted]), group=a.group)
     every, rare = np.minimum(a.support, 1), np.isin(np.arange(k), chosen)
     counts = resample_cells(cells, bootstrap, seed, PSEUDO_PAIRED)
     difference = (cells.said[:, 0] == cells.true).astype(float) - (cells.said[:, 1] == cells.true)
     by_breed = f1_by_breed(cells, counts, k, 0) - f1_by_breed(cells, counts, k, 1)
-    tables = [per_breed(o, priority) for o in (a, b)]
-    points = np.array([[tables[i][breed]["f1"] or 0.0 for breed in a.breeds] for i in (0, 1)])
-    gain = points[0] - points[1]
+    f1_a, f1_b = (np.array([row["f1"] or 0.0 for row in per_breed(o, priority).values()]) for o in (a, b))
+    gain = f1_a - f1_b
     gains = {
         "accuracy": _points(a.correct.mean() - b.correct.mean(), difference @ counts / len(a), cells.widening()),
         "macro_f1": _points(gain[present].mean(), by_breed[present].mean(0), cells.widening(every)),
@@ -159,25 +151,15 @@ def breed_gains(a: Outcomes, b: Outcomes, priority: Sequence[str] = ()) -> list[
     1995, at most 5 % of the breeds called changed are false calls). `gain_points` is the gain in recall, its `ci95`
     paired.
     """
-    tables = per_breed(a, priority), per_breed(b, priority)
-    found: list[dict[str, Any]] = []
+    tables = {"a": per_breed(a, priority), "b": per_breed(b, priority)}
+    found = []
     for i in np.flatnonzero(a.support):
         rows, breed = a.true == i, a.breeds[i]
-        net = a.correct[rows].astype(int) - b.correct[rows]
-        found.append(
-            {
-                "breed": breed,
-                "support": int(rows.sum()),
-                "priority": breed in priority,
-                "recall_a": tables[0][breed]["recall"],
-                "recall_b": tables[1][breed]["recall"],
-                "f1_a": tables[0][breed]["f1"],
-                "f1_b": tables[1][breed]["f1"],
-                "gain_points": 100 * int(net.sum()) / int(rows.sum()),
-                "ci95": _paired_interval(net, a.group[rows]),
-                "p": sign_flip(net, a.group[rows]),
-            }
-        )
+        net, group = a.correct[rows].astype(int) - b.correct[rows], a.group[rows]
+        row: dict[str, Any] = {"breed": breed, "support": len(net), "priority": breed in priority}
+        row |= {f"{key}_{side}": tables[side][breed][key] for key in ("recall", "f1") for side in tables}
+        row |= {"gain_points": 100 * int(net.sum()) / len(net), "ci95": _paired_interval(net, group)}
+        found.append({**row, "p": sign_flip(net, group)})
     adjusted = false_discovery_control([row["p"] for row in found])
     for row, p in zip(found, adjusted, strict=True):
         row["p_adjusted"] = float(p)
@@ -223,7 +205,7 @@ def disagreements(a: Outcomes, b: Outcomes, most: int = 24) -> list[dict[str, An
 def _paired_interval(net: np.ndarray, group: np.ndarray) -> list[float]:
     """Interval of one breed's gain in points: Wald's with half a photo added to each joint outcome (Agresti and Min
     2005), for as many photos as the grouped ones are worth (`effective_share`)."""
-    worth = effective_share(net.astype(float), group)
+    worth = boot.effective_share(net.astype(float), group)
     plus, minus = (int((net == sign).sum()) * worth + 0.5 for sign in (1, -1))
     total = len(net) * worth + PSEUDO_PAIRED
     middle = (plus - minus) / total
@@ -232,4 +214,4 @@ def _paired_interval(net: np.ndarray, group: np.ndarray) -> list[float]:
 
 
 def _points(value: float, draws: np.ndarray, widen: float | None) -> dict[str, Any]:
-    return {"value": float(100 * value), "ci95": interval(float(100 * value), 100 * draws, -100.0, 100.0, widen)}
+    return {"value": float(100 * value), "ci95": boot.interval(float(100 * value), 100 * draws, -100.0, 100.0, widen)}

@@ -41,9 +41,7 @@ def gate(profile: str, given: Mapping[str, Any]) -> Verdict:
     models: dict[str, Any] = {}
     if not need["obstacle"]:
         bench = open_bench(want)
-        made = [
-            entry.name for entry in TRACKS if entry.role != "candidate" and predict_track(entry, bench, want, ("val",))
-        ]
+        made = [t.name for t in TRACKS if t.role != "candidate" and predict_track(t, bench, want, ("val",))]
         bench.free()
         val = read_folder(bench.run_dir / "predictions" / "val")
         models = Results(val, {}, bench.priority, want.bootstrap, want.seed).only(made).models
@@ -71,14 +69,9 @@ def training_need(settings: TrainSettings, budget_hours: float = 0.0) -> dict[st
         return facts | {"obstacle": "There is no GPU, and the settings ask for one to train on.", "text": ""}
     device = pick_device(settings.device)
     config, dtype, cpu = model_config(settings.base_model), pick_dtype(settings.dtype, device), device.type == "cpu"
-    where = (
-        torch.cuda.get_device_name(device)
-        if device.type == "cuda"
-        else "a CPU, as there is no GPU"
-        if cpu
-        else device.type
-    )
-    facts["device"] = device.type
+    where = facts["device"] = device.type
+    if cpu or where == "cuda":
+        where = "a CPU, as there is no GPU" if cpu else torch.cuda.get_device_name(device)
     try:
         shape = usual_shape(config, 0, settings.base_model, settings.max_pixels)  # as the training itself
     except InputError as error:

@@ -10,58 +10,45 @@ from sklearn.metrics import precision_recall_fscore_support
 from threadpoolctl import threadpool_limits
 
 from catlib.data.records import PredictionSet
-from catlib.evaluation.bootstrap import (
-    PSEUDO_SINGLE,
-    effective_share,
-    f1_by_breed,
-    interval,
-    make_cells,
-    resample,
-    resample_cells,
-    sums,
-    units,
-    wilson,
-    wilson_grouped,
-)
+from catlib.evaluation import bootstrap as boot
+from catlib.evaluation.bootstrap import PSEUDO_SINGLE, effective_share, interval, resample_cells, sums
 from catlib.evaluation.outcomes import NO_ANSWER, Outcomes, outcomes
 
 ECE_BINS = 15
 RESAMPLED_PHOTOS = 10_000_000
-
-
-def evaluate(
-    predictions: PredictionSet, priority: Sequence[str] = (), *, bootstrap: int = 2000, seed: int = 0
-) -> dict[str, Any]:
-    """The metrics of one model: the entry `models.NAME` of metrics.json.
-
-    Headline figures are {"value", "ci95": [low, high]} in 0..1, `ci95` being None where too few groups allow no interval;
-    figures that cannot be computed (no scores, no priority breeds given) are None. Averages over breeds take the breeds with at least one photo. Raises InputError when a
-    priority breed has no photo, or when the file cannot be evaluated.
-    """
-    return evaluate_outcomes(outcomes(predictions), priority, bootstrap=bootstrap, seed=seed)
+ALONE = "one photo at a time"
 
 
 # Thousands of small products, at which several threads only wait for each other.
 @threadpool_limits.wrap(limits=1, user_api="blas")
-def evaluate_outcomes(
-    o: Outcomes, priority: Sequence[str] = (), *, bootstrap: int = 2000, seed: int = 0
+def evaluate(
+    predictions: PredictionSet | Outcomes, priority: Sequence[str] = (), *, bootstrap: int = 2000, seed: int = 0
 ) -> dict[str, Any]:
-    """`evaluate` on arrays."""
-    chosen, support, k, top3 = o.index(priority), o.support, len(o.breeds), in_top(o, 3)
-    cells = make_cells(o.true, o.predicted, o.correct if top3 is None else top3, o.group)
+    """The metrics of one model: the entry `models.NAME` of metrics.json.
+
+    Headline figures are {"value", "ci95": [low, high]} in 0..1, `ci95` being None where too few groups allow no interval;
+    figures that cannot be computed (no scores, no priority breeds given) are None. Averages over breeds take those with at
+    least one photo. Raises InputError when a priority breed has no photo, or when the file cannot be evaluated.
+    """
+    o = predictions if isinstance(predictions, Outcomes) else outcomes(predictions)
+    chosen, support, k, scores = o.index(priority), o.support, len(o.breeds), o.log_probs
+    own = None if scores is None else scores[np.arange(len(o)), o.true]
+    # A tie counts against the model.
+    top3 = None if scores is None or own is None else (scores >= own[:, None]).sum(axis=1) <= 3
+    cells = boot.make_cells(o.true, o.predicted, o.correct if top3 is None else top3, o.group)
     report = per_breed(o, priority)
     point = np.array([report[b]["f1"] or 0.0 for b in o.breeds])
 
     def averages(some: np.ndarray, over: int | None = None) -> tuple[np.ndarray, np.ndarray, list[dict[str, Any]]]:
         """Counts and F1 of the resamples, and accuracy and macro-F1 of the breeds `some`."""
         counts = resample_cells(cells, bootstrap, seed, PSEUDO_SINGLE, over)
-        f1, only = f1_by_breed(cells, counts, k), np.isin(np.arange(k), some)
+        f1, only = boot.f1_by_breed(cells, counts, k), np.isin(np.arange(k), some)
         right = sums(counts, np.where(cells.said[:, 0] == cells.true, cells.true, -1), k)[some].sum(0)
         rows, by_breed = np.isin(o.true, some), cells.widening(np.minimum(support, 1) * only)
         accuracy = _figure(o.correct[rows].mean(), right / rows.sum(), cells.widening(support * only))
         return counts, f1, [accuracy, _figure(point[some].mean(), f1[some].mean(0), by_breed)]
 
-    present, by_photo = np.flatnonzero(support), cells.widening()
+    present, by_photo, silent = np.flatnonzero(support), cells.widening(), o.predicted == NO_ANSWER
     counts, f1, (accuracy, macro) = averages(present)
     rare_accuracy, rare_macro = averages(chosen, len(chosen))[2] if len(chosen) else (None, None)
     return {
@@ -76,8 +63,8 @@ def evaluate_outcomes(
         "priority_breeds": list(priority),
         "top3_accuracy": None if top3 is None else _figure(top3.mean(), cells.mark @ counts / len(o), by_photo),
         **_scored(o, bootstrap, seed, by_photo),
-        "nll": None if o.log_probs is None else float(-o.log_probs[np.arange(len(o)), o.true].mean()),
-        "invalid_rate": _invalid(o),
+        "nll": None if own is None else float(-own.mean()),
+        "invalid_rate": boot.share(silent, o.group),
         "latency_ms": latency(o),
         "device": o.meta.get("device"),
         "photos_per_second": o.meta.get("images_per_second"),
@@ -105,7 +92,7 @@ def per_breed(o: Outcomes, priority: Sequence[str] = ()) -> dict[str, dict[str, 
         if grouped:
             named = (o.true == i) | (o.predicted == i)
             worth = effective_share(o.correct[named].astype(float), o.group[named])
-        jaccard = np.array(wilson(hits[i] * worth, (support[i] + predicted[i] - hits[i]) * worth))
+        jaccard = np.array(boot.wilson(hits[i] * worth, (support[i] + predicted[i] - hits[i]) * worth))
         table[breed] = {
             "precision": float(precision[i]) if predicted[i] else None,
             "recall": float(recall[i]) if support[i] else None,
@@ -117,14 +104,6 @@ def per_breed(o: Outcomes, priority: Sequence[str] = ()) -> dict[str, dict[str, 
             "priority": breed in priority,
         }
     return table
-
-
-def in_top(o: Outcomes, k: int) -> np.ndarray | None:
-    """(n,) whether fewer than k other breeds score as high as the true one: a tie counts against the model. None without scores."""
-    if o.log_probs is None:
-        return None
-    own = o.log_probs[np.arange(len(o)), o.true]
-    return (o.log_probs >= own[:, None]).sum(axis=1) <= k
 
 
 def equal_mass_bins(confidence: np.ndarray, bins: int = ECE_BINS) -> np.ndarray:
@@ -158,10 +137,10 @@ def latency(o: Outcomes) -> dict[str, Any]:
         p50, p95 = float(single["p50"]), float(single["p50"] if single.get("p95") is None else single["p95"])
         deviation = np.log(max(p95, p50, 1e-9) / max(p50, 1e-9)) / 1.645
         wide = float(np.exp(1.96 * 1.2533 * deviation / np.sqrt(single.get("n") or 1)))
-        return {"p50": p50, "p95": p95, "p50_ci95": [p50 / wide, p50 * wide], "kind": "one photo at a time"}
+        return {"p50": p50, "p95": p95, "p50_ci95": [p50 / wide, p50 * wide], "kind": ALONE}
     times, kind = o.latency_ms[~np.isnan(o.latency_ms)], "share of a batch"
     if isinstance(single, list | tuple) and single:
-        times, kind = np.array(single, dtype=float), "one photo at a time"
+        times, kind = np.array(single, dtype=float), ALONE
     if not len(times):
         return {"p50": None, "p95": None, "p50_ci95": None, "kind": "not measured"}
     ordered, cut = np.sort(times), int(binom.ppf(0.025, len(times), 0.5))
@@ -170,13 +149,8 @@ def latency(o: Outcomes) -> dict[str, Any]:
     return {"p50": p50, "p95": p95, "p50_ci95": ends, "kind": kind}
 
 
-def _figure(value: float, draws: np.ndarray, widen: float | None) -> dict[str, Any]:
-    return {"value": float(value), "ci95": interval(float(value), draws, 0.0, 1.0, widen)}
-
-
-def _invalid(o: Outcomes) -> dict[str, Any]:
-    silent = o.predicted == NO_ANSWER
-    return {"value": int(silent.sum()) / len(o), "ci95": list(wilson_grouped(silent, o.group))}
+def _figure(value: float, draws: np.ndarray, widen: float | None, high: float = 1.0) -> dict[str, Any]:
+    return {"value": float(value), "ci95": interval(float(value), draws, 0.0, high, widen)}
 
 
 def _scored(o: Outcomes, bootstrap: int, seed: int, widen: float | None) -> dict[str, Any]:
@@ -190,17 +164,16 @@ def _scored(o: Outcomes, bootstrap: int, seed: int, widen: float | None) -> dict
     if o.log_probs is None:
         return {"ece": None, "brier": None}
     distance = ((np.exp(o.log_probs) - np.eye(len(o.breeds))[o.true]) ** 2).sum(axis=1)
-    confidence = o.confidence
-    code = equal_mass_bins(confidence)
+    confidence, code = o.confidence, equal_mass_bins(o.confidence)
     gap = o.correct - confidence
     # Here every photo is a row of its own: with very many photos fewer resamples do, and the time stays in bounds.
     resamples = min(bootstrap, max(200, RESAMPLED_PHOTOS // len(o)))
-    unit = units(o.true, o.group)
+    unit = boot.units(o.true, o.group)
     breed, ones = np.zeros(unit.max() + 1, dtype=int), np.ones(len(o))
     breed[unit] = o.true
     kinds = sparse.csc_array((ones, (np.arange(len(o)), unit)))
     groups = np.bincount(breed, minlength=len(o.breeds))
-    counts = resample(kinds, breed, np.ones(len(breed)), groups, o.support, resamples, seed)
+    counts = boot.resample(kinds, breed, np.ones(len(breed)), groups, o.support, resamples, seed)
     draws = sums(counts * gap[:, None], code, code.max() + 1) / len(o)
     seen = np.bincount(code, weights=gap) / len(o)
     if widen not in (None, 1.0):
@@ -216,12 +189,6 @@ def _scored(o: Outcomes, bootstrap: int, seed: int, widen: float | None) -> dict
     honest /= effective_share(gap, o.group)
     if (seen**2 / honest).sum() < chi2.ppf(0.95, len(seen)):
         ends.append(0.0)
-    brier = {
-        "value": float(distance.mean()),
-        "ci95": interval(float(distance.mean()), distance @ counts / len(o), 0.0, 2.0, widen),
-    }
     span = None if widen is None else [float(np.clip(min(ends), 0, 1)), float(np.clip(max(ends), 0, 1))]
-    return {
-        "ece": {"value": ece, "ci95": span},
-        "brier": brier,
-    }
+    brier = _figure(distance.mean(), distance @ counts / len(o), widen, high=2.0)
+    return {"ece": {"value": ece, "ci95": span}, "brier": brier}

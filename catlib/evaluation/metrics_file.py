@@ -1,7 +1,7 @@
 """The files of an evaluation: predictions, found and read; metrics.json, to which what one writes never loses another's."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,15 +50,19 @@ def choose_priority(named: str | None, sets: Sequence[PredictionSet]) -> tuple[s
     """
     if named is not None and named.strip():
         return tuple(split_list(named))
-    known = {breed for predictions in sets for breed in predictions.breeds}
-    shown = {prediction.breed for predictions in sets for prediction in predictions.predictions}
-    found = tuple(breed for breed in PRIORITY_BREEDS if breed in known & shown)
-    if unseen := [breed for breed in PRIORITY_BREEDS if breed in known - shown]:
-        log.warning("priority breeds without a test photo, not measurable and in no average: %s", ", ".join(unseen))
-    elif len(found) < len(PRIORITY_BREEDS):
+    known = [breed for breed in PRIORITY_BREEDS if any(breed in predictions.breeds for predictions in sets)]
+    found = measurable(known, {prediction.breed for predictions in sets for prediction in predictions.predictions})
+    if len(known) == len(found) < len(PRIORITY_BREEDS):
         said = "of the plan's %d priority breeds these models know %d; name others with --priority"
         log.warning(said, len(PRIORITY_BREEDS), len(found))
     return found
+
+
+def measurable(priority: Sequence[str], tested: Container[str | None]) -> tuple[str, ...]:
+    """Those of the priority breeds that have a test photo; a warning names the others."""
+    if unseen := [breed for breed in priority if breed not in tested]:
+        log.warning("priority breeds without a test photo, not measurable and in no average: %s", ", ".join(unseen))
+    return tuple(breed for breed in priority if breed in tested)
 
 
 def write_metrics(
@@ -94,22 +98,17 @@ def write_metrics(
 def existing(path: Path) -> dict[str, Any]:
     """The content of a metrics file that is to be added to, {} where there is none. Raises InputError for any other file."""
     content: dict[str, Any] = read_metrics(path) if path.exists() else {}
-    if content and not _is_metrics(content):
-        raise InputError(
-            f"{path} is no metrics file of catlib's and is not changed: name another file, or move it away"
-        )
-    return content
-
-
-def _is_metrics(content: Mapping[str, Any]) -> bool:
-    """Whether all that the file holds under the names of metrics.json is built as there, and some of it is there."""
-    models, lists = content.get("models", {}), [content.get(key, []) for key in ("comparisons", "criteria")]
-    advice = content.get("recommendation", {})
-    return (
-        bool(models or any(lists) or advice)
+    models, advice = content.get("models", {}), content.get("recommendation", {})
+    lists = [content.get(key, []) for key in ("comparisons", "criteria")]
+    # All that the file holds under the names of metrics.json has to be built as there, and some of it to be there.
+    ours = (
+        (models or any(lists) or advice)
         and isinstance(models, dict)
         and all(isinstance(model, dict) and {"accuracy", "latency_ms"} & model.keys() for model in models.values())
         and all(isinstance(entries, list) and all(isinstance(entry, dict) for entry in entries) for entries in lists)
         and all({"a", "b"} <= entry.keys() for entry in lists[0])
         and isinstance(advice, dict)
     )
+    if content and not ours:
+        raise InputError(f"{path} is no metrics file of catlib's and is not changed: name another, or move it away")
+    return content

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from catlib.data.hashing import components
+from catlib.data.duplicates import components
 from catlib.data.records import Prediction, PredictionSet
 from catlib.errors import InputError
 
@@ -59,12 +59,12 @@ class Outcomes:
         said = np.exp(self.log_probs[np.arange(len(self)), np.maximum(self.predicted, 0)])
         return np.where(self.predicted == NO_ANSWER, 0.0, said)
 
-    def index(self, names: Sequence[str], what: str = "priority breed") -> np.ndarray:
-        """Indices of breeds by name. Raises InputError for one without a photo in the data: its F1 would be an empty average."""
+    def index(self, names: Sequence[str]) -> np.ndarray:
+        """Indices of priority breeds by name. Raises InputError for one without a photo in the data: its F1 would be an empty average."""
         support = dict(zip(self.breeds, self.support, strict=True))
         if absent := [name for name in names if not support.get(name)]:
             raise InputError(
-                f"{self.name}: {what} without a single photo in the data: {', '.join(absent)}. "
+                f"{self.name}: priority breed without a single photo in the data: {', '.join(absent)}. "
                 f"Breeds with photos: {', '.join(b for b, count in support.items() if count)}"
             )
         return np.array([self.breeds.index(name) for name in names], dtype=int)

@@ -10,18 +10,7 @@ from matplotlib.figure import Figure
 from catlib.classifiers.tracks import TUNED, ordered, track
 from catlib.evaluation.calibration import Calibrated, risk_coverage
 from catlib.evaluation.tables import Entry, in_words, signed, within
-from catlib.figures import (
-    GREEN,
-    GREY,
-    INK,
-    RED,
-    WIDTH,
-    breed_label,
-    figure,
-    mark_priority,
-    percent_axis,
-    row_font,
-)
+from catlib.figures import GREEN, GREY, INK, RED, WIDTH, breed_label, figure, mark_priority, percent_axis, row_font
 
 HEADLINES = {
     "accuracy": "Accuracy",
@@ -33,23 +22,21 @@ Runs = Sequence[tuple[float, Mapping[str, Any]]]  # a swept value and the conten
 
 
 @figure
-def overview(models: Mapping[str, Entry], shown: Sequence[str] = tuple(HEADLINES)) -> tuple[Figure, str]:
+def overview(models: Mapping[str, Entry]) -> tuple[Figure, str]:
     """Headline figures of all models with their 95 % intervals, a panel a figure. `models`: entries of metrics.json."""
     names = ordered(models)
-    shown = [key for key in shown if any(models[name].get(key) for name in names)]
+    shown = [key for key in HEADLINES if any(models[name].get(key) for name in names)]
     fig, grid = plt.subplots(1, len(shown), figsize=(WIDTH, 1.3 + 0.42 * len(names)), sharey=True, squeeze=False)
     for axes, key in zip(grid[0], shown, strict=True):
         for row, look in enumerate(track(name) for name in reversed(names)):
             if (entry := models[look.name].get(key)) is None:
                 axes.text(0.02, row, "no scores", va="center", fontsize=9, color=GREY)
                 continue
-            low, high = entry["ci95"] or [entry["value"]] * 2
+            value, (low, high) = entry["value"], entry["ci95"] or [entry["value"]] * 2
             axes.plot([low, high], [row, row], color=look.color, alpha=0.35, linewidth=6, solid_capstyle="round")
-            axes.plot(entry["value"], row, look.marker, color=look.color, markersize=8)
-            left = entry["value"] > 0.6
-            edge = low - 0.04 if left else high + 0.04
-            said, side = f"{100 * entry['value']:.1f}", "right" if left else "left"
-            axes.text(edge, row, said, va="center", ha=side, fontsize=9.5)
+            axes.plot(value, row, look.marker, color=look.color, markersize=8)
+            edge, side = (low - 0.04, "right") if value > 0.6 else (high + 0.04, "left")
+            axes.text(edge, row, f"{100 * value:.1f}", va="center", ha=side, fontsize=9.5)
         axes.set_xlim(-0.02, 1.02)
         axes.set_xticks([0, 0.5, 1.0], ["0", "50", "100"])
         axes.set_title(HEADLINES[key], fontsize=10.5)
@@ -62,11 +49,8 @@ def overview(models: Mapping[str, Entry], shown: Sequence[str] = tuple(HEADLINES
 def _best(models: Mapping[str, Entry]) -> str:
     best = max(models, key=lambda name: models[name]["accuracy"]["value"])
     equal = [n for n in ordered(models) if models[n]["accuracy"]["value"] == models[best]["accuracy"]["value"]]
-    names, verb = (
-        " and ".join([track(best).first, *(track(n).title for n in equal if n != best)]),
-        "is" if len(equal) == 1 else "are",
-    )
-    said = f"{names} {verb} the most accurate on these photos ({in_words(models[best]['accuracy'])})"
+    names = " and ".join([track(best).first, *(track(n).title for n in equal if n != best)])
+    said = f"{names} {'is' if len(equal) == 1 else 'are'} the most accurate on these photos ({in_words(models[best]['accuracy'])})"
     rare = {name: m["priority_macro_f1"] for name, m in models.items() if m.get("priority_macro_f1")}
     if not rare:
         return said + "."
@@ -82,9 +66,8 @@ def gains(comparison: Entry) -> tuple[Figure, str]:
     """Gain in recall of each breed with its paired 95 % interval, the recalls of both models beside it."""
     rows, (a, b) = comparison["breeds"][::-1], (track(comparison[side]) for side in ("a", "b"))
     k, font, y = len(rows), row_font(len(rows)), np.arange(len(rows))
-    fig, (left, right) = plt.subplots(
-        1, 2, figsize=(WIDTH, 1.7 + k * (0.28 if k <= 24 else 0.2)), sharey=True, width_ratios=[1, 1.15]
-    )
+    size = (WIDTH, 1.7 + k * (0.28 if k <= 24 else 0.2))
+    fig, (left, right) = plt.subplots(1, 2, figsize=size, sharey=True, width_ratios=[1, 1.15])
     for i, row in enumerate(rows):
         left.plot([row["recall_b"], row["recall_a"]], [i, i], color=GREY, linewidth=1.5, zorder=1)
     for look, key in ((b, "recall_b"), (a, "recall_a")):
@@ -108,10 +91,10 @@ def gains(comparison: Entry) -> tuple[Figure, str]:
     left.set_ylim(-0.7, k - 0.3)
     handles = [h for axes in (left, right) for h in axes.get_legend_handles_labels()[0]]
     fig.legend(handles=handles, loc="outside upper left", ncols=len(handles), columnspacing=1.2, handletextpad=0.3)
-    gain = comparison["accuracy_gain_points"]
+    gain, bounds = comparison["accuracy_gain_points"], within(comparison["ci95"], signed)
     better, worse = (_listed([r["breed"] for r in rows[::-1] if r["change"] == way]) for way in ("gains", "loses"))
     return fig, (
-        f"Against {b.title}, {a.title} is {abs(gain):.1f} points {'more' if gain >= 0 else 'less'} accurate{within(comparison['ci95'], signed)} on "
+        f"Against {b.title}, {a.title} is {abs(gain):.1f} points {'more' if gain >= 0 else 'less'} accurate{bounds} on "
         f"{comparison['n']} photos; of {k} breeds {better} surely better and {worse} surely worse (corrected for testing them "
         "all)."
     )
@@ -144,11 +127,11 @@ def precision_by_coverage(models: Sequence[Calibrated]) -> tuple[Figure, str]:
     if chosen is not None:
         axes.axhline(chosen.target, color=GREY, linestyle="--", linewidth=1.2)
         axes.text(1.015, chosen.target, f"target {chosen.target:.0%}", va="bottom", ha="right", color=GREY, fontsize=9)
-        if chosen.precision is not None and chosen.precision_ci95 is not None:
-            ends = chosen.precision_ci95
-            arms = [[max(chosen.precision - ends[0], 0.0)], [max(ends[1] - chosen.precision, 0.0)]]
+        if chosen.precision is not None:
+            right, ends = chosen.precision["value"], chosen.precision["ci95"]
+            arms = [[max(right - ends[0], 0.0)], [max(ends[1] - right, 0.0)]]
             look: Any = {"color": INK, "marker": "*", "markersize": 14, "capsize": 3, "linewidth": 1.5, "zorder": 5}
-            axes.errorbar(chosen.coverage, chosen.precision, arms, label="threshold chosen on validation", **look)
+            axes.errorbar(chosen.coverage["value"], right, arms, label="threshold chosen on validation", **look)
             low = min(low, ends[0])
     percent_axis(axes, "x", 0.0, 1.02)
     percent_axis(axes, "y", max(0.0, np.floor(low * 10 - 0.3) / 10), 1.01)
@@ -159,43 +142,41 @@ def precision_by_coverage(models: Sequence[Calibrated]) -> tuple[Figure, str]:
     return fig, _answered(models[0], models[1:])
 
 
-def _answered(c: Calibrated, others: Sequence[Calibrated]) -> str:
-    title, chosen = track(c.raw.name).title, c.chosen
+def _answered(first: Calibrated, others: Sequence[Calibrated]) -> str:
+    title, chosen = track(first.raw.name).title, first.chosen
     if chosen is None:
         return f"Without validation scores of {title} no threshold can be chosen."
     if chosen.threshold is None:
         said = f"No confidence threshold brings {title} to {chosen.target:.0%} precision on the validation photos"
         return f"{said}, so none of its answers can be trusted that far."
-    if chosen.precision is None or chosen.precision_ci95 is None:
-        return f"At the threshold that validation asks for, {title} answers none of the {len(c.raw)} test photos."
-    right = in_words({"value": chosen.precision, "ci95": chosen.precision_ci95})
-    missed = f", short of the {chosen.target:.0%} aimed at" if chosen.precision_ci95[1] < chosen.target else ""
+    if chosen.precision is None:
+        return f"At the threshold that validation asks for, {title} answers none of the {len(first.raw)} test photos."
+    missed = f", short of the {chosen.target:.0%} aimed at" if chosen.precision["ci95"][1] < chosen.target else ""
     said = (
         f"Answering only above the confidence that gave {chosen.target:.0%} precision on validation, {title} answers "
-        f"{chosen.coverage:.0%} of the test photos and is right in {right} of them{missed}; the rest would go to a person."
+        f"{chosen.coverage['value']:.0%} of the test photos and is right in {in_words(chosen.precision)} of them{missed}; the rest "
+        "would go to a person."
     )
     shares = [
-        f"{track(o.raw.name).title} {o.chosen.coverage:.0%}"
-        + ("" if o.chosen.precision is None else f" ({o.chosen.precision:.0%} right)")
+        f"{track(o.raw.name).title} {c.coverage['value']:.0%}"
+        + (f" ({c.precision['value']:.0%} right)" if c.precision else "")
         for o in others
-        if o.chosen is not None
+        if (c := o.chosen) is not None
     ]
     return f"{said} Thresholds chosen in the same way answer: {', '.join(shares)}." if shares else said
 
 
 @figure
-def learning_curve(
-    runs: Runs, parameter: str, shown: Sequence[str] = ("accuracy", "priority_macro_f1"), name: str = TUNED
-) -> tuple[Figure, str]:
-    """Headline figures against a swept parameter, a line a model with its 95 % band. The caption is about model `name`."""
+def learning_curve(runs: Runs, parameter: str) -> tuple[Figure, str]:
+    """Headline figures against a swept parameter, a line a model with its 95 % band. The caption is about the tuned VLM."""
     runs = sorted(runs, key=lambda run: run[0])
     models = ordered({model for _, metrics in runs for model in metrics["models"]})
-    shown = [key for key in shown if any(m.get(key) for _, metrics in runs for m in metrics["models"].values())]
+    every = [m for _, metrics in runs for m in metrics["models"].values()]
+    shown = [key for key in ("accuracy", "priority_macro_f1") if any(m.get(key) for m in every)]
     fig, grid = plt.subplots(1, max(len(shown), 1), figsize=(WIDTH, 4.4), sharey=True, squeeze=False)
     for axes, key in zip(grid[0], shown, strict=True):
         for look in map(track, models):
-            found = _points(runs, look.name, key)
-            if found:
+            if found := _points(runs, look.name, key):
                 x, values = [p[0] for p in found], [p[1]["value"] for p in found]
                 low, high = zip(*(entry["ci95"] or [entry["value"]] * 2 for _, entry in found), strict=True)
                 axes.fill_between(x, low, high, color=look.color, alpha=0.15, linewidth=0)
@@ -208,7 +189,7 @@ def learning_curve(
         percent_axis(axes, "y", 0.0, 1.0)
     handles, labels = grid[0][0].get_legend_handles_labels()
     fig.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 5) or 1)
-    return fig, slope(runs, parameter, name)
+    return fig, slope(runs, parameter)
 
 
 def slope(runs: Runs, parameter: str, name: str = TUNED, key: str = "priority_macro_f1") -> str:

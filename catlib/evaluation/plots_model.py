@@ -1,34 +1,23 @@
 """Figures of one model: the confusion matrix ordered by similarity, F1 breed by breed, and the reliability diagram."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap, PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from scipy.cluster.hierarchy import leaves_list, linkage
 from scipy.spatial.distance import squareform
 
+from catlib import figures
 from catlib.classifiers.tracks import track
 from catlib.evaluation.calibration import Calibrated, reliability
 from catlib.evaluation.metrics import expected_calibration_error
 from catlib.evaluation.outcomes import NO_ANSWER, Outcomes
 from catlib.evaluation.tables import Entry
-from catlib.figures import (
-    BLUE,
-    GREY,
-    INK,
-    PRIORITY,
-    RED,
-    WIDTH,
-    breed_label,
-    figure,
-    mark_priority,
-    percent_axis,
-    row_font,
-)
+from catlib.figures import BLUE, GREY, INK, PRIORITY, RED, WIDTH, figure
 
 NUMBERS_UP_TO = 24  # with more breeds the percentages no longer fit into their cells
 
@@ -65,27 +54,31 @@ def confusion(o: Outcomes, priority: Sequence[str] = ()) -> tuple[Figure, str]:
     silent = bool(counts[:, -1].any())
     rates = rates[np.ix_(order, [*order, len(kept)] if silent else order)]
     names = [o.breeds[kept[i]] for i in order]
-    k, font = len(names), row_font(len(names))
+    k, font = len(names), figures.row_font(len(names))
     fig, axes = plt.subplots(figsize=(WIDTH, min(3.2 + 0.34 * k, 13.0) if k <= NUMBERS_UP_TO else 13.0))
     right = np.arange(len(rates))[:, None] == np.arange(rates.shape[1])
     for share, hue in ((np.where(right, rates, np.nan), BLUE), (np.where(right, np.nan, rates), RED)):
         colors = LinearSegmentedColormap.from_list("share", ["white", hue])
         # Confusions of a few per cent would be invisible on a linear scale.
         axes.imshow(share, cmap=colors, norm=PowerNorm(0.6, 0, 1), aspect="auto", interpolation="nearest")
-    labels, flags = [breed_label(name, name in priority) for name in names], [name in priority for name in names]
+    labels, flags = (
+        [figures.breed_label(name, name in priority) for name in names],
+        [name in priority for name in names],
+    )
     columns = [*labels, "(no breed)"] if silent else labels
     photos = counts.sum(axis=1)[order]
     axes.set_xticks(range(len(columns)), columns, rotation=90, fontsize=min(font, 7.6) if k > 40 else font)
     axes.set_yticks(range(k), [f"{label} ({n})" for label, n in zip(labels, photos, strict=True)], fontsize=font)
-    mark_priority(axes.get_yticklabels(), flags)
-    mark_priority(axes.get_xticklabels()[:k], flags)
+    figures.mark_priority(axes.get_yticklabels(), flags)
+    figures.mark_priority(axes.get_xticklabels()[:k], flags)
     axes.grid(False)
     axes.set_xticks(np.arange(len(columns) + 1) - 0.5, minor=True)
     axes.set_yticks(np.arange(k + 1) - 0.5, minor=True)
     axes.grid(True, which="minor", linewidth=0.4, color="#E9ECEF")
     axes.tick_params(which="minor", length=0)
-    if k <= NUMBERS_UP_TO:
-        _write_shares(axes, rates, 8.5 if k <= 14 else 7.5)
+    for row, column in zip(*np.nonzero(rates >= 0.005), strict=True) if k <= NUMBERS_UP_TO else ():
+        ink: Any = {"color": "white" if rates[row, column] > 0.45 else INK, "fontsize": 8.5 if k <= 14 else 7.5}
+        axes.text(column, row, f"{100 * rates[row, column]:.0f}", ha="center", va="center", **ink)
     axes.set_xlabel(f"said by the model, share of the row's photos{' in per cent' if k <= NUMBERS_UP_TO else ''}")
     axes.set_ylabel("true breed (photos)")
     axes.set_title(f"{track(o.name).short}: what each breed is called (blue: right, orange: wrong)", loc="center")
@@ -107,13 +100,6 @@ def _most_confused(o: Outcomes, counts: np.ndarray, kept: Sequence[int]) -> str:
     )
 
 
-def _write_shares(axes: Axes, rates: np.ndarray, font: float) -> None:
-    for row, column in zip(*np.nonzero(rates >= 0.005), strict=True):
-        share = rates[row, column]
-        ink = "white" if share > 0.45 else INK
-        axes.text(column, row, f"{100 * share:.0f}", ha="center", va="center", fontsize=font, color=ink)
-
-
 @figure
 def f1_by_breed(models: Mapping[str, Entry], name: str, beside: str | None = None) -> tuple[Figure, str]:
     """F1 of each breed with its 95 % interval, worst last, photos in the margin; hollow: a second model.
@@ -123,7 +109,7 @@ def f1_by_breed(models: Mapping[str, Entry], name: str, beside: str | None = Non
     other = track(beside) if beside is not None and beside in models else None
     look, table = track(name), {b: row for b, row in models[name]["per_breed"].items() if row["support"]}
     breeds = sorted(table, key=lambda b: (table[b]["f1"], b))
-    k, font, rows = len(breeds), row_font(len(breeds)), range(len(breeds))
+    k, font, rows = len(breeds), figures.row_font(len(breeds)), range(len(breeds))
     flags = [table[b]["priority"] for b in breeds]
     fig, axes = plt.subplots(figsize=(WIDTH, 1.6 + k * (0.27 if k <= 24 else 0.2)))
     margin = axes.get_yaxis_transform()
@@ -138,11 +124,11 @@ def f1_by_breed(models: Mapping[str, Entry], name: str, beside: str | None = Non
         axes.plot(theirs, rows, other.marker, mfc="white", mec=INK, markersize=5, linestyle="")
         handles.append(_handle(other.marker, "white", other.short, INK))
     axes.axvline(models[name]["macro_f1"]["value"], color=GREY, linestyle=":", linewidth=1.5)
-    axes.set_yticks(rows, [breed_label(b, f) for b, f in zip(breeds, flags, strict=True)], fontsize=font)
-    mark_priority(axes.get_yticklabels(), flags)
+    axes.set_yticks(rows, [figures.breed_label(b, f) for b, f in zip(breeds, flags, strict=True)], fontsize=font)
+    figures.mark_priority(axes.get_yticklabels(), flags)
     axes.text(1.02, k - 0.2, "photos", va="bottom", fontsize=9, color=GREY, transform=margin)
     axes.set_ylim(-0.7, k - 0.3)
-    percent_axis(axes, "x", -0.01, 1.01)
+    figures.percent_axis(axes, "x", -0.01, 1.01)
     axes.set_xlabel("F1 with 95 % interval; dotted: macro-F1")
     fig.legend(handles=handles, loc="outside upper right", ncols=len(handles))
     axes.set_title("F1 by breed")
@@ -177,10 +163,12 @@ def confidence(c: Calibrated) -> tuple[Figure, str]:
         axes.plot([0, 1], [0, 1], color=GREY, linestyle="--", linewidth=1.2, zorder=1)
         for b in reliability(o):
             style = {"color": look.color, "solid_capstyle": "round"}
-            axes.plot([b.confidence] * 2, b.ci95, alpha=0.4, linewidth=3, zorder=2, **style)
-            axes.plot(b.confidence, b.accuracy, look.marker, markersize=7, markeredgecolor="white", zorder=3, **style)
-        percent_axis(axes, "x", -0.02, 1.02)
-        percent_axis(axes, "y", -0.02, 1.02)
+            axes.plot([b.confidence] * 2, b.accuracy["ci95"], alpha=0.4, linewidth=3, zorder=2, **style)
+            axes.plot(
+                b.confidence, b.accuracy["value"], look.marker, markersize=7, markeredgecolor="white", zorder=3, **style
+            )
+        figures.percent_axis(axes, "x", -0.02, 1.02)
+        figures.percent_axis(axes, "y", -0.02, 1.02)
         axes.set_xlabel("confidence: probability that the model gives its answer")
         axes.set_title(f"{panel}: ECE {ece:.1f} points")
     grid[0].set_ylabel("accuracy, 95 % interval")

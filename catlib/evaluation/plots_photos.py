@@ -1,6 +1,7 @@
 """Panels of photos: a model's mistakes, photos that two models name differently, and what drove an answer."""
 
 import textwrap
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -52,13 +53,17 @@ def _named(breed: str | None, priority: Sequence[str]) -> str:
 def mistakes(o: Outcomes, image_root: Path, priority: Sequence[str] = (), most: int = 12) -> tuple[Figure, str]:
     """The mistakes that the model was surest of, at most two of one breed."""
     photos: list[Photo] = []
-    for i in surest_mistakes(o, most):
+    shown: Counter[int] = Counter()
+    wrong, scored = np.flatnonzero(~o.correct), o.log_probs is not None
+    for i in wrong[np.argsort(-o.confidence[wrong], kind="stable")] if scored else wrong:
+        shown[o.true[i]] += 1
+        if shown[o.true[i]] > 2 or len(photos) == most:
+            continue
         true, said = o.breeds[o.true[i]], None if o.predicted[i] == NO_ANSWER else o.breeds[o.predicted[i]]
-        sure = f" ({o.confidence[i]:.0%})" if o.log_probs is not None else ""
+        sure = f" ({o.confidence[i]:.0%})" if scored else ""
         lines = [(f"true: {_named(true, priority)}", INK), (f"said {_named(said, priority)}{sure}", RED)]
         photos.append((inside(image_root, o.images[i]), lines))
     fig = _panel(photos, f"{track(o.name).short}: the mistakes that it is surest of")
-    wrong = np.flatnonzero(~o.correct)
     if not len(wrong):
         return fig, f"{track(o.name).first} has all {len(o)} photos right."
     caption = f"{track(o.name).first} is wrong on {len(wrong)} of {len(o)} photos"
@@ -67,17 +72,6 @@ def mistakes(o: Outcomes, image_root: Path, priority: Sequence[str] = (), most: 
     rank = (o.log_probs[wrong] > o.log_probs[wrong, o.true[wrong]][:, None]).sum(axis=1)
     second, third = (f"{(rank <= most).mean():.0%}" for most in (1, 2))
     return fig, f"{caption}; in {second} of these the true breed came second, in {third} among the first three."
-
-
-def surest_mistakes(o: Outcomes, most: int) -> list[int]:
-    """Rows of wrong answers, the surest first, at most two of one true breed."""
-    wrong = np.flatnonzero(~o.correct)
-    sure = o.confidence[wrong] if o.log_probs is not None else np.zeros(len(wrong))
-    chosen: list[int] = []
-    for i in wrong[np.argsort(-sure, kind="stable")]:
-        if sum(o.true[j] == o.true[i] for j in chosen) < 2:
-            chosen.append(int(i))
-    return chosen[:most]
 
 
 @figure
@@ -133,9 +127,7 @@ def _words(row: Explanation) -> str:
     parts = [f'in its own words: "{row.answer}"', f"the breed's standard: {standard(row.predicted)}"]
     if row.breed and not row.right:
         parts.append(f"standard of {row.breed}: {standard(row.breed)}")
-    falls = [
-        f"{round(-fall, 2) + 0.0:+.2f}" for fall in (row.fall, row.random_fall)
-    ]  # adding 0.0 makes of -0.0 a plain 0
+    falls = [f"{round(-fall, 2) + 0.0:+.2f}" for fall in (row.fall, row.random_fall)]  # adding 0.0 makes -0.0 plain 0
     parts.append(f"hiding the strongest tenth: {falls[0]} nats; a random tenth: {falls[1]}")
     return "\n".join(textwrap.fill(part, 68, max_lines=5, placeholder=" …") for part in parts)
 

@@ -1,6 +1,7 @@
 """Several models on the same photos: their predictions, and all figures that are computed from them."""
 
 import re
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -9,21 +10,26 @@ from typing import Any
 
 import numpy as np
 
+from catlib.breeds import BREEDS, features, find, key_of
 from catlib.classifiers.tracks import TUNED, UNTUNED, ordered, track
-from catlib.data.records import PredictionSet, Sample, read_samples
+from catlib.data.records import Prediction, PredictionSet, Sample, read_samples
 from catlib.errors import InputError
 from catlib.evaluation.calibration import Calibrated, calibrate, risk_coverage
 from catlib.evaluation.compare import compare
-from catlib.evaluation.metrics import evaluate_outcomes, expected_calibration_error, per_breed
+from catlib.evaluation.facts import against, reference_of
+from catlib.evaluation.metrics import evaluate, expected_calibration_error, per_breed
 from catlib.evaluation.metrics_file import write_metrics
 from catlib.evaluation.outcomes import outcomes
-from catlib.evaluation.reasons import reason_figures
 from catlib.evaluation.tables import Entry, in_words, milliseconds
-from catlib.evaluation.verdict import Verdict, against, judge, reference_of
+from catlib.evaluation.verdict import Verdict, judge
 from catlib.paths import resolve
 from catlib.settings import ComparisonSettings
+from catlib.vlm.adapters import read_training
 
 DIGEST = re.compile("[0-9a-f]{64}")
+WORDS = 3  # what goes on for so many words after the first sentence is a reason
+_PHRASES = {breed.name: {key_of(phrase) for phrase in features(breed)[1:]} for breed in BREEDS}
+_ALL = set().union(*_PHRASES.values())
 
 
 @dataclass(frozen=True)
@@ -47,8 +53,8 @@ class Results:
         Raises InputError where no photo is common.
         """
         kept = ordered(set(names) & self.test.keys())
-        test, dropped = in_common({n: self.test[n] for n in kept})
-        val, _ = in_common({n: self.val[n] for n in kept if n in self.val})
+        test, dropped = _in_common({n: self.test[n] for n in kept})
+        val, _ = _in_common({n: self.val[n] for n in kept if n in self.val})
         return replace(self, test=test, val=val, remarks=(*self.remarks, *dropped))
 
     @cached_property
@@ -64,7 +70,7 @@ class Results:
         """The entries of `models` in metrics.json; with validation predictions also `validation` and `calibration`."""
         found = {}
         for name, c in self.calibrated.items():
-            found[name] = evaluate_outcomes(c.raw, self.priority, bootstrap=self.bootstrap, seed=self.seed)
+            found[name] = evaluate(c.raw, self.priority, bootstrap=self.bootstrap, seed=self.seed)
             found[name]["remarks"] = list(self.test[name].remarks)
             if name in self.val:
                 found[name]["validation"] = _on_validation(self.val[name], self.priority)
@@ -76,12 +82,12 @@ class Results:
     @cached_property
     def comparisons(self) -> list[dict[str, Any]]:
         """The paired comparisons of the tuned VLM with every other model."""
-        return [self.compare(self.candidate, name) for name in self.test if name != self.candidate]
-
-    def compare(self, a: str, b: str) -> dict[str, Any]:
-        """The gain of model `a` over model `b`."""
-        val = {"val_a": self.val.get(a), "val_b": self.val.get(b)}
-        return compare(self.test[a], self.test[b], self.priority, **val, bootstrap=self.bootstrap, seed=self.seed)
+        how: dict[str, Any] = {"bootstrap": self.bootstrap, "seed": self.seed, "val_a": self.val.get(self.candidate)}
+        rivals = {name: predictions for name, predictions in self.test.items() if name != self.candidate}
+        return [
+            compare(self.test[self.candidate], b, self.priority, val_b=self.val.get(name), **how)
+            for name, b in rivals.items()
+        ]
 
     @property
     def versus(self) -> dict[str, Any]:
@@ -93,22 +99,25 @@ class Results:
     def record(self) -> dict[str, Any]:
         """What the training of the tuned VLM has left (training.json), found by its sidecar; {} where it is not there."""
         meta = self.test[self.candidate].meta if self.candidate in self.test else {}
-        from catlib.vlm.adapters import read_training  # brings torch, which figures alone do not need
-
         folder = meta.get("adapter") or meta.get("base_model") or ""
         return read_training(Path(folder)) if isinstance(folder, str) and folder else {}
 
-    def judge(self, want: ComparisonSettings) -> Verdict:
-        """The verdict on the tuned VLM. Raises InputError where photos that it is judged on were trained or fitted on."""
+    def judge(self, want: ComparisonSettings, train: Path | None = None) -> Verdict:
+        """The verdict on the tuned VLM. Raises InputError where photos that it is judged on were trained or fitted on.
+
+        `train`: samples that models were trained on, beside those that the candidate's training names.
+        """
         record = self.record
-        for name, predictions in self.val.items():
-            seen = {key for p in predictions.predictions for key in (p.id, p.group)}
-            refuse_seen(self.test.get(name), seen, f"the validation predictions of {name}")
-        trained = resolve(str((record.get("settings") or {}).get("train_data") or "data"))
-        if trained.is_file():
-            refuse_seen(
-                self.test.get(self.candidate), keys_of(read_samples(trained)), f"{trained}, which it was trained on,"
-            )
+        seen = [(n, keys_of(s.predictions), f"the validation predictions of {n}") for n, s in self.val.items()]
+        own = resolve(str((record.get("settings") or {}).get("train_data") or "data"))
+        if own.is_file():
+            seen.append((self.candidate, keys_of(read_samples(own)), f"{own}, which it was trained on,"))
+        if train:
+            trained_on = keys_of(read_samples(train))
+            seen += [(name, trained_on, str(train)) for name in self.test]
+        for name, keys, where in seen:
+            rows = self.test[name].predictions if name in self.test else ()
+            refuse_seen({p.id: p.group if DIGEST.fullmatch(p.group or "") else None for p in rows}, keys, where)
         if self.candidate not in self.test:
             raise InputError(f"no predictions of {self.candidate}; there are those of {', '.join(self.test) or 'none'}")
         return judge(self.models, self.comparisons, want, self.candidate, record=record, remarks=self.remarks)
@@ -146,7 +155,7 @@ class Results:
         return "\n- ".join([*lines, *self.remarks])
 
 
-def in_common(sets: Mapping[str, PredictionSet]) -> tuple[dict[str, PredictionSet], list[str]]:
+def _in_common(sets: Mapping[str, PredictionSet]) -> tuple[dict[str, PredictionSet], list[str]]:
     """The sets reduced to the photos that all of them have, and what is to be said of it. Raises InputError where none is common."""
     ids = [{p.id for p in s.predictions} for s in sets.values()]
     common = set.intersection(*ids) if ids else set()
@@ -161,19 +170,17 @@ def in_common(sets: Mapping[str, PredictionSet]) -> tuple[dict[str, PredictionSe
     return (kept if said else dict(sets)), said
 
 
-def keys_of(samples: Sequence[Sample]) -> set[str | None]:
-    """By what a photo is known again in predictions: its id, and its digest, which is its group where it has no other."""
-    return {key for s in samples for key in (s.id, s.group, s.metadata.get("sha256"))}
+def keys_of(rows: Iterable[Sample | Prediction]) -> set[str | None]:
+    """By what a photo is known again: its id, and its digest, which is its group where it has no other."""
+    return {key for r in rows for key in (r.id, r.group, r.metadata.get("sha256") if isinstance(r, Sample) else None)}
 
 
-def refuse_seen(test: PredictionSet | None, seen: set[str | None], where: str) -> None:
-    """Raise InputError where test photos are among those `seen`: by their ids, or by digests that are their groups."""
-    rows = test.predictions if test else ()
-    both = [p.id for p in rows if p.id in seen or (p.group in seen and DIGEST.fullmatch(p.group or ""))]
-    if both:
+def refuse_seen(test: Mapping[str, str | None], seen: set[str | None], where: str) -> None:
+    """Raise InputError where test photos (their digests, None where not known, by id) are among those `seen`."""
+    if both := [name for name, digest in test.items() if ({name, digest} - {None}) & seen]:
         raise InputError(
-            f"{len(both)} of {len(rows)} test photos stand in {where} as well (the first: {both[0]!r}): figures on photos that "
-            "were seen say nothing; predict the test part of a split that `catlib data` has made"
+            f"{len(both)} of {len(test)} test photos stand in {where} as well (the first: {both[0]!r}): figures on photos that "
+            "were trained on say nothing; predict the test part of a split that `catlib data` has made"
         )
 
 
@@ -193,14 +200,13 @@ def _calibration(c: Calibrated) -> dict[str, Any]:
     """What metrics.json says about calibration: the test's ECE at the fitted temperature, and what can be answered."""
     chosen, scaled = c.chosen, c.scaled
     assert chosen is not None and scaled is not None
-    found = None if chosen.precision_ci95 is None else {"value": chosen.precision, "ci95": list(chosen.precision_ci95)}
     return {
         "temperature": c.temperature,
         "area_under_risk_coverage": risk_coverage(scaled).area,
         "ece": expected_calibration_error(scaled.confidence, scaled.correct),
         "answered_at_precision": chosen.target,
-        "answered": {"value": chosen.coverage, "ci95": list(chosen.coverage_ci95)},
-        "precision": found,
+        "answered": chosen.coverage,
+        "precision": chosen.precision,
     }
 
 
@@ -211,3 +217,46 @@ def _answered(calibration: Entry) -> str:
         said = f"{in_words(calibration['answered'])} of the photos are answered, {right} of them rightly"
     target = f"{calibration['answered_at_precision']:.0%}"
     return f"With a threshold chosen on validation photos for {target} precision, {said}."
+
+
+def reason_figures(predictions: PredictionSet) -> dict[str, Any] | None:
+    """What the reasons in a model's answers are worth; None where it gives none.
+
+    `given`: share of the photos with a reason. Of these, `complete`: that end with a full stop, not cut off; `traits`: mean number of
+    traits of the table that are named. Of the traits named, `of_breed_named` and `of_true_breed`: the share that the table gives
+    the breed that was named, and the true one. `breeds_with_several`: of the breeds named for two photos or more, the share with
+    more than one reason: 0 says that the model recites one text a breed, whatever the photo shows.
+    """
+    given = [(p, reason) for p in predictions.predictions if (reason := _reason(p.answer or ""))]
+    if not given:
+        return None
+    count = named = true = 0
+    texts: dict[str, list[str]] = defaultdict(list)
+    for p, reason in given:
+        text = key_of(reason)
+        said = {phrase for phrase in _ALL if phrase in text}
+        said = {phrase for phrase in said if not any(phrase != other and phrase in other for other in said)}
+        count += len(said)
+        named += len(said & _of(p.predicted))
+        true += len(said & _of(p.breed))
+        if p.predicted:
+            texts[p.predicted].append(text)
+    several = [len(set(own)) > 1 for own in texts.values() if len(own) > 1]
+    return {
+        "given": len(given) / len(predictions.predictions),
+        "complete": sum(reason.endswith(".") for _, reason in given) / len(given),
+        "traits": count / len(given),
+        "of_breed_named": named / count if count else None,
+        "of_true_breed": true / count if count else None,
+        "breeds_with_several": sum(several) / len(several) if several else None,
+    }
+
+
+def _reason(answer: str) -> str:
+    reason = answer.partition(".")[2].strip()
+    return reason if len(reason.split()) >= WORDS else ""
+
+
+def _of(breed: str | None) -> set[str]:
+    found = find(breed) if breed else None
+    return _PHRASES[found.name] if found else set()

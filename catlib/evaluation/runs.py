@@ -3,25 +3,23 @@
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from catlib.classifiers.explain import Explanation, explain_prediction, pick_examples
 from catlib.classifiers.predict import predict
 from catlib.classifiers.tracks import TRACKS, TUNED, Bench, Role, Track, find_vlm, load_vlm, names_of
+from catlib.classifiers.vlm import VLMClassifier
 from catlib.data.conversations import evenly
-from catlib.data.images import inside
+from catlib.data.images import inside, open_image
 from catlib.data.prepare import load_dataset
 from catlib.data.records import Sample, read_samples
 from catlib.errors import CatlibError, InputError
 from catlib.evaluation.calibration import fit_calibration, store_calibration
-from catlib.evaluation.metrics_file import read_folder
+from catlib.evaluation.metrics_file import measurable, read_folder
 from catlib.evaluation.outcomes import outcomes
-from catlib.evaluation.results import Results, keys_of
+from catlib.evaluation.results import Results, keys_of, refuse_seen
 from catlib.files import digest_of
 from catlib.paths import resolve
 from catlib.settings import ComparisonSettings, EvaluationSettings, split_list
-
-if TYPE_CHECKING:
-    from catlib.classifiers.explain import Explanation
 
 log = logging.getLogger(__name__)
 LATENCY_PHOTOS = 32  # photos that are timed one by one
@@ -34,16 +32,10 @@ def open_bench(settings: EvaluationSettings | ComparisonSettings) -> Bench:
     """
     dataset = load_dataset(resolve(settings.test_data).parent)
     priority = tuple(split_list(settings.priority_breeds))
-    if not priority:
-        tested = {sample.breed for sample in dataset.test}
-        priority = tuple(breed for breed in dataset.priority_breeds if breed in tested)
-        if unseen := [breed for breed in dataset.priority_breeds if breed not in tested]:
-            log.warning("priority breeds without a test photo, not measurable and in no average: %s", ", ".join(unseen))
+    priority = priority or measurable(dataset.priority_breeds, {sample.breed for sample in dataset.test})
     if unknown := [breed for breed in priority if breed not in dataset.breeds]:
-        raise InputError(
-            f"priority_breeds: {', '.join(unknown)} not among the breeds of the data, which are "
-            f"{', '.join(dataset.breeds)}"
-        )
+        known = ", ".join(dataset.breeds)
+        raise InputError(f"priority_breeds: {', '.join(unknown)} not among the breeds of the data, which are {known}")
     test = tuple(read_samples(resolve(settings.test_data), dataset.image_root))
     val = tuple(read_samples(resolve(settings.val_data), dataset.image_root))
     train: tuple[Sample, ...] = ()
@@ -56,8 +48,9 @@ def open_bench(settings: EvaluationSettings | ComparisonSettings) -> Bench:
         used = resolve((checkpoint.training.get("settings") or {}).get("train_data") or "data")
         if used.is_file():  # what the checkpoint was trained on, wherever the test photos lie
             seen[str(used)] = tuple(read_samples(used))
+    digests: dict[str, str | None] = {s.id: _digest(s, dataset.image_root) for s in test}
     for name, samples in seen.items():
-        refuse_trained_on(test, samples, name, dataset.image_root)
+        refuse_seen(digests, keys_of(samples) | {_digest(s, dataset.image_root) for s in samples}, name)
     return Bench(
         run_dir=resolve(settings.run_dir),
         image_root=dataset.image_root,
@@ -68,19 +61,6 @@ def open_bench(settings: EvaluationSettings | ComparisonSettings) -> Bench:
         test=evenly(test, settings.max_test_photos, settings.seed),
         checkpoint=checkpoint,
     )
-
-
-def refuse_trained_on(test: Sequence[Sample], seen: Sequence[Sample], name: str, root: Path) -> None:
-    """Raise InputError where test photos are among those seen, by digest (of the file where the sample names none) or by id."""
-    known = keys_of(seen)
-    if not all(s.metadata.get("sha256") for s in (*test, *seen)):
-        known |= {_digest(s, root) for s in seen}
-    both = [s for s in test if s.id in known or _digest(s, root) in known]
-    if both:
-        raise InputError(
-            f"{len(both)} of {len(test)} test photos stand in {name} as well (the first: {both[0].id!r}): figures on photos that "
-            "were trained on say nothing; split the photos anew with: catlib data"
-        )
 
 
 def _digest(sample: Sample, root: Path) -> str:
@@ -98,8 +78,7 @@ def predict_candidates(bench: Bench, settings: EvaluationSettings, readings: boo
     if readings:
         made = [entry.name for entry in TRACKS if entry.of and predict_track(entry, bench, settings, ("test",))]
         bench.free()
-        test = read_folder(bench.run_dir / "predictions")
-        return Results(test, {}, bench.priority, settings.bootstrap, settings.seed).only([TUNED, *made])
+        return _found(bench, settings, val=False).only([TUNED, *made])
     results = _predict_all(bench, settings, "candidate")
     scored = results.val.get(TUNED)
     if bench.checkpoint and bench.checkpoint.folder and scored and scored.meta.get("decoding") == "score":
@@ -126,14 +105,19 @@ def _predict_all(bench: Bench, settings: EvaluationSettings | ComparisonSettings
     wanted = (entry for entry in TRACKS if entry.role in roles and not entry.of)
     made = [entry.name for entry in wanted if predict_track(entry, bench, settings)]
     bench.free()
-    folder = bench.run_dir / "predictions"
-    found = Results(read_folder(folder), read_folder(folder / "val"), bench.priority, settings.bootstrap, settings.seed)
+    found = _found(bench, settings)
     if "candidate" in roles:
         return found.only(made)
     # The verdict is told of the further ways to read the VLM, where they are of the same photos.
     ids = {name: {p.id for p in predictions.predictions} for name, predictions in found.test.items()}
     ways = [t.name for t in TRACKS if t.of and t.name in ids and ids[t.name] == ids.get(t.of)]
     return found.only([*made, *names_of("candidate"), *ways])
+
+
+def _found(bench: Bench, settings: EvaluationSettings | ComparisonSettings, val: bool = True) -> Results:
+    """All predictions that the run's folder has by now."""
+    test, folder = read_folder(bench.run_dir / "predictions"), bench.run_dir / "predictions/val"
+    return Results(test, read_folder(folder) if val else {}, bench.priority, settings.bootstrap, settings.seed)
 
 
 def predict_track(
@@ -166,14 +150,8 @@ def predict_track(
     return True
 
 
-def explain_examples(
-    bench: Bench, settings: EvaluationSettings, results: Results, each: int = 2
-) -> list["Explanation"]:
+def explain_examples(bench: Bench, settings: EvaluationSettings, results: Results, each: int = 2) -> list[Explanation]:
     """Why the tuned VLM says so, for some photos: right, wrong and of priority breeds, `each` of a kind."""
-    from catlib.classifiers.explain import explain_prediction, pick_examples
-    from catlib.classifiers.vlm import VLMClassifier
-    from catlib.data.images import open_image
-
     chosen = pick_examples(results.test[TUNED], bench.priority, each)
     classifier = VLMClassifier(load_vlm(bench, settings), bench.breeds, score_norm=settings.score_norm, name=TUNED)
     rows = [explain_prediction(classifier, open_image(inside(bench.image_root, p.image)), p.breed) for p in chosen]

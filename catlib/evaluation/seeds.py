@@ -5,26 +5,15 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import pandas as pd
 from scipy import stats
 
 from catlib.classifiers.tracks import TUNED, ordered, track
 from catlib.errors import InputError
-from catlib.evaluation.tables import frame, points
-
-FIGURES = {"accuracy": "accuracy", "macro_f1": "macro-F1", "priority_macro_f1": "priority F1"}
-
-
-def seeds_table(runs: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
-    """Mean and standard deviation over the runs, in per cent, of the headline figures of each model. `runs`: their metrics.json."""
-    models = ordered({name for run in runs for name in run["models"]})
-    return frame(
-        [{"model": track(n).short, **{what: _spread(runs, n, key) for key, what in FIGURES.items()}} for n in models]
-    )
+from catlib.evaluation.tables import points
 
 
 def gains_over_seeds(runs: Sequence[Mapping[str, Any]], candidate: str = TUNED) -> list[dict[str, Any]]:
-    """The candidate's gain in accuracy over each other model, in points: {"b", "n", "mean", "sd", "ci95"}.
+    """The candidate's gain in accuracy over each other model, in points: {"b", "n", "mean", "sd", "ci95"}. `runs`: their metrics.json.
 
     `ci95` is where the gain of another training would lie, on other test photos: the prediction interval of Student's t with the
     variance between seeds, sd^2 (1 + 1/n), and that of the test photos, from the runs' own intervals; None where a run has
@@ -61,11 +50,3 @@ def said_of_seeds(runs: Sequence[Mapping[str, Any]], candidate: str = TUNED) -> 
             f"deviation {row['sd']:.1f}: {judged}."
         )
     return sentences
-
-
-def _spread(runs: Sequence[Mapping[str, Any]], name: str, key: str) -> str:
-    """ "71.3 ± 1.2 (3)": mean, standard deviation and number of runs."""
-    entries = [run["models"][name].get(key) for run in runs if name in run["models"]]
-    values = [100 * entry["value"] for entry in entries if entry]
-    spread = f" ± {np.std(values, ddof=1):.1f}" if len(values) > 1 else ""
-    return f"{np.mean(values):.1f}{spread} ({len(values)})" if values else "-"

@@ -1,54 +1,57 @@
 """Figures as tables: DataFrames of text cells for a notebook or a page, aligned text for a terminal."""
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import wraps
+from typing import Any, ParamSpec
 
 import pandas as pd
 
 from catlib.classifiers.tracks import ordered, track
 
 Entry = Mapping[str, Any]
-Rows = list[dict[str, str]]
+P = ParamSpec("P")
+REASONS = {
+    "whole reasons": "complete",
+    "traits of the breed named": "of_breed_named",
+    "traits of the true breed": "of_true_breed",
+    "breeds with several reasons": "breeds_with_several",
+}
 
 # A table of 67 breeds, or a criterion's whole name, is meant to be read, not abridged.
 pd.set_option("display.max_rows", None, "display.max_columns", None, "display.max_colwidth", None)
 
 
-def frame(rows: Rows) -> pd.DataFrame:
-    """Rows of text as a table that is labelled by its first column."""
-    table = pd.DataFrame(rows)
-    return table if table.empty else table.set_index(table.columns[0])
+def _table(rows: Callable[P, Iterator[dict[str, str]]]) -> Callable[P, pd.DataFrame]:
+    """What a function yields as a table that is labelled by its first column."""
+
+    @wraps(rows)
+    def made(*args: P.args, **kwargs: P.kwargs) -> pd.DataFrame:
+        table = pd.DataFrame(rows(*args, **kwargs))
+        return table if table.empty else table.set_index(table.columns[0])
+
+    return made
 
 
-def _reasons(r: Entry | None) -> dict[str, str]:
-    """The columns on reasons: how many are whole, and whose traits they name."""
-    names = ("whole reasons", "traits of the breed named", "traits of the true breed", "breeds with several reasons")
-    keys = ("complete", "of_breed_named", "of_true_breed", "breeds_with_several")
-    return {name: percent(r[key] if r else None) for name, key in zip(names, keys, strict=True)}
-
-
-def model_table(models: Mapping[str, Entry]) -> pd.DataFrame:
-    """The headline figures of each model with their 95 % intervals, and its time for a photo."""
-    return frame(
-        [
-            {
-                "model": track(name).short,
-                "photos": str(m["n"]),
-                "accuracy": share(m["accuracy"]),
-                "macro-F1": share(m["macro_f1"]),
-                "priority F1": share(m["priority_macro_f1"]),
-                "priority right": right_of_total(m),
-                "top 3": share(m["top3_accuracy"]),
-                "ECE": share(m["ece"]),
-                "no breed": "-" if m["invalid_rate"] is None else f"{m['invalid_rate']['value']:.1%}",
-                "ms, median": milliseconds(m),
-                "ms, p95": number(m["latency_ms"]["p95"]),
-                "time for 1,000": cost(m),
-                **(_reasons(m.get("reason_figures")) if any(m.get("reason_figures") for m in models.values()) else {}),
-            }
-            for name, m in ((name, models[name]) for name in ordered(models))
-        ]
-    )
+@_table
+def model_table(models: Mapping[str, Entry]) -> Iterator[dict[str, str]]:
+    """The headline figures of each model with their 95 % intervals, its time for a photo, and what its reasons are worth."""
+    reasons = REASONS if any(m.get("reason_figures") for m in models.values()) else {}
+    for name, m in ((name, models[name]) for name in ordered(models)):
+        yield {
+            "model": track(name).short,
+            "photos": str(m["n"]),
+            "accuracy": share(m["accuracy"]),
+            "macro-F1": share(m["macro_f1"]),
+            "priority F1": share(m["priority_macro_f1"]),
+            "priority right": right_of_total(m),
+            "top 3": share(m["top3_accuracy"]),
+            "ECE": share(m["ece"]),
+            "no breed": "-" if m["invalid_rate"] is None else f"{m['invalid_rate']['value']:.1%}",
+            "ms, median": milliseconds(m),
+            "ms, p95": number(m["latency_ms"]["p95"]),
+            "time for 1,000": cost(m),
+            **{title: percent((m.get("reason_figures") or {}).get(key)) for title, key in reasons.items()},
+        }
 
 
 def right_of_total(m: Entry) -> str:
@@ -60,9 +63,7 @@ def right_of_total(m: Entry) -> str:
 def milliseconds(m: Entry) -> str:
     """ "91 ms [88, 94]": the median time of a model for a photo with its interval."""
     ms = m["latency_ms"]
-    if ms["p50"] is None:
-        return "not measured"
-    return f"{number(ms['p50'])} ms{within(ms.get('p50_ci95'), number)}"
+    return "not measured" if ms["p50"] is None else f"{number(ms['p50'])} ms{within(ms.get('p50_ci95'), number)}"
 
 
 def cost(m: Entry, price_per_hour: float = 0.0) -> str:
@@ -75,41 +76,36 @@ def cost(m: Entry, price_per_hour: float = 0.0) -> str:
     return said + (f" (price {price_per_hour * seconds / 3600:.2g})" if price_per_hour else "")
 
 
-def breed_table(metrics: Entry, only_priority: bool = False) -> pd.DataFrame:
+@_table
+def breed_table(metrics: Entry, only_priority: bool = False) -> Iterator[dict[str, str]]:
     """Precision, recall, F1 and support of each breed with photos or wrong calls, lowest F1 first (*: priority)."""
     table = metrics["per_breed"]
     kept = [b for b, r in table.items() if (r["support"] or r["predicted"]) and (r["priority"] or not only_priority)]
-    return frame(
-        [
-            {
-                "breed": ("* " if table[breed]["priority"] else "") + breed,
-                "precision": percent(table[breed]["precision"]),
-                "recall": percent(table[breed]["recall"]),
-                "F1": share({"value": table[breed]["f1"], "ci95": table[breed]["f1_ci95"]}),
-                "photos": str(table[breed]["support"]),
-                "no breed": str(table[breed]["no_answer"]),
-            }
-            for breed in sorted(kept, key=lambda b: (table[b]["f1"] is None, table[b]["f1"], b))
-        ]
-    )
+    for breed in sorted(kept, key=lambda b: (table[b]["f1"] is None, table[b]["f1"], b)):
+        row = table[breed]
+        yield {
+            "breed": ("* " if row["priority"] else "") + breed,
+            "precision": percent(row["precision"]),
+            "recall": percent(row["recall"]),
+            "F1": share({"value": row["f1"], "ci95": row["f1_ci95"]}),
+            "photos": str(row["support"]),
+            "no breed": str(row["no_answer"]),
+        }
 
 
-def comparison_table(comparisons: Sequence[Entry]) -> pd.DataFrame:
+@_table
+def comparison_table(comparisons: Sequence[Entry]) -> Iterator[dict[str, str]]:
     """The paired gains of a over b, in points with 95 % intervals, and the paired test's p."""
-    return frame(
-        [
-            {
-                "gain of": track(c["a"]).short,
-                "over": track(c["b"]).short,
-                "photos": str(c["n"]),
-                "accuracy, points": points({"value": c["accuracy_gain_points"], "ci95": c["ci95"]}),
-                "p": "< 0.001" if c["p"] < 0.001 else f"{c['p']:.3f}",
-                "macro-F1, points": points(c["macro_f1_gain_points"]),
-                "priority F1, points": points(c["priority_f1_gain_points"]),
-            }
-            for c in comparisons
-        ]
-    )
+    for c in comparisons:
+        yield {
+            "gain of": track(c["a"]).short,
+            "over": track(c["b"]).short,
+            "photos": str(c["n"]),
+            "accuracy, points": points({"value": c["accuracy_gain_points"], "ci95": c["ci95"]}),
+            "p": "< 0.001" if c["p"] < 0.001 else f"{c['p']:.3f}",
+            "macro-F1, points": points(c["macro_f1_gain_points"]),
+            "priority F1, points": points(c["priority_f1_gain_points"]),
+        }
 
 
 def test_name(c: Entry) -> str:
@@ -118,44 +114,32 @@ def test_name(c: Entry) -> str:
     return "McNemar's exact test" if single else f"exact sign-flip test over {c['groups']} groups"
 
 
-def confusion_table(comparison: Entry, which: str) -> pd.DataFrame:
+@_table
+def confusion_table(comparison: Entry, which: str) -> Iterator[dict[str, str]]:
     """The confusions that `vanish` or `appear` in a against b, with their photos."""
-    columns = [track(comparison[side]).short for side in ("b", "a")]
-    return frame(
-        [
-            {"true breed": c["breed"], "called": c["said"], columns[0]: str(c["b"]), columns[1]: str(c["a"])}
-            for c in comparison["confusions"][which]
-        ]
-    )
+    a, b = (track(comparison[side]).short for side in ("a", "b"))
+    for c in comparison["confusions"][which]:
+        yield {"true breed": c["breed"], "called": c["said"], b: str(c["b"]), a: str(c["a"])}
 
 
-def criteria_table(criteria: Sequence[Entry]) -> pd.DataFrame:
+@_table
+def criteria_table(criteria: Sequence[Entry]) -> Iterator[dict[str, str]]:
     """The plan's criteria and rules: target, what was measured, and whether it is met or applies."""
     said = {"success": ("met", "not met"), "skip": ("applies", "does not apply"), "do": ("applies", "does not apply")}
-    return frame(
-        [
-            {
-                "criterion": c["name"],
-                "target": c["target"],
-                "measured": measured(c),
-                "result": c["met"] if isinstance(c["met"], str) else said[c["kind"]][not c["met"]],
-            }
-            for c in criteria
-        ]
-    )
+    for c in criteria:
+        result = c["met"] if isinstance(c["met"], str) else said[c["kind"]][not c["met"]]
+        yield {"criterion": c["name"], "target": c["target"], "measured": measured(c), "result": result}
 
 
-def text_table(rows: pd.DataFrame | Rows, indent: str = "  ") -> str:
+def text_table(rows: pd.DataFrame | list[dict[str, str]], indent: str = "  ") -> str:
     """A table as aligned columns, the first flush left and the others flush right."""
     table = pd.DataFrame(rows)
     table = table.reset_index() if table.index.name else table
     if table.empty:
         return f"{indent}(none)"
     lines = [list(table.columns), *table.to_numpy().tolist()]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(table.columns))]
-    aligned = [
-        [line[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(line[1:], widths[1:], strict=True))] for line in lines
-    ]
+    first, *others = (max(map(len, column)) for column in zip(*lines, strict=True))
+    aligned = ([line[0].ljust(first), *map(str.rjust, line[1:], others)] for line in lines)
     return "\n".join(indent + "  ".join(line) for line in aligned)
 
 
@@ -163,30 +147,30 @@ def measured(c: Entry) -> str:
     """A criterion's value with its interval, in its unit: "54.2 % [38.0, 70.1]"."""
     if c["value"] is None:
         return c["note"] if c["unit"] == "" else "not measured"
-    scale, unit = {"share": (100, " %"), "points": (1, " points"), "ms": (1, " ms")}[c["unit"]]
-    write = signed if c["unit"] == "points" else "{:.1f}".format
-    return f"{write(c['value'] * scale)}{unit}{within(c['ci95'], lambda end: write(end * scale)) if c['unit'] != 'ms' else ''}"
+    if c["unit"] == "ms":
+        return f"{c['value']:.1f} ms"
+    return points(c, " points") if c["unit"] == "points" else share(c, " %")
 
 
-def share(figure: Entry | None) -> str:
+def share(figure: Entry | None, unit: str = "") -> str:
     """ "84.8 [82.7, 86.7]": per cent with its 95 % interval; "-" where there is none."""
-    if figure is None or figure["value"] is None:
-        return "-"
-    return f"{100 * figure['value']:.1f}{within(figure['ci95'], lambda end: f'{100 * end:.1f}')}"
+    return _told(figure, percent, unit)
 
 
 def in_words(figure: Entry | None) -> str:
     """ "84.8% [82.7%, 86.7%]": a share in a sentence."""
-    if figure is None:
-        return "-"
-    return f"{figure['value']:.1%}{within(figure['ci95'], '{:.1%}'.format)}"
+    return _told(figure, "{:.1%}".format)
 
 
 def points(figure: Entry | None, unit: str = "") -> str:
     """ "+3.1 [+0.2, +6.0]": points with their 95 % interval; "-" where there are none."""
-    if figure is None:
+    return _told(figure, signed, unit)
+
+
+def _told(figure: Entry | None, write: Callable[[float], str], unit: str = "") -> str:
+    if figure is None or figure["value"] is None:
         return "-"
-    return f"{signed(figure['value'])}{unit}{within(figure['ci95'], signed)}"
+    return f"{write(figure['value'])}{unit}{within(figure['ci95'], write)}"
 
 
 def within(ci95: Sequence[float] | None, write: Callable[[float], str]) -> str:

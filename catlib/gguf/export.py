@@ -10,11 +10,11 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
-from catlib.classifiers.photo_urls import crop_side
+from catlib.classifiers.endpoint import crop_side
 from catlib.errors import CatlibError, InputError, MissingExtra
-from catlib.files import read_json, whole_folder, write_text
+from catlib.files import read_json, write_text
+from catlib.folders import whole_folder
 from catlib.gguf.engines import find_llama_server, llama_command
 from catlib.gguf.mmproj import write_clip_mmproj
 from catlib.gguf.parity import Parity, Speaker, Spoken, class_token_last, compare_spoken, speak_here
@@ -130,8 +130,8 @@ def prepare(plain: Path, stage: Path) -> Path:
         write_sentencepiece(stage)
     # without a space in front of every text, the conversation gets its one from the template
     name_added_tokens(stage, prefix_space=False if pieces else None)
-    template = string_template(processor, prefix=" " if pieces and _has_prefix_space(processor) else "")
-    write_text(stage / "chat_template.jinja", template)
+    spaced = pieces and processor.tokenizer.tokenize("a")[0].startswith("▁")
+    write_text(stage / "chat_template.jinja", string_template(processor, prefix=" " if spaced else ""))
     return stage
 
 
@@ -188,9 +188,3 @@ def _convert(converter: Path, stage: Path, out: Path, outtype: str, *more: str) 
         lines = "\n".join((done.stderr.strip() or done.stdout.strip()).splitlines()[-8:])
         advice = "; pip install 'catlib[gguf]'" if "ModuleNotFoundError" in lines else ""
         raise CatlibError(f"llama.cpp's converter failed{advice}: {shlex.join(command)}\n{lines}")
-
-
-def _has_prefix_space(processor: Any) -> bool:
-    """Whether the tokenizer puts "▁" in front of a text."""
-    tokenizer = processor.tokenizer
-    return tokenizer.convert_ids_to_tokens(tokenizer("a", add_special_tokens=False)["input_ids"])[0].startswith("▁")

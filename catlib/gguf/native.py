@@ -1,7 +1,5 @@
 """llama.cpp's own HTTP server out of the package xllamacpp, whose wheels need no compiler but bring no command line.
 
-    python llama_native.py --model TEXT.gguf --mmproj MMPROJ.gguf --alias NAME --host HOST --port PORT [--ctx-size N] [--jinja]
-
 The options are llama-server's, by name; it knows no others.
 """
 
@@ -12,7 +10,7 @@ import time
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__)
     for name in ("model", "mmproj", "alias", "host"):
         parser.add_argument(f"--{name}", required=True)
     parser.add_argument("--port", type=int, required=True)

@@ -4,7 +4,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Any
 
 import torch
 from PIL.Image import Image
@@ -12,10 +12,8 @@ from PIL.Image import Image
 from catlib.classifiers.endpoint import EndpointClassifier, EndpointError
 from catlib.errors import InputError
 from catlib.vlm.decoding import generate_greedy
+from catlib.vlm.models import VLM
 from catlib.vlm.prompting import inference_inputs
-
-if TYPE_CHECKING:
-    from catlib.vlm.checkpoint import VLM
 
 
 @dataclass(frozen=True)
@@ -64,7 +62,7 @@ class Speaker(EndpointClassifier):
 
 
 @torch.inference_mode()
-def speak_here(vlm: "VLM", image: Image, question: str) -> Spoken:
+def speak_here(vlm: VLM, image: Image, question: str) -> Spoken:
     """The answer of the model in this process, generated as `catlib.vlm.decoding.generate_free` does."""
     inputs = inference_inputs(vlm, [image], [question])
     output = generate_greedy(vlm, inputs, return_dict_in_generate=True, output_logits=True)
@@ -92,22 +90,18 @@ def compare_spoken(here: Sequence[Spoken], there: Sequence[Spoken], names: Seque
 
 
 @contextmanager
-def class_token_last(vlm: "VLM") -> Iterator[None]:
+def class_token_last(vlm: VLM) -> Iterator[None]:
     """While open, a LLaVA with CLIP's tower sees as llama.cpp builds do that put the class token behind the patches.
 
     llama.cpp issue 25814: each patch gets the position of its left neighbour, the class token the last one; then the first
     row is dropped as if it were the class token's. So the first patch is lost and the class token is read as a patch.
     """
-    tower = vlm.tower
-    embeddings = tower.get_submodule("embeddings")
+    embeddings: Any = vlm.tower.get_submodule("embeddings")
     positions = embeddings.position_embedding.weight
 
     def rearrange(_: torch.nn.Module, __: tuple, output: torch.Tensor) -> torch.Tensor:
         tokens = output - positions
         return torch.cat([tokens[:, 1:], tokens[:, :1]], dim=1) + positions
 
-    handle = embeddings.register_forward_hook(rearrange)
-    try:
+    with embeddings.register_forward_hook(rearrange):
         yield
-    finally:
-        handle.remove()

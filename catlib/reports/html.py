@@ -14,12 +14,12 @@ import nbformat
 import pandas as pd
 from markupsafe import Markup
 from nbconvert import HTMLExporter
+from nbconvert.preprocessors import CoalesceStreamsPreprocessor
 from papermill.execute import remove_error_markers
 from pygments.formatters import HtmlFormatter
 
 from catlib.errors import InputError
 from catlib.evaluation.tables import share
-from catlib.files import write_bytes
 from catlib.paths import project_root
 from catlib.reports.markup import arrange, clean, clean_output, code_label, downloads, markdown_output, tidy
 
@@ -98,19 +98,10 @@ def notebook_body(path: Path, changed: int) -> Body:
     exporter = HTMLExporter(
         template_name=TEMPLATE.name, extra_template_basedirs=[str(TEMPLATE.parent)], filters=FILTERS, sanitize_html=True
     )
+    exporter.register_preprocessor(CoalesceStreamsPreprocessor, enabled=True)  # one fold for a cell's log
     exporter.log.setLevel(logging.ERROR)  # it warns of every figure that has no alternative text
     html = arrange(exporter.from_notebook_node(notebook)[0], path.stem)
     return Body(Markup(html), [(at, Markup(text).striptags()) for at, text in HEADING.findall(html)], files)
-
-
-def save_files(folder: Path, files: Mapping[str, bytes]) -> None:
-    """Bring a folder of downloads up to date: what is not among `files` goes."""
-    for path in folder.glob("*"):
-        if path.name not in files:
-            path.unlink()
-    for name, content in files.items():
-        if not (path := folder / name).is_file() or path.read_bytes() != content:
-            write_bytes(path, content)
 
 
 def table(rows: pd.DataFrame) -> Markup:

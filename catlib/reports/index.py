@@ -15,7 +15,7 @@ from catlib.classifiers.tracks import ordered, track
 from catlib.errors import InputError
 from catlib.evaluation.metrics_file import METRICS_FILE, read_metrics
 from catlib.evaluation.tables import criteria_table, model_table
-from catlib.files import read_json, write_text
+from catlib.files import read_json, write_bytes, write_text
 from catlib.paths import RUNS, folder_of_run, relative, resolve
 from catlib.reports import html, photos
 
@@ -115,7 +115,12 @@ def render_run(state: Mapping[str, Any], run_dir: Path) -> None:
         path.unlink(missing_ok=True)
     files = {name: content for body in bodies.values() for name, content in body.files.items()}
     files |= {METRICS_FILE: (run_dir / METRICS_FILE).read_bytes()} if metrics else {}
-    html.save_files(folder / "files", files)
+    for path in (folder / "files").glob("*"):
+        if path.name not in files:
+            path.unlink()
+    for name, content in files.items():
+        if not (path := folder / "files" / name).is_file() or path.read_bytes() != content:
+            write_bytes(path, content)
 
 
 def parameters_of(state: Mapping[str, Any]) -> dict[str, Any]:

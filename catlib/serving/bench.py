@@ -18,8 +18,7 @@ from PIL.Image import Image
 
 from catlib.classifiers.clip import ClipZeroShot
 from catlib.classifiers.encoder import ClipEncoder
-from catlib.classifiers.endpoint import EndpointClassifier
-from catlib.classifiers.photo_urls import crop_side
+from catlib.classifiers.endpoint import EndpointClassifier, crop_side
 from catlib.classifiers.tracks import ZERO_SHOT, names_of, track
 from catlib.classifiers.vlm import VLMClassifier
 from catlib.data.conversations import evenly
@@ -72,27 +71,25 @@ def measure_load(ask: Callable[[Path], Any], photos: Sequence[Path], concurrency
     return Load(concurrency, p50, p95, round(rate, 3), answers)
 
 
-class MemoryMeter:
-    """Memory of a model in this process: made before it is loaded, asked after it has answered.
+def memory_meter(device: torch.device) -> Callable[[torch.nn.Module], float]:
+    """What tells the memory of a model in this process, MB (10^6 bytes): made before it is loaded, asked after it has answered.
 
     On a GPU the allocator's peak, else the growth of the resident set; never less than the weights, since what an earlier model
     has left to the allocator is used again unseen.
     """
+    on_gpu = device.type == "cuda"
+    if on_gpu:
+        torch.cuda.reset_peak_memory_stats(device)
 
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
-        if device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(device)
-        self.before = self._now()
+    def now() -> int:
+        return torch.cuda.max_memory_allocated(device) if on_gpu else psutil.Process().memory_info().rss
 
-    def growth_mb(self, model: torch.nn.Module) -> float:
-        """Megabytes (10^6 bytes)."""
+    def growth(model: torch.nn.Module) -> float:
         weights = sum(p.nbytes for p in [*model.parameters(), *model.buffers()])
-        return round(max(weights, self._now() - self.before) / MB, 1)
+        return round(max(weights, now() - before) / MB, 1)
 
-    def _now(self) -> int:
-        on_gpu = self.device.type == "cuda"
-        return torch.cuda.max_memory_allocated(self.device) if on_gpu else psutil.Process().memory_info().rss
+    before = now()
+    return growth
 
 
 def server_memory_mb(url: str) -> float | None:
@@ -200,7 +197,7 @@ class ServingBench:
 
     def _here(self, make: Callable[[], VLMClassifier | ClipZeroShot | None]) -> tuple[list[Load], float]:
         """The loads of a classifier in this process, where requests that wait share a batch, and its memory in MB."""
-        meter = MemoryMeter(pick_device(self.settings.device))
+        growth_mb = memory_meter(pick_device(self.settings.device))
         if (classifier := make()) is None:
             raise InputError("no CLIP model given")
 
@@ -211,7 +208,7 @@ class ServingBench:
         with closing(Worker(answer, max(self.concurrency))) as worker:
             loads = self._loads(lambda photo: worker.submit("", lambda: open_image(photo)).result())
         module = classifier.vlm.model if isinstance(classifier, VLMClassifier) else classifier.encoder.model
-        return loads, meter.growth_mb(module)
+        return loads, growth_mb(module)
 
     def _served(self, url: str) -> tuple[list[Load], float | None]:
         """The loads of the model behind a URL, asked as this checkpoint is. Raises InputError, EndpointError."""

@@ -14,7 +14,8 @@ from safetensors import safe_open
 from catlib.data.images import inside, open_image
 from catlib.data.records import image_root_of, read_samples
 from catlib.errors import CatlibError, InputError
-from catlib.files import read_json, whole_folder, write_json, write_text
+from catlib.files import read_json, write_json, write_text
+from catlib.folders import whole_folder
 from catlib.paths import resolve
 from catlib.vlm.adapters import TRAINING, load_adapter, save_processor
 from catlib.vlm.checkpoint import VLM, Checkpoint, find_checkpoint, open_vlm
@@ -199,7 +200,7 @@ def tower_type(folder: Path) -> str:
 
 
 def hub_name(name: str, tower: str) -> str:
-    """The hub's name of a LLaVA tensor; `tower` is the `model_type` of the vision configuration.
+    """The hub's name of a base model's tensor; `tower` is the `model_type` of the vision configuration.
 
     >>> hub_name("vision_tower.encoder.layers.0.layer_norm1.bias", "clip_vision_model")
     'vision_tower.vision_model.encoder.layers.0.layer_norm1.bias'

@@ -100,19 +100,13 @@ class VLMService:
         """What is loaded, to be looked at, not run: it belongs to the service's thread."""
         return self._loaded.classifier if self._loaded else None
 
-    @property
-    def model(self) -> torch.nn.Module | None:
-        """The VLM that is loaded, to be looked at, not run; None where nothing is, or another kind of model."""
-        return self.classifier.vlm.model if isinstance(self.classifier, VLMClassifier) else None
-
     async def load_finetuned_model(
         self, checkpoint_path: Source = DEFAULT, device: str = "auto", precision: str = "auto"
     ) -> None:
-        """Load an adapter with the base that it names, or a merged model; the event loop goes on meanwhile.
+        """Load an adapter with the base that it names, or a merged model; calls meanwhile are answered by the model before.
 
         `checkpoint_path`: the folder, or what `find_checkpoint` gives for it (with another base or question, say). `precision`:
-        auto, bfloat16, float32 or 4-bit. Calls that come meanwhile are answered by the model before. Raises InputError when the
-        checkpoint cannot be used; the model before stays then.
+        auto, bfloat16, float32 or 4-bit. Raises InputError for a checkpoint that cannot be used; the model before stays then.
         """
         load = await asyncio.to_thread(self._load, checkpoint_path, device, precision)
         await asyncio.wrap_future(load)

@@ -63,37 +63,26 @@ class Combined(Classifier):
         return {"base_model": None, "decoding": "average", "combination": fitted, "parts": about}
 
 
-def run_folder(run: str | Path) -> Path:
-    """A run's folder from its name, or the folder itself. Raises InputError where there are no figures of a run."""
-    own, named = resolve(run), isinstance(run, str) and "/" not in run
-    for folder in (own, folder_of_run(str(run))) if named else (own,):
-        if (folder / METRICS_FILE).is_file():
-            return folder
-    raise InputError(f"--run {run}: no {METRICS_FILE} in {folder}; make the run first: catlib report {Path(run).name}")
-
-
-def recommended(folder: Path) -> str:
-    """What the verdict of a run says to use. Raises InputError for a run without a verdict."""
-    path = folder / METRICS_FILE
-    match read_metrics(path).get("recommendation"):
-        case {"use": str(use)} if use:
-            return use
-    raise InputError(f"{path}: no verdict in it (recommendation.use); run notebook 04, or name a model")
-
-
 def choose(run: str | Path, use: str = "") -> tuple[Path, str]:
-    """A run's folder and what to use of it: as the verdict says, or `use`, which is warned of where it is another."""
-    folder = run_folder(run)
-    try:
-        best = recommended(folder)
-    except InputError as error:
+    """A run's folder (`run`: its name, or the folder itself), and what to use of it: as the verdict says, or `use`, which is
+    warned of where it is another. Raises InputError where there are no figures of a run, or no verdict and no `use`.
+    """
+    own, by_name = resolve(run), isinstance(run, str) and "/" not in run
+    folder = own if (own / METRICS_FILE).is_file() or not by_name else folder_of_run(str(run))
+    if not (path := folder / METRICS_FILE).is_file():
+        raise InputError(
+            f"--run {run}: no {METRICS_FILE} in {folder}; make the run first: catlib report {Path(run).name}"
+        )
+    advice = read_metrics(path).get("recommendation")
+    best = advice.get("use") if isinstance(advice, dict) else None
+    if not isinstance(best, str) or not best:
+        told = f"{path}: no verdict in it (recommendation.use); run notebook 04, or name a model"
         if not use:
-            raise
-        log.warning("%s", error)
-    else:
-        if use and use != best:
-            log.warning("the verdict of %s is to use %s; %s is used, as asked for", folder.name, best, use)
-    return folder, use or best
+            raise InputError(told)
+        log.warning("%s", told)
+    elif use and use != best:
+        log.warning("the verdict of %s is to use %s; %s is used, as asked for", folder.name, best, use)
+    return folder, use or str(best)
 
 
 def open_winner(run: str | Path, use: str = "", device: str = "auto") -> Winner:
@@ -148,7 +137,7 @@ def _open(folder: Path, name: str, device: str) -> Classifier:
     if "endpoint" in about or not base:
         raise InputError(f"{folder}: {name} was asked at {about.get('endpoint')}: use predict --model endpoint:URL")
     if "probe" in about:
-        classifier = Probe.restore(folder / "probes" / f"{name}.npz", device, dtype)
+        classifier = Probe.load(folder / "probes" / f"{name}.npz", device=device, dtype=dtype)
     elif way == "cosine":
         style = str(about.get("prompt") or "").partition(":")[0]
         classifier = ClipZeroShot(ClipEncoder.load(base, device, dtype), about["breeds"], style, name)

@@ -38,7 +38,7 @@ GB = 1e9
 # Dense bf16 products with float32 sums, FLOP/s, by the makers' data sheets.
 CARDS = {"RTX 3090": 71e12, "RTX 4090": 165e12, "A100": 312e12, "H100": 989e12}
 ASSUMED = 0.5  # of that rate
-MEASURED = {"H100": 0.42}  # LLaVA-1.5-7B, LoRA r 32, 8 photos in a pass, 2026-11-26: 25.3 photos/s
+MEASURED = {"H100": 0.42}  # the plan's 7B model, LoRA r 32, 8 photos in a pass, 2026-11-26: 25.3 photos/s
 FILLING = 4096  # tokens of a pass from which an H100 does no more with a larger one: 4, 8, 16 photos: 19.1, 25.3, 25.1 a second
 
 

