@@ -205,11 +205,9 @@ def _kept(path: Path | None, about: list[Any]) -> Iterator[tuple[Mapping[str, An
         for line in lines[1:]:
             with suppress(InputError):  # the last line may be cut off
                 known |= parse_json(line, str(path))
-    elif lines:
-        path.unlink()
     with appending(path) as add:
         if not known:
-            path.write_bytes(b"")
+            path.write_bytes(b"")  # of another audit, perhaps
             add(json.dumps(about) + "\n")
         yield known, lambda judged: add(json.dumps({s: {n: getattr(f, n) for n in FOUND} for s, f in judged}) + "\n")
     path.unlink(missing_ok=True)

@@ -21,7 +21,7 @@ Rows = Sequence[dict[str, Any]]
 LEVEL = 1.02  # a validation loss within 2 % of the best one is no sign of overfitting
 STYLES = {
     "prompt": "color:#5b6670",
-    "image": "color:#8A949E",
+    "image": "color:#5a6670",
     "answer": "color:#0b6b3a;font-weight:700;background:#e3f4ea",
 }
 
