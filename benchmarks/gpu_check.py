@@ -249,9 +249,9 @@ class Check:
     def estimate(self, settings: Any) -> dict[str, int]:
         """What `catlib memory` says of a run on these data, bytes by phase."""
         from catlib.training.memory_check import check_fits
-        from catlib.training.run import load_data
+        from catlib.training.run import TrainingData
 
-        data = load_data(settings)
+        data = TrainingData(settings)
         pairs = [(s, root / s.image) for root, samples in data.parts for s in samples]
         need = check_fits(replace(settings, force=True), str(self.folder()), pairs)
         return {} if need is None else need.phases

@@ -143,7 +143,7 @@ def measure(
     warm_model = save_wide_llava(work / "warm") if mode == "qlora" else save_llava(work / "warm")
     train(run_settings("tiny", warm_model, warm, work / "warm-out", mode, checkpointing))
     chosen = run_settings(kind, model, data, work / "out", mode, checkpointing)
-    loaded = run.load_data(chosen)
+    loaded = run.TrainingData(chosen)
     pairs = [(s, root / s.image) for root, samples in loaded.parts for s in samples]
     need = check_fits(chosen, str(model), pairs)
     if kind == "full":

@@ -10,13 +10,15 @@ ENDINGS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasat
 
 
 @contextmanager
-def handling(numbers: tuple[int, ...], handler: Callable[..., Any] = signal.default_int_handler) -> Iterator[None]:
+def handling(
+    *numbers: int, handler: Callable[..., Any] = signal.default_int_handler, ignored: bool = True
+) -> Iterator[None]:
     """While open, `handler` takes these signals; by default they raise KeyboardInterrupt as Ctrl-C does.
 
-    Without effect outside the main thread; a signal that the process ignores (nohup) stays ignored.
+    `ignored`: also those that the process ignores (nohup). Without effect outside the main thread.
     """
     main = threading.current_thread() is threading.main_thread()
-    taken = [number for number in numbers if main and signal.getsignal(number) is not signal.SIG_IGN]
+    taken = [n for n in numbers if main and (ignored or signal.getsignal(n) is not signal.SIG_IGN)]
     before = {number: signal.signal(number, handler) for number in taken}
     try:
         yield

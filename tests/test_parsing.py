@@ -10,7 +10,7 @@ from catlib.data.names import restrict
 from catlib.errors import InputError
 from catlib.parsing import BreedParser
 from catlib.settings import DataSettings, TrainSettings
-from catlib.training.run import load_data
+from catlib.training.run import TrainingData
 
 ALL = BreedParser([breed.name for breed in BREEDS])
 SPHYNX, HEMINGWAY = "Sphynx - Hairless Cat", "Extra-Toes Cat - Hemingway Polydactyl"
@@ -338,7 +338,7 @@ def test_two_breeds_with_one_key_are_refused_before_a_training_loads_its_model(t
         (tmp_path / "vlm" / f"{part}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     settings = TrainSettings(train_data=str(tmp_path / "vlm/train.jsonl"), val_data=str(tmp_path / "vlm/val.jsonl"))
     with pytest.raises(InputError, match="rename one"):
-        load_data(settings)
+        TrainingData(settings)
 
 
 def test_long_answers_take_no_longer_a_word():

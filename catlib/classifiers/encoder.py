@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from catlib.classifiers.base import about_model
 from catlib.errors import InputError
 from catlib.vlm.checkpoint import model_folder
 from catlib.vlm.families import PADDED_TEXT
-from catlib.vlm.features import compute_features
+from catlib.vlm.features import compute_features, projector_input
 from catlib.vlm.models import VLM, pick_device
 from catlib.vlm.processors import first_line, from_files
 from catlib.vlm.prompting import inference_inputs
@@ -153,18 +154,8 @@ class TowerEncoder(FeatureExtractor):
         """(tokens, width) for each photo, all its tiles together."""
         if self.vlm.family.caches_features:
             return [features.vectors for features in compute_features(self.vlm, images)]
-        caught: list[torch.Tensor] = []
-
-        def catch(_: torch.nn.Module, args: tuple[Any, ...], named: dict[str, Any]) -> None:
-            caught.append((*args, *named.values())[0].flatten(0, -2))
-
-        handle = self.vlm.projector.register_forward_pre_hook(catch, with_kwargs=True)
-        try:
-            for image in images:  # models that tile make different numbers of tiles of different photos
-                self.vlm.base(**inference_inputs(self.vlm, [image], ["?"]), logits_to_keep=1)
-        finally:
-            handle.remove()
-        return caught
+        each = (inference_inputs(self.vlm, [image], ["?"]) for image in images)  # tiled, photos differ in their tiles
+        return [projector_input(self.vlm, partial(self.vlm.base, **inputs)) for inputs in each]
 
     def describe(self) -> dict[str, Any]:
         return about_model(self.tower, self.vlm.name)

@@ -11,6 +11,7 @@ from catlib.errors import InputError, MissingExtra
 from catlib.files import read_json
 from catlib.paths import application_file, resolve
 from catlib.settings import DECODINGS
+from catlib.signals import ENDINGS, handling
 
 if TYPE_CHECKING:
     from catlib.serving.engine_process import Command, Where
@@ -49,7 +50,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Serve until it is interrupted."""
-    from catlib.serving.engine_process import free_port, running, termination_as_interrupt
+    from catlib.serving.engine_process import free_port, running
 
     args.engine = args.engine or ("service" if args.of_run else None)
     if args.engine is None:
@@ -67,7 +68,7 @@ def run(args: argparse.Namespace) -> None:
     if args.print_only:
         return
     try:
-        with termination_as_interrupt(), running(command, args.timeout) as engine:
+        with handling(*ENDINGS), running(command, args.timeout) as engine:
             print(
                 f"answers after {engine.start_s:.1f} s at {command.url}/v1, model {command.model}; Ctrl-C stops it\n"
                 f"ask it: catlib predict --checkpoint {shlex.quote(args.checkpoint or args.model)} "
@@ -81,7 +82,7 @@ def run(args: argparse.Namespace) -> None:
 
 def _serve_here(args: argparse.Namespace) -> None:
     """The service in this process, behind HTTP."""
-    from catlib.serving.engine_process import Command, refuse_taken_port, termination_as_interrupt
+    from catlib.serving.engine_process import Command, refuse_taken_port
     from catlib.serving.service import VLMService
     from catlib.vlm.checkpoint import find_checkpoint
 
@@ -97,7 +98,7 @@ def _serve_here(args: argparse.Namespace) -> None:
         )
     where = Command("service", (), args.name, args.host, args.port)
     refuse_taken_port(where)
-    with termination_as_interrupt(), VLMService(decoding=args.decoding) as service:
+    with handling(*ENDINGS), VLMService(decoding=args.decoding) as service:
         try:
             if args.of_run:
                 service.load_run(args.of_run, args.model or "", args.device)

@@ -8,8 +8,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -29,6 +28,7 @@ from catlib.progress import Console
 from catlib.provenance import git_commit, package_versions
 from catlib.reports import index
 from catlib.reports.stages import Stage, changes, digest, fingerprint, output_files, plan, select, signatures
+from catlib.signals import handling
 
 # No progress bars in log files: catlib.progress logs lines there.
 KERNEL_ENVIRONMENT = {
@@ -64,7 +64,7 @@ def run_profile(
     holder = earlier["pid"] if earlier else "unknown"
     busy = f"run {run!r} is in progress (process {holder}); wait for it or choose another --run"
     os.environ.setdefault("JUPYTER_PREFER_ENV_PATH", "1")  # the kernel of this interpreter
-    with locked(run_dir / ".lock", busy), _terminable():
+    with locked(run_dir / ".lock", busy), handling(signal.SIGTERM):
         remove_leftovers(run_dir)
         with (run_dir / "log.txt").open("a", encoding="utf-8") as log_file:
             _write_parameters(run_dir, {key: value for stage in stages for key, value in stage.parameters.items()})
@@ -247,13 +247,3 @@ def _write_parameters(run_dir: Path, values: Mapping[str, Any]) -> None:
 
 def _now() -> str:
     return datetime.now().astimezone().isoformat(timespec="seconds")
-
-
-@contextmanager
-def _terminable() -> Iterator[None]:
-    """Let SIGTERM end the run as Ctrl-C does: with the kernel stopped and the state written."""
-    previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, previous)

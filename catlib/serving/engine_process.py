@@ -25,7 +25,6 @@ SECRET = re.compile(r"--?(.*[-_])?(api[-_]?key|hft|token|secret|password|credent
 POLL_S = 0.1
 PATIENCE_S = 20.0  # for a clean end, before it is killed
 SHOWN_LINES = 15
-ENDINGS = (signal.SIGTERM, signal.SIGHUP)  # they end catlib as Ctrl-C does
 # A process that outlives this one: its standard input ends when this one does, however that comes about (kill -9, no memory).
 WATCH = (
     "import os, sys, time\n"
@@ -156,17 +155,6 @@ def refuse_taken_port(command: Command) -> None:
         if error.errno == errno.EADDRINUSE:  # held on another of this machine's addresses, or not answering yet
             raise InputError(taken) from None
         raise InputError(f"cannot listen on port {port} of {host}: {error.strerror or error}") from None
-
-
-@contextmanager
-def termination_as_interrupt() -> Iterator[None]:
-    """While open, SIGTERM and SIGHUP raise KeyboardInterrupt as Ctrl-C does, so that what has been started is stopped."""
-    before = {number: signal.signal(number, signal.default_int_handler) for number in ENDINGS}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def free_port() -> int:

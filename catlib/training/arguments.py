@@ -77,8 +77,8 @@ def further_options(text: str) -> dict[str, Any]:
 
 
 def check_launch(settings: TrainSettings) -> bool:
-    """Whether the frozen matrices are to lie in pieces over the processes (accelerate's FSDP). Raises InputError for a launch that
-    catlib cannot do.
+    """Whether the frozen matrices are to lie in pieces over the processes (accelerate's FSDP). Raises InputError for a
+    launch that catlib cannot do.
     """
     if os.environ.get("ACCELERATE_USE_DEEPSPEED", "false") == "true":
         raise InputError(

@@ -1,7 +1,7 @@
 """A batch worked through by several threads side by side, each with its share of the samples and of the cores.
 
-On a CPU each small operation of a step ends with a wait of all threads for the slowest, long when another process takes a core.
-Threads that go through the whole step apart wait for each other once.
+On a CPU each small operation of a step ends with a wait of all threads for the slowest, long when another process takes
+a core. Threads that go through the whole step apart wait for each other once.
 """
 
 from collections.abc import Callable, Sequence

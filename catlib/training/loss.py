@@ -25,9 +25,9 @@ from catlib.vlm.scoring import LabelScorer
 class AnswerLoss(torch.nn.Module):
     """Maps a batch to (summed cross entropy, number of supervised tokens).
 
-    A module of its own, so that one wrapper (accelerate's autocast, DDP) sees all of the model's work. A sum, so that batches of
-    unequal numbers of tokens add up to the right gradient. A 7B model has 32,064 logits for each of ~600 positions; an answer has
-    about five.
+    A module of its own, so that one wrapper (accelerate's autocast, DDP) sees all of the model's work. A sum, so that
+    batches of unequal numbers of tokens add up to the right gradient. A 7B model has 32,064 logits for each of ~600
+    positions; an answer has about five.
     """
 
     def __init__(self, vlm: VLM) -> None:

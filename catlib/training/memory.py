@@ -6,7 +6,7 @@ on tensors without data (`catlib.training.memory_trace`).
 
 import math
 from collections.abc import Callable, Collection
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -42,26 +42,30 @@ MEASURED = {"H100": 0.42}  # the plan's 7B model, LoRA r 32, 8 photos in a pass,
 FILLING = 4096  # tokens of a pass from which an H100 does no more with a larger one: 4, 8, 16 photos: 19.1, 25.3, 25.1 a second
 
 
-@dataclass(frozen=True)
 class Estimate:
-    """Bytes by cause. `peak` is the largest of the run's phases, with 5 % for the allocator."""
+    """Bytes by cause for a batch of so many photos. `peak` is the largest of the run's phases, with 5 % for the allocator."""
 
-    batch_size: int
-    gradient_checkpointing: bool
-    image_tokens: int
-    trainable_parameters: int
-    parameters: int
-    weights: int
-    adapters: int  # what is trained, in float32, and its copy in the dtype that is computed in
-    gradients: int  # without accumulation only what exceeds the activations: one comes as the other goes
-    optimizer: int  # AdamW's two moments
-    activations: int  # what the forward pass keeps for the backward pass
-    logits: int
-    features: int  # the batch's tower features
-    transient: int  # alive for a moment: one layer's recomputation, its gradients, its expanded 4-bit weight
-    tower: int  # the tower at work: once before training, or in each step where its features are not cached
-    watching: int  # validation: the prompts' key-value cache and the logits of all breeds' names
-    heap: int  # on a CPU: freed memory that is not given back
+    def __init__(self, of: "Footprint", batch: int) -> None:
+        s, values, kept = of.settings, batch * of.size, of.step.kept.at(batch)
+        drops = bool(s.lora_dropout) and s.mode != "projector"
+        self.batch_size, self.gradient_checkpointing = batch, s.recomputes
+        self.image_tokens = of.shape.image_tokens
+        self.trainable_parameters, self.parameters, self.weights = of.trainable, of.parameters, of.weights
+        # what is trained, in float32, and its copy in the dtype that is computed in
+        self.adapters = (4 + (of.size if of.size < 4 else 0)) * of.trainable
+        # without accumulation only what exceeds the activations: one comes as the other goes
+        self.gradients = max(0, 4 * of.trainable - (kept if s.gradient_accumulation == 1 else 0))
+        self.optimizer = 8 * of.trainable  # AdamW's two moments
+        self.activations = kept  # what the forward pass keeps for the backward pass
+        self.logits = of.step.logits.at(batch)
+        self.features = values * of.shape.image_tokens * of.vision.hidden_size  # of the batch, by the tower
+        # alive for a moment: one layer's recomputation, its gradients, its expanded 4-bit weight
+        self.transient = of.step.transient.at(batch) + drops * values * of.tokens * of.text.intermediate_size
+        # the tower at work: once before training, or in each step where its features are not cached
+        self.tower = of.tower * (of.tower_photos or batch)
+        # validation: the prompts' key-value cache and the logits of all breeds' names
+        self.watching = of.watching(batch) if s.watch_photos else 0
+        self.heap = of.heap  # on a CPU: freed memory that is not given back
 
     @property
     def phases(self) -> dict[str, int]:
@@ -77,14 +81,14 @@ class Estimate:
         return max(self.phases.values())
 
     def as_dict(self) -> dict[str, Any]:
-        return {**asdict(self), "phases": self.phases, "peak": self.peak}
+        return {**vars(self), "phases": self.phases, "peak": self.peak}
 
 
 class Footprint:
     """What settings need whatever the batch; `at` puts a batch in. Made once, since it runs the model's layers.
 
-    `dtype` of the base: bfloat16 by default, unless the settings say float32. `photos`: of training and validation together, where
-    there are few. Raises InputError when the model is not known or not supported.
+    `dtype` of the base: bfloat16 by default, unless the settings say float32. `photos`: of training and validation
+    together, where there are few. Raises InputError when the model is not known or not supported.
     """
 
     def __init__(
@@ -127,29 +131,7 @@ class Footprint:
 
     def at(self, batch: int) -> Estimate:
         """The estimate for a batch of so many photos."""
-        s, values = self.settings, batch * self.size
-        activations, gradients = self.step.kept.at(batch), 4 * self.trainable
-        if s.gradient_accumulation == 1:
-            gradients = max(0, gradients - activations)
-        drops = bool(s.lora_dropout) and s.mode != "projector"
-        return Estimate(
-            batch_size=batch,
-            gradient_checkpointing=s.recomputes,
-            image_tokens=self.shape.image_tokens,
-            trainable_parameters=self.trainable,
-            parameters=self.parameters,
-            weights=self.weights,
-            adapters=(4 + (self.size if self.size < 4 else 0)) * self.trainable,
-            gradients=gradients,
-            optimizer=8 * self.trainable,
-            activations=activations,
-            logits=self.step.logits.at(batch),
-            features=values * self.shape.image_tokens * self.vision.hidden_size,
-            transient=self.step.transient.at(batch) + drops * values * self.tokens * self.text.intermediate_size,
-            tower=self.tower * (self.tower_photos or batch),
-            watching=self._watching(batch) if s.watch_photos else 0,
-            heap=self.heap,
-        )
+        return Estimate(self, batch)
 
     def flops(self) -> float:
         """Operations that training one photo once needs: 4 a frozen weight and token, 6 a trained one, causal attention.
@@ -159,7 +141,7 @@ class Footprint:
         attention = 3.5 * 2.0 * self.tokens**2 * self.text.hidden_size * self.text.num_hidden_layers
         return 4.0 * self.linear * self.tokens + 6.0 * self.trainable * self.tokens + attention
 
-    def _watching(self, batch: int) -> int:
+    def watching(self, batch: int) -> int:
         """Closed-set validation: the cache of the batch's prompts, one layer at work, three copies of the names' logits."""
         text = self.text
         heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
@@ -170,8 +152,8 @@ class Footprint:
 
 
 def usual_shape(config: Any, image_tokens: int = 0, ref: str = "", max_pixels: int = 0) -> Shape:
-    """A photo of this model with question and answer of the usual length; `ref`: where its processor is, which is asked where the
-    configuration does not tell. Raises InputError where neither does.
+    """A photo of this model with question and answer of the usual length; `ref`: where its processor is, which is asked
+    where the configuration does not tell. Raises InputError where neither does.
     """
     family = find_family(config)
     if not image_tokens and family is not None and family.image_tokens is not None:
@@ -208,9 +190,9 @@ def choose(
 ) -> Estimate:
     """The estimate of the way to train in `free` bytes: the settings', or what `gradient_checkpointing: auto` comes to.
 
-    Without recomputation where batch_size fits so; then, with `any_batch`, as many photos in a pass as fill the device, or the
-    most that fit; they divide the photos of an optimizer step. A part of the memory stays in reserve where it can. If nothing
-    fits, the smallest need.
+    Without recomputation where batch_size fits so; then, with `any_batch`, as many photos in a pass as fill the device,
+    or the most that fit; they divide the photos of an optimizer step. A part of the memory stays in reserve where it
+    can. If nothing fits, the smallest need.
     """
     ways, sizes = [settings], [settings.batch_size]
     if settings.gradient_checkpointing == "auto":

@@ -29,8 +29,8 @@ log = logging.getLogger(__name__)
 def check_fits(settings: TrainSettings, ref: str, samples: Iterable[tuple[Sample, Path]]) -> Estimate | None:
     """The estimate of a run on (sample, photo's path), with the batch and way that `choose` found.
 
-    None where the device's memory cannot be told (Apple's GPU), or the estimate fails, which is logged. Raises InputError when the
-    device has less memory, naming what would fit; with `force` it only warns.
+    None where the device's memory cannot be told (Apple's GPU), or the estimate fails, which is logged. Raises
+    InputError when the device has less memory, naming what would fit; with `force` it only warns.
     """
     device = pick_device(settings.device)
     free = device_memory(device)
@@ -45,9 +45,8 @@ def check_fits(settings: TrainSettings, ref: str, samples: Iterable[tuple[Sample
 
     try:
         shape = longest(load_processor(ref, settings.max_pixels), config, pairs)
-        need = choose(
-            settings, of, free, any_batch=device.type == "cuda"
-        )  # a CPU's threads share the batch as it is given
+        # a CPU's threads share the batch as it is given
+        need = choose(settings, of, free, any_batch=device.type == "cuda")
     except CatlibError:
         raise
     except Exception as error:  # an architecture that tensors without data cannot pass: the run does not depend on it
@@ -93,8 +92,8 @@ def longest(processor: Any, config: Any, samples: Iterable[tuple[Sample, Path]])
 
 
 def device_memory(device: torch.device) -> float | None:
-    """Bytes that are free for one process on a GPU, or in this machine's or container's memory for the CPU, divided among the
-    processes that were launched together; None where it cannot be told.
+    """Bytes that are free for one process on a GPU, or in this machine's or container's memory for the CPU, divided
+    among the processes that were launched together; None where it cannot be told.
     """
     if device.type == "cuda":
         kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # torch's own, for later use

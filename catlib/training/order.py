@@ -59,8 +59,8 @@ class Steps:
 def share(items: Sequence[T], most: int, rank: int = 0, processes: int = 1) -> list[tuple[Sequence[T], float]]:
     """A process's micro-batches of at most `most` items, each with its weight.
 
-    All processes get as many, because they exchange gradients (or pieces of weights) together: smaller ones where some would have
-    none, and where one still has fewer it repeats the first with weight 0.
+    All processes get as many, because they exchange gradients (or pieces of weights) together: smaller ones where some
+    would have none, and where one still has fewer it repeats the first with weight 0.
     """
     most = max(1, min(most, math.ceil(len(items) / processes)))
     parts = [items[i : i + most] for i in range(0, len(items), most)]

@@ -6,7 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -39,26 +39,47 @@ log = logging.getLogger(__name__)
 FEATURE_CACHE = "outputs/cache/features"
 
 
-@dataclass(frozen=True)
 class TrainingData:
-    """Samples with their photos' digests, and what the data says about breeds."""
+    """Both JSONL files, read and validated: samples with their photos' digests, and what they say about breeds.
 
-    train: tuple[Sample, ...]
-    val: tuple[Sample, ...]
-    image_root: Path
-    val_root: Path
-    breeds: tuple[str, ...]
-    priority: tuple[str, ...]
-    digests: dict[str, str]  # of the two JSONL files
-    question: str  # that most validation samples ask: the checkpoint's
-    others: int  # validation samples that ask another one
-    spelled: dict[str, str]  # beginnings of the answers that are more than a breed's name
-    lineage: dict[str, Any]  # the adapter that training goes on from: folder, digest, breeds, its own lineage
+    Raises InputError; a breed that only validation has is one.
+    """
 
-    @property
-    def parts(self) -> tuple[tuple[Path, tuple[Sample, ...]], ...]:
-        """(image root, samples) of validation and training."""
-        return (self.val_root, self.val), (self.image_root, self.train)
+    def __init__(self, settings: TrainSettings) -> None:
+        paths = [resolve(settings.train_data), resolve(settings.val_data)]
+        roots = [image_root_of(path) for path in paths]
+        self.train, self.val = (
+            tuple(_with_digests(read_samples(path, root), root)) for path, root in zip(paths, roots, strict=True)
+        )
+        self.parts = ((roots[1], self.val), (roots[0], self.train))
+        self.lineage: dict[
+            str, Any
+        ] = {}  # the adapter that training goes on from: folder, digest, breeds, its own lineage
+        if settings.init_adapter:
+            adapter = resolve(settings.init_adapter)
+            base_of(adapter)  # raises where no adapter is
+            earlier, weights = read_training(adapter), digest_of(adapter / WEIGHTS)
+            self.lineage = {"folder": settings.init_adapter, "sha256": weights}
+            self.lineage |= {key: earlier[key] for key in ("breeds", "lineage") if key in earlier}
+        self.breeds = tuple(sorted({s.breed for s in self.train} | set(self.lineage.get("breeds", []))))
+        check_names(self.breeds)
+        if unknown := sorted({s.breed for s in self.val} - set(self.breeds)):
+            raise InputError(f"{paths[1]}: validation has breeds without a training photo: {', '.join(unknown)}")
+        if both := {s.metadata["sha256"] for s in self.train} & {s.metadata["sha256"] for s in self.val}:
+            stand = f"{len(both)} photos stand in {paths[0].name} as well"
+            raise InputError(f"{paths[1]}: {stand}; the validation loss would lie")
+        named = split_list(settings.priority_breeds)
+        if absent := [breed for breed in named if breed not in self.breeds]:
+            has = f"the data has {', '.join(self.breeds)}"
+            raise InputError(f"priority_breeds: no training photo of {', '.join(absent)}; {has}")
+        self.priority = tuple(named or [breed for breed in PRIORITY_BREEDS if breed in self.breeds])
+        self.digests = {path.name: digest_of(path) for path in paths}
+        # the checkpoint's question, how many validation samples ask another one, and how answers begin that are more than a name
+        self.question, self.others = questions_of(self.val)
+        self.spelled = spelled_answers(self.val)
+        if self.others:
+            asked = f"{self.others} of {len(self.val)} validation samples ask something else than {self.question!r}"
+            log.warning("%s, which is the checkpoint's question", asked)
 
 
 class Augment:
@@ -86,79 +107,36 @@ class Augment:
         return image
 
 
-@dataclass
 class Run:
-    """Everything the loop needs."""
+    """What the loop needs: the model with what is trained, its features cached, each process with a share of the photos."""
 
-    settings: TrainSettings
-    data: TrainingData
-    vlm: VLM
-    collate: Collator
-    val_collate: Collator
-    augment: Augment | None
-    micro_batch: int  # photos in a forward pass
-
-
-def load_data(settings: TrainSettings) -> TrainingData:
-    """Read and validate both JSONL files. Raises InputError; a breed that only validation has is one."""
-    paths = [resolve(settings.train_data), resolve(settings.val_data)]
-    roots = [image_root_of(path) for path in paths]
-    train, val = (tuple(_with_digests(read_samples(path, root), root)) for path, root in zip(paths, roots, strict=True))
-    lineage: dict[str, Any] = {}
-    if settings.init_adapter:
-        adapter = resolve(settings.init_adapter)
-        base_of(adapter)  # raises where no adapter is
-        earlier, weights = read_training(adapter), digest_of(adapter / WEIGHTS)
-        lineage = {"folder": settings.init_adapter, "sha256": weights}
-        lineage |= {key: earlier[key] for key in ("breeds", "lineage") if key in earlier}
-    breeds = tuple(sorted({s.breed for s in train} | set(lineage.get("breeds", []))))
-    check_names(breeds)
-    if unknown := sorted({s.breed for s in val} - set(breeds)):
-        raise InputError(f"{paths[1]}: validation has breeds without a training photo: {', '.join(unknown)}")
-    if both := {s.metadata["sha256"] for s in train} & {s.metadata["sha256"] for s in val}:
-        raise InputError(
-            f"{paths[1]}: {len(both)} photos stand in {paths[0].name} as well; the validation loss would lie"
-        )
-    named = split_list(settings.priority_breeds)
-    if absent := [b for b in named if b not in breeds]:
-        raise InputError(f"priority_breeds: no training photo of {', '.join(absent)}; the data has {', '.join(breeds)}")
-    priority = tuple(named or [b for b in PRIORITY_BREEDS if b in breeds])
-    digests = {path.name: digest_of(path) for path in paths}
-    question, others = questions_of(val)
-    if others:
-        asked = f"{others} of {len(val)} validation samples ask something else than {question!r}"
-        log.warning("%s, which is the checkpoint's question", asked)
-    spelled = spelled_answers(val)
-    return TrainingData(train, val, *roots, breeds, priority, digests, question, others, spelled, lineage)
-
-
-def set_up(settings: TrainSettings, data: TrainingData, sharded: bool = False) -> Run:
-    """Load the model, attach what is trained, and make the feature cache ready, each process with a share of the photos."""
-    checkpoint = find_checkpoint(settings.base_model)
-    if checkpoint.adapter is not None:
-        raise InputError(f"base_model {settings.base_model!r} is an adapter; name the model that is to be trained")
-    checkpoint = replace(checkpoint, max_pixels=settings.max_pixels)
-    photos = [(sample, inside(root, sample.image)) for root, part in data.parts for sample in part]
-    need = check_fits(settings, checkpoint.base, photos)
-    recomputes = settings.recomputes if need is None else need.gradient_checkpointing
-    settings = replace(settings, gradient_checkpointing=str(recomputes).lower())
-    dtype = str(pick_dtype(settings.dtype, pick_device(settings.device))).removeprefix("torch.")
-    precision = "4-bit" if settings.mode == "qlora" else dtype
-    vlm = open_vlm(checkpoint, device=settings.device, precision=precision, attention=settings.attn_implementation)
-    add_lora(vlm, settings)
-    log.info("%d layers use gradients written by hand", fuse(vlm.model))
-    if recomputes:
-        vlm.base.gradient_checkpointing_enable({"use_reentrant": False})
-    features = _features(settings, vlm, data)
-    if sharded:
-        shard(vlm, PartialState().num_processes)
-    augment = Augment(settings.training_seed) if settings.augment else None
-    if augment is not None:
-        log.info("augmentation is on: every photo goes through the tower each time, the feature cache is not used")
-    collate = Collator(vlm, data.image_root, features, augment, settings.num_workers)
-    val_collate = Collator(vlm, data.val_root, features)
-    micro = settings.batch_size if need is None else need.batch_size
-    return Run(settings, data, vlm, collate, val_collate, augment, micro)
+    def __init__(self, settings: TrainSettings, data: TrainingData, sharded: bool = False) -> None:
+        checkpoint = find_checkpoint(settings.base_model)
+        if checkpoint.adapter is not None:
+            raise InputError(f"base_model {settings.base_model!r} is an adapter; name the model that is to be trained")
+        checkpoint = replace(checkpoint, max_pixels=settings.max_pixels)
+        photos = [(sample, inside(root, sample.image)) for root, part in data.parts for sample in part]
+        need = check_fits(settings, checkpoint.base, photos)
+        self.micro_batch = settings.batch_size if need is None else need.batch_size  # photos in a forward pass
+        recomputes = settings.recomputes if need is None else need.gradient_checkpointing
+        settings = replace(settings, gradient_checkpointing=str(recomputes).lower())
+        dtype = str(pick_dtype(settings.dtype, pick_device(settings.device))).removeprefix("torch.")
+        precision = "4-bit" if settings.mode == "qlora" else dtype
+        vlm = open_vlm(checkpoint, device=settings.device, precision=precision, attention=settings.attn_implementation)
+        add_lora(vlm, settings)
+        log.info("%d layers use gradients written by hand", fuse(vlm.model))
+        if recomputes:
+            vlm.base.gradient_checkpointing_enable({"use_reentrant": False})
+        features = _features(settings, vlm, data)
+        if sharded:
+            shard(vlm, PartialState().num_processes)
+        self.settings, self.data, self.vlm = settings, data, vlm
+        self.augment = Augment(settings.training_seed) if settings.augment else None
+        if self.augment is not None:
+            log.info("augmentation is on: every photo goes through the tower each time, the feature cache is not used")
+        (val_root, _), (root, _) = data.parts
+        self.collate = Collator(vlm, root, features, self.augment, settings.num_workers)
+        self.val_collate = Collator(vlm, val_root, features)
 
 
 def _features(settings: TrainSettings, vlm: VLM, data: TrainingData) -> FrozenFeatures | None:
@@ -199,8 +177,8 @@ def shard(vlm: VLM, processes: int) -> None:
     """
     mesh = init_device_mesh(vlm.base.device.type, (processes,))
     language_model = vlm.base.get_submodule(vlm.family.language_model)
-    lists = (module for module in language_model.modules() if isinstance(module, torch.nn.ModuleList))
-    layers = list(max(lists, key=len))  # the decoder's: the longest list of modules
+    lists = [list(module) for module in language_model.modules() if isinstance(module, torch.nn.ModuleList)]
+    layers = max(lists, key=len)  # the decoder's: the longest list of modules
     for layer in layers:
         whole = {p for p in layer.parameters() if p.requires_grad or p.dim() < 2}
         # Always back to pieces: left whole after a validation, they would be cut by the main process alone, when it saves.

@@ -33,8 +33,8 @@ FREE = set(
 
 
 class SavingTrainer(transformers.Trainer):
-    """Saves as transformers does, in `checkpoint-N`, but beside the place first: a kill at any moment leaves the save before, or
-    this one whole. The latest is kept.
+    """Saves as transformers does, in `checkpoint-N`, but beside the place first: a kill at any moment leaves the save
+    before, or this one whole. The latest is kept.
     """
 
     folder: Path

@@ -31,7 +31,7 @@ from catlib.training.lora import with_alpha
 from catlib.training.loss import AnswerLoss, Watch, validation_loss
 from catlib.training.order import Steps, share
 from catlib.training.record import Record, TrainResult
-from catlib.training.run import load_data, set_up
+from catlib.training.run import Run, TrainingData
 from catlib.training.saves import SavingTrainer, alone, prepare_folder, read_progress, saves_in
 from catlib.vlm.adapters import read_training
 from catlib.vlm.batches import Batch, check_batch
@@ -45,26 +45,26 @@ class Trainer(SavingTrainer):
     """One training; `fit()` runs it, or continues what was interrupted.
 
     One item of the data loader is one optimizer step with its samples of all processes: `training_step` cuts them into
-    micro-batches. So memory that runs out is met with smaller ones, the number of processes changes nothing, and the loss is the
-    mean over the supervised tokens of the whole step. Everything else is transformers' Trainer: its arguments (setting
-    `trainer_args`), its callbacks (`add_callback`), its trackers.
+    micro-batches. So memory that runs out is met with smaller ones, the number of processes changes nothing, and the
+    loss is the mean over the supervised tokens of the whole step. Everything else is transformers' Trainer: its
+    arguments (setting `trainer_args`), its callbacks (`add_callback`), its trackers.
     """
 
     def __init__(self, settings: TrainSettings) -> None:
         settings = with_alpha(settings)
         sharded = check_launch(settings)
         self.folder, self.processes = resolve(settings.output_dir), PartialState(cpu=settings.device == "cpu")
-        data = load_data(settings)
+        data = TrainingData(settings)
         prepare_folder(self.folder, settings, data.digests)
         torch.manual_seed(settings.training_seed)  # before LoRA's matrices are drawn
-        self.run = set_up(settings, data, sharded and self.processes.num_processes > 1)
+        self.run = Run(settings, data, sharded and self.processes.num_processes > 1)
         self.settings = settings = self.run.settings  # with what `auto` came to
         self.drawn = torch.get_rng_state()
         self.vlm, self.loss = self.run.vlm, AnswerLoss(self.run.vlm)
         self.trained = [(n, p) for n, p in self.vlm.model.named_parameters() if p.requires_grad]
         self.record = Record(self.run, self.folder, self.processes.is_main_process)
         self.interrupted = False  # a signal has asked for the end, which waits for that of a step
-        with patch_environment(ACCELERATE_USE_FSDP="false"):  # sharding is done in `set_up`, on frozen weights only
+        with patch_environment(ACCELERATE_USE_FSDP="false"):  # sharding is done by `Run`, on frozen weights only
             super().__init__(
                 model=self.loss,
                 args=training_arguments(settings, self.vlm.dtype, self.vlm.device),
@@ -92,7 +92,8 @@ class Trainer(SavingTrainer):
         The first SIGINT, SIGTERM or SIGHUP saves after the step that is under way and interrupts; a second one interrupts at once.
         """
         self.interrupted = False
-        with alone(self.folder, self.processes.is_main_process), handling((signal.SIGINT, *ENDINGS), self._interrupt):
+        ends = handling(signal.SIGINT, *ENDINGS, handler=self._interrupt, ignored=False)
+        with alone(self.folder, self.processes.is_main_process), ends:
             self.processes.wait_for_everyone()
             begun = self.record.progress.seconds > 0
             earlier = read_training(self.folder) if begun or self.settings.resume else {}
@@ -237,8 +238,8 @@ class Trainer(SavingTrainer):
         return torch.tensor(sum(map(mul, weights, values)) * part_of_mean, device=self.args.device)
 
     def _backward(self, model: torch.nn.Module, samples: Sequence[Sample], scale: float) -> list[tuple[Any, ...]]:
-        """Add `scale` times the gradient of a micro-batch's summed loss, each lane's part in a thread of its own; for each part the
-        samples' ids, the summed loss and the number of supervised tokens.
+        """Add `scale` times the gradient of a micro-batch's summed loss, each lane's part in a thread of its own; for
+        each part the samples' ids, the summed loss and the number of supervised tokens.
         """
         batches = [self.run.collate(part).to(self.args.device) for part in self.lanes.cut(samples)]
         parameters = [parameter for _, parameter in self.trained]

@@ -8,7 +8,6 @@ import re
 import tempfile
 from collections.abc import Mapping
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -52,8 +51,8 @@ def save_adapter(vlm: VLM, folder: Path) -> None:
 
 
 def save_processor(processor: Any, folder: Path) -> None:
-    """Tokenizer, chat template and processor_config.json, and the preprocessor_config.json that other engines read; written
-    beside the earlier ones, which are replaced when all is there: a full disk leaves them whole.
+    """Tokenizer, chat template and processor_config.json, and the preprocessor_config.json that other engines read;
+    written beside the earlier ones, which are replaced when all is there: a full disk leaves them whole.
     """
     with saving(folder):
         folder.mkdir(parents=True, exist_ok=True)
@@ -109,7 +108,7 @@ def check_weights(adapter: Path) -> None:
 def check_config(adapter: Path) -> None:
     """Compare the configuration with the weights' header, before anything is built from it.
 
-    Raises InputError when the ranks differ, or a pattern might not end: only plain names are read as patterns.
+    Raises InputError when ranks differ, a matrix of a pair is missing or does not fit the other, or a pattern might not end: only plain names are read as patterns.
     """
     facts = read_json(adapter / CONFIG)
     ranks, alphas = facts.get("rank_pattern") or {}, facts.get("alpha_pattern") or {}
@@ -117,24 +116,29 @@ def check_config(adapter: Path) -> None:
         raise InputError(f"{adapter / CONFIG}: rank_pattern and alpha_pattern must be objects")
     if odd := [key for key in (*ranks, *alphas) if re.search(r"[*+{?(]", key)]:
         raise InputError(f"{adapter / CONFIG}: the pattern {odd[0]!r} repeats or groups; name the modules plainly")
+    pairs: dict[str, dict[str, tuple[int, ...]]] = {}
     try:
         with safe_open(adapter / WEIGHTS, framework="pt") as tensors:
-            found = {name: tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys() if ".lora_A." in name}
+            for name in tensors.keys():
+                if part := re.match(r"(.+)\.lora_([AB])\.", name):
+                    pairs.setdefault(part[1], {})[part[2]] = tuple(tensors.get_slice(name).get_shape())
     except (SafetensorError, OSError) as error:
         raise InputError(f"{adapter / WEIGHTS}: broken: {error}") from None
-    for name, shape in found.items():
-        if not shape or shape[0] not in (facts.get("r"), *ranks.values()):
+    for module, found in pairs.items():
+        down, up = found.get("A", ()), found.get("B", ())
+        if len(down) < 2 or len(up) < 2 or down[0] != up[1] or down[0] not in (facts.get("r"), *ranks.values()):
             raise InputError(
-                f"{adapter / WEIGHTS}: {name} is {shape} in place of the rank in {CONFIG}, r {facts.get('r')}"
+                f"{adapter / WEIGHTS}: {module} has lora_B {up} and lora_A {down} in place of the rank in {CONFIG}, "
+                f"r {facts.get('r')}"
             )
 
 
 def load_adapter(vlm: VLM, adapter: Path, trainable: bool = False) -> None:
     """Put an adapter's weights into `vlm`; for inference they take the base's dtype.
 
-    Which modules it changes is read off its weights, named as by transformers 4 or 5; the expression in its configuration is not
-    run. Raises InputError when the base is not the one it was trained on, or a tensor is missing, left over or of another shape:
-    peft itself would only warn, and answer with an untrained adapter.
+    Which modules it changes is read off its weights, named as by transformers 4 or 5; the expression in its
+    configuration is not run. Raises InputError when the base is not the one it was trained on, or a tensor is missing,
+    left over or of another shape: peft itself would only warn, and answer with an untrained adapter.
     """
     facts = read_training(adapter)
     if expected := facts.get("base_fingerprint"):
@@ -190,16 +194,16 @@ def read_training(folder: Path) -> dict[str, Any]:
 
 
 def fingerprint(vlm: VLM) -> str:
-    """The scheme's number and 16 hex digits that change with any tensor of the base, tower and projector included, and are the
-    same however it is loaded, cut into files or named; empty where the base has no safetensors files.
+    """The scheme's number and 16 hex digits that change with any tensor of the base, tower and projector included, and
+    are the same however it is loaded, cut into files or named; empty where the base has no safetensors files.
 
     Hashes SAMPLED values of each tensor in the files, rounded to bf16, with its size and the end of its name.
     """
-    options = {"local_files_only": True, "_raise_exceptions_for_missing_entries": False}
-    find, seen = partial(cached_file, vlm.checkpoint.base, **options), []
-    index = find("model.safetensors.index.json")
+    options: dict[str, Any] = {"local_files_only": True, "_raise_exceptions_for_missing_entries": False}
+    base, seen = vlm.checkpoint.base, []
+    index = cached_file(base, "model.safetensors.index.json", **options)
     names = set(read_json(Path(index))["weight_map"].values()) if index else {"model.safetensors"}
-    for path in filter(None, map(find, names)):
+    for path in filter(None, (cached_file(base, name, **options) for name in names)):
         with safe_open(path, framework="pt") as tensors:
             for name in tensors.keys():
                 tensor = tensors.get_tensor(name).flatten()

@@ -68,8 +68,8 @@ def occluded_scores(vlm: VLM, image: Image, question: str, breed: Label, masks: 
 def image_positions(vlm: VLM, ids: torch.Tensor) -> tuple[torch.Tensor, tuple[int, int]]:
     """Where the image tokens stand in `ids` (length,), row by row of the photo, and their grid (h, w).
 
-    Tokens in one run are a square; runs of equal length are the rows or, of a photo cut into tiles, the tiles, the last of which
-    shows the whole. Raises CatlibError when the tokens form no grid.
+    Tokens in one run are a square; runs of equal length are the rows or, of a photo cut into tiles, the tiles, the last
+    of which shows the whole. Raises CatlibError when the tokens form no grid.
     """
     found = (ids == image_token_of(vlm.base.config)).nonzero()[:, 0]
     breaks = (found.diff() > 1).nonzero()[:, 0] + 1

@@ -28,10 +28,10 @@ IGNORED = -100  # torch's ignore_index: no loss here
 class Batch:
     """Samples side by side, padded on the right, so that nothing real ever attends to padding.
 
-    `input_ids`, `attention_mask`, `labels`: (rows, length); labels are IGNORED everywhere but at the answer and its end token.
-    `features`: (image tokens of all rows, width) of the frozen tower, in their order; None when the tower has to run, on the
-    processor's tensors in `pixels`. `answer_at`, `image_at`: positions of supervised and image tokens in the flattened rows, worked
-    out before the batch moves to a GPU, which need not be waited for then.
+    `input_ids`, `attention_mask`, `labels`: (rows, length); labels are IGNORED everywhere but at the answer and its end
+    token. `features`: (image tokens of all rows, width) of the frozen tower, in their order; None when the tower has to
+    run, on the processor's tensors in `pixels`. `answer_at`, `image_at`: positions of supervised and image tokens in
+    the flattened rows, worked out before the batch moves to a GPU, which need not be waited for then.
     """
 
     sample_ids: tuple[str, ...]

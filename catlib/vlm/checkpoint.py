@@ -44,8 +44,9 @@ def find_checkpoint(
         remarks.append(f"{found.name} has no {TRAINING}: its breeds and the question of its training are not known")
     if found.training.get("breeds") and (unknown := [breed for breed in breeds if breed not in found.breeds]):
         remarks.append(f"{found.name} was not trained on {', '.join(unknown)}")
-    own = {"question": question or found.question, "breeds": tuple(breeds) or found.breeds}
-    return replace(found, **own, remarks=tuple(remarks))
+    return replace(
+        found, question=question or found.question, breeds=tuple(breeds) or found.breeds, remarks=tuple(remarks)
+    )
 
 
 def open_vlm(
@@ -95,8 +96,8 @@ def open_vlm(
 
 
 def choose_precision(best: torch.dtype, parameters: int, free: int | None) -> str:
-    """The precision for `parameters` weights when `best` is the device's own and `free` bytes of GPU memory are left; None: the
-    memory is not asked about (a CPU swaps rather than fails).
+    """The precision for `parameters` weights when `best` is the device's own and `free` bytes of GPU memory are left;
+    None: the memory is not asked about (a CPU swaps rather than fails).
     """
     if free is not None and ROOM * parameters * best.itemsize > free:
         return "4-bit"
@@ -104,8 +105,8 @@ def choose_precision(best: torch.dtype, parameters: int, free: int | None) -> st
 
 
 def model_folder(name: str | Path) -> Path | None:
-    """The folder that a model's name means, below the project's root where it is relative; None for a hub name. Raises InputError
-    for a path that is not there.
+    """The folder that a model's name means, below the project's root where it is relative; None for a hub name. Raises
+    InputError for a path that is not there.
     """
     text = str(name).strip()
     if not text or text == ".":

@@ -60,8 +60,8 @@ def generate_constrained(
 def generate_greedy(vlm: VLM, inputs: Mapping[str, Any], max_new_tokens: int = MAX_NEW_TOKENS, **more: Any) -> Any:
     """What `generate` gives, greedy up to any end token. `more`: settings of its configuration, which is a fresh one.
 
-    `generate` fills what is left open from the model's own, and a folder's generation_config.json may hold a least length, biases,
-    several answers or stop strings, so the model is shown without it.
+    `generate` fills what is left open from the model's own, and a folder's generation_config.json may hold a least
+    length, biases, several answers or stop strings, so the model is shown without it.
     """
     ends, pad = end_tokens(vlm), vlm.processor.tokenizer.pad_token_id
     ending = {"eos_token_id": ends, "pad_token_id": ends[0] if pad is None else pad}

@@ -116,13 +116,13 @@ def find_family(config: Any) -> Family | None:
 
 
 def family_of(model: torch.nn.Module) -> Family:
-    """The entry of a model; of one without an entry the parts are looked for where the others have them. Raises InputError where a
-    part is not found.
+    """The entry of a model; of one without an entry the parts are looked for where the others have them. Raises
+    InputError where a part is not found.
     """
     config: Any = model.config
     names = {name for name, _ in model.named_modules()}
     own = find_family(config)
-    found = {}
+    found: dict[str, Any] = {}
     for part in PARTS:
         paths = dict.fromkeys(getattr(family, part) for family in ((own,) if own else FAMILIES))
         found[part] = next((path for path in paths if path in names), "")

@@ -4,10 +4,12 @@ import hashlib
 import json
 import logging
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL.Image import Image
@@ -29,8 +31,8 @@ WORTH = 0.05  # a tower whose work is less of a training step is run each time
 
 @dataclass(frozen=True)
 class PhotoFeatures:
-    """`vectors`: (image tokens, width) of the tower, before the projector. `block`: the token ids that stand for the photo
-    in a prompt (they may hold row breaks as well, so there may be more ids than vectors).
+    """`vectors`: (image tokens, width) of the tower, before the projector. `block`: the token ids that stand for the
+    photo in a prompt (they may hold row breaks as well, so there may be more ids than vectors).
     """
 
     vectors: torch.Tensor
@@ -68,8 +70,8 @@ class FrozenFeatures:
         self.size = sum(f.stat().st_size for f in folder.rglob("*.safetensors"))
 
     def fill(self, photos: Sequence[tuple[Path, str]], workers: int = 4) -> int:
-        """Compute what is missing of (path, sha256) pairs; returns how many photos had to be left out for lack of room: they are not
-        even decoded, apart from those that were read ahead.
+        """Compute what is missing of (path, sha256) pairs; returns how many photos had to be left out for lack of room:
+        they are not even decoded, apart from those that were read ahead.
         """
         wanted = {sha: path for path, sha in photos}
         with ThreadPoolExecutor(max(1, workers)) as pool:
@@ -111,8 +113,8 @@ class FrozenFeatures:
 
 
 def worth_caching(settings: TrainSettings, model: torch.nn.Module, family: Family) -> bool:
-    """Whether features are kept: where they can be and it is asked for, or with `auto` where the tower is some part of a step: its
-    forward pass against the language model's and the backward pass through it, by their parameters.
+    """Whether features are kept: where they can be and it is asked for, or with `auto` where the tower is some part of
+    a step: its forward pass against the language model's and the backward pass through it, by their parameters.
     """
 
     def size(path: str) -> int:
@@ -149,35 +151,36 @@ def compute_features(vlm: VLM, images: Sequence[Image]) -> list[PhotoFeatures]:
 
 @torch.no_grad()
 def tower_vectors(vlm: VLM, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
-    """What the frozen tower makes of a processor's tensors: (image tokens of all photos, width). The projector's input is caught
-    on its way in, whatever the tower's kind; threads may do so side by side.
-    """
-    base, projector = vlm.base, vlm.projector
-    if _door not in projector._forward_pre_hooks.values():
-        projector.register_forward_pre_hook(_door)
-    extra = {"image_sizes": inputs["image_sizes"].to(base.device)} if "image_sizes" in inputs else {}
+    """What the frozen tower makes of a processor's tensors: (image tokens of all photos, width)."""
+    base = vlm.base
+    more: dict[str, Any] = {name: getattr(base.config, name) for name in READ}
+    more |= {"image_sizes": inputs["image_sizes"].to(base.device)} if "image_sizes" in inputs else {}
+    pixels = inputs["pixel_values"].to(base.device, next(vlm.tower.parameters()).dtype)
+    return projector_input(vlm, partial(base.model.get_image_features, pixel_values=pixels, **more))
+
+
+def projector_input(vlm: VLM, run: Callable[[], Any]) -> torch.Tensor:
+    """What comes to the projector (tokens, width) when `run` calls the model, which ends there; threads may do so side by side."""
+    if _door not in vlm.projector._forward_pre_hooks.values():
+        vlm.projector.register_forward_pre_hook(_door, with_kwargs=True)
     _waiting.here = True
     try:
-        base.model.get_image_features(
-            pixel_values=inputs["pixel_values"].to(base.device, next(vlm.tower.parameters()).dtype),
-            **{name: getattr(base.config, name) for name in READ},
-            **extra,
-        )
+        run()
     except _Caught as caught:
         return caught.args[0].flatten(0, -2)
     finally:
         _waiting.here = False
-    raise CatlibError(f"{type(base).__name__}: nothing came to the projector's door")
+    raise CatlibError(f"{type(vlm.base).__name__}: nothing came to the projector's door")
 
 
-def _door(_: torch.nn.Module, args: tuple[torch.Tensor, ...]) -> None:
+def _door(_: torch.nn.Module, args: tuple[torch.Tensor, ...], named: dict[str, torch.Tensor]) -> None:
     if getattr(_waiting, "here", False):
-        raise _Caught(args[0])
+        raise _Caught((*args, *named.values())[0])
 
 
 def embedded(vlm: VLM, ids: torch.Tensor, vectors: torch.Tensor, at: torch.Tensor | None = None) -> torch.Tensor:
-    """The embeddings of `ids` (rows, length) with the projected `vectors` in place of their image tokens; `at`: positions of these
-    in the flattened `ids`: where they are known, a GPU is not waited for.
+    """The embeddings of `ids` (rows, length) with the projected `vectors` in place of their image tokens; `at`:
+    positions of these in the flattened `ids`: where they are known, a GPU is not waited for.
     """
     texts = vlm.base.get_input_embeddings()(ids)
     if at is None:

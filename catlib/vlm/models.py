@@ -68,7 +68,7 @@ class VLM:
         return self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
 
     @property
-    def tower(self) -> torch.nn.Module:
+    def tower(self) -> Any:
         return self.base.get_submodule(self.family.tower)
 
     @property

@@ -90,8 +90,8 @@ def first_line(error: Exception) -> str:
 def load_processor(ref: str, max_pixels: int = 0) -> Any:
     """The processor of a hub model or a folder, its chat template in `chat_template` wherever the files have it.
 
-    Raises InputError when it is missing, has no chat template, needs a package that is not installed, or cannot keep photos at
-    `max_pixels` (see `limit_pixels`).
+    Raises InputError when it is missing, has no chat template, needs a package that is not installed, or cannot keep
+    photos at `max_pixels` (see `limit_pixels`).
     """
     try:
         if not Path(ref).is_dir():
@@ -149,8 +149,8 @@ def limit_pixels(images: Any, most: int, ref: str = "") -> None:
 
 
 def _try_out(processor: Any, ref: str) -> None:
-    """Raise InputError for a chat template, or a tokenizer with a doubtful pattern, that does not end within seconds: only a
-    process of its own can be stopped in the middle of either.
+    """Raise InputError for a chat template, or a tokenizer with a doubtful pattern, that does not end within seconds:
+    only a process of its own can be stopped in the middle of either.
     """
     own, path = processor.chat_template, Path(ref) / "tokenizer.json"
     tries = [("chat template", "template", one) for one in (own.values() if isinstance(own, dict) else [own])]

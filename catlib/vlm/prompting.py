@@ -99,8 +99,8 @@ def label_tokens(vlm: VLM, question: str, breed: str, spelled: Mapping[str, str]
 
 
 def continued(vlm: VLM, inputs: Mapping[str, Any], answer: Sequence[int] | torch.Tensor) -> dict[str, Any]:
-    """A processor's inputs, rows that end where an answer begins, with the answer's tokens (n,) or (rows, n) appended. What runs
-    along the text goes on as it stands at the prompt's end, or as the family says.
+    """A processor's inputs, rows that end where an answer begins, with the answer's tokens (n,) or (rows, n) appended.
+    What runs along the text goes on as it stands at the prompt's end, or as the family says.
     """
     ids, own = inputs["input_ids"], vlm.family.answer_along
     tails = {"input_ids": torch.as_tensor(answer, device=ids.device).expand(len(ids), -1)}
@@ -112,8 +112,8 @@ def continued(vlm: VLM, inputs: Mapping[str, Any], answer: Sequence[int] | torch
 
 
 def model_inputs(processor: Any, images: Sequence[Image], text: Sequence[str]) -> dict[str, torch.Tensor]:
-    """What the processor makes of photos with a rendered prompt each, padded on the left. Raises CatlibError for a tensor of which
-    it is not known whether it runs along the text.
+    """What the processor makes of photos with a rendered prompt each, padded on the left. Raises CatlibError for a
+    tensor of which it is not known whether it runs along the text.
     """
     end = PROMPT_ENDS.get(type(processor).__name__, "")
     encoded = processor(
@@ -133,8 +133,8 @@ def model_inputs(processor: Any, images: Sequence[Image], text: Sequence[str]) -
 
 
 def inference_inputs(vlm: VLM, images: Sequence[Image] | None, questions: Sequence[str]) -> dict[str, torch.Tensor]:
-    """Model inputs for photos with a question each (`images` None: without a photo), on the model's device, padded on the left, so
-    that every row ends where its answer begins.
+    """Model inputs for photos with a question each (`images` None: without a photo), on the model's device, padded on
+    the left, so that every row ends where its answer begins.
     """
     text = [prompt_text(vlm.processor, question, photo=images is not None) for question in questions]
     if images is None:

@@ -28,9 +28,9 @@ PLAIN_ROWS = 16  # names in one plain pass
 class LabelScorer:
     """Scores a photo for every breed by log p(name, end token | photo, question), tokenized exactly as in training.
 
-    `spelled`: see `label_tokens`. `mode`: "tree" is the trie in one pass; "plain" reads each name behind photo and question anew,
-    for layers that keep no cache that could be shared, and where a sliding window has no room; "auto" picks. Sums are independent of
-    batch size and of the order of `breeds` up to rounding.
+    `spelled`: see `label_tokens`. `mode`: "tree" is the trie in one pass; "plain" reads each name behind photo and
+    question anew, for layers that keep no cache that could be shared, and where a sliding window has no room; "auto"
+    picks. Sums are independent of batch size and of the order of `breeds` up to rounding.
     """
 
     def __init__(
@@ -62,8 +62,8 @@ class LabelScorer:
 
     @torch.inference_mode()
     def score(self, images: Sequence[Image], questions: Sequence[str] | None = None) -> np.ndarray:
-        """Summed label log-likelihoods (n photos, breeds), natural log, float64; `questions` puts another one to each photo. Raises
-        NotFinite, which names the photo, for scores that are no finite numbers.
+        """Summed label log-likelihoods (n photos, breeds), natural log, float64; `questions` puts another one to each
+        photo. Raises NotFinite, which names the photo, for scores that are no finite numbers.
         """
         questions = questions or [self.question] * len(images)
         if self.mode == "tree":
@@ -84,8 +84,8 @@ class LabelScorer:
 
     @torch.inference_mode()
     def score_inputs(self, inputs: dict[str, Any]) -> np.ndarray:
-        """Scores (n, breeds) of inputs made elsewhere, padded on the left: the trainer's, from cached features. A single photo, where
-        there is no room for a tree behind it.
+        """Scores (n, breeds) of inputs made elsewhere, padded on the left: the trainer's, from cached features. A
+        single photo, where there is no room for a tree behind it.
         """
         room = self.room(inputs["attention_mask"].shape[1])
         if not room:
@@ -187,8 +187,8 @@ class TokenTrie:
     """Labels as a tree of tokens laid out flat, parents before children: what two names share is computed once.
 
     `tokens`, `depths`: (nodes,) the token of each node and its distance from the root, 1 for first tokens. `ancestors`:
-    (nodes, nodes) bool, row i marks node i and all above it, the nodes that node i may attend to. `paths`: for each label, in the
-    caller's order, the nodes it runs through.
+    (nodes, nodes) bool, row i marks node i and all above it, the nodes that node i may attend to. `paths`: for each
+    label, in the caller's order, the nodes it runs through.
     """
 
     tokens: np.ndarray
@@ -210,8 +210,8 @@ def build_trie(labels: Sequence[Sequence[int]]) -> TokenTrie:
 
 
 def split_labels(labels: Sequence[Sequence[int]], max_nodes: int) -> list[list[int]]:
-    """Groups of label indices whose tries have at most `max_nodes` nodes each (a longer label stands alone). Neighbours in token
-    order go together, so that little of what they share is computed twice.
+    """Groups of label indices whose tries have at most `max_nodes` nodes each (a longer label stands alone). Neighbours
+    in token order go together, so that little of what they share is computed twice.
     """
     groups: list[list[int]] = []
     nodes: set[tuple[int, ...]] = set()
@@ -230,8 +230,8 @@ def _prefixes(label: Sequence[int]) -> list[tuple[int, ...]]:
 
 
 def tree_mask(trie: TokenTrie, mask: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """The additive 4D mask (n, 1, nodes, length + nodes): 0 where a node may look, which is at the prompt's real tokens (`mask`,
-    (n, length)), its ancestors and itself; the lowest number elsewhere.
+    """The additive 4D mask (n, 1, nodes, length + nodes): 0 where a node may look, which is at the prompt's real tokens
+    (`mask`, (n, length)), its ancestors and itself; the lowest number elsewhere.
     """
     own = torch.as_tensor(trie.ancestors, device=mask.device).expand(len(mask), -1, -1)
     seen = torch.cat([mask.bool()[:, None].expand(-1, len(own[0]), -1), own], dim=-1)
