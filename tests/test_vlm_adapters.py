@@ -133,6 +133,23 @@ def test_matrices_that_do_not_fit_each_other_are_refused_before_the_base_is_load
         open_vlm(folder, device="cpu", precision="float32")
 
 
+@pytest.mark.parametrize(
+    ("facts", "said"),
+    [
+        ({"trainable_token_indices": [[1, 2], [3]]}, "does not fit"),
+        ({"trainable_token_indices": [10**9]}, "does not fit"),
+        ({"alora_invocation_tokens": [1, 2]}, "aLoRA"),
+        ({"peft_type": "IA3"}, "does not fit"),
+        ({"use_dora": True}, "missing"),
+    ],
+)
+def test_what_peft_cannot_build_is_refused(base, tmp_path, facts, said):
+    folder = adapter(tmp_path, base)
+    edit(folder, **facts)
+    with pytest.raises(InputError, match=said):
+        open_vlm(folder, device="cpu", precision="float32")
+
+
 def test_tensors_without_their_place_are_refused(base, tmp_path):
     folder = adapter(tmp_path, base)
     rename(folder, r"layers\.0", "layers.7")

@@ -30,6 +30,8 @@ WEIGHTS, CONFIG, TRAINING = "adapter_model.safetensors", "adapter_config.json", 
 DIGEST = f"{WEIGHTS}.sha256"  # SHA-256 of the weights, and of those that they replaced
 SCHEME = "2:"  # of the fingerprints that are made now; those without a number are of the first
 BY_PATTERN = ("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "rank_pattern")
+# what it raises for a configuration of other types or values than it thinks of
+NOT_AS_PEFT_EXPECTS = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, AssertionError)
 SAMPLED = 64  # values of each tensor in a fingerprint
 
 
@@ -156,8 +158,9 @@ def load_adapter(vlm: VLM, adapter: Path, trainable: bool = False) -> None:
         saved = convert_peft_adapter_state_dict_for_transformers(vlm.base, config, load_file(adapter / WEIGHTS))
         parts = {n: n.removeprefix("base_model.model.").split(".lora_")[0] for n in saved if ".lora_" in n}
         ranks = {module: len(saved[name]) for name, module in parts.items() if ".lora_A." in name}
-        if config.peft_type != "LORA":
-            raise ValueError(f"a {config.peft_type} adapter; only LoRA is known")
+        kind = "aLoRA" if getattr(config, "alora_invocation_tokens", None) else config.peft_type
+        if kind != "LORA":
+            raise ValueError(f"a {kind} adapter; only LoRA is known")
         stated = {name: getattr(config, name) for name in BY_PATTERN}
         config.target_modules = set(parts.values()) or DUMMY_TARGET_MODULES
         config.exclude_modules = config.layers_to_transform = config.layers_pattern = None
@@ -166,7 +169,7 @@ def load_adapter(vlm: VLM, adapter: Path, trainable: bool = False) -> None:
         model = PeftModel(vlm.base, config, autocast_adapter_dtype=trainable)
     except (SafetensorError, OSError) as error:
         raise InputError(f"{adapter / WEIGHTS}: broken: {error}") from None
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except NOT_AS_PEFT_EXPECTS as error:
         raise InputError(f"{adapter / CONFIG} does not fit {vlm.name!r}: {first_line(error)}") from None
     state = get_peft_model_state_dict(model, save_embedding_layers=False)
     wanted, given = ({name: tuple(t.shape) for name, t in tensors.items()} for tensors in (state, saved))
