@@ -167,9 +167,7 @@ class EndpointClassifier(Classifier):
         return wanted, served[wanted]
 
     def _special_tokens(self) -> dict[str, bool]:
-        """What vLLM is told with each request. It leaves the tokenizer's <s> out of chats by itself, and answers change; where the
-        chat template writes <s> already, there would be two. It is asked which of them this model's is.
-        """
+        """What vLLM is told with each request: it leaves the tokenizer's <s> out of chats, and some templates write it already."""
         option = {"add_special_tokens": True}
         turn = {"role": "user", "content": [{"type": "text", "text": self.prompt}]}
         try:

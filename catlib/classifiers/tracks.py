@@ -208,6 +208,11 @@ def ordered(names: Iterable[str]) -> list[str]:
     return sorted(names, key=lambda name: (place.get(name, len(place)), name))
 
 
+def tracks_of(*roles: Role) -> list[Track]:
+    """The listed models that have one of these roles, further readings left out."""
+    return [entry for entry in TRACKS if entry.role in roles and not entry.of]
+
+
 def names_of(*roles: Role) -> tuple[str, ...]:
-    """The names of the listed models that have one of these roles, further readings left out."""
-    return tuple(entry.name for entry in TRACKS if entry.role in roles and not entry.of)
+    """Their names."""
+    return tuple(entry.name for entry in tracks_of(*roles))

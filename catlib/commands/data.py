@@ -65,7 +65,7 @@ def _check(args: argparse.Namespace, words: list[str]) -> int:
     counts = ", ".join(f"{part} {n}" for part, n in result.counts.items())
     verdict = f"{len(result.problems)} problems" if result.problems else "no group is in two parts"
     said = f"{result.photos} photos hashed anew ({counts}), {result.groups} groups at {result.bits} bits: {verdict}"
-    show(args, result.as_json(), "\n".join([*result.remarks, *result.problems, said]))
+    show(args, vars(result) | {"ok": not result.problems}, "\n".join([*result.remarks, *result.problems, said]))
     return 1 if result.problems else 0
 
 

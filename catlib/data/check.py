@@ -4,7 +4,6 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from catlib.data import cats, nearness
 from catlib.data.audit import audit
@@ -26,9 +25,6 @@ class Check:
     counts: Mapping[str, int]
     problems: tuple[str, ...]
     remarks: tuple[str, ...] = ()  # what the split says of how the photos of one cat were found
-
-    def as_json(self) -> dict[str, Any]:
-        return {**vars(self), "problems": list(self.problems), "remarks": list(self.remarks), "ok": not self.problems}
 
 
 def check(vlm_dir: Path) -> Check:

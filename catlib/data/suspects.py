@@ -53,7 +53,7 @@ class Suspects:
         )
 
 
-def find_suspects(samples: Sequence[Sample], features: np.ndarray, seed: int = 0, jobs: int = 1) -> Suspects:
+def find_suspects(samples: Sequence[Sample], features: np.ndarray, seed: int = 0) -> Suspects:
     """Rank the samples whose label is probably wrong. `features`: (n, width), of any frozen encoder. No fold splits a
     group. Raises InputError when fewer than two breeds have two groups."""
     about = [(s.image, str(s.metadata.get("split", "")), s.breed, _sha(s), s.group) for s in samples]
@@ -63,7 +63,7 @@ def find_suspects(samples: Sequence[Sample], features: np.ndarray, seed: int = 0
     if frame["breed"].nunique() < 2:
         raise InputError("labels can only be judged where at least two breeds have two groups of photos each")
     labels, breeds = pd.factorize(frame["breed"], sort=True)
-    found = out_of_fold(np.asarray(features)[judged.to_numpy()], labels, frame["group"].tolist(), seed, jobs)
+    found = out_of_fold(np.asarray(features)[judged.to_numpy()], labels, frame["group"].tolist(), seed)
     likely, row = found.argmax(1), np.arange(len(frame))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a breed that the probe never names is told by the table
@@ -91,13 +91,11 @@ def find_suspects(samples: Sequence[Sample], features: np.ndarray, seed: int = 0
     return Suspects(shown, by_breed, confusion, len(frame), float(noise), float(most), float(agrees))
 
 
-def out_of_fold(
-    features: np.ndarray, labels: np.ndarray, groups: Sequence[str], seed: int = 0, jobs: int = 1
-) -> np.ndarray:
+def out_of_fold(features: np.ndarray, labels: np.ndarray, groups: Sequence[str], seed: int = 0) -> np.ndarray:
     """Probabilities (n, breeds) of each photo from a probe that has seen none of its group."""
     folds = StratifiedGroupKFold(FOLDS, shuffle=True, random_state=seed)
     tried = []
-    with warnings.catch_warnings(), threadpool_limits(jobs):
+    with warnings.catch_warnings(), threadpool_limits(1):
         warnings.simplefilter("ignore")  # breeds of fewer groups than folds; iterations that end before the last digit
         for penalty in PENALTIES:
             probe = make_pipeline(StandardScaler(), LogisticRegression(C=penalty, max_iter=300, tol=1e-3))

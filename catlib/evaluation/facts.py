@@ -54,8 +54,7 @@ def reference_of(models: Mapping[str, Entry]) -> str:
 
 
 def _best(models: Mapping[str, Entry], names: Iterable[str], key: str = "accuracy") -> str | None:
-    """The best of the tracks, on validation where all others have such figures, so that none is chosen by its test photos; of
-    equals the faster one."""
+    """The best of the tracks: on validation where all have such figures, not by its test photos; of equals the faster."""
 
     def merit(name: str) -> tuple[float, float]:
         m = models[name]

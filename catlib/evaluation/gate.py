@@ -9,13 +9,13 @@ from typing import Any
 
 import torch
 
-from catlib.classifiers.tracks import TRACKS
+from catlib.classifiers.tracks import tracks_of
 from catlib.data.conversations import gives_reasons
 from catlib.data.records import read_samples
 from catlib.errors import InputError
 from catlib.evaluation.metrics_file import read_folder
 from catlib.evaluation.results import Results
-from catlib.evaluation.runs import open_bench, predict_track
+from catlib.evaluation.runs import open_bench, predict_tracks
 from catlib.evaluation.verdict import Verdict, judge
 from catlib.files import write_json
 from catlib.paths import resolve
@@ -24,7 +24,6 @@ from catlib.training.memory import GB, Footprint, choose, model_config, usual_sh
 from catlib.training.memory_check import device_memory, ways_that_fit
 from catlib.vlm.models import pick_device, pick_dtype
 
-GATE_FILE = "gate.json"
 UTILISATION = 0.4  # of the rate of a plain matrix product: 0.53 measured on a CPU; GPUs with short batches reach less
 CPU_HOURS = 24.0  # longer than this, nobody wants to wait for a CPU
 
@@ -41,8 +40,7 @@ def gate(profile: str, given: Mapping[str, Any]) -> Verdict:
     models: dict[str, Any] = {}
     if not need["obstacle"]:
         bench = open_bench(want)
-        made = [t.name for t in TRACKS if t.role != "candidate" and predict_track(t, bench, want, ("val",))]
-        bench.free()
+        made = predict_tracks(tracks_of("baseline", "opponent"), bench, want, ("val",))
         val = read_folder(bench.run_dir / "predictions" / "val")
         models = Results(val, {}, bench.priority, want.bootstrap, want.seed).only(made).models
     verdict = judge(models, [], want, None, need=need)
@@ -53,7 +51,7 @@ def gate(profile: str, given: Mapping[str, Any]) -> Verdict:
 
 def gate_file(run_dir: str) -> Path:
     """Where the gate's answer lies."""
-    return resolve(run_dir) / GATE_FILE
+    return resolve(run_dir) / "gate.json"
 
 
 def training_need(settings: TrainSettings, budget_hours: float = 0.0) -> dict[str, Any]:

@@ -1,12 +1,12 @@
 """From a dataset and models to prediction files: what notebooks 03 and 04 do before there is anything to measure."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from catlib.classifiers.explain import Explanation, explain_prediction, pick_examples
 from catlib.classifiers.predict import predict
-from catlib.classifiers.tracks import TRACKS, TUNED, Bench, Role, Track, find_vlm, load_vlm, names_of
+from catlib.classifiers.tracks import TRACKS, TUNED, Bench, Track, find_vlm, load_vlm, names_of, tracks_of
 from catlib.classifiers.vlm import VLMClassifier
 from catlib.data.conversations import evenly
 from catlib.data.images import inside, open_image
@@ -21,11 +21,12 @@ from catlib.files import digest_of
 from catlib.paths import resolve
 from catlib.settings import ComparisonSettings, EvaluationSettings, split_list
 
+Settings = EvaluationSettings | ComparisonSettings
 log = logging.getLogger(__name__)
 LATENCY_PHOTOS = 32  # photos that are timed one by one
 
 
-def open_bench(settings: EvaluationSettings | ComparisonSettings) -> Bench:
+def open_bench(settings: Settings) -> Bench:
     """The photos that the settings name, and the checkpoint, of which nothing is loaded.
 
     Raises InputError when a file is missing, a priority breed is not in the data, or test photos were trained on.
@@ -76,10 +77,10 @@ def predict_candidates(bench: Bench, settings: EvaluationSettings, readings: boo
     `readings`: in place of that, test predictions of the tuned VLM in the `further_decodings`; with them, those of its own decoding.
     """
     if readings:
-        made = [entry.name for entry in TRACKS if entry.of and predict_track(entry, bench, settings, ("test",))]
-        bench.free()
+        made = predict_tracks([entry for entry in TRACKS if entry.of], bench, settings, ("test",))
         return _found(bench, settings, val=False).only([TUNED, *made])
-    results = _predict_all(bench, settings, "candidate")
+    made = predict_tracks(tracks_of("candidate"), bench, settings)
+    results = _found(bench, settings).only(made)
     scored = results.val.get(TUNED)
     if bench.checkpoint and bench.checkpoint.folder and scored and scored.meta.get("decoding") == "score":
         try:
@@ -95,42 +96,36 @@ def predict_opponents(bench: Bench, settings: ComparisonSettings) -> Results:
     Raises InputError when the run's folder has no predictions of the tuned VLM.
     """
     if not (bench.run_dir / "predictions" / f"{TUNED}.jsonl").is_file():
-        raise InputError(
-            f"{bench.run_dir}: no predictions of {TUNED}; run notebook 03_evaluation with the same run_dir first"
-        )
-    return _predict_all(bench, settings, "baseline", "opponent")
-
-
-def _predict_all(bench: Bench, settings: EvaluationSettings | ComparisonSettings, *roles: Role) -> Results:
-    wanted = (entry for entry in TRACKS if entry.role in roles and not entry.of)
-    made = [entry.name for entry in wanted if predict_track(entry, bench, settings)]
-    bench.free()
+        said = "run notebook 03_evaluation with the same run_dir first"
+        raise InputError(f"{bench.run_dir}: no predictions of {TUNED}; {said}")
+    made = predict_tracks(tracks_of("baseline", "opponent"), bench, settings)
     found = _found(bench, settings)
-    if "candidate" in roles:
-        return found.only(made)
     # The verdict is told of the further ways to read the VLM, where they are of the same photos.
     ids = {name: {p.id for p in predictions.predictions} for name, predictions in found.test.items()}
     ways = [t.name for t in TRACKS if t.of and t.name in ids and ids[t.name] == ids.get(t.of)]
     return found.only([*made, *names_of("candidate"), *ways])
 
 
-def _found(bench: Bench, settings: EvaluationSettings | ComparisonSettings, val: bool = True) -> Results:
+def _found(bench: Bench, settings: Settings, val: bool = True) -> Results:
     """All predictions that the run's folder has by now."""
     test, folder = read_folder(bench.run_dir / "predictions"), bench.run_dir / "predictions/val"
     return Results(test, read_folder(folder) if val else {}, bench.priority, settings.bootstrap, settings.seed)
 
 
-def predict_track(
-    entry: Track,
-    bench: Bench,
-    settings: EvaluationSettings | ComparisonSettings,
-    parts: Sequence[str] = ("val", "test"),
-) -> bool:
-    """Predictions of one model: the test photos into predictions/NAME.jsonl, the validation photos into predictions/val.
+def predict_tracks(
+    entries: Iterable[Track], bench: Bench, settings: Settings, parts: Sequence[str] = ("val", "test")
+) -> list[str]:
+    """Predictions of those models that the settings do not leave out, and their names.
 
-    What it has fitted goes into probes/. The test photos (of a call without them, the others) are timed; there nothing that another
-    model has computed is used again. False where the settings leave the model out.
+    The test photos go into predictions/NAME.jsonl, the validation photos into predictions/val, what was fitted into probes/. The test
+    photos (of a call without them, the others) are timed; there nothing that another model has computed is used again.
     """
+    made = [entry.name for entry in entries if _predict(entry, bench, settings, parts)]
+    bench.free()
+    return made
+
+
+def _predict(entry: Track, bench: Bench, settings: Settings, parts: Sequence[str]) -> bool:
     classifier = entry.make(bench, settings) if entry.make else None
     if classifier is None:
         return False
