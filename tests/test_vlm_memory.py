@@ -95,9 +95,9 @@ def test_a_line_through_small_slices_meets_what_a_larger_one_allocates(tiny, mod
     chosen = TrainSettings(mode=mode, gradient_checkpointing=checkpointing, train_projector="full", lora_r=4)
     trace = trace_step(tiny, chosen, torch.bfloat16, SHAPE)
     kept, logits, transient = memory_trace._trace(tiny, chosen, torch.bfloat16, SHAPE, layers=5, batch=8)
-    assert trace.kept.at(8) == pytest.approx(kept, rel=0.02)
-    assert trace.logits.at(8) == pytest.approx(logits, rel=0.02)
-    assert trace.transient.at(8) == pytest.approx(transient, rel=0.15)
+    assert trace.kept(8) == pytest.approx(kept, rel=0.02)
+    assert trace.logits(8) == pytest.approx(logits, rel=0.02)
+    assert trace.transient(8) == pytest.approx(transient, rel=0.15)
 
 
 def test_a_storage_counts_from_its_first_sight_until_it_is_freed():

@@ -46,7 +46,7 @@ class Estimate:
     """Bytes by cause for a batch of so many photos. `peak` is the largest of the run's phases, with 5 % for the allocator."""
 
     def __init__(self, of: "Footprint", batch: int) -> None:
-        s, values, kept = of.settings, batch * of.size, of.step.kept.at(batch)
+        s, values, kept = of.settings, batch * of.size, of.step.kept(batch)
         drops = bool(s.lora_dropout) and s.mode != "projector"
         self.batch_size, self.gradient_checkpointing = batch, s.recomputes
         self.image_tokens = of.shape.image_tokens
@@ -57,10 +57,10 @@ class Estimate:
         self.gradients = max(0, 4 * of.trainable - (kept if s.gradient_accumulation == 1 else 0))
         self.optimizer = 8 * of.trainable  # AdamW's two moments
         self.activations = kept  # what the forward pass keeps for the backward pass
-        self.logits = of.step.logits.at(batch)
+        self.logits = of.step.logits(batch)
         self.features = values * of.shape.image_tokens * of.vision.hidden_size  # of the batch, by the tower
         # alive for a moment: one layer's recomputation, its gradients, its expanded 4-bit weight
-        self.transient = of.step.transient.at(batch) + drops * values * of.tokens * of.text.intermediate_size
+        self.transient = of.step.transient(batch) + drops * values * of.tokens * of.text.intermediate_size
         # the tower at work: once before training, or in each step where its features are not cached
         self.tower = of.tower * (of.tower_photos or batch)
         # validation: the prompts' key-value cache and the logits of all breeds' names

@@ -6,9 +6,10 @@ is counted from its first sight to its end. Photos and layers enter as straight 
 
 import warnings
 import weakref
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from bitsandbytes.functional import QuantState
@@ -40,27 +41,15 @@ class Shape:
     answer_tokens: int
 
 
-@dataclass(frozen=True)
-class Line:
-    """Bytes as a straight line over the batch."""
+class StepTrace(NamedTuple):
+    """Bytes of one forward and backward pass by batch, without weights, adapters, gradients and optimizer.
 
-    fixed: float
-    each: float
-
-    def at(self, batch: int) -> int:
-        return int(max(0.0, self.fixed + self.each * batch))
-
-
-@dataclass(frozen=True)
-class StepTrace:
-    """Bytes of one forward and backward pass without weights, adapters, gradients and optimizer.
-
-    What the layers keep for the backward pass, what output layer and loss keep, and how much more is alive at the worst moment.
+    What the layers keep for the backward pass, what output layer and loss keep, and how much more is alive at worst.
     """
 
-    kept: Line
-    logits: Line
-    transient: Line
+    kept: Callable[[int], int]
+    logits: Callable[[int], int]
+    transient: Callable[[int], int]
 
 
 def trace_step(config: Any, settings: TrainSettings, dtype: torch.dtype, shape: Shape) -> StepTrace:
@@ -69,7 +58,11 @@ def trace_step(config: Any, settings: TrainSettings, dtype: torch.dtype, shape: 
     for batch in (1, 2):
         one, (kept, logits, transient) = (_trace(config, settings, dtype, shape, count, batch) for count in (1, 2))
         at_batch.append((one[0] + (layers - 1) * (kept - one[0]), logits, transient))
-    return StepTrace(*(Line(2 * one - two, two - one) for one, two in zip(*at_batch, strict=True)))
+
+    def line(one: int, two: int) -> Callable[[int], int]:
+        return lambda batch: max(0, 2 * one - two + (two - one) * batch)
+
+    return StepTrace(*map(line, *at_batch))
 
 
 class LiveBytes(TorchDispatchMode):
@@ -122,10 +115,10 @@ def _trace(
     targets = ",".join(name for name in split_list(settings.lora_targets) if name in kinds) or settings.lora_targets
     sliced = replace(settings, lora_dropout=0.0, lora_targets=targets)
     wrapped = peft_model(model, lora_config(model, sliced, family), empty=True)
-    adapted = {
+    lora = [
         m.get_base_layer() for m in wrapped.modules() if isinstance(m, LoraLayer)
-    }  # only these expand weights here
-    four_bit = {id(m.weight) for m in linear.values() if quantized and m in adapted}
+    ]  # these expand their weights here
+    four_bit = {id(m.weight) for m in linear.values() if quantized and m in lora}
     fuse(wrapped)
     if settings.recomputes:
         with warnings.catch_warnings(action="ignore", category=FutureWarning):
