@@ -72,16 +72,16 @@ def apply_corrections(
     return done, said
 
 
-def corrections_text(corrections: Corrections) -> str:
-    """corrections.csv."""
+def write_corrections(folder: Path, corrections: Corrections) -> None:
+    """Write corrections.csv, where there is any."""
     rows = sorted(corrections.values(), key=lambda row: (row["image"], row["sha256"]))
-    return csv_text(COLUMNS, ([row[column] for column in COLUMNS] for row in rows))
+    if rows:
+        write_text(folder / CORRECTIONS, csv_text(COLUMNS, ([row[column] for column in COLUMNS] for row in rows)))
 
 
 def write_suspects(folder: Path, suspects: pd.DataFrame, similar: pd.DataFrame) -> Path:
     """Write suspects.csv, with empty columns to fill in, and similar.csv. What was decided earlier is recorded and not asked again."""
-    if decided := read_corrections(folder):
-        write_text(folder / CORRECTIONS, corrections_text(decided))
+    write_corrections(folder, decided := read_corrections(folder))
     undecided = suspects[~suspects["sha256"].isin(list(decided))]
     table = undecided.assign(action="", to="")[["action", "to", *undecided.columns]]
     for name, frame in ((SUSPECTS, table), (SIMILAR, similar)):

@@ -16,7 +16,7 @@ from catlib.data.records import PARTS, Sample, make_sample
 from catlib.data.sources import read_source
 from catlib.data.walk import led_away
 from catlib.errors import InputError
-from catlib.files import read_csv, write_text
+from catlib.files import read_csv
 from catlib.paths import resolve
 from catlib.settings import DataSettings
 
@@ -76,8 +76,7 @@ def prepare(settings: DataSettings, out: Path | None = None) -> Dataset:
             "split": {"scheme": splits.SCHEME} | {name: getattr(settings, name) for name in SPLIT_SETTINGS},
             "settings": {key: value for key, value in asdict(settings).items() if key not in PLACES},
         }
-        if decided:
-            write_text(out / corrections.CORRECTIONS, corrections.corrections_text(decided))
+        corrections.write_corrections(out, decided)
         write_dataset(out, source.root, samples, findings, card)
     for line in (*notes, *doubts, *names.notes(), *remarks):
         log.info("%s", line)

@@ -53,12 +53,10 @@ class Sample:
         return self.conversations[1]["value"]
 
 
-def make_sample(
-    id: str, image: str, question: str, answer: str, *, breed: str, source: str, sha256: str, split: str, **more: Any
-) -> Sample:
-    """A sample with one question about one photo; `more` goes into its metadata."""
+def make_sample(id: str, image: str, question: str, answer: str, **metadata: Any) -> Sample:
+    """A sample with one question about one photo. `metadata`: breed, source, sha256, split, and what more is known of it."""
     turns = ({"from": "human", "value": f"{IMAGE_TOKEN}\n{question}"}, {"from": "gpt", "value": answer})
-    return Sample(id, image, turns, {"breed": breed, "source": source, "sha256": sha256, "split": split, **more})
+    return Sample(id, image, turns, metadata)
 
 
 def read_samples(path: Path, image_root: Path | None = None) -> list[Sample]:
@@ -226,8 +224,7 @@ def _parse_prediction(row: Mapping[str, Any], breeds: Sequence[str], where: str)
 
 
 def _is_time(value: object) -> bool:
-    number = isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < 1e300
-    return value is None or number
+    return value is None or (isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < 1e300)
 
 
 def _need(holds: object, where: object, problem: str) -> None:
