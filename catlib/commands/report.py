@@ -3,7 +3,7 @@
 import argparse
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing import Queue, get_context
 from pathlib import Path
@@ -11,6 +11,8 @@ from typing import Any
 
 from catlib.commands.options import add_profile_options, parameters_given, show
 from catlib.errors import CatlibError, InputError
+
+Outcome = dict[str, Any] | CatlibError  # of a run of a sweep
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -80,38 +82,31 @@ def _sweep(args: argparse.Namespace, profile: Path, overrides: dict[str, Any], n
     members = sweep.members(name, profile, overrides, sweeps)
     for _, member, parameters in members:  # wrong input stops before anything is run
         stages.plan(profile, parameters | {"run": member})
-    outcomes: list[dict[str, Any]] = []
-    failed: dict[str, CatlibError] = {}
-    for member, outcome in _outcomes(args, profile, [(member, parameters) for _, member, parameters in members]):
+    outcomes: dict[str, Outcome] = {}
+    for member, outcome in _outcomes(args, profile, {member: parameters for _, member, parameters in members}):
+        outcomes[member] = outcome
         if isinstance(outcome, CatlibError):
-            failed[member] = outcome
             print(f"catlib: {member}: {outcome}", file=sys.stderr)
-        else:
-            outcomes.append(outcome)
-    outcomes.sort(key=lambda outcome: [member for _, member, _ in members].index(outcome["run"]))
+    failed = {member: outcome for member, outcome in outcomes.items() if isinstance(outcome, CatlibError)}
+    done = [outcomes[member] for _, member, _ in members if member not in failed]
     page = sweep.curve_page(name, [key for key, _ in sweeps], [(values, member) for values, member, _ in members])
     errors = {member: str(error) for member, error in failed.items()}
-    show(args, {"page": str(page), "runs": outcomes, "failed": errors}, f"\nSweep: {page}")
+    show(args, {"page": str(page), "runs": done, "failed": errors}, f"\nSweep: {page}")
     if failed:
         kind = InputError if all(isinstance(error, InputError) for error in failed.values()) else CatlibError
         raise kind(f"{len(failed)} of {len(members)} runs failed: {', '.join(failed)}; the others are finished")
 
 
-Members = Sequence[tuple[str, dict[str, Any]]]
-
-
-def _outcomes(
-    args: argparse.Namespace, profile: Path, members: Members
-) -> Iterator[tuple[str, dict[str, Any] | CatlibError]]:
+def _outcomes(args: argparse.Namespace, profile: Path, members: Mapping[str, Any]) -> Iterator[tuple[str, Outcome]]:
     """Each run's name with its outcome, or with the error that ended it: one after the other, or `--jobs` at a time."""
     if args.jobs == 1:
-        for number, (member, parameters) in enumerate(members, start=1):
+        for number, (member, parameters) in enumerate(members.items(), start=1):
             print(f"{member} ({number} of {len(members)})", file=sys.stderr if args.json else sys.stdout, flush=True)
             yield member, _tried(args, profile, parameters, member)
         return
     data = argparse.Namespace(**vars(args) | {"notebooks": "01", "force": False})
     ready = {}  # the data of runs that share a folder may be written by one at a time
-    for member, parameters in members:
+    for member, parameters in members.items():
         if isinstance(outcome := _tried(data, profile, parameters, member), CatlibError):
             yield member, outcome
         else:
@@ -136,9 +131,7 @@ def _take_gpu(gpus: "Queue[int]") -> None:
         os.environ["CUDA_VISIBLE_DEVICES"] = names[gpus.get() % len(names)]
 
 
-def _tried(
-    args: argparse.Namespace, profile: Path, parameters: dict[str, Any], member: str
-) -> dict[str, Any] | CatlibError:
+def _tried(args: argparse.Namespace, profile: Path, parameters: dict[str, Any], member: str) -> Outcome:
     try:
         return _run_one(args, profile, parameters, member)
     except CatlibError as error:  # as a plain one, which another process can read
