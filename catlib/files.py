@@ -187,9 +187,9 @@ def read_jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
                 yield number, parse_json(line.rstrip(), f"{path}:{number}")
 
 
-def read_json(path: Path, kind: type = dict) -> Any:
-    """The value in a JSON file, of type `kind`. Raises InputError naming the file (see `parse_json`)."""
-    return parse_json(read_text(path), str(path), kind)
+def read_json(path: Path) -> Any:
+    """The object in a JSON file. Raises InputError naming the file (see `parse_json`)."""
+    return parse_json(read_text(path), str(path))
 
 
 def parse_json(text: str, where: str, kind: type = dict) -> Any:

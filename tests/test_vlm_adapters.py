@@ -115,6 +115,24 @@ def test_an_expression_is_not_run_and_wrong_ranks_are_refused_before_the_base_is
         write_json(folder / "adapter_config.json", before)
 
 
+def test_matrices_that_do_not_fit_each_other_are_refused_before_the_base_is_loaded(base, tmp_path, monkeypatch):
+    folder = adapter(tmp_path, base)
+    whole = load_file(folder / "adapter_model.safetensors")
+    name = next(name for name in whole if ".lora_B." in name)
+    monkeypatch.setattr("catlib.vlm.checkpoint.load_base", lambda *_: pytest.fail("the base was loaded"))
+    for changed in (
+        {name: whole[name][:, :2].contiguous()},
+        {name: whole[name].flatten().contiguous()},
+        {name.replace("lora_B", "lora_A"): torch.zeros(3, 16)},
+    ):
+        save_file({**whole, **changed}, folder / "adapter_model.safetensors", {"format": "pt"})
+        with pytest.raises(InputError, match=r"in place of the rank"):
+            open_vlm(folder, device="cpu", precision="float32")
+    save_file({n: t for n, t in whole.items() if n != name}, folder / "adapter_model.safetensors", {"format": "pt"})
+    with pytest.raises(InputError, match=r"lora_B \(\) and"):
+        open_vlm(folder, device="cpu", precision="float32")
+
+
 def test_tensors_without_their_place_are_refused(base, tmp_path):
     folder = adapter(tmp_path, base)
     rename(folder, r"layers\.0", "layers.7")

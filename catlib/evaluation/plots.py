@@ -121,8 +121,8 @@ def precision_by_coverage(models: Sequence[Calibrated]) -> tuple[Figure, str]:
         curve, own = risk_coverage(o), track(o.name)
         # Below about 20 photos the curve is noise.
         sure = curve.coverage * len(o) >= min(20, len(o) / 4)
-        axes.plot(curve.coverage[sure], curve.precision[sure], color=own.color, label=own.short)
-        axes.plot(curve.coverage[-1], curve.precision[-1], own.marker, color=own.color, markersize=8)
+        look: Any = {"color": own.color, "marker": own.marker, "markevery": 0.08, "markersize": 6}
+        axes.plot(curve.coverage[sure], curve.precision[sure], label=own.short, **look)
         low = min(low, curve.precision[sure].min())
     if chosen is not None:
         axes.axhline(chosen.target, color=GREY, linestyle="--", linewidth=1.2)
@@ -130,7 +130,7 @@ def precision_by_coverage(models: Sequence[Calibrated]) -> tuple[Figure, str]:
         if chosen.precision is not None:
             right, ends = chosen.precision["value"], chosen.precision["ci95"]
             arms = [[max(right - ends[0], 0.0)], [max(ends[1] - right, 0.0)]]
-            look: Any = {"color": INK, "marker": "*", "markersize": 14, "capsize": 3, "linewidth": 1.5, "zorder": 5}
+            look = {"color": INK, "marker": "*", "markersize": 14, "capsize": 3, "linewidth": 1.5, "zorder": 5}
             axes.errorbar(chosen.coverage["value"], right, arms, label="threshold chosen on validation", **look)
             low = min(low, ends[0])
     percent_axis(axes, "x", 0.0, 1.02)

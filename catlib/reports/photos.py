@@ -25,9 +25,7 @@ from catlib.reports.markup import webp
 SIDE, QUALITY = 104, 55  # of a thumbnail: pixels, and WebP's quality
 ROOM, ROOM_TO_MAIL = 20_000_000, 6_000_000  # bytes that photos may take on their page, and in the file that is mailed
 MAIL = 9_000_000  # bytes of that file, of which photos get what the notebooks leave
-RIGHT_TO_MAIL = (
-    3  # photos of a breed in that file that every model has right, and of those that models name differently
-)
+RIGHT_TO_MAIL = 2  # photos of a breed in that file that all models have right, and that they name differently
 CARD = 420  # bytes of a photo's text, about
 MOST_ROWS = 40  # of a list of photos that two models name differently
 NO_BREED = "(no breed)"

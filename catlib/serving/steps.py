@@ -130,7 +130,7 @@ def _generate(vlm: VLM, photo: Image) -> tuple[list[int], list[int], list[float]
 
 
 @figure
-def steps_figure(steps: Steps, most: int = 5) -> tuple[Figure, str]:
+def steps_figure(steps: Steps) -> tuple[Figure, str]:
     """The photo, what the model sees of it with its patches, the likeliest breeds, and the time of each part."""
     drawn, panels = plt.subplot_mosaic("ABC;DDD", figsize=(WIDTH, 4.9), height_ratios=(3.4, 0.6))
     left, middle, right, axes = (panels[name] for name in "ABCD")
@@ -143,7 +143,7 @@ def steps_figure(steps: Steps, most: int = 5) -> tuple[Figure, str]:
         (width, height), cuts = steps.seen.size, np.linspace(0, 1, steps.grid + 1)
         middle.vlines(cuts * width - 0.5, -0.5, height - 0.5, "white", linewidth=0.4, alpha=0.7)
         middle.hlines(cuts * height - 0.5, -0.5, width - 0.5, "white", linewidth=0.4, alpha=0.7)
-    draw_bars(right, steps.scores[:most], steps.truth)
+    draw_bars(right, steps.scores[:5], steps.truth)
     right.set_title("3 · breeds, by likelihood")
     whole = sum(steps.milliseconds)
     starts = (0.0, *np.cumsum(steps.milliseconds))

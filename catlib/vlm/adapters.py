@@ -108,7 +108,7 @@ def check_weights(adapter: Path) -> None:
 def check_config(adapter: Path) -> None:
     """Compare the configuration with the weights' header, before anything is built from it.
 
-    Raises InputError when the ranks differ, or a pattern might not end: only plain names are read as patterns.
+    Raises InputError when ranks differ, a matrix of a pair is missing or does not fit the other, or a pattern might not end: only plain names are read as patterns.
     """
     facts = read_json(adapter / CONFIG)
     ranks, alphas = facts.get("rank_pattern") or {}, facts.get("alpha_pattern") or {}
@@ -116,15 +116,20 @@ def check_config(adapter: Path) -> None:
         raise InputError(f"{adapter / CONFIG}: rank_pattern and alpha_pattern must be objects")
     if odd := [key for key in (*ranks, *alphas) if re.search(r"[*+{?(]", key)]:
         raise InputError(f"{adapter / CONFIG}: the pattern {odd[0]!r} repeats or groups; name the modules plainly")
+    pairs: dict[str, dict[str, tuple[int, ...]]] = {}
     try:
         with safe_open(adapter / WEIGHTS, framework="pt") as tensors:
-            found = {name: tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys() if ".lora_A." in name}
+            for name in tensors.keys():
+                if part := re.match(r"(.+)\.lora_([AB])\.", name):
+                    pairs.setdefault(part[1], {})[part[2]] = tuple(tensors.get_slice(name).get_shape())
     except (SafetensorError, OSError) as error:
         raise InputError(f"{adapter / WEIGHTS}: broken: {error}") from None
-    for name, shape in found.items():
-        if not shape or shape[0] not in (facts.get("r"), *ranks.values()):
+    for module, found in pairs.items():
+        down, up = found.get("A", ()), found.get("B", ())
+        if len(down) < 2 or len(up) < 2 or down[0] != up[1] or down[0] not in (facts.get("r"), *ranks.values()):
             raise InputError(
-                f"{adapter / WEIGHTS}: {name} is {shape} in place of the rank in {CONFIG}, r {facts.get('r')}"
+                f"{adapter / WEIGHTS}: {module} has lora_B {up} and lora_A {down} in place of the rank in {CONFIG}, "
+                f"r {facts.get('r')}"
             )
 
 
