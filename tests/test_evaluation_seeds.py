@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from catlib.errors import InputError
-from catlib.evaluation.seeds import gains_over_seeds, said_of_seeds
+from catlib.reports.sweep import gains_over_seeds, said_of_seeds
 from catlib.settings import TrainSettings
 
 

@@ -100,9 +100,8 @@ def load_vlm(bench: Bench, settings: EvaluationSettings, tuned: bool = True) -> 
     from catlib.vlm.checkpoint import open_vlm
 
     found, precision = find_vlm(settings, bench.breeds, tuned), "4-bit" if settings.quantize else settings.dtype
-    return bench.model(
-        ("vlm", found.base, found.adapter), lambda: open_vlm(found, device=settings.device, precision=precision)
-    )
+    key, device = ("vlm", found.base, found.adapter), settings.device
+    return bench.model(key, lambda: open_vlm(found, device=device, precision=precision))
 
 
 def make_reading(decoding: str, bench: Bench, settings: EvaluationSettings) -> "Classifier | None":

@@ -8,7 +8,7 @@ from typing import Any
 from catlib.classifiers.tracks import UNTUNED, names_of, ordered, track
 from catlib.errors import InputError
 from catlib.evaluation import tables
-from catlib.evaluation.tables import Entry, in_words, milliseconds, points
+from catlib.evaluation.tables import Entry, in_words, milliseconds, points, right_of_total
 from catlib.settings import ComparisonSettings
 
 UNDECIDED = "undecided"
@@ -84,6 +84,7 @@ def of_others(models: Mapping[str, Entry], want: ComparisonSettings, candidate: 
     budget = want.latency_budget_ms
     kept = {n: in_time(models, n, budget) for n in ordered(models)}
     rest = [n for n in kept if n != candidate and not track(n).of]
+    ways = [n for n in kept if candidate and track(n).of == candidate]
     others = [n for n in rest if want.accuracy_first or kept[n] is not False]
     apart, roles = {n: models[n] for n in rest}, {track(n).role for n in rest}
     reference = reference_of(apart) if candidate or roles - {"candidate"} else ""
@@ -102,9 +103,7 @@ def of_others(models: Mapping[str, Entry], want: ComparisonSettings, candidate: 
         "others": others,
         "several_others": len(others) > 1,
         "on_validation": candidate is None or _on_validation(apart),  # a gate's figures are those of validation photos
-        "levels": listed(
-            rest, lambda _, m: f"{in_words(m['accuracy'])}, {tables.right_of_total(m)} priority photos right"
-        ),
+        "levels": listed(rest, lambda _, m: f"{in_words(m['accuracy'])}, {right_of_total(m)} priority photos right"),
         "opponent": "opponent" in roles,
         "reference": reference,
         "rival": _best(apart, others) or reference,
@@ -113,25 +112,17 @@ def of_others(models: Mapping[str, Entry], want: ComparisonSettings, candidate: 
         "slow": in_time(models, candidate, budget) is False,
         "own_ms": milliseconds(own) if own and own["latency_ms"]["p50"] is not None else "",
         "own_device": own.get("device") or "not known",
-        "ways": listed(
-            [n for n in kept if candidate and track(n).of == candidate],
-            lambda _, m: f"{in_words(m['accuracy'])}, {milliseconds(m)}",
-        ),
+        "ways": listed(ways, lambda _, m: f"{in_words(m['accuracy'])}, {milliseconds(m)}"),
         "budget": budget,
         "budget_kept": listed(kept, lambda n, _: said[kept[n]]),
         "times": listed(kept, lambda _, m: f"{milliseconds(m)}, {tables.cost(m, want.price_per_hour)}"),
     }
 
 
-def of_candidate(
-    models: Mapping[str, Entry],
-    comparisons: Sequence[Entry],
-    want: ComparisonSettings,
-    candidate: str,
-    facts: Mapping[str, Any],
-) -> dict[str, Any]:
-    """What the candidate is worth against every other track."""
-    reference, rival, others, tuned = facts["reference"], facts["rival"], facts["others"], models[candidate]
+def of_candidate(models: Mapping[str, Entry], comparisons: Sequence[Entry], facts: Mapping[str, Any]) -> dict[str, Any]:
+    """What the candidate is worth against every other track. `facts`: those of `of_others`."""
+    want, candidate, others = facts["want"], facts["candidate"], facts["others"]
+    reference, rival, tuned = facts["reference"], facts["rival"], models[candidate]
     apart, over = {n: models[n] for n in facts["rest"]}, {c["b"]: c for c in comparisons if c["a"] == candidate}
     for name in apart:
         if name not in over:
@@ -142,12 +133,12 @@ def of_candidate(
     rare_better = {n for n in apart if more_than(rare_gains[n], 0) is True}
     beater = _best(apart, [n for n in others if surely_worse(over[n])])
     rare_beater = _best(apart, [n for n in others if ends(rare_gains[n])[1] < 0], "priority_macro_f1")
-    own, mixed = tuned["priority_macro_f1"], over[rival].get("combination")
+    versus, own, mixed = over[reference], tuned["priority_macro_f1"], over[rival].get("combination")
     gain_met = at_least(gains[reference], want.target_gain_points)
     rare_met = True if own is None else more_than(own, want.target_priority_f1)  # nothing is asked about none
     times = [models[n]["latency_ms"].get("p50_ci95") for n in (candidate, rival)]
     return {
-        "photos": over[reference]["n"],
+        "photos": versus["n"],
         "gain": gains[reference],
         "gain_met": gain_met,
         "gain_reached": gain_met is True,
@@ -175,9 +166,7 @@ def of_candidate(
         "mixing_gains": mixed is not None and rival in others and ends(mixed)[0] > 0,
         "mixed_gain": points({"value": mixed["gain_points"], "ci95": mixed["ci95"]}, " points") if mixed else "",
         "mixed_over": track(mixed["over"]).title if mixed else "",
-        "still_open": _still_open(
-            tuned, over[reference], gain_met == UNDECIDED, rare_met == UNDECIDED, want.target_gain_points
-        ),
+        "still_open": _still_open(tuned, versus, gain_met == UNDECIDED, rare_met == UNDECIDED, want.target_gain_points),
         "against": [against(models, over[n], n in others) for n in apart],
     }
 

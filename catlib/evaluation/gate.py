@@ -1,6 +1,5 @@
 """Before a training: is it worth its hours? The verdict's rules over what can be known without a tuned model."""
 
-import time
 from collections.abc import Mapping
 from dataclasses import asdict
 from functools import cache
@@ -8,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.utils.benchmark import Timer
 
 from catlib.classifiers.tracks import tracks_of
 from catlib.data.conversations import gives_reasons
@@ -93,17 +93,8 @@ def training_need(settings: TrainSettings, budget_hours: float = 0.0) -> dict[st
     return facts | {"text": f"{text}."}
 
 
-def matmul_rate(device: torch.device, dtype: torch.dtype, size: int = 1024, seconds: float = 0.3) -> float:
+def matmul_rate(device: torch.device, dtype: torch.dtype, size: int = 1024) -> float:
     """Operations a second of a matrix product, measured."""
     a = torch.ones(size, size, device=device, dtype=dtype)
-
-    def run(times: int) -> float:
-        start = time.perf_counter()
-        for _ in range(times):
-            product = a @ a
-        product.sum().item()  # waits for the device
-        return time.perf_counter() - start
-
-    once = min(run(1) for _ in range(3))
-    times = max(1, int(seconds / max(once, 1e-6)))
-    return 2 * size**3 * times / run(times)
+    timer = Timer("a @ a", globals={"a": a}, num_threads=torch.get_num_threads())
+    return 2 * size**3 / timer.blocked_autorange(min_run_time=0.3).median

@@ -72,11 +72,11 @@ def judge(
     facts |= {"wanted_reasons": wanted and gives, "reasons_not_given": wanted and not gives}
     facts["lifted"] = want.accuracy_first or facts["wanted_reasons"]
     if candidate is not None:
-        facts |= of_candidate(models, comparisons, want, candidate, facts)
+        facts |= of_candidate(models, comparisons, facts)
     for role in ("candidate", "reference", "rival", "beater", "rare_beater"):
         named = track(facts.get(role) or "zero-shot CLIP")
         facts |= {f"{role}_title": named.title, role.capitalize(): named.first}
-    rows = _criteria(facts, want, record.get("outcome") or {}, gives)
+    rows = _criteria(facts, record.get("outcome") or {}, gives)
     if facts.get("success"):
         facts["achieved"] = _achieved(facts, rows)
     rule = next(rule for rule in RULES["decide"] if _holds(rule["when"], facts))
@@ -96,11 +96,10 @@ def _holds(condition: str, facts: Mapping[str, Any]) -> bool:
     return all(bool(facts.get(n.removeprefix("not "))) != n.startswith("not ") for n in condition.split(", "))
 
 
-def _criteria(
-    f: Mapping[str, Any], want: ComparisonSettings, outcome: Mapping[str, Any], gives: bool
-) -> list[dict[str, Any]]:
+def _criteria(f: Mapping[str, Any], outcome: Mapping[str, Any], gives: bool) -> list[dict[str, Any]]:
     """The entries of `criteria` in metrics.json: those of success for a trained model, a latency where there is a budget."""
-    clip, budget = f["zero_shot"] or {"priority_accuracy": None, "priority_macro_f1": None}, f["budget"]
+    want, budget = f["want"], f["budget"]
+    clip = f["zero_shot"] or {"priority_accuracy": None, "priority_macro_f1": None}
     device, asked = outcome.get("device") or f.get("device"), {True: "asked for", False: "not asked for"}
     needless = more_than(clip["priority_accuracy"], want.clip_good_enough)
     low = at_least(clip["priority_macro_f1"], want.clip_priority_f1, operator.lt)

@@ -1,19 +1,21 @@
 """The same run with several values of parameters, and one page that compares them."""
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from markupsafe import Markup
+from scipy import stats
 
-from catlib.classifiers.tracks import TUNED, names_of, track
+from catlib.classifiers.tracks import TUNED, names_of, ordered, track
 from catlib.errors import InputError
 from catlib.evaluation.plots import learning_curve, slope
-from catlib.evaluation.seeds import said_of_seeds
-from catlib.evaluation.tables import share
+from catlib.evaluation.tables import points, share
 from catlib.files import write_text
 from catlib.paths import folder_of_run, resolve
 from catlib.reports import html
@@ -109,3 +111,42 @@ def _over_seeds(keys: Sequence[str], runs: Sequence[tuple[tuple[Any, ...], Mappi
         groups.setdefault(", ".join(others), []).append(metrics)
     several = {name: own for name, own in groups.items() if len(own) > 1}
     return [f"{name}: {said}".removeprefix(": ") for name, own in several.items() for said in said_of_seeds(own)]
+
+
+def said_of_seeds(runs: Sequence[Mapping[str, Any]]) -> list[str]:
+    """For each other model a sentence: mean and spread of the tuned VLM's gain, and whether another seed would give it as well."""
+    sentences = []
+    for row in gains_over_seeds(runs):
+        gain = points({"value": row["mean"], "ci95": row["ci95"]}, " points")
+        low, high = row["ci95"] or (-math.inf, math.inf)
+        sure = "another seed would gain as well" if low > 0 else "another seed would lose as well" if high < 0 else ""
+        judged = sure or "another seed, or other test photos, may turn it round"
+        sentences.append(
+            f"Over {track(row['b']).title} {track(TUNED).title} gains {gain} in the mean of {row['n']} training seeds, standard "
+            f"deviation {row['sd']:.1f}: {judged}."
+        )
+    return sentences
+
+
+def gains_over_seeds(runs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The tuned VLM's gain in accuracy over each other model, in points: {"b", "n", "mean", "sd", "ci95"}. `runs`: their metrics.json.
+
+    `ci95` is where the gain of another training would lie, on other test photos: the prediction interval of Student's t with the
+    variance between seeds, sd^2 (1 + 1/n), and that of the test photos, from the runs' own intervals; None where a run has
+    none. Raises InputError for fewer than two runs.
+    """
+    if len(runs) < 2:
+        raise InputError(f"the spread of training seeds needs at least two runs; there are {len(runs)}")
+    found = []
+    for name in ordered({c["b"] for run in runs for c in run.get("comparisons", ()) if c["a"] == TUNED}):
+        rows = [c for run in runs for c in run["comparisons"] if (c["a"], c["b"]) == (TUNED, name)]
+        if (n := len(rows)) < 2:
+            continue
+        gains, ci95 = np.array([c["accuracy_gain_points"] for c in rows]), None
+        mean, sd = float(gains.mean()), float(gains.std(ddof=1))
+        if all(c["ci95"] for c in rows):
+            photos = float(np.mean([(c["ci95"][1] - c["ci95"][0]) / 2 for c in rows]))
+            half = math.hypot(sd * float(stats.t.ppf(0.975, n - 1)) * math.sqrt(1 + 1 / n), photos)
+            ci95 = [mean - half, mean + half]
+        found.append({"b": name, "n": n, "mean": mean, "sd": sd, "ci95": ci95})
+    return found
