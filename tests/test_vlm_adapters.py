@@ -129,7 +129,7 @@ def test_matrices_that_do_not_fit_each_other_are_refused_before_the_base_is_load
         with pytest.raises(InputError, match=r"in place of the rank"):
             open_vlm(folder, device="cpu", precision="float32")
     save_file({n: t for n, t in whole.items() if n != name}, folder / "adapter_model.safetensors", {"format": "pt"})
-    with pytest.raises(InputError, match=r"lora_B \(\) and"):
+    with pytest.raises(InputError, match="lora_B is missing"):
         open_vlm(folder, device="cpu", precision="float32")
 
 

@@ -127,7 +127,9 @@ def check_config(adapter: Path) -> None:
     except (SafetensorError, OSError) as error:
         raise InputError(f"{adapter / WEIGHTS}: broken: {error}") from None
     for module, found in pairs.items():
-        down, up = found.get("A", ()), found.get("B", ())
+        if len(found) < 2:
+            raise InputError(f"{adapter / WEIGHTS}: {module}.lora_{'B' if 'A' in found else 'A'} is missing")
+        down, up = found["A"], found["B"]
         if len(down) < 2 or len(up) < 2 or down[0] != up[1] or down[0] not in (facts.get("r"), *ranks.values()):
             raise InputError(
                 f"{adapter / WEIGHTS}: {module} has lora_B {up} and lora_A {down} in place of the rank in {CONFIG}, "
