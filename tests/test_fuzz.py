@@ -5,7 +5,13 @@ from fuzz_cases import KINDS, Place, quiet
 from hypothesis import HealthCheck, given, settings
 
 pytestmark = pytest.mark.slow
-MODELS = ("adapter configs", "training records", "model configs", "adapter weights")  # each case loads a model
+MODELS = (
+    "adapter configs",
+    "training records",
+    "model configs",
+    "adapter weights",
+    "profiles",
+)  # each case builds a model
 
 
 @pytest.fixture(scope="module")
