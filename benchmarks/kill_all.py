@@ -179,8 +179,11 @@ def start(words: list[str], log: Path) -> int:
     stream = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(stream, 1)
     os.dup2(stream, 2)
+    import torch
+
     from catlib.cli import main
 
+    torch.set_num_threads(1)  # makes torch's pool anew after the fork; the threads that load a model would race for it
     code = 1
     try:
         code = main(words)
