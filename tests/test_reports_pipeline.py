@@ -331,7 +331,13 @@ def test_a_sweep_goes_over_texts_and_combinations_and_keeps_what_is_finished(pro
     assert list(found["failed"]) == ["small-mode=qlora-epochs=2"] and "1 of 4 runs failed" in captured.err
     assert "qlora 1" in page(project, "02_second", "small-mode=qlora-epochs=1")
     assert executions(project, "small-mode=lora-epochs=2") == [1, 1, 0]
-    assert cli.main(["report", "small", "--quiet", "--sweep", "mode=lora,qlora", "--notebooks", "01"]) == 0
+    again = ["report", "small", "--quiet", "--sweep", "mode=lora,qlora", "--jobs", str(jobs)]
+    assert cli.main([*again, "--notebooks", "01"]) == 0
+    assert executions(project, "small-mode=lora") == [1, 0, 0]
+    assert cli.main([*again, "--notebooks", "02"]) == 0  # only what is asked for
+    assert executions(project, "small-mode=lora") == executions(project, "small-mode=qlora") == [1, 1, 0]
+    assert cli.main([*again, "--force"]) == 0
+    assert executions(project, "small-mode=lora") == executions(project, "small-mode=qlora") == [2, 2, 0]
 
 
 def test_a_checkpoint_that_is_not_there_yet_names_the_notebook_that_makes_it(project):

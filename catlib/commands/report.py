@@ -104,19 +104,23 @@ def _outcomes(args: argparse.Namespace, profile: Path, members: Mapping[str, Any
             print(f"{member} ({number} of {len(members)})", file=sys.stderr if args.json else sys.stdout, flush=True)
             yield member, _tried(args, profile, parameters, member)
         return
-    data = argparse.Namespace(**vars(args) | {"notebooks": "01", "force": False})
-    ready = {}  # the data of runs that share a folder may be written by one at a time
-    for member, parameters in members.items():
-        if isinstance(outcome := _tried(data, profile, parameters, member), CatlibError):
-            yield member, outcome
-        else:
-            ready[member] = parameters
+    from catlib.reports import stages
+
+    chosen = stages.select(list(stages.find_notebooks()), args.notebooks)
+    data, others = (",".join(name for name in chosen if name.startswith("01") == own) for own in (True, False))
+    outcomes: dict[str, Outcome] = {}
+    if data:  # runs may share a folder of data, which is written by one at a time
+        first = argparse.Namespace(**vars(args) | {"notebooks": data})
+        outcomes = {member: _tried(first, profile, parameters, member) for member, parameters in members.items()}
+    over = [member for member, outcome in outcomes.items() if not others or isinstance(outcome, CatlibError)]
+    yield from ((member, outcomes[member]) for member in over)
     context = get_context("spawn")
     gpus = context.Queue()
     for number in range(args.jobs):
         gpus.put(number)
+    rest = argparse.Namespace(**vars(args) | {"notebooks": others})
     with ProcessPoolExecutor(args.jobs, context, _take_gpu, (gpus,)) as pool:
-        waiting = {pool.submit(_tried, args, profile, given, member): member for member, given in ready.items()}
+        waiting = {pool.submit(_tried, rest, profile, members[m], m): m for m in members if m not in over}
         for done in as_completed(waiting):
             yield waiting[done], done.result()
 
