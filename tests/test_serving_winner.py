@@ -16,7 +16,7 @@ from catlib.data.images import open_image
 from catlib.data.records import read_predictions
 from catlib.errors import InputError
 from catlib.evaluation.calibration import stored_calibration
-from catlib.evaluation.compare import mix
+from catlib.evaluation.combine import mix
 from catlib.evaluation.metrics_file import write_metrics
 from catlib.evaluation.runs import open_bench, predict_candidates, predict_opponents
 from catlib.files import read_json, write_json

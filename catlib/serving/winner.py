@@ -17,7 +17,7 @@ from catlib.classifiers.vlm import VLMClassifier
 from catlib.data.records import meta_path, read_predictions
 from catlib.errors import CatlibError, InputError
 from catlib.evaluation.calibration import Calibration, fit_calibration
-from catlib.evaluation.compare import mix
+from catlib.evaluation.combine import mix
 from catlib.evaluation.metrics_file import METRICS_FILE, read_metrics
 from catlib.evaluation.outcomes import LOG_FLOOR, outcomes
 from catlib.files import parse_yaml, read_json, read_text
