@@ -46,6 +46,12 @@ def resolve(path: str | Path) -> Path:
     return path if path.is_absolute() else project_root() / path
 
 
+def given_path(path: str | Path) -> Path:
+    """What the command line names: from the working directory, else from the project's root, as everywhere in catlib."""
+    here = Path(path).expanduser()
+    return here if here.exists() or not resolve(path).exists() else resolve(path)
+
+
 def folder_of_run(run: str) -> Path:
     """The folder of a run by its name."""
     return resolve(RUNS) / run

@@ -6,6 +6,7 @@ from typing import Any
 
 from catlib.commands.evaluate import SHARED
 from catlib.commands.options import add_settings_options, settings_from_args, show
+from catlib.paths import given_path
 from catlib.settings import EvaluationSettings
 
 
@@ -24,7 +25,7 @@ def run(args: argparse.Namespace) -> None:
     from catlib.evaluation.compare import compare
 
     settings = settings_from_args(EvaluationSettings, args)
-    a, b, *val = (read_predictions(metrics_file.given_file(path)) for path in (args.a, args.b, *(args.val or ())))
+    a, b, *val = (read_predictions(given_path(path)) for path in (args.a, args.b, *(args.val or ())))
     priority = metrics_file.choose_priority(settings.priority_breeds, [a, b])
     both = dict(zip(("val_a", "val_b"), val, strict=False))
     found = compare(a, b, priority, **both, bootstrap=settings.bootstrap, seed=settings.seed)

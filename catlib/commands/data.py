@@ -7,7 +7,7 @@ from typing import Any
 
 from catlib.commands.options import add_settings_options, settings_from_args, show
 from catlib.errors import InputError
-from catlib.paths import resolve
+from catlib.paths import given_path, resolve
 from catlib.settings import DataSettings
 
 USAGE = """catlib data PHOTOS --out DIR [option …]   split a folder of labelled photos
@@ -73,8 +73,7 @@ def _split_folder(command: str, words: list[str]) -> Path:
     if len(words) != 1:
         what = f"catlib data {command}"
         raise InputError(f"{what} needs one folder, the one with train.jsonl: {what} data/vlm")
-    here = Path(words[0]).expanduser()
-    return here if here.exists() else resolve(here)
+    return given_path(words[0])
 
 
 def _suspects(args: argparse.Namespace, words: list[str]) -> None:

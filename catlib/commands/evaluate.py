@@ -6,6 +6,7 @@ from typing import Any
 
 from catlib.commands.options import add_settings_options, settings_from_args, show
 from catlib.errors import InputError
+from catlib.paths import given_path
 from catlib.settings import EvaluationSettings
 
 SHARED = ("priority_breeds", "bootstrap", "seed")
@@ -31,7 +32,7 @@ def run(args: argparse.Namespace) -> None:
 
     settings = settings_from_args(EvaluationSettings, args)
     metrics_file.existing(Path(args.out).expanduser())  # refused before anything is computed
-    validation = {metrics_file.given_file(path).stem: path for path in args.val}
+    validation = {given_path(path).stem: path for path in args.val}
     models: dict[str, Any] = {}
     priority: tuple[str, ...] | None = None
     for path in args.predictions:  # one model in memory at a time: 126,000 photos with 67 scores are 300 MB

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from catlib.commands.options import PREFIX, add_settings_options, settings_from_args
 from catlib.errors import InputError
-from catlib.paths import resolve
+from catlib.paths import given_path, resolve
 from catlib.settings import EvaluationSettings, split_list
 
 if TYPE_CHECKING:
@@ -135,11 +135,10 @@ def load_classifier(args: argparse.Namespace) -> "Classifier":
         )
     if kind == "probe":
         from catlib.classifiers.probe import Probe
-        from catlib.evaluation.metrics_file import given_file
 
         if args.breeds:
             raise InputError("--breeds: a probe knows the breeds that it was trained on and no others")
-        return Probe.load(given_file(ref), device=settings.device, dtype=settings.dtype)
+        return Probe.load(given_path(ref), device=settings.device, dtype=settings.dtype)
 
     from catlib.vlm.checkpoint import Checkpoint, find_checkpoint, open_vlm
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from catlib.commands.options import show
 from catlib.errors import InputError
+from catlib.paths import given_path
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -14,11 +15,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Write the page and print its path."""
-    from catlib.evaluation.metrics_file import given_file
     from catlib.files import write_text
     from catlib.reports import html
 
-    source = given_file(args.notebook)
+    source = given_path(args.notebook)
     if not source.is_file():
         raise InputError(f"{source}: no such notebook")
     page = args.out or source.with_suffix(".html")

@@ -5,6 +5,7 @@ import argparse
 from catlib.classifiers.tracks import TUNED
 from catlib.commands.evaluate import SHARED, add_files
 from catlib.commands.options import add_settings_options, settings_from_args, show
+from catlib.paths import given_path
 from catlib.settings import ComparisonSettings
 
 TARGETS = ("target_priority_f1", "target_gain_points", "clip_good_enough", "clip_priority_f1")
@@ -28,7 +29,7 @@ def run(args: argparse.Namespace) -> None:
     sets, validation = metrics_file.read_all(args.predictions), metrics_file.read_all(args.val)
     priority = metrics_file.choose_priority(settings.priority_breeds, list(sets.values()))
     found = Results(sets, validation, priority, settings.bootstrap, settings.seed, candidate=args.candidate).only(sets)
-    verdict = found.judge(settings, metrics_file.given_file(args.train) if args.train else None)
+    verdict = found.judge(settings, given_path(args.train) if args.train else None)
     text = [verdict.text.replace("**", ""), "\nper cent [95 % interval]", text_table(model_table(found.models))]
     facts = {**verdict.as_json(), "models": found.models, "comparisons": found.comparisons}
     show(args, facts, "\n".join([*text, "", text_table(criteria_table(verdict.criteria))]))

@@ -9,7 +9,7 @@ from catlib.breeds import PRIORITY_BREEDS
 from catlib.data.records import PredictionSet, read_predictions
 from catlib.errors import CatlibError, InputError
 from catlib.files import read_json, write_json
-from catlib.paths import resolve
+from catlib.paths import given_path
 from catlib.settings import split_list
 
 log = logging.getLogger(__name__)
@@ -23,19 +23,13 @@ def read_all(paths: Sequence[str | Path]) -> dict[str, PredictionSet]:
     Raises InputError when two files have the same name.
     """
     sets: dict[str, PredictionSet] = {}
-    for path in map(given_file, paths):
+    for path in map(given_path, paths):
         if path.stem in sets:
             raise InputError(f"{path}: a second file of the model {path.stem!r}; a model is named after its file")
         sets[path.stem] = read_predictions(path)
         for remark in sets[path.stem].remarks:
             log.warning("%s", remark)
     return sets
-
-
-def given_file(path: str | Path) -> Path:
-    """A file named on the command line: from the working directory, else from the project's root, as everywhere in catlib."""
-    here = Path(path).expanduser()
-    return here if here.is_file() or not resolve(path).is_file() else resolve(path)
 
 
 def read_folder(folder: Path) -> dict[str, PredictionSet]:
