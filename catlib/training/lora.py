@@ -78,7 +78,8 @@ def lora_config(model: torch.nn.Module, settings: TrainSettings, family: Family 
 def add_lora(vlm: VLM, settings: TrainSettings) -> None:
     """Wrap the model for training: base frozen, adapters (and a projector trained in full) in float32.
 
-    float32 because a bf16 weight of size 1 absorbs any update below 0.004. Raises CatlibError when nothing is trained.
+    float32 because a bf16 weight of size 1 absorbs any update below 0.004. Raises CatlibError when nothing is trained, or
+    something in the vision tower.
     """
     if remark := rank_remark(settings):
         log.warning("%s", remark)
@@ -104,7 +105,11 @@ def add_lora(vlm: VLM, settings: TrainSettings) -> None:
         # validation), for good. What it calls then has no backward: no gradient would pass through, without any error.
         if hasattr(module, "support_avx512bf16_for_cpu"):
             setattr(module, "support_avx512bf16_for_cpu", False)  # noqa: B010 (a plain attribute, which mypy takes for a tensor)
-    if not any(parameter.requires_grad for parameter in vlm.model.parameters()):
+    tower, projector = f"{vlm.family.tower}.", f"{vlm.family.projector}."
+    trained = [name for name, parameter in vlm.model.named_parameters() if parameter.requires_grad]
+    if in_tower := [name for name in trained if tower in name and projector not in name]:
+        raise CatlibError(f"{len(in_tower)} tensors of the vision tower would be trained, first {in_tower[0]}")
+    if not trained:
         raise CatlibError("nothing is trained: mode and lora_targets leave no parameter")
     vlm.model.train()
     vlm.tower.eval()  # frozen: no dropout in it either
