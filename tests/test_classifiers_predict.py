@@ -74,6 +74,8 @@ def test_an_unreadable_photo_does_not_stop_the_others(models, photos, capsys):
         (["nowhere.jpg"], "no such photo or folder"),
         (["EMPTY"], "no photos in"),
         (["PHOTOS", "--model", "sorcery"], "tuned, base, clip:REF, probe:FILE or endpoint:URL"),
+        (["PHOTOS", "--model", "tuned:"], "tuned, base, clip:REF"),
+        (["PHOTOS", "--model", "clip:"], "tuned, base, clip:REF"),
         (["PHOTOS", "--model", "probe:nowhere.npz"], "not a saved linear probe"),
         (["PHOTOS"], "which model"),
         (["PHOTOS", "--checkpoint", "nowhere"], "no such folder"),

@@ -124,8 +124,8 @@ def load_classifier(args: argparse.Namespace) -> "Classifier":
         winner = open_winner(args.of_run, args.model, settings.device)
         args.batch_size = args.batch_size or winner.batch_size
         return winner.classifier
-    kind, _, ref = (args.model or "tuned").partition(":")
-    if kind not in (("clip", "probe", "endpoint") if ref else ("tuned", "base")):
+    kind, colon, ref = (args.model or "tuned").partition(":")
+    if kind not in (("clip", "probe", "endpoint") if ref else () if colon else ("tuned", "base")):
         raise InputError(f"--model must be tuned, base, clip:REF, probe:FILE or endpoint:URL; found {args.model!r}")
     if args.checkpoint and not resolve(args.checkpoint).is_dir():
         raise InputError(f"--checkpoint {args.checkpoint}: no such folder ({resolve(args.checkpoint)})")
