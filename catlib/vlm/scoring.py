@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from PIL.Image import Image
 
-from catlib.errors import InputError, NotFinite
+from catlib.errors import CatlibError, InputError, NotFinite
 from catlib.vlm.families import ALONG_TEXT, STATEFUL
 from catlib.vlm.models import VLM
 from catlib.vlm.prompting import continued, inference_inputs, label_tokens
@@ -56,16 +56,22 @@ class LabelScorer:
             raise InputError("two breeds have the same tokens; breeds must differ in their names")
         self.counts = np.array([len(label) for label in self.labels])  # the end token included
 
-    def tokens(self, breed: str) -> list[int]:
-        """What is scored for a breed, of the list or not."""
-        return label_tokens(self.vlm, self.question, breed, self.spelled)
+    def tokens(self, breed: str, question: str = "") -> list[int]:
+        """What is scored for a breed, of the list or not, after the scorer's question or another."""
+        return label_tokens(self.vlm, question or self.question, breed, self.spelled)
 
     @torch.inference_mode()
     def score(self, images: Sequence[Image], questions: Sequence[str] | None = None) -> np.ndarray:
         """Summed label log-likelihoods (n photos, breeds), natural log, float64; `questions` puts another one to each
-        photo. Raises NotFinite, which names the photo, for scores that are no finite numbers.
+        photo; the labels' tokens must be the same after all of them, else CatlibError. Raises NotFinite, which names the
+        photo, for scores that are no finite numbers.
         """
         questions = questions or [self.question] * len(images)
+        for question in set(questions) - {self.question}:
+            if any(self.tokens(b, question) != t for b, t in zip(self.breeds, self.labels, strict=True)):
+                raise CatlibError(
+                    f"after the question {question!r} the breeds are tokenized differently; score it apart"
+                )
         if self.mode == "tree":
             inputs = inference_inputs(self.vlm, images, questions)
             if self.room(inputs["input_ids"].shape[1]):
