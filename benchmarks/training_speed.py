@@ -1,6 +1,7 @@
 """catlib's training against TRL's SFTTrainer and against the plan's own loop: the same model, photos, prompts and LoRA.
 
     CATLIB_SMALL_LLAVA=DIR CATLIB_PHOTOS=DIR python benchmarks/training_speed.py [--photos-per-breed 11] [--epochs 3]
+        [--seeds 3]
 
 Needs the extra `bench` (TRL). Batch 4, LoRA of rank 16 on all linear layers of the language model, projector in full, bf16
 base, no gradient checkpointing, one process. Each contender runs in a process of its own and is timed from the loaded libraries
@@ -14,6 +15,9 @@ validates on a few photos and saves its checkpoint and state after each epoch; t
               the input ids, its LoRA matches layers by last name (in the vision tower too), logits for all positions; one epoch,
               as it caches nothing that would make the others faster
 
+With --seeds N, catlib and trl are trained N times, and each adapter answers for all validation photos, opened and scored in one and
+the same way: mean log-loss of the true breed's name, and accuracy.
+
 Prints a line for each and then all as JSON: photos a second over all epochs, photos a second of processor time (all threads
 and workers together: a figure that other work on the machine disturbs less; with --threads 1 it is the one to compare), peak
 resident memory (GB of 10^9 bytes, of the training process alone), the losses of the first steps.
@@ -23,6 +27,7 @@ import argparse
 import json
 import os
 import random
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -44,6 +49,8 @@ from catlib.settings import DataSettings, TrainSettings  # noqa: E402
 
 ONE_EPOCH = ("uncached", "plan")
 FIRST = 6  # steps whose losses are compared
+SEED = "CATLIB_BENCHMARK_SEED"
+JUDGED = "judged.jsonl"  # all validation photos; the training sees a few of them
 
 
 def settings(work: Path, epochs: int, **more: Any) -> TrainSettings:
@@ -67,6 +74,7 @@ def settings(work: Path, epochs: int, **more: Any) -> TrainSettings:
         "weight_decay": 0.0,
         "dtype": "bfloat16",
         "device": "cpu",
+        "seed": int(os.environ.get(SEED, 0)),
         "log_steps": 1,
         "watch_photos": 0,
         "num_workers": 2,
@@ -152,6 +160,7 @@ def run_trl(work: Path, epochs: int, workers: int = 2) -> list[float]:
     arguments = SFTConfig(max_length=None, **trainer_arguments(chosen, workers))
     trainer = SFTTrainer(model, arguments, train_dataset=data, processing_class=processor, peft_config=config)
     trainer.train()
+    trainer.save_model(chosen.output_dir)
     return [row["loss"] for row in trainer.state.log_history if "loss" in row]
 
 
@@ -239,6 +248,31 @@ def run_one(name: str, work: Path, epochs: int) -> dict[str, Any]:
     }
 
 
+def judge(work: Path) -> dict[str, float]:
+    """Log-loss and accuracy of the adapter in `work`/out on the validation photos."""
+    import numpy as np
+
+    from catlib.classifiers.predict import read_batches
+    from catlib.classifiers.vlm import VLMClassifier
+    from catlib.vlm.checkpoint import find_checkpoint, open_vlm
+
+    path = work / "vlm" / JUDGED
+    root = image_root_of(path)
+    samples, breeds = read_samples(path, root), sorted({s.breed for s in training_samples(work)[0]})
+    found = find_checkpoint(
+        work / "out", base_model=os.environ["CATLIB_SMALL_LLAVA"], question=samples[0].question, breeds=breeds
+    )
+    classifier = VLMClassifier(open_vlm(found, device="cpu", precision="bfloat16"), breeds)
+    scores = np.concatenate([classifier.raw_scores(images) for _, images, _ in read_batches(samples, root, 16)])
+    true = np.array([breeds.index(s.breed) for s in samples])
+    loss = -scores[np.arange(len(true)), true].mean()
+    return {
+        "photos": len(true),
+        "log_loss": round(float(loss), 4),
+        "accuracy": float(np.mean(scores.argmax(1) == true)),
+    }
+
+
 def write_data(work: Path, photos_per_breed: int) -> int:
     """Training photos drawn evenly over the breeds, a few others for validation; returns how many are trained on."""
     from catlib.data.prepare import prepare
@@ -253,6 +287,7 @@ def write_data(work: Path, photos_per_breed: int) -> int:
     by_breed: dict[str, list[str]] = defaultdict(list)
     path = work / "vlm/val.jsonl"
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    path.with_name(JUDGED).write_text("".join(lines), encoding="utf-8")
     random.Random(0).shuffle(lines)
     for line in lines:
         by_breed[json.loads(line)["metadata"]["breed"]].append(line)
@@ -266,11 +301,12 @@ def main() -> int:
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--contenders", default=",".join(CONTENDERS), help="comma separated; default: all")
     parser.add_argument("--threads", type=int, default=0, help="threads of each contender; 0: as many as torch takes")
-    parser.add_argument("--one", choices=CONTENDERS, help=argparse.SUPPRESS)  # in this process, on the data in --work
+    parser.add_argument("--seeds", type=int, default=0, help="trainings of catlib and of trl that are judged; 0: none")
+    parser.add_argument("--one", choices=[*CONTENDERS, "judge"], help=argparse.SUPPRESS)  # here, on the data in --work
     parser.add_argument("--work", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.one:
-        print(json.dumps(run_one(args.one, args.work, args.epochs)))
+        print(json.dumps(judge(args.work) if args.one == "judge" else run_one(args.one, args.work, args.epochs)))
         return 0
     missing = [name for name in ("CATLIB_SMALL_LLAVA", "CATLIB_PHOTOS") if not os.environ.get(name)]
     if missing:
@@ -283,15 +319,26 @@ def main() -> int:
         threads = args.threads or torch.get_num_threads()
         print(f"{photos} photos, {args.epochs} epochs, {threads} threads", flush=True)
         print(f"{'contender':<10} {'photos/s':>9} {'a CPU s':>8} {'peak GB':>8}  first losses", flush=True)
-        for name in args.contenders.split(","):
+
+        def run(name: str, seed: int, **more: str) -> dict[str, Any]:
             command = [sys.executable, __file__, "--one", name, "--work", folder, "--epochs", str(args.epochs)]
-            environment = {**ENVIRONMENT, "CATLIB_ROOT": str(work / name)}  # its own, empty, feature cache
-            if args.threads:
-                environment["OMP_NUM_THREADS"] = str(args.threads)
+            threads = {"OMP_NUM_THREADS": str(args.threads)} if args.threads else {}
+            environment = {**ENVIRONMENT, **threads, SEED: str(seed), **more}
             done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
-            figures[name] = row = json.loads(done.stdout.splitlines()[-1])
+            return json.loads(done.stdout.splitlines()[-1])
+
+        todo = [(name, 0) for name in args.contenders.split(",")]
+        todo += [(name, seed) for seed in range(1, args.seeds) for name in ("catlib", "trl")]
+        for name, seed in todo:
+            # with a feature cache of its own, empty
+            row = run(name, seed, CATLIB_ROOT=str(work / f"{name}-{seed}"))
             rates = f"{row['photos_per_s']:>9.2f} {row['photos_per_cpu_s']:>8.2f} {row['peak_gb']:>8.2f}"
             print(f"{name:<10} {rates}  {row['first_losses']}", flush=True)
+            if args.seeds and name in ("catlib", "trl"):
+                row["judged"] = run("judge", seed)
+                print(f"{name:<10} seed {seed}: {row['judged']}, last losses {row['last_losses_mean']}", flush=True)
+                shutil.rmtree(work / "out")
+            figures[f"{name}-{seed}" if seed else name] = row
     for name in ("trl", "plan"):
         if {name, "catlib"} <= figures.keys():
             ours, theirs = figures["catlib"], figures[name]

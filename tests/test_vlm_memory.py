@@ -71,6 +71,13 @@ def test_the_largest_batch_fits_and_twice_as_many_do_not():
     assert 4e9 < footprint.weights < 5e9
 
 
+def test_a_projector_that_reads_several_layers_is_estimated_too(tiny, tmp_path):
+    chosen, both = settings(tmp_path, tmp_path, tmp_path), type(tiny).from_dict(tiny.to_dict())
+    both.vision_feature_layer = [-2, -1]
+    peaks = [estimate(chosen, config, SHAPE, torch.float32).peak for config in (tiny, both)]
+    assert peaks[0] < peaks[1]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "parameters", "tokens", "at_once"),
