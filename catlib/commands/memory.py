@@ -50,7 +50,7 @@ def gather(
     from catlib.training import memory
 
     config = memory.model_config(settings.base_model)
-    shape = memory.usual_shape(config, image_tokens or 0, settings.base_model, settings.max_pixels)
+    shape = memory.usual_shape(config, settings, image_tokens or 0)
     limit = vram * memory.GB if vram else None
     of = cache(lambda variant: memory.Footprint(variant, config, shape))
 

@@ -59,6 +59,10 @@ class TrainingData:
             adapter = resolve(settings.init_adapter)
             base_of(adapter)  # raises where no adapter is
             earlier, weights = read_training(adapter), digest_of(adapter / WEIGHTS)
+            if (pool := earlier.get("settings", {}).get("image_pool", 1)) != settings.image_pool:
+                raise InputError(
+                    f"init_adapter {settings.init_adapter!r} was trained with image_pool {pool}; set the same"
+                )
             self.lineage = {"folder": settings.init_adapter, "sha256": weights}
             self.lineage |= {key: earlier[key] for key in ("breeds", "lineage") if key in earlier}
         self.breeds = tuple(sorted({s.breed for s in self.train} | set(self.lineage.get("breeds", []))))
@@ -114,7 +118,7 @@ class Run:
         checkpoint = find_checkpoint(settings.base_model)
         if checkpoint.adapter is not None:
             raise InputError(f"base_model {settings.base_model!r} is an adapter; name the model that is to be trained")
-        checkpoint = replace(checkpoint, max_pixels=settings.max_pixels)
+        checkpoint = replace(checkpoint, max_pixels=settings.max_pixels, image_pool=settings.image_pool)
         photos = [(sample, inside(root, sample.image)) for root, part in data.parts for sample in part]
         need = check_fits(settings, checkpoint.base, photos)
         self.micro_batch = settings.batch_size if need is None else need.batch_size  # photos in a forward pass

@@ -35,6 +35,7 @@ class Checkpoint:
         default_factory=dict
     )  # answers that training taught, where they are more than a name
     max_pixels: int = 0  # of a photo, as the processor hands it on; 0: the processor's own size
+    image_pool: int = 1  # rows and columns of a photo's tokens that are averaged before the projector
     training: Mapping[str, Any] = field(default_factory=dict)  # training.json
     remarks: tuple[str, ...] = ()  # what is asked otherwise than it was trained
 
@@ -42,6 +43,14 @@ class Checkpoint:
     def mode(self) -> str:
         """How it was trained (projector, lora, qlora); empty when no record says so."""
         return str(self.training.get("settings", {}).get("mode", ""))
+
+    def check_engines(self) -> None:
+        """Raise InputError for a model that other programs would show its photos otherwise than it was trained."""
+        if self.image_pool > 1:
+            raise InputError(
+                f"{self.name} was trained with image_pool {self.image_pool}: vLLM, llama.cpp and transformers would show it all "
+                "of a photo's tokens in place of their means. Only catlib can use it: predict, evaluate, serve --engine service"
+            )
 
     @property
     def merged(self) -> bool:
