@@ -9,14 +9,15 @@ to the end of the last epoch: loading the model, and for catlib filling an empty
 validates on a few photos and saves its checkpoint and state after each epoch; the others do neither.
 
   catlib      `catlib.training.trainer.train` as users call it
+  pooled      the same with a quarter of the image tokens, `image_pool: 2`
   uncached    the same with every photo through the tower each time; one epoch, to compare the losses of the first steps
   trl         `trl.SFTTrainer` on prompt-completion conversations, so that its loss is that of the answer alone
   plan        the plan's loop, repaired just enough to run: bf16 for fp16, no truncation, padding to the longest. Its labels are
               the input ids, its LoRA matches layers by last name (in the vision tower too), logits for all positions; one epoch,
               as it caches nothing that would make the others faster
 
-With --seeds N, catlib and trl are trained N times, and each adapter answers for all validation photos, opened and scored in one and
-the same way: mean log-loss of the true breed's name, and accuracy.
+With --seeds N, catlib (with all tokens, and pooled) and trl are trained N times, and each adapter answers for all validation photos,
+opened and scored in one and the same way: mean log-loss of the true breed's name, and accuracy.
 
 Prints a line for each and then all as JSON: photos a second over all epochs, photos a second of processor time (all threads
 and workers together: a figure that other work on the machine disturbs less; with --threads 1 it is the one to compare), peak
@@ -47,7 +48,7 @@ from catlib.data.images import inside, open_image  # noqa: E402
 from catlib.data.records import Sample, image_root_of, read_samples  # noqa: E402
 from catlib.settings import DataSettings, TrainSettings  # noqa: E402
 
-ONE_EPOCH = ("uncached", "plan")
+ONE_EPOCH, JUDGED_ONES = ("uncached", "plan"), ("catlib", "trl", "pooled")
 FIRST = 6  # steps whose losses are compared
 SEED = "CATLIB_BENCHMARK_SEED"
 JUDGED = "judged.jsonl"  # all validation photos; the training sees a few of them
@@ -88,6 +89,10 @@ def run_catlib(work: Path, epochs: int, **more: Any) -> list[float]:
     from catlib.training.trainer import train
 
     return [row["loss"] for row in train(settings(work, epochs, **more)).history if row["kind"] == "step"]
+
+
+def run_pooled(work: Path, epochs: int) -> list[float]:
+    return run_catlib(work, epochs, image_pool=2)
 
 
 def run_uncached(work: Path, epochs: int) -> list[float]:
@@ -216,6 +221,7 @@ def padded(rows: list[dict[str, torch.Tensor]], pad: int) -> dict[str, torch.Ten
 CONTENDERS: dict[str, Callable[[Path, int], list[float]]] = {
     "catlib": run_catlib,
     "trl": run_trl,
+    "pooled": run_pooled,
     "uncached": run_uncached,
     "plan": run_plan,
 }
@@ -301,7 +307,9 @@ def main() -> int:
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--contenders", default=",".join(CONTENDERS), help="comma separated; default: all")
     parser.add_argument("--threads", type=int, default=0, help="threads of each contender; 0: as many as torch takes")
-    parser.add_argument("--seeds", type=int, default=0, help="trainings of catlib and of trl that are judged; 0: none")
+    parser.add_argument(
+        "--seeds", type=int, default=0, help="trainings of catlib, trl and pooled that are judged; 0: none"
+    )
     parser.add_argument("--one", choices=[*CONTENDERS, "judge"], help=argparse.SUPPRESS)  # here, on the data in --work
     parser.add_argument("--work", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -328,13 +336,13 @@ def main() -> int:
             return json.loads(done.stdout.splitlines()[-1])
 
         todo = [(name, 0) for name in args.contenders.split(",")]
-        todo += [(name, seed) for seed in range(1, args.seeds) for name in ("catlib", "trl")]
+        todo += [(name, seed) for seed in range(1, args.seeds) for name in JUDGED_ONES]
         for name, seed in todo:
             # with a feature cache of its own, empty
             row = run(name, seed, CATLIB_ROOT=str(work / f"{name}-{seed}"))
             rates = f"{row['photos_per_s']:>9.2f} {row['photos_per_cpu_s']:>8.2f} {row['peak_gb']:>8.2f}"
             print(f"{name:<10} {rates}  {row['first_losses']}", flush=True)
-            if args.seeds and name in ("catlib", "trl"):
+            if args.seeds and name in JUDGED_ONES:
                 row["judged"] = run("judge", seed)
                 print(f"{name:<10} seed {seed}: {row['judged']}, last losses {row['last_losses_mean']}", flush=True)
                 shutil.rmtree(work / "out")
