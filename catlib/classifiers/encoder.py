@@ -18,6 +18,7 @@ from catlib.vlm.features import compute_features, projector_input
 from catlib.vlm.models import VLM, pick_device
 from catlib.vlm.processors import first_line, from_files
 from catlib.vlm.prompting import inference_inputs
+from catlib.vlm.threads import fit_threads
 
 
 class FeatureExtractor(ABC):
@@ -57,6 +58,7 @@ class ClipEncoder(FeatureExtractor):
     def __init__(self, model: Any, processor: Any, name: str) -> None:
         super().__init__()
         self.model, self.processor, self.name = model.eval(), processor, name
+        fit_threads(getattr(model, "vision_model", model))
         self.poolings = ("image_embedding", "before_projection")[: 1 if self.projection is None else 2]
 
     @property
