@@ -226,7 +226,7 @@ def test_a_run_says_and_records_what_auto_came_to(tmp_path, monkeypatch, caplog)
     assert not memory_check.check_fits(chosen, str(model), pairs(data)).gradient_checkpointing
     monkeypatch.setattr(memory_check, "device_memory", lambda device: float(less.peak))
     trainer = Trainer(chosen)
-    assert trainer.vlm.base.is_gradient_checkpointing
+    assert trainer.vlm.base.is_activation_checkpointing
     assert setup_table(trainer).loc["a forward pass", "value"] == "4 photos, with gradient checkpointing"
     outcome = trainer.fit().outcome
     assert outcome["gradient_checkpointing"] is True and outcome["micro_batch"] == 4

@@ -4,7 +4,6 @@ A slice of the model with one and with two layers goes forward and backward unde
 is counted from its first sight to its end. Photos and layers enter as straight lines, so a slice says what the whole needs.
 """
 
-import warnings
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -23,7 +22,7 @@ from transformers import AutoConfig
 
 from catlib.settings import TrainSettings, split_list
 from catlib.training.kernels import constant_factors, fuse
-from catlib.training.lora import lora_config, peft_model
+from catlib.training.lora import lora_config, peft_model, recompute
 from catlib.vlm.families import Family, family_of
 from catlib.vlm.features import embedded
 from catlib.vlm.models import empty_model
@@ -121,8 +120,7 @@ def _trace(
     four_bit = {id(m.weight) for m in linear.values() if quantized and m in lora}
     fuse(wrapped)
     if settings.recomputes:
-        with warnings.catch_warnings(action="ignore", category=FutureWarning):
-            model.gradient_checkpointing_enable({"use_reentrant": False})
+        recompute(model)
     wrapped.train()
     with FakeTensorMode():
         _make_fake(wrapped, four_bit)

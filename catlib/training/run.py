@@ -27,7 +27,7 @@ from catlib.paths import resolve
 from catlib.progress import track
 from catlib.settings import TrainSettings, split_list
 from catlib.training.kernels import fuse
-from catlib.training.lora import add_lora
+from catlib.training.lora import add_lora, recompute
 from catlib.training.memory_check import check_fits
 from catlib.vlm.adapters import WEIGHTS, base_of, read_training
 from catlib.vlm.batches import Collator
@@ -130,7 +130,7 @@ class Run:
         add_lora(vlm, settings)
         log.info("%d layers use gradients written by hand", fuse(vlm.model))
         if recomputes:
-            vlm.base.gradient_checkpointing_enable({"use_reentrant": False})
+            recompute(vlm.base)
         features = _features(settings, vlm, data)
         if sharded:
             shard(vlm, PartialState().num_processes)
