@@ -31,8 +31,8 @@ import psutil
 from catlib.classifiers.endpoint import EndpointClassifier, crop_side
 from catlib.classifiers.vlm import VLMClassifier
 from catlib.data.conversations import evenly
+from catlib.data.dataset import load_dataset
 from catlib.data.images import inside, open_image
-from catlib.data.prepare import load_dataset
 from catlib.data.records import Prediction, PredictionSet, Sample, read_samples
 from catlib.errors import CatlibError
 from catlib.evaluation.metrics import evaluate
@@ -61,9 +61,14 @@ class Exam:
     photos: Sequence[Path]
     breeds: Sequence[str]
     concurrency: Sequence[int]
+    together: int  # photos asked about with more than one request under way
 
     def loads(self, ask: Callable[[Path], Any]) -> list[Load]:
-        return [measure_load(ask, self.photos, n) for n in self.concurrency]
+        return [measure_load(ask, self.photos if n == 1 else self.photos[:: self.step], n) for n in self.concurrency]
+
+    @property
+    def step(self) -> int:
+        return max(1, len(self.photos) // (self.together or len(self.photos)))
 
     def row(self, name: str, loads: Sequence[Load], said: Breeds, reference: Breeds | None, memory_mb: float) -> Row:
         """A line of the table, printed at once as well: a run that is cut off has not been for nothing."""
@@ -74,7 +79,7 @@ class Exam:
         line = {"reading": name, "accuracy": share(metrics["accuracy"]), "invalid": str(said.count(None))}
         line |= {f"as {HERE}": f"{alike}/{len(said)}", "p50 ms": number(loads[0].p50), "p95 ms": number(loads[0].p95)}
         line |= {f"photos/s, {load.concurrency}": number(load.photos_per_s) for load in loads}
-        moved = sum(a != b for a, b in zip(loads[0].answers, loads[-1].answers, strict=True))
+        moved = sum(a != b for a, b in zip(loads[0].answers[:: self.step], loads[-1].answers, strict=True))
         line |= {"differ": str(moved), "GB": f"{memory_mb / 1000:.2f}"}
         print("  " + ", ".join(f"{key} {value}" for key, value in line.items()), flush=True)
         return line
@@ -142,6 +147,7 @@ def main() -> int:
     parser.add_argument("test", type=Path, help="test.jsonl beside its train.jsonl")
     parser.add_argument("--photos", type=int, default=0, help="0: all")
     parser.add_argument("--concurrency", default="1,16")
+    parser.add_argument("--together", type=int, default=0, help="photos asked about at once; 0: all")
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--vllm", default="", metavar="URL#MODEL")
     parser.add_argument("--llamacpp", default="", metavar="URL")
@@ -151,7 +157,7 @@ def main() -> int:
     source, data = find_mergeable(args.checkpoint.resolve()), load_dataset(args.test.resolve().parent)
     samples = evenly(read_samples(args.test, data.image_root), args.photos, 0)
     photos = [inside(data.image_root, sample.image) for sample in samples]
-    exam = Exam(samples, photos, source.breeds, sorted({1, *map(int, args.concurrency.split(","))}))
+    exam = Exam(samples, photos, source.breeds, sorted({1, *map(int, args.concurrency.split(","))}), args.together)
     print(f"{args.checkpoint.name}: {source.base}, {len(photos)} test photos, {args.dtype}", flush=True)
     vlm, rows = open_vlm(source, device="cpu", precision=args.dtype), []
     found = {decoding: in_process(vlm, exam, decoding) for decoding in (HERE, "score", "free")}

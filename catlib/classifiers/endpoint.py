@@ -217,14 +217,16 @@ class EndpointClassifier(Classifier):
 
 
 def held_to(choices: Sequence[str], engine: str) -> dict[str, Any]:
-    """What of a request holds an engine to `choices`; empty for one of which no such request is known."""
-    longest = max(MAX_NEW_TOKENS, *(len(choice.encode()) for choice in choices))  # a token is a byte at least
+    """What of a request holds an engine to `choices`; empty for one of which no such request is known. Most models learn answers
+    that begin with a space, and without it spell another name than they would.
+    """
+    longest = max(MAX_NEW_TOKENS, *(len(choice.encode()) + 1 for choice in choices))  # a token is a byte at least
     if engine == "vllm":
-        return {"structured_outputs": {"choice": list(choices)}, "max_tokens": longest}
+        either = [f"{space}{choice}" for choice in choices for space in (" ", "")]
+        return {"structured_outputs": {"choice": either}, "max_tokens": longest}
     if engine == "llamacpp":
-        either = " | ".join(json.dumps(choice, ensure_ascii=False) for choice in choices)
-        # Many tokenizers begin an answer with a space.
-        return {"grammar": f'root ::= " "? ({either})', "max_tokens": longest}
+        names = " | ".join(json.dumps(choice, ensure_ascii=False) for choice in choices)
+        return {"grammar": f'root ::= " "? ({names})', "max_tokens": longest}
     return {}
 
 
