@@ -6,7 +6,7 @@ from pathlib import Path
 from catlib.paths import relative
 
 # In a run's folder: what the runner holds open (hidden names), and what does not depend on the training.
-OF_THE_DATA = ("01_*", "audit*", "parameters.yaml", "state.json", "log.txt")
+OF_THE_DATA = ("01_*", "audit*", "gate.json", "parameters.yaml", "state.json", "log.txt")
 
 
 def set_aside(run_dir: Path, checkpoint: Path) -> str:
