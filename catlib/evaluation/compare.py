@@ -136,7 +136,7 @@ def paired_gains(a: Outcomes, b: Outcomes, priority: Sequence[str], *, bootstrap
             gain_there = a.correct[common].mean() - b.correct[common].mean()
             draws = (difference * elsewhere) @ counts / common.sum()
             gains["accuracy_elsewhere"] = _points(gain_there, draws, cells.widening(a.support * ~rare))
-        counts = resample_cells(cells, bootstrap, seed, PSEUDO_PAIRED, over=len(chosen))
+        resample_cells(cells, bootstrap, seed, PSEUDO_PAIRED, chosen, counts)
         by_breed = f1_by_breed(cells, counts, k, 0) - f1_by_breed(cells, counts, k, 1)
         gains["priority_macro_f1"] = _points(
             gain[chosen].mean(), by_breed[chosen].mean(0), cells.widening(every * rare)

