@@ -40,7 +40,7 @@ def pair(a: PredictionSet, b: PredictionSet) -> tuple[Outcomes, Outcomes]:
     order = (*a.breeds, *sorted(extra - set(a.breeds)))
     same = PredictionSet(b.name, tuple(in_b[p.id] for p in common), b.meta)
     left, right = outcomes(PredictionSet(a.name, tuple(common), a.meta), order), outcomes(same, order)
-    group = joined(left.group.tolist(), right.group.tolist())
+    group = joined(left.group, right.group)
     return replace(left, group=group), replace(right, group=group)
 
 
