@@ -1,4 +1,4 @@
-"""What produced a file: package versions, git commit, machine; and what a training has left beside its weights."""
+"""What produced a file: package versions, git commit, machine. Goes into sidecars, reports and model cards."""
 
 import platform
 import subprocess
@@ -6,17 +6,12 @@ import sys
 from contextlib import suppress
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
-from typing import Any
 
 import psutil
 
-from catlib.files import read_json
 from catlib.paths import project_root
 
 PACKAGES = ("catlib", "torch", "transformers", "peft", "bitsandbytes", "accelerate", "scikit-learn", "numpy", "pillow")
-WEIGHTS, TRAINING = "adapter_model.safetensors", "training.json"
-DIGEST = f"{WEIGHTS}.sha256"  # SHA-256 of the weights, and of those that they replaced
 
 
 @cache
@@ -39,12 +34,6 @@ def git_commit() -> str | None:
     except (OSError, subprocess.CalledProcessError):
         return None
     return commit.stdout.strip() + ("+changes" if changed.stdout.strip() else "")
-
-
-def read_training(folder: Path) -> dict[str, Any]:
-    """What training wrote beside the adapter; empty for an adapter made by another tool."""
-    path = folder / TRAINING
-    return read_json(path) if path.is_file() else {}
 
 
 def peak_resident_gb() -> float:

@@ -146,6 +146,7 @@ class TrainSettings(_OfAModel):
     use_dora: bool = option(False, "decompose weights into magnitude and direction")
     epochs: int = option(3, "passes over the training photos", least=1)
     max_pixels: int = option(0, "most pixels of a photo that the model sees; 0: as the model comes")
+    image_pool: int = option(1, "2: means of 2 x 2 of a photo's tokens, a quarter of them; 1: all", least=1, most=2)
     batch_size: int = option(4, "photos in one forward pass", least=1)
     gradient_accumulation: int = option(8, "forward passes for one optimizer step", least=1)
     lr: float = option(2e-4, "peak learning rate of LoRA")
@@ -266,10 +267,8 @@ def derive(given: Mapping[str, Any], profile: str = "") -> dict[str, Any]:
 def run_parameters(profile: str, given: Mapping[str, Any], where: str = "parameters") -> dict[str, Any]:
     """All that is set for a run, by name: the profile's values (see `find_profile`; "": none), `given` on top, what follows."""
     given = checked(given, all_options(), where)
-    if not profile:
-        return derive(given)
-    path = find_profile(profile)
-    return derive(read_profile(path) | given, path.stem)
+    path = find_profile(profile) if profile else None
+    return derive(read_profile(path) | given, path.stem) if path else derive(given)
 
 
 def find_profile(name: str) -> Path:

@@ -10,7 +10,7 @@ from evaluation_cases import RARE, scored_set, truth, write_set
 
 from catlib.cli import main
 from catlib.data.records import make_sample, write_samples
-from catlib.provenance import TRAINING
+from catlib.runs import TRAINING
 
 
 @pytest.fixture

@@ -426,9 +426,7 @@ def test_zero_shot_clip_not_run_is_said_plainly():
 def test_no_priority_breeds_and_no_latency_leave_their_criteria_open():
     true = truth(60)
     sets = [scored_set("vlm-tuned", true, 0.9, seed=1), scored_set("clip-zero-shot", true, 0.6, seed=2)]
-    sets = [
-        type(s)(s.name, tuple(type(p)(**{**vars(p), "latency_ms": None}) for p in s.predictions), s.meta) for s in sets
-    ]
+    sets = [replace(s, predictions=tuple(replace(p, latency_ms=None) for p in s.predictions)) for s in sets]
     verdict, _ = verdict_of(sets, priority=())
     met = {c["key"]: c["met"] for c in verdict.criteria}
     assert met["priority"] == "undecided" and "latency" not in met and verdict.decision == "adopt"

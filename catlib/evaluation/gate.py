@@ -72,7 +72,7 @@ def training_need(settings: TrainSettings, budget_hours: float = 0.0) -> dict[st
     if cpu or where == "cuda":
         where = "a CPU, as there is no GPU" if cpu else torch.cuda.get_device_name(device)
     try:
-        shape = usual_shape(config, 0, settings.base_model, settings.max_pixels)  # as the training itself
+        shape = usual_shape(config, settings)  # as the training itself
     except InputError as error:
         return facts | {"text": f"What training needs on {where} is not known: {error}."}
 

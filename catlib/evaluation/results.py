@@ -23,7 +23,7 @@ from catlib.evaluation.outcomes import outcomes
 from catlib.evaluation.tables import Entry, in_words, milliseconds
 from catlib.evaluation.verdict import Verdict, judge
 from catlib.paths import resolve
-from catlib.provenance import read_training
+from catlib.runs import read_training
 from catlib.settings import ComparisonSettings
 
 DIGEST = re.compile("[0-9a-f]{64}")
@@ -60,16 +60,17 @@ class Results:
     @cached_property
     def calibrated(self) -> dict[str, Calibrated]:
         """Each model's test photos, as they are and with the temperature fitted on its validation photos."""
-        return {
-            name: calibrate(outcomes(self.val[name]) if name in self.val else None, outcomes(predictions))
-            for name, predictions in self.test.items()
-        }
+        return {name: self._calibrate(name) for name in self.test}
+
+    def _calibrate(self, name: str) -> Calibrated:
+        return calibrate(outcomes(self.val[name]) if name in self.val else None, outcomes(self.test[name]))
 
     @cached_property
     def models(self) -> dict[str, dict[str, Any]]:
         """The entries of `models` in metrics.json; with validation predictions also `validation` and `calibration`."""
         found = {}
-        for name, c in self.calibrated.items():
+        for name in self.test:
+            c = self._calibrate(name)  # not `calibrated`: of 126,000 photos one model at a time is in memory
             found[name] = evaluate(c.raw, self.priority, bootstrap=self.bootstrap, seed=self.seed)
             found[name]["remarks"] = list(self.test[name].remarks)
             if name in self.val:

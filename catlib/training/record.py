@@ -17,7 +17,8 @@ from catlib.data.conversations import gives_reasons, longest_answer
 from catlib.errors import CatlibError
 from catlib.files import appending, read_jsonl, read_text, write_json, write_text
 from catlib.paths import PACKAGE
-from catlib.provenance import TRAINING, git_commit, package_versions
+from catlib.provenance import git_commit, package_versions
+from catlib.runs import TRAINING
 from catlib.settings import split_list
 from catlib.training.lora import count_parameters, rank_remark
 from catlib.training.run import Run
@@ -29,7 +30,7 @@ TAGS = ["lora", "vision-language", "cat-breeds", "image-classification"]
 CARD = PACKAGE / "assets" / "model_card.md"
 CHOSEN = split_list(
     """mode, train_projector, lora_r, lora_alpha, lora_dropout, lora_targets, epochs, batch_size, gradient_accumulation, lr,
-    projector_lr, lr_schedule, warmup_ratio, balance, augment, seed"""
+    projector_lr, image_pool, lr_schedule, warmup_ratio, balance, augment, seed"""
 )
 
 

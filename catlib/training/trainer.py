@@ -20,7 +20,8 @@ from catlib.data.conversations import evenly
 from catlib.data.records import Sample
 from catlib.errors import CatlibError
 from catlib.paths import resolve
-from catlib.provenance import peak_resident_gb, read_training
+from catlib.provenance import peak_resident_gb
+from catlib.runs import read_training
 from catlib.settings import TrainSettings
 from catlib.signals import ENDINGS, handling
 from catlib.training.arguments import check_launch, training_arguments

@@ -22,12 +22,11 @@ from transformers.utils.hub import cached_file
 
 from catlib.errors import InputError
 from catlib.files import digest_of, read_json, read_text, saving, write_bytes, write_json, write_text
-from catlib.provenance import DIGEST, TRAINING, WEIGHTS, read_training
+from catlib.runs import CONFIG, DIGEST, TRAINING, WEIGHTS, read_training
 from catlib.vlm.models import VLM
 from catlib.vlm.processors import first_line, from_files
 
 log = logging.getLogger(__name__)
-CONFIG = "adapter_config.json"
 SCHEME = "2:"  # of the fingerprints that are made now; those without a number are of the first
 BY_PATTERN = ("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "rank_pattern")
 # what it raises for a configuration of other types or values than it thinks of
