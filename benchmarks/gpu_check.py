@@ -380,7 +380,7 @@ def correct(c: Check) -> dict[str, Any]:
             p.data -= sign * step * d
     expected = float(sum((g.double() * d.double()).sum() for g, d in zip(at[1], direction, strict=True)))
     out["dropout: slope by differences / by backward"] = round((losses[0] - losses[1]) / (2 * step) / expected, 4)
-    vlm.base.gradient_checkpointing_enable({"use_reentrant": False})
+    vlm.base.activation_checkpointing_enable({"use_reentrant": False})
     out["dropout with checkpointing against without"] = error(gradient(vlm, batch, low=False, seed=7), at)
     del vlm, trained, direction
     c.free()
@@ -435,10 +435,10 @@ def train(c: Check) -> dict[str, Any]:
         row(f"micro-batch {micro}", micro)
     if c.brief:
         return out
-    work.vlm.base.gradient_checkpointing_enable({"use_reentrant": False})
+    work.vlm.base.activation_checkpointing_enable({"use_reentrant": False})
     row("gradient checkpointing", checkpointing=True)
     row("gradient checkpointing, micro-batch 16", 16, True)
-    work.vlm.base.gradient_checkpointing_disable()
+    work.vlm.base.activation_checkpointing_disable()
     cached = work.collate
     work.collate = Collator(work.vlm, work.root, None, None, 8)
     row("features not cached, 8 threads decode")
@@ -591,9 +591,9 @@ def qlora(c: Check) -> dict[str, Any]:
     work = Work(c, mode="qlora")
     for checkpointing in (True, False):
         if checkpointing:
-            work.vlm.base.gradient_checkpointing_enable({"use_reentrant": False})
+            work.vlm.base.activation_checkpointing_enable({"use_reentrant": False})
         else:
-            work.vlm.base.gradient_checkpointing_disable()
+            work.vlm.base.activation_checkpointing_disable()
         need = c.estimate(c.settings(mode="qlora", gradient_checkpointing=checkpointing)).get("training step", 0)
         name = f"qlora, checkpointing {checkpointing}"
         out["rows"].append(

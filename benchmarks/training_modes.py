@@ -3,7 +3,8 @@
     CATLIB_SMALL_LLAVA=DIR CATLIB_PHOTOS=DIR python benchmarks/training_modes.py --priority "Birman,Bombay,Egyptian Mau"
 
 Every mode trains on the same photos with the settings of notebooks/profiles/photos.yaml, in a process of its own and with a
-feature cache of its own, and then names the breeds of the same test photos by label likelihood. `base` is the untuned model.
+feature cache of its own, and then names the breeds of the same test photos by label likelihood. `base` is the untuned model;
+`lora/2` is lora with image_pool 2 (--modes lora,lora/2).
 Time is that of `catlib.training.trainer.train`, loading and validation included; memory is the peak resident set of that process.
 Prints a Markdown table; --keep FOLDER keeps checkpoints and predictions.
 """
@@ -18,6 +19,7 @@ import time
 from contextlib import nullcontext
 from dataclasses import fields
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
@@ -41,6 +43,8 @@ def run_one(mode: str, work: Path, epochs: int, test_photos: int, priority: str)
     from catlib.vlm.checkpoint import find_checkpoint, open_vlm
 
     data, model, row = work / "vlm", os.environ["CATLIB_SMALL_LLAVA"], {"mode": mode, "seconds": 0.0, "peak_gb": 0.0}
+    kind, _, pool = mode.partition("/")
+    folder = work / mode.replace("/", "-")
     if mode != "base":
         profile = read_profile(PROFILE)
         known = {field.name for field in fields(TrainSettings)}
@@ -48,8 +52,9 @@ def run_one(mode: str, work: Path, epochs: int, test_photos: int, priority: str)
             "base_model": model,
             "train_data": str(data / "train.jsonl"),
             "val_data": str(data / "val.jsonl"),
-            "output_dir": str(work / mode),
-            "mode": mode,
+            "output_dir": str(folder),
+            "mode": kind,
+            "image_pool": int(pool or 1),
             "epochs": epochs,
             "priority_breeds": priority,
             "resume": False,
@@ -59,18 +64,16 @@ def run_one(mode: str, work: Path, epochs: int, test_photos: int, priority: str)
         result = train(TrainSettings.build(values))
         row |= {"seconds": time.perf_counter() - start, "peak_gb": peak_resident_gb()}
         row["val_loss"] = result.best["val_loss"]
+        row["step"] = median(line["photos_per_second"] for line in result.history if line["kind"] == "step")
     breeds = sorted({sample.breed for sample in read_samples(data / "train.jsonl")})
     samples = read_samples(data / "test.jsonl")
     samples = evenly(samples, test_photos, 0) if test_photos else samples
     dtype = read_profile(PROFILE)["dtype"]
-    found = find_checkpoint(model if mode == "base" else work / mode, question=samples[0].question, breeds=breeds)
-    vlm = open_vlm(found, precision="4-bit" if mode == "qlora" else dtype)
-    predictions = predict(
-        VLMClassifier(vlm),
-        samples,
-        image_root_of(data / "test.jsonl"),
-        work / "predictions" / f"{mode}.jsonl",
-    )
+    found = find_checkpoint(model if mode == "base" else folder, question=samples[0].question, breeds=breeds)
+    vlm = open_vlm(found, precision="4-bit" if kind == "qlora" else dtype)
+    out = work / "predictions" / f"{folder.name}.jsonl"
+    predictions = predict(VLMClassifier(vlm), samples, image_root_of(data / "test.jsonl"), out)
+    row["scored"] = predictions.meta["images_per_second"]
     metrics = evaluate(predictions, split_list(priority), bootstrap=1000)
     return (
         row
@@ -102,9 +105,9 @@ def main() -> int:
         trained_on = write_data(work, args.photos_per_breed, args.val_photos)
         print(f"{trained_on} training photos, {args.epochs} epochs, {torch.get_num_threads()} threads", flush=True)
         print(
-            "| mode | accuracy | macro-F1, priority breeds | macro-F1, all | validation loss | training | peak memory |"
+            "| mode | accuracy | macro-F1, priority breeds | macro-F1, all | scored | validation loss | training | step | peak memory |"
         )
-        print("| --- | --- | --- | --- | --- | --- | --- |", flush=True)
+        print("| --- " * 9 + "|", flush=True)
         for mode in args.modes.split(","):
             options = [f"--keep={work}", f"--epochs={args.epochs}", f"--test-photos={args.test_photos}"]
             options.append(f"--priority={args.priority}")
@@ -118,9 +121,11 @@ def main() -> int:
             )
             row = json.loads(done.stdout.splitlines()[-1])
             cells = [interval(row[key]) for key in ("accuracy", "priority_macro_f1", "macro_f1")]
-            cost = ["–"] * 3
+            cells.append(f"{row['scored']:.2f} photos/s")
+            cost = ["–"] * 4
             if "val_loss" in row:
-                cost = [f"{row['val_loss']:.3f}", f"{row['seconds']:.0f} s", f"{row['peak_gb']:.2f} GB"]
+                cost = [f"{row['val_loss']:.3f}", f"{row['seconds']:.0f} s", f"{row['step']:.2f} photos/s"]
+                cost.append(f"{row['peak_gb']:.2f} GB")
             print("| " + " | ".join([mode, *cells, *cost]) + " |", flush=True)
     return 0
 

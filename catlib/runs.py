@@ -10,7 +10,7 @@ from catlib.paths import relative
 WEIGHTS, CONFIG, TRAINING = "adapter_model.safetensors", "adapter_config.json", "training.json"
 DIGEST = f"{WEIGHTS}.sha256"  # SHA-256 of the weights, and of those that they replaced
 # In a run's folder: what the runner holds open (hidden names), and what does not depend on the training.
-OF_THE_DATA = ("01_*", "audit*", "parameters.yaml", "state.json", "log.txt")
+OF_THE_DATA = ("01_*", "audit*", "gate.json", "parameters.yaml", "state.json", "log.txt")
 
 
 def set_aside(run_dir: Path, checkpoint: Path) -> str:

@@ -147,6 +147,7 @@ class TrainSettings(_OfAModel):
     use_dora: bool = option(False, "decompose weights into magnitude and direction")
     epochs: int = option(3, "passes over the training photos", least=1)
     max_pixels: int = option(0, "most pixels of a photo that the model sees; 0: as the model comes")
+    image_pool: int = option(1, "2: means of 2 x 2 of a photo's tokens, a quarter of them; 1: all", least=1, most=2)
     batch_size: int = option(4, "photos in one forward pass", least=1)
     gradient_accumulation: int = option(8, "forward passes for one optimizer step", least=1)
     lr: float = option(2e-4, "peak learning rate of LoRA")

@@ -11,7 +11,7 @@ from transformers import AutoModel, AutoProcessor
 from catlib.breeds import BREEDS, find
 from catlib.classifiers import clip as prompts
 from catlib.classifiers.clip import ClipZeroShot
-from catlib.classifiers.encoder import ClipEncoder
+from catlib.classifiers.encoder import ClipEncoder, encoder_dtype
 from catlib.classifiers.predict import predict
 from catlib.errors import InputError
 
@@ -21,6 +21,16 @@ NAMES = ["Abyssinian", "Manx", "Siamese", "Extra-Toes Cat - Hemingway Polydactyl
 @pytest.fixture(scope="module", params=["clip", "siglip"])
 def folder(request, tmp_path_factory):
     return clip(tmp_path_factory.mktemp(request.param), request.param)
+
+
+@pytest.mark.parametrize(("own", "expected"), [(True, torch.bfloat16), (False, torch.float16)])
+def test_a_gpu_computes_in_its_own_precision_and_a_cpu_in_float32(monkeypatch, own, expected):
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: own or including_emulation)
+    gpu, cpu = torch.device("cuda:1"), torch.device("cpu")
+    assert encoder_dtype("auto", gpu) is expected and encoder_dtype("auto", cpu) is torch.float32
+    assert encoder_dtype("auto", torch.device("mps")) is torch.float32
+    for device in (gpu, cpu):
+        assert encoder_dtype("bfloat16", device) is torch.bfloat16 and encoder_dtype("float32", device) is torch.float32
 
 
 @pytest.mark.slow

@@ -58,7 +58,7 @@ def test_the_vision_tower_learns_and_a_second_run_takes_it_up(kind, tmp_path, mo
         return -np.mean([p.scores[BREEDS.index(p.breed)] for p in found])
 
     after = loss(made, "clip-lora")
-    assert after < loss(plain, "clip-zero-shot") - 0.03
+    assert after < loss(plain, "clip-zero-shot") - 0.005
 
     def refused(*_):
         raise AssertionError("trained again")

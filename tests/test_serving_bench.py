@@ -86,22 +86,29 @@ def test_steps_of_other_families(project, save, tmp_path):
 
 
 def test_load_keeps_so_many_requests_under_way():
-    most, under_way, lock = 0, 0, threading.Lock()
+    photos, lock = [Path(f"{i}.jpg") for i in range(12)], threading.Lock()
 
-    def ask(photo):
-        nonlocal most, under_way
-        with lock:
-            under_way += 1
-            most = max(most, under_way)
-        time.sleep(0.02)
-        with lock:
-            under_way -= 1
-        return photo.name
+    def load(concurrency):
+        """The load, and the most requests under way: each, apart from the two before the clock runs, waits for so many to be there."""
+        most, under_way, calls, together = 0, 0, 0, threading.Barrier(concurrency)
 
-    photos = [Path(f"{i}.jpg") for i in range(12)]
-    alone, four = measure_load(ask, photos, 1), measure_load(ask, photos, 4)
-    assert most == 4 and alone.answers == four.answers == tuple(p.name for p in photos)
-    assert 20 <= alone.p50 <= alone.p95 and alone.photos_per_s < 50 < four.photos_per_s
+        def ask(photo):
+            nonlocal most, under_way, calls
+            with lock:
+                calls, under_way = calls + 1, under_way + 1
+                most, measured = max(most, under_way), calls > 2
+            time.sleep(0.02)
+            if measured:
+                together.wait(timeout=60)
+            with lock:
+                under_way -= 1
+            return photo.name
+
+        return measure_load(ask, photos, concurrency), most
+
+    (alone, one), (together, four) = load(1), load(4)
+    assert (one, four) == (1, 4) and alone.answers == together.answers == tuple(p.name for p in photos)
+    assert 20 <= alone.p50 <= alone.p95 and alone.photos_per_s < 50
 
 
 def test_memory_counts_at_least_the_weights():

@@ -12,7 +12,7 @@ from catlib.data.records import read_samples
 from catlib.settings import TrainSettings
 from catlib.training import dropout, kernels, run
 from catlib.training.kernels import constant_factors, fuse
-from catlib.training.lora import add_lora
+from catlib.training.lora import add_lora, recompute
 from catlib.training.loss import AnswerLoss
 from catlib.training.trainer import train
 from catlib.vlm.batches import Collator
@@ -127,7 +127,7 @@ def test_dropout_is_drawn_again_in_backward_and_in_recomputation(place, device):
         parameter.data += 2e-3 * d
     slope = float(torch.cat([d.flatten().double() for d in direction]) @ at[1])
     assert (losses[0] - losses[1]) / 4e-3 == pytest.approx(slope, rel=0.05)
-    vlm.base.gradient_checkpointing_enable({"use_reentrant": False})
+    recompute(vlm.base)
     assert error(gradient(vlm, batch, seed=7), at) < 1e-4
 
 

@@ -1,8 +1,7 @@
-"""CLIP or SigLIP with LoRA in its vision tower: the strongest opponent that is trained on the same photos without a language model.
+"""CLIP or SigLIP with LoRA in its vision tower, tuned by cross-entropy over the breeds' sentences, which the frozen text tower encodes.
 
-Cross-entropy over the breeds' sentences, which stay as the frozen text tower encodes them. Rank, scale, dropout, layers, rate, batch and
-decay are those of CLIP-LoRA (Zanella and Ben Ayed 2024, arXiv 2405.18541); the epoch is chosen on a fifth of the training photos, whole
-groups that are left out of the training.
+Rank, scale, dropout, layers, rate, batch and decay are those of CLIP-LoRA (Zanella and Ben Ayed 2024, arXiv 2405.18541); the epoch is
+chosen on a fifth of the training photos, whole groups that are left out of the training.
 """
 
 import logging
@@ -17,7 +16,7 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from PIL.Image import Image
 from torch.nn.functional import cross_entropy, normalize
-from transformers import Trainer, TrainerCallback, TrainingArguments, set_seed
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments, set_seed
 
 from catlib.classifiers.base import weights_digest
 from catlib.classifiers.clip import ClipZeroShot
@@ -38,7 +37,8 @@ TRAINER: dict[str, Any] = {
     "num_train_epochs": 20,
 }
 TRAINER |= dict.fromkeys(("per_device_train_batch_size", "per_device_eval_batch_size"), 32)
-TRAINER |= {"save_strategy": "no", "logging_strategy": "no", "report_to": [], "remove_unused_columns": False}
+TRAINER |= {"save_strategy": "no", "logging_strategy": "no", "report_to": [], "disable_tqdm": True}
+TRAINER |= {"remove_unused_columns": False, "label_names": ["labels"]}
 ABOUT = "about.json"
 Row = tuple[Sample, int, float, bool]
 log = logging.getLogger(__name__)
@@ -81,17 +81,18 @@ def _train(
     trained, tested = ([row for row in rows if row[3] is which] for which in (True, False))
     best = _Best(model)
     with tempfile.TemporaryDirectory() as scratch:
-        kind = encoder.model.device.type
-        fixed = {**TRAINER, "seed": seed, "output_dir": scratch, "bf16": kind == "cuda", "use_cpu": kind == "cpu"}
-        fixed["label_names"] = ["labels"]
-        Trainer(
+        fixed = {**TRAINER, "seed": seed, "output_dir": scratch, "use_cpu": encoder.model.device.type == "cpu"}
+        fixed |= {"bf16": encoder.model.dtype == torch.bfloat16, "fp16": encoder.model.dtype == torch.float16}
+        trainer = Trainer(
             model=_Logits(model, torch.tensor(made.text_vectors, dtype=torch.float32), encoder.logit_scale),
             args=TrainingArguments(**fixed, eval_strategy="epoch" if tested else "no"),
             data_collator=partial(_collate, encoder.processor.image_processor, image_root, Augment(seed)),
             train_dataset=trained,
             eval_dataset=tested or None,
             callbacks=[best],
-        ).train()
+        )
+        trainer.remove_callback(PrinterCallback)
+        trainer.train()
     if best.state:
         set_peft_model_state_dict(model, best.state)
     model.save_pretrained(str(folder))
@@ -132,6 +133,7 @@ class _Best(TrainerCallback):
 
     def on_evaluate(self, args: Any, state: Any, control: Any, metrics: dict[str, float], **_: Any) -> None:
         self.losses.append(round(metrics["eval_loss"], 4))
+        log.info("clip-lora: epoch %d, held-out loss %.4f", len(self.losses), self.losses[-1])
         best = self.losses.index(min(self.losses))
         if best == len(self.losses) - 1:
             self.state = {name: x.clone() for name, x in get_peft_model_state_dict(self.model).items()}

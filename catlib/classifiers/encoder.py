@@ -19,9 +19,10 @@ from catlib.progress import track
 from catlib.vlm.checkpoint import model_folder
 from catlib.vlm.families import PADDED_TEXT
 from catlib.vlm.features import compute_features, projector_input
-from catlib.vlm.models import VLM, pick_device
+from catlib.vlm.models import VLM, pick_device, pick_dtype
 from catlib.vlm.processors import first_line, from_files
 from catlib.vlm.prompting import inference_inputs
+from catlib.vlm.threads import fit_threads
 
 
 class FeatureExtractor(ABC):
@@ -72,6 +73,7 @@ class ClipEncoder(FeatureExtractor):
     def __init__(self, model: Any, processor: Any, name: str) -> None:
         super().__init__()
         self.model, self.processor, self.name = model.eval(), processor, name
+        fit_threads(getattr(model, "vision_model", model))
         self.poolings = ("image_embedding", "before_projection")[: 1 if self.projection is None else 2]
 
     @property
@@ -84,10 +86,8 @@ class ClipEncoder(FeatureExtractor):
     def load(cls, ref: str, device: str = "auto", dtype: str = "auto") -> "ClipEncoder":
         """A hub name or folder. Raises InputError when it is no model of this family or lacks its processor."""
         where, found = pick_device(device), model_folder(ref) or ref
-        # Half precision is slow on most CPUs, and these models are small: float32 unless asked for.
-        kind = {"auto": torch.float32, "bfloat16": torch.bfloat16, "float32": torch.float32}[dtype]
         try:
-            model = from_files(AutoModel, found, dtype=kind)
+            model = from_files(AutoModel, found, dtype=encoder_dtype(dtype, where))
             processor = from_files(AutoProcessor, found)
         except (ImportError, OSError, ValueError) as error:
             raise InputError(f"CLIP model {ref!r} cannot be loaded: {first_line(error)}") from None
@@ -148,15 +148,15 @@ class DinoEncoder(FeatureExtractor):
     @classmethod
     def load(cls, ref: str, device: str = "auto", dtype: str = "auto") -> "DinoEncoder":
         """A hub name or folder. Raises InputError when it is no vision model or lacks its preprocessor_config.json."""
-        found, kind = model_folder(ref) or ref, torch.bfloat16 if dtype == "bfloat16" else torch.float32
+        where, found = pick_device(device), model_folder(ref) or ref
         try:
-            model = from_files(AutoModel, found, dtype=kind)
+            model = from_files(AutoModel, found, dtype=encoder_dtype(dtype, where))
             processor = from_files(AutoImageProcessor, found)
         except (ImportError, OSError, ValueError) as error:
             raise InputError(f"dino_model {ref!r} cannot be loaded: {first_line(error)}") from None
         if "dino" not in model.config.model_type:
             raise InputError(f"dino_model {ref!r} is a {type(model).__name__}, not a DINOv2")
-        return cls(model.to(pick_device(device)), processor, ref)
+        return cls(model.to(where), processor, ref)
 
     @torch.inference_mode()
     def compute(self, images: Sequence[Image]) -> dict[str, np.ndarray]:
@@ -210,6 +210,11 @@ class TowerEncoder(FeatureExtractor):
 
     def describe(self) -> dict[str, Any]:
         return about_model(self.tower, self.vlm.name)
+
+
+def encoder_dtype(dtype: str, device: torch.device) -> torch.dtype:
+    """`auto` is the GPU's own 16 bits on CUDA, else float32: half precision is slow on most CPUs, and these models are small."""
+    return torch.float32 if dtype == "auto" and device.type != "cuda" else pick_dtype(dtype, device)
 
 
 def _unit(vectors: torch.Tensor) -> np.ndarray:

@@ -163,11 +163,11 @@ def load_classifier(args: argparse.Namespace) -> "Classifier":
 
 
 def _endpoint(args: argparse.Namespace, url: str, served: "Checkpoint") -> "Classifier":
-    """The served model. It answers in words, freely or held to the list, so that there are no scores."""
+    """The served model. It answers in words, held to the list unless --decoding free is given, so that there are no scores."""
     from catlib.classifiers.endpoint import EndpointClassifier, crop_side
     from catlib.vlm.decoding import answer_limit
 
-    decoding = getattr(args, f"{PREFIX}decoding", None) or "free"
+    decoding = getattr(args, f"{PREFIX}decoding", None) or ""
     if decoding == "score":
         raise InputError("an endpoint answers in words: only --decoding free or constrained with --model endpoint:URL")
     crop = args.crop if args.crop is not None else crop_side(served.folder) if served.folder else 0

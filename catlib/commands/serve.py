@@ -128,6 +128,7 @@ def build(args: argparse.Namespace) -> "Command":
     from catlib.vlm.checkpoint import find_checkpoint
 
     found = find_checkpoint(resolve(args.checkpoint) if args.checkpoint else args.model, base_model=args.base_model)
+    found.check_engines()
     given = {"python": args.python, "dtype": args.dtype, "max_model_len": args.context}
     return vllm_command(found.base, where, adapter=found.adapter, **given)
 

@@ -85,8 +85,10 @@ class Merged:
 
 
 def find_mergeable(name: str | Path, base_model: str = "") -> Checkpoint:
-    """The checkpoint of that name, its base in plain weights. Raises InputError for a 4-bit base, and as `find_checkpoint`."""
+    """The checkpoint of that name, its base in plain weights. Raises InputError for a 4-bit base, one that
+    averages image tokens, and as `find_checkpoint`."""
     checkpoint = find_checkpoint(name, base_model=base_model)
+    checkpoint.check_engines()
     if getattr(load_config(checkpoint.base), "quantization_config", None):
         raise InputError(
             f"{checkpoint.base} holds quantized weights; an adapter is never merged into those, because rounding would lose most "
@@ -159,6 +161,7 @@ def merge(
 
 def load_plain(checkpoint: Checkpoint, device: torch.device, dtype: str) -> VLM:
     """The checkpoint's base without its adapter, in any of DTYPES: asked its question, answering with its breeds."""
+    checkpoint.check_engines()
     model = load_base(checkpoint.base, device, DTYPES[dtype])
     processor = load_processor(checkpoint.base, checkpoint.max_pixels)
     return VLM(model, processor, replace(checkpoint, adapter=None), family_of(model))

@@ -4,6 +4,7 @@ import logging
 import re
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from peft import LoraConfig, get_peft_model
@@ -31,6 +32,12 @@ def rank_remark(settings: TrainSettings) -> str:
     low, high = USUAL_RANKS
     usual = settings.mode == "projector" or low <= settings.lora_r <= high
     return "" if usual else f"lora_r {settings.lora_r} is outside the usual {low} to {high}"
+
+
+def recompute(model: Any) -> None:
+    """Let a model compute activations again in the backward pass in place of keeping them."""
+    enable = getattr(model, "activation_checkpointing_enable", None)  # the other name goes with transformers 6
+    (enable or model.gradient_checkpointing_enable)({"use_reentrant": False})
 
 
 def lora_module_names(model: torch.nn.Module, targets: Sequence[str], family: Family | None = None) -> list[str]:

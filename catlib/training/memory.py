@@ -19,7 +19,7 @@ from catlib.paths import PACKAGE, resolve
 from catlib.settings import TrainSettings
 from catlib.training.lora import count_parameters, lora_config, peft_model
 from catlib.training.memory_trace import Shape, quantizable, trace_step
-from catlib.vlm.families import family_of, find_family, image_token_of
+from catlib.vlm.families import check_pool, family_of, find_family, image_token_of
 from catlib.vlm.features import worth_caching
 from catlib.vlm.models import empty_model, load_config
 from catlib.vlm.processors import load_processor
@@ -58,7 +58,7 @@ class Estimate:
         self.optimizer = 8 * of.trainable  # AdamW's two moments
         self.activations = kept  # what the forward pass keeps for the backward pass
         self.logits = of.step.logits(batch)
-        self.features = values * of.shape.image_tokens * of.vision.hidden_size  # of the batch, by the tower
+        self.features = values * of.tower_tokens * of.vision.hidden_size  # of the batch, by the tower
         # alive for a moment: one layer's recomputation, its gradients, its expanded 4-bit weight
         self.transient = of.step.transient(batch) + drops * values * of.tokens * of.text.intermediate_size
         # the tower at work: once before training, or in each step where its features are not cached
@@ -105,7 +105,7 @@ class Footprint:
         if quantized or dtype is None:
             dtype = torch.float32 if settings.dtype == "float32" and not quantized else torch.bfloat16
         self.settings, self.breeds, self.size, self.heap = settings, breeds, dtype.itemsize, CPU_HEAP if cpu else 0
-        self.shape = shape or usual_shape(config, 0, settings.base_model, settings.max_pixels)
+        self.shape = shape or usual_shape(config, settings)
         self.text, self.vision = config.get_text_config(), config.vision_config
         model = empty_model(config)
         family = family_of(model)
@@ -119,7 +119,8 @@ class Footprint:
         self.trainable, _ = count_parameters(peft_model(model, lora_config(model, settings, family), empty=True))
         # the usual ratio where none is stated
         inner = getattr(self.vision, "intermediate_size", None) or 4 * self.vision.hidden_size
-        self.tower = self.shape.image_tokens * (8 * self.vision.hidden_size + 2 * inner) * self.size  # for a photo
+        self.tower_tokens = self.shape.image_tokens * settings.image_pool**2
+        self.tower = self.tower_tokens * (8 * self.vision.hidden_size + 2 * inner) * self.size  # for a photo
         cached = not settings.augment and worth_caching(settings, model, family)
         self.tower_photos = min(family.photos_at_once(config), photos or 16) if cached else 0  # 0: the batch's
         self.step = trace_step(config, settings, dtype, self.shape)
@@ -151,17 +152,18 @@ class Footprint:
         return batch * self.tokens * self.size * cache + 3 * 4 * logits
 
 
-def usual_shape(config: Any, image_tokens: int = 0, ref: str = "", max_pixels: int = 0) -> Shape:
-    """A photo of this model with question and answer of the usual length; `ref`: where its processor is, which is asked
-    where the configuration does not tell. Raises InputError where neither does.
+def usual_shape(config: Any, settings: TrainSettings, image_tokens: int = 0) -> Shape:
+    """A photo of this model with question and answer of the usual length; its processor is asked where the configuration
+    does not tell. Raises InputError where neither does, or `image_pool` is not possible.
     """
-    family = find_family(config)
+    family, ref, pool = find_family(config), settings.base_model, settings.image_pool
+    check_pool(config, pool)
     if not image_tokens and family is not None and family.image_tokens is not None:
-        image_tokens = family.image_tokens(config, max_pixels)
+        image_tokens = family.image_tokens(config, settings.max_pixels) // pool**2
     if not image_tokens:
         try:
             where = str(folder) if (folder := resolve(ref or config.name_or_path)).is_dir() else ref
-            image_tokens = photo_tokens(load_processor(where, max_pixels), config, USUAL_PHOTOS)
+            image_tokens = photo_tokens(load_processor(where, settings.max_pixels, pool), config, USUAL_PHOTOS)
         except CatlibError as error:
             raise InputError(
                 f"how many tokens a photo of a {config.model_type} has cannot be told; say it with --image_tokens ({error})"

@@ -44,7 +44,7 @@ def check_fits(settings: TrainSettings, ref: str, samples: Iterable[tuple[Sample
         return Footprint(way, config, shape, dtype, breeds, photos=len(pairs), cpu=device.type == "cpu")
 
     try:
-        shape = longest(load_processor(ref, settings.max_pixels), config, pairs)
+        shape = longest(load_processor(ref, settings.max_pixels, settings.image_pool), config, pairs)
         # a CPU's threads share the batch as it is given
         need = choose(settings, of, free, any_batch=device.type == "cuda")
     except CatlibError:

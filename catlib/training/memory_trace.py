@@ -4,7 +4,6 @@ A slice of the model with one and with two layers goes forward and backward unde
 is counted from its first sight to its end. Photos and layers enter as straight lines, so a slice says what the whole needs.
 """
 
-import warnings
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -23,7 +22,7 @@ from transformers import AutoConfig
 
 from catlib.settings import TrainSettings, split_list
 from catlib.training.kernels import constant_factors, fuse
-from catlib.training.lora import lora_config, peft_model
+from catlib.training.lora import lora_config, peft_model, recompute
 from catlib.vlm.families import Family, family_of
 from catlib.vlm.features import embedded
 from catlib.vlm.models import empty_model
@@ -121,8 +120,7 @@ def _trace(
     four_bit = {id(m.weight) for m in linear.values() if quantized and m in lora}
     fuse(wrapped)
     if settings.recomputes:
-        with warnings.catch_warnings(action="ignore", category=FutureWarning):
-            model.gradient_checkpointing_enable({"use_reentrant": False})
+        recompute(model)
     wrapped.train()
     with FakeTensorMode():
         _make_fake(wrapped, four_bit)
@@ -169,7 +167,8 @@ def _config_with(config: Any, layers: int) -> Any:
     text.num_hidden_layers = layers
     if getattr(text, "layer_types", None):
         text.layer_types = text.layer_types[:layers]
-    small.vision_config.num_hidden_layers = abs(getattr(small, "vision_feature_layer", 1) or 1)
+    read = getattr(small, "vision_feature_layer", None) or getattr(small, "vision_feature_layers", None) or 1
+    small.vision_config.num_hidden_layers = max(abs(layer) for layer in ([read] if isinstance(read, int) else read))
     return small
 
 

@@ -30,7 +30,7 @@ TAGS = ["lora", "vision-language", "cat-breeds", "image-classification"]
 CARD = PACKAGE / "assets" / "model_card.md"
 CHOSEN = split_list(
     """mode, train_projector, lora_r, lora_alpha, lora_dropout, lora_targets, epochs, batch_size, gradient_accumulation, lr,
-    projector_lr, lr_schedule, warmup_ratio, balance, augment, seed"""
+    projector_lr, image_pool, lr_schedule, warmup_ratio, balance, augment, seed"""
 )
 
 

@@ -28,7 +28,7 @@ from catlib.progress import track
 from catlib.runs import WEIGHTS, read_training
 from catlib.settings import TrainSettings, split_list
 from catlib.training.kernels import fuse
-from catlib.training.lora import add_lora
+from catlib.training.lora import add_lora, recompute
 from catlib.training.memory_check import check_fits
 from catlib.vlm.adapters import base_of
 from catlib.vlm.batches import Collator
@@ -60,6 +60,10 @@ class TrainingData:
             adapter = resolve(settings.init_adapter)
             base_of(adapter)  # raises where no adapter is
             earlier, weights = read_training(adapter), digest_of(adapter / WEIGHTS)
+            if (pool := earlier.get("settings", {}).get("image_pool", 1)) != settings.image_pool:
+                raise InputError(
+                    f"init_adapter {settings.init_adapter!r} was trained with image_pool {pool}; set the same"
+                )
             self.lineage = {"folder": settings.init_adapter, "sha256": weights}
             self.lineage |= {key: earlier[key] for key in ("breeds", "lineage") if key in earlier}
         self.breeds = tuple(sorted({s.breed for s in self.train} | set(self.lineage.get("breeds", []))))
@@ -115,7 +119,7 @@ class Run:
         checkpoint = find_checkpoint(settings.base_model)
         if checkpoint.adapter is not None:
             raise InputError(f"base_model {settings.base_model!r} is an adapter; name the model that is to be trained")
-        checkpoint = replace(checkpoint, max_pixels=settings.max_pixels)
+        checkpoint = replace(checkpoint, max_pixels=settings.max_pixels, image_pool=settings.image_pool)
         photos = [(sample, inside(root, sample.image)) for root, part in data.parts for sample in part]
         need = check_fits(settings, checkpoint.base, photos)
         self.micro_batch = settings.batch_size if need is None else need.batch_size  # photos in a forward pass
@@ -127,7 +131,7 @@ class Run:
         add_lora(vlm, settings)
         log.info("%d layers use gradients written by hand", fuse(vlm.model))
         if recomputes:
-            vlm.base.gradient_checkpointing_enable({"use_reentrant": False})
+            recompute(vlm.base)
         features = _features(settings, vlm, data)
         if sharded:
             shard(vlm, PartialState().num_processes)

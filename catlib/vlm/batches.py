@@ -141,7 +141,8 @@ class Collator:
         if (count := prompt.count(self.image_token)) != 1:
             raise CatlibError(f"the prompt holds {count} image placeholders in place of one")
         at = prompt.index(self.image_token)
-        return [*prompt[:at], *photo.block.tolist(), *prompt[at + 1 :]]
+        block = photo.block[: len(photo.block) // self.vlm.checkpoint.image_pool**2].tolist()
+        return [*prompt[:at], *block, *prompt[at + 1 :]]
 
     def _features(self, cache: FrozenFeatures, samples: Sequence[Sample]) -> list[PhotoFeatures]:
         found = [cache.get(sample.metadata["sha256"]) for sample in samples]
@@ -182,10 +183,10 @@ def check_batch(vlm: VLM, batch: Batch) -> None:
             raise CatlibError(f"sample {sample!r}: {why}")
         if not photo.any():
             raise CatlibError(f"sample {sample!r}: no image tokens in its text")
-    count = int(images.sum())
+    count = int(images.sum()) * vlm.checkpoint.image_pool**2
     if batch.features is not None and count != len(batch.features):
         raise CatlibError(
-            f"{count} image tokens, but {len(batch.features)} vectors of the tower for {batch.sample_ids}"
+            f"image tokens for {count} vectors, but {len(batch.features)} vectors of the tower for {batch.sample_ids}"
         )
 
 

@@ -15,6 +15,7 @@ from catlib.paths import resolve
 from catlib.runs import CONFIG, TRAINING, read_training
 from catlib.vlm.adapters import base_of, check_config, load_adapter
 from catlib.vlm.families import family_of
+from catlib.vlm.features import pool_tokens
 from catlib.vlm.models import VLM, Checkpoint, empty_model, load_base, load_config, pick_device, pick_dtype
 from catlib.vlm.processors import load_processor
 
@@ -69,7 +70,7 @@ def open_vlm(
     if checkpoint.adapter is not None:
         check_config(checkpoint.adapter)
     where, config = pick_device(device), load_config(checkpoint.base)
-    processor = load_processor(checkpoint.base, checkpoint.max_pixels)
+    processor = load_processor(checkpoint.base, checkpoint.max_pixels, checkpoint.image_pool)
     if precision == "auto":
         free = torch.cuda.mem_get_info(where)[0] if where.type == "cuda" else None
         count = sum(p.numel() for p in empty_model(config).parameters()) if free is not None else 0
@@ -87,6 +88,8 @@ def open_vlm(
         log.warning("%s", remark)
     model = load_base(checkpoint.base, where, pick_dtype("auto" if quantize else precision, where), quantize, attention)
     vlm = VLM(model, processor, checkpoint, family_of(model))
+    if checkpoint.image_pool > 1:
+        pool_tokens(vlm)
     if checkpoint.adapter is not None:
         # Merged where the base is not quantized: half as fast again on a GPU. In float32 up to there, so that it rounds once.
         load_adapter(vlm, checkpoint.adapter, trainable=not quantize)
@@ -130,6 +133,7 @@ def _in_folder(name: str, folder: Path, base_model: str, tuned: bool) -> Checkpo
     if not (
         fits
         and isinstance(settings.get("max_pixels", 0), int)
+        and settings.get("image_pool", 1) in (1, 2)
         and all(isinstance(text, str) for text in (*names, *texts, *spelled, *spelled.values()))
     ):
         path = folder / TRAINING
@@ -155,5 +159,6 @@ def _in_folder(name: str, folder: Path, base_model: str, tuned: bool) -> Checkpo
         trained_question=training.get("question", ""),
         spelled=training.get("spelled", {}),
         max_pixels=settings.get("max_pixels", 0),
+        image_pool=settings.get("image_pool", 1) if tuned else 1,  # the base knows all tokens
         training=training,
     )

@@ -53,6 +53,7 @@ class Family:
     towers: tuple[str, ...] = ()  # `model_type` of the vision configuration; empty: any
     image_tokens: Callable[..., int] | None = None
     tiled: bool = False  # a photo is cut into tiles, and the last of them shows it whole
+    square_grid: bool = False  # a photo is one square of tokens, a patch each: neighbours can be averaged
     caches_features: bool = False  # the projector reads nothing but the tower's output, so that can be kept on disk
     # by the language model's `final_logit_softcapping`, which not every model with one applies
     caps_logits: bool = False
@@ -89,7 +90,7 @@ _VISUAL = ("model.visual", "model.visual.merger")
 _CACHED: dict[str, Any] = {"caches_features": True, "served_names": _SERVED}
 FAMILIES = (
     Family("Pixtral", ("llava",), towers=(PIXTRAL_TOWER,), image_tokens=_rows_with_breaks, **_CACHED),
-    Family("LLaVA-1.5", ("llava",), image_tokens=_patches, **_CACHED),
+    Family("LLaVA-1.5", ("llava",), image_tokens=_patches, square_grid=True, **_CACHED),
     Family("LLaVA-NeXT", ("llava_next",)),
     Family("LLaVA-OneVision", ("llava_onevision",)),
     Family("Mistral3", ("mistral3",)),
@@ -113,6 +114,15 @@ def find_family(config: Any) -> Family | None:
     tower = getattr(getattr(config, "vision_config", None), "model_type", "")
     fitting = (f for f in FAMILIES if config.model_type in f.model_types and (not f.towers or tower in f.towers))
     return next(fitting, None)
+
+
+def check_pool(config: Any, pool: int) -> None:
+    """Raise InputError where the tokens of a photo cannot be averaged `pool` by `pool`."""
+    family, known = find_family(config), ", ".join(family.name for family in FAMILIES if family.square_grid)
+    if pool > 1 and not (family and family.square_grid):
+        raise InputError(f"image_pool: a photo of a {config.model_type} is no single square of tokens; {known} has one")
+    if pool > 1 and (side := math.isqrt(_patches(config))) % pool:
+        raise InputError(f"image_pool: the {side} x {side} tokens of a photo cannot be divided by {pool}")
 
 
 def family_of(model: torch.nn.Module) -> Family:

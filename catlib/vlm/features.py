@@ -137,6 +137,7 @@ def compute_features(vlm: VLM, images: Sequence[Image]) -> list[PhotoFeatures]:
             raise
         half = len(images) // 2
         return compute_features(vlm, images[:half]) + compute_features(vlm, images[half:])
+    pooled = vlm.checkpoint.image_pool**2  # kept are the tower's own vectors and as many ids, whatever is made of them
     special = set(processor.tokenizer("").input_ids)  # begin-of-sequence, where the tokenizer writes one
     blocks, counts = [], []
     for ids, mask in zip(inputs["input_ids"], inputs["attention_mask"], strict=True):
@@ -144,8 +145,8 @@ def compute_features(vlm: VLM, images: Sequence[Image]) -> list[PhotoFeatures]:
         here, end = row == vlm.base.config.image_token_id, len(row)
         while int(row[end - 1]) in special:
             end -= 1
-        blocks.append(row[int(here.nonzero()[0, 0]) : end])
-        counts.append(int(here.sum()))
+        blocks.append(row[int(here.nonzero()[0, 0]) : end].repeat(pooled))
+        counts.append(int(here.sum()) * pooled)
     return [PhotoFeatures(v.clone(), b.clone()) for v, b in zip(vectors.split(counts), blocks, strict=True)]
 
 
@@ -162,7 +163,7 @@ def tower_vectors(vlm: VLM, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
 def projector_input(vlm: VLM, run: Callable[[], Any]) -> torch.Tensor:
     """What comes to the projector (tokens, width) when `run` calls the model, which ends there; threads may do so side by side."""
     if _door not in vlm.projector._forward_pre_hooks.values():
-        vlm.projector.register_forward_pre_hook(_door, with_kwargs=True)
+        vlm.projector.register_forward_pre_hook(_door, prepend=True, with_kwargs=True)
     _waiting.here = True
     try:
         run()
@@ -176,6 +177,19 @@ def projector_input(vlm: VLM, run: Callable[[], Any]) -> torch.Tensor:
 def _door(_: torch.nn.Module, args: tuple[torch.Tensor, ...], named: dict[str, torch.Tensor]) -> None:
     if getattr(_waiting, "here", False):
         raise _Caught((*args, *named.values())[0])
+
+
+def pool_tokens(vlm: VLM) -> None:
+    """Let the projector read means of `image_pool` x `image_pool` neighbours of a photo's square of vectors, whoever calls it."""
+    vision, pool = vlm.base.config.vision_config, vlm.checkpoint.image_pool
+    side = vision.image_size // vision.patch_size // pool
+
+    def means(_: torch.nn.Module, args: tuple[torch.Tensor, ...]) -> torch.Tensor:
+        vectors = args[0]  # (photos, tokens, width), or those of all photos (tokens, width)
+        squares = vectors.reshape(-1, side, pool, side, pool, vectors.shape[-1])
+        return squares.mean((2, 4)).reshape(*vectors.shape[:-2], -1, vectors.shape[-1])
+
+    vlm.projector.register_forward_pre_hook(means)
 
 
 def embedded(vlm: VLM, ids: torch.Tensor, vectors: torch.Tensor, at: torch.Tensor | None = None) -> torch.Tensor:

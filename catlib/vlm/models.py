@@ -14,6 +14,7 @@ from catlib.data.conversations import QUESTION
 from catlib.errors import InputError
 from catlib.vlm.families import UNQUANTIZED, Family
 from catlib.vlm.processors import first_line, from_files
+from catlib.vlm.threads import fit_threads
 
 FULL = ("out of memory", "not enough memory", "can't allocate memory", "cublas_status_alloc_failed")  # a device's words
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
@@ -35,6 +36,7 @@ class Checkpoint:
         default_factory=dict
     )  # answers that training taught, where they are more than a name
     max_pixels: int = 0  # of a photo, as the processor hands it on; 0: the processor's own size
+    image_pool: int = 1  # rows and columns of a photo's tokens that are averaged before the projector
     training: Mapping[str, Any] = field(default_factory=dict)  # training.json
     remarks: tuple[str, ...] = ()  # what is asked otherwise than it was trained
 
@@ -42,6 +44,14 @@ class Checkpoint:
     def mode(self) -> str:
         """How it was trained (projector, lora, qlora); empty when no record says so."""
         return str(self.training.get("settings", {}).get("mode", ""))
+
+    def check_engines(self) -> None:
+        """Raise InputError for a model that other programs would show its photos otherwise than it was trained."""
+        if self.image_pool > 1:
+            raise InputError(
+                f"{self.name} was trained with image_pool {self.image_pool}: vLLM, llama.cpp and transformers would show it all "
+                "of a photo's tokens in place of their means. Only catlib can use it: predict, evaluate, serve --engine service"
+            )
 
     @property
     def merged(self) -> bool:
@@ -61,6 +71,9 @@ class VLM:
     def __post_init__(self) -> None:
         if grid := getattr(getattr(self.processor, "image_processor", None), "image_grid_pinpoints", None):
             self.base.config.image_grid_pinpoints = grid  # the model finds a photo's tiles by a copy of its own
+        language_model, head = self.base.get_submodule(self.family.language_model), self.base.get_output_embeddings()
+        for part in (self.tower, language_model, head):
+            fit_threads(part)
 
     @property
     def base(self) -> Any:

@@ -26,7 +26,7 @@ from transformers.video_processing_utils import VideoProcessorMixin
 
 from catlib.errors import CatlibError, InputError
 from catlib.files import read_json
-from catlib.vlm.families import TEMPLATES
+from catlib.vlm.families import TEMPLATES, check_pool
 
 # The largest sizes that a configuration may name, by how the entry's name ends: several times those of any published model.
 # Beyond them building the model alone takes minutes, or more memory than there is.
@@ -87,11 +87,11 @@ def first_line(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0][:300]
 
 
-def load_processor(ref: str, max_pixels: int = 0) -> Any:
+def load_processor(ref: str, max_pixels: int = 0, image_pool: int = 1) -> Any:
     """The processor of a hub model or a folder, its chat template in `chat_template` wherever the files have it.
 
     Raises InputError when it is missing, has no chat template, needs a package that is not installed, or cannot keep
-    photos at `max_pixels` (see `limit_pixels`).
+    photos at `max_pixels` (see `limit_pixels`) or at a token for `image_pool` x `image_pool` patches (see `check_pool`).
     """
     try:
         if not Path(ref).is_dir():
@@ -116,6 +116,9 @@ def load_processor(ref: str, max_pixels: int = 0) -> Any:
         )
     _try_out(processor, ref)
     limit_pixels(processor.image_processor, max_pixels, ref)
+    if image_pool > 1:
+        check_pool(from_files(AutoConfig, ref), image_pool)
+        processor.patch_size *= image_pool  # by which it counts a photo's tokens
     return processor
 
 
