@@ -3,15 +3,19 @@
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from PIL.Image import Image
-from transformers import AutoModel, AutoProcessor
+from transformers import AutoImageProcessor, AutoModel, AutoProcessor
 
 from catlib.classifiers.base import about_model
+from catlib.classifiers.predict import read_batches
+from catlib.data.records import Sample
 from catlib.errors import InputError
+from catlib.progress import track
 from catlib.vlm.checkpoint import model_folder
 from catlib.vlm.families import PADDED_TEXT
 from catlib.vlm.features import compute_features, projector_input
@@ -40,6 +44,17 @@ class FeatureExtractor(ABC):
             for i, key in enumerate(new):
                 self._kept[key] = {pooling: computed[pooling][i] for pooling in self.poolings}
         return {pooling: np.stack([self._kept[key][pooling] for key in ids]) for pooling in self.poolings}
+
+    def of_samples(
+        self, samples: Sequence[Sample], image_root: Path, name: str, batch_size: int = 16
+    ) -> dict[str, np.ndarray]:
+        """`features` of the samples' photos; `name` says in the progress bar what for."""
+        parts: dict[str, list[np.ndarray]] = {pooling: [] for pooling in self.poolings}
+        batches, total = read_batches(samples, image_root, batch_size), -(-len(samples) // batch_size)
+        for chunk, images, _ in track(batches, f"{name} features", total=total, unit="batches"):
+            for pooling, matrix in self.features(images, [sample.id for sample in chunk]).items():
+                parts[pooling].append(matrix.astype(np.float32))
+        return {pooling: np.concatenate(part) for pooling, part in parts.items()}
 
     @abstractmethod
     def compute(self, images: Sequence[Image]) -> dict[str, np.ndarray]:
@@ -113,6 +128,42 @@ class ClipEncoder(FeatureExtractor):
             accepted = {name: tokens[name].to(self.model.device) for name in names if name in tokens}
             parts.append(_unit(self.model.get_text_features(**accepted).pooler_output))
         return np.concatenate(parts)
+
+    def describe(self) -> dict[str, Any]:
+        return about_model(self.model, self.name)
+
+
+class DinoEncoder(FeatureExtractor):
+    """A DINOv2 (or another vision transformer with a class token in front): its last layer's class token and mean of the patches, as
+    in its own linear evaluation (Oquab et al. 2023, arXiv 2304.07193)."""
+
+    kind = "dino"
+    poolings = ("cls", "cls+mean")
+
+    def __init__(self, model: Any, processor: Any, name: str) -> None:
+        super().__init__()
+        self.model, self.processor, self.name = model.eval(), processor, name
+        self.first = 1 + getattr(model.config, "num_register_tokens", 0)  # patches come after class token and registers
+
+    @classmethod
+    def load(cls, ref: str, device: str = "auto", dtype: str = "auto") -> "DinoEncoder":
+        """A hub name or folder. Raises InputError when it is no vision model or lacks its preprocessor_config.json."""
+        where, found = pick_device(device), model_folder(ref) or ref
+        try:
+            model = from_files(AutoModel, found, dtype=encoder_dtype(dtype, where))
+            processor = from_files(AutoImageProcessor, found)
+        except (ImportError, OSError, ValueError) as error:
+            raise InputError(f"dino_model {ref!r} cannot be loaded: {first_line(error)}") from None
+        if "dino" not in model.config.model_type:
+            raise InputError(f"dino_model {ref!r} is a {type(model).__name__}, not a DINOv2")
+        return cls(model.to(where), processor, ref)
+
+    @torch.inference_mode()
+    def compute(self, images: Sequence[Image]) -> dict[str, np.ndarray]:
+        pixels = self.processor(images=list(images), return_tensors="pt")["pixel_values"]
+        hidden = self.model(pixels.to(self.model.device, self.model.dtype)).last_hidden_state.float()
+        cls, mean = hidden[:, 0].cpu().numpy(), hidden[:, self.first :].mean(1).cpu().numpy()
+        return {"cls": cls, "cls+mean": np.concatenate([cls, mean], axis=1)}
 
     def describe(self) -> dict[str, Any]:
         return about_model(self.model, self.name)

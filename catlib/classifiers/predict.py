@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence, Set
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -114,7 +115,10 @@ def iterate(
             if sample.id not in done:
                 scores = None if batch.log_probs is None else batch.log_probs[i]
                 answer = None if batch.answers is None else batch.answers[i]
-                yield _prediction(sample, batch.predicted[i], scores, answer, decode_ms[i] + share)
+                energy = None if batch.energy is None else float(f"{batch.energy[i]:.6g}")
+                yield replace(
+                    _prediction(sample, batch.predicted[i], scores, answer, decode_ms[i] + share), energy=energy
+                )
 
 
 def _prediction(

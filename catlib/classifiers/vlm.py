@@ -73,7 +73,7 @@ class VLMClassifier(Classifier):
 
     def classify(self, images: Sequence[Image], ids: Sequence[str] | None = None) -> Batch:
         if self.decoding == "score":
-            return self.from_log_probs(self.log_probs(images))
+            return self.from_scores(self.scores(images))
         if self.decoding == "constrained":
             answers = generate_constrained(self.vlm, images, self.prompt, self.breeds, self.spelled)
             return Batch(answers, None, answers)
@@ -101,10 +101,14 @@ class VLMClassifier(Classifier):
         """The scores of the prompt without a photo (breeds,)."""
         return self._normed(self.label_scorer.prior()[None])[0]
 
+    def scores(self, images: Sequence[Image]) -> np.ndarray:
+        """Scores (n, breeds), corrected by the prior and not normalised."""
+        scores = self.raw_scores(images)
+        return scores - self.prior_strength * self.prior if self.prior_strength else scores
+
     def log_probs(self, images: Sequence[Image]) -> np.ndarray:
         """Log-probabilities (n, breeds), corrected by the prior."""
-        scores = self.raw_scores(images)
-        return log_softmax(scores - self.prior_strength * self.prior if self.prior_strength else scores, axis=1)
+        return log_softmax(self.scores(images), axis=1)
 
     def _normed(self, sums: np.ndarray) -> np.ndarray:
         return sums if self.score_norm == "sum" else self.label_scorer.mean(sums)
