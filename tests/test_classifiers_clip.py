@@ -167,3 +167,14 @@ def test_every_sentence_reads_as_english():
         assert f"{name} cat" in text or "hemingway" in text, (breed, sentence)  # not: a photo of a Chinchilla
     assert "a photo of a Chausie cat with a three-quarter-length tail with dark rings." in every
     assert any("calico, in white, orange and black" in sentence for sentence in every)
+
+
+def test_photos_made_ready_ahead_give_the_same_features(folder):
+    encoder = ClipEncoder.load(str(folder), "cpu")
+    images = [photo(number) for number in range(3)]
+    encoder.ahead = True
+    ready = [encoder.prepare(image) for image in images]
+    encoder.ahead = False
+    assert encoder.prepare(images[0]) is images[0] and isinstance(ready[0], dict)
+    for pooling, matrix in encoder.features(images).items():
+        np.testing.assert_allclose(encoder.features(ready)[pooling], matrix, atol=1e-6)
