@@ -20,6 +20,7 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 
 from catlib.classifiers.base import weights_digest
 from catlib.classifiers.clip import ClipZeroShot
+from catlib.classifiers.encoder import ClipEncoder
 from catlib.classifiers.opponents import deal_folds
 from catlib.data.conversations import balance_weights
 from catlib.data.images import inside, open_image
@@ -55,13 +56,21 @@ def tuned_clip(
     about = {"base": weights_digest(encoder.model), "photos": photos, **how, **LORA, **TRAINER}
     if (folder / ABOUT).is_file() and (stored := read_json(folder / ABOUT)).get("about") == about:
         log.info("clip-lora: taken up from %s", folder)
-        encoder.model = PeftModel.from_pretrained(encoder.model, str(folder)).merge_and_unload().eval()
+        take_up(encoder, folder)
     else:
         (folder / ABOUT).unlink(missing_ok=True)
         stored = {"about": about, "report": _train(made, samples, image_root, folder, seed, balance)}
         write_json(folder / ABOUT, stored)
     made.how = {"lora": stored["report"]}
     return made
+
+
+def take_up(encoder: ClipEncoder, folder: Path) -> None:
+    """Put the LoRA that `folder` holds into the encoder's model. Raises InputError where there is none."""
+    try:
+        encoder.model = PeftModel.from_pretrained(encoder.model, str(folder)).merge_and_unload().eval()
+    except (OSError, ValueError) as error:
+        raise InputError(f"{folder}: no LoRA of CLIP: {str(error)[:200]}") from None
 
 
 def _train(

@@ -141,7 +141,7 @@ def _predict(entry: Track, bench: Bench, settings: Settings, parts: Sequence[str
         samples, folder = (bench.test, place) if part == "test" else (bench.val, place / "val")
         out, latency_photos = folder / f"{entry.name}.jsonl", LATENCY_PHOTOS if timed else 0
         predict(classifier, samples, bench.image_root, out, latency_photos=latency_photos, reuse=not timed, **how)
-    for photos in bench.further if "val" in parts else ():
+    for photos in bench.further if {"val", "test"} <= set(parts) else ():
         out = place / photos.name / f"{entry.name}.jsonl"
         predict(photos.predicted_by(classifier), photos.samples, photos.image_root, out, **how)
     classifier.store(bench.run_dir / "probes")
