@@ -69,6 +69,7 @@ def test_the_vision_tower_learns_and_a_second_run_takes_it_up(kind, tmp_path, mo
     again = tune()
     assert again.how == made.how and loss(again, "again") == pytest.approx(after, abs=1e-5)
     assert again.describe()["weights"] == made.describe()["weights"] != plain.describe()["weights"]
+    (tmp_path / "run/metrics.json").write_text("{}")
     served = open_winner(tmp_path / "run", "clip-lora", "cpu").classifier  # as predict --run and serve --run open it
     images = [open_image(photos / sample.image) for sample in samples[:4]]
     assert np.allclose(served.classify(images).log_probs, made.classify(images).log_probs, atol=1e-5)
