@@ -113,10 +113,10 @@ def _train(
 class _Logits(torch.nn.Module):
     """What Trainer trains: weighted cross-entropy of the scaled cosines between photos and the breeds' sentences."""
 
-    def __init__(self, model: torch.nn.Module, texts: torch.Tensor, scale: float) -> None:
+    def __init__(self, model: Any, texts: torch.Tensor, scale: float) -> None:
         super().__init__()
-        self.model, self.scale = model, scale
-        self.register_buffer("texts", texts.to(next(model.parameters()).device), persistent=False)
+        self.model: Any = model
+        self.texts, self.scale = texts.to(next(model.parameters()).device), scale
 
     def forward(self, labels: torch.Tensor, weights: torch.Tensor, **pixels: torch.Tensor) -> dict[str, torch.Tensor]:
         photos = normalize(self.model.get_image_features(**pixels).pooler_output.float(), dim=-1)
@@ -140,8 +140,8 @@ class _Best(TrainerCallback):
     def __init__(self, model: Any) -> None:
         self.model, self.losses, self.state = model, list[float](), dict[str, torch.Tensor]()
 
-    def on_evaluate(self, args: Any, state: Any, control: Any, metrics: dict[str, float], **_: Any) -> None:
-        self.losses.append(round(metrics["eval_loss"], 4))
+    def on_evaluate(self, args: Any, state: Any, control: Any, **told: Any) -> None:
+        self.losses.append(round(told["metrics"]["eval_loss"], 4))
         log.info("clip-lora: epoch %d, held-out loss %.4f", len(self.losses), self.losses[-1])
         best = self.losses.index(min(self.losses))
         if best == len(self.losses) - 1:

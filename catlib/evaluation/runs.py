@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 from catlib.classifiers.explain import Explanation, explain_prediction, pick_examples
 from catlib.classifiers.further import further_sets
@@ -135,7 +136,8 @@ def _predict(entry: Track, bench: Bench, settings: Settings, parts: Sequence[str
     classifier = entry.make(bench, settings) if entry.make else None
     if classifier is None:
         return False
-    place, how = bench.run_dir / "predictions", {"seed": settings.seed, "batch_size": settings.eval_batch_size}
+    place: Path = bench.run_dir / "predictions"
+    how: dict[str, Any] = {"seed": settings.seed, "batch_size": settings.eval_batch_size}
     for part in parts:
         timed = part == "test" or "test" not in parts
         samples, folder = (bench.test, place) if part == "test" else (bench.val, place / "val")
