@@ -112,7 +112,7 @@ def test_auto_takes_the_sentences_that_are_best_on_validation(folder, tmp_path):
     assert (chosen.prompts, bool(chosen.prior.any())) == best and min(right.values()) < 1
     out = predict(chosen, samples, photos, tmp_path / "clip-zero-shot.jsonl")
     assert all(p.predicted == p.breed for p in out.predictions)
-    assert out.meta["prompts_tried"] == chosen.how["prompts_tried"] and out.meta["prior_corrected"] is best[1]
+    assert out.meta["prompts_tried"] == chosen.how["prompts_tried"] and (out.meta["prior"] is not None) is best[1]
 
 
 def test_no_clip_there(tmp_path):

@@ -11,7 +11,9 @@ from catlib.classifiers import clip_lora
 from catlib.classifiers.clip import ClipZeroShot
 from catlib.classifiers.encoder import ClipEncoder
 from catlib.classifiers.predict import predict
+from catlib.data.images import open_image
 from catlib.data.records import Sample
+from catlib.serving.winner import open_winner
 
 BREEDS = ("Manx", "Persian", "Siamese")
 
@@ -54,7 +56,7 @@ def test_the_vision_tower_learns_and_a_second_run_takes_it_up(kind, tmp_path, mo
     assert min(report["held_out_losses"]) < report["held_out_losses"][0]
 
     def loss(classifier, name):
-        found = predict(classifier, samples, photos, tmp_path / f"{name}.jsonl").predictions
+        found = predict(classifier, samples, photos, tmp_path / f"run/predictions/{name}.jsonl").predictions
         return -np.mean([p.scores[BREEDS.index(p.breed)] for p in found])
 
     after = loss(made, "clip-lora")
@@ -67,6 +69,10 @@ def test_the_vision_tower_learns_and_a_second_run_takes_it_up(kind, tmp_path, mo
     again = tune()
     assert again.how == made.how and loss(again, "again") == pytest.approx(after, abs=1e-5)
     assert again.describe()["weights"] == made.describe()["weights"] != plain.describe()["weights"]
+    (tmp_path / "run/metrics.json").write_text("{}")
+    served = open_winner(tmp_path / "run", "clip-lora", "cpu").classifier  # as predict --run and serve --run open it
+    images = [open_image(photos / sample.image) for sample in samples[:4]]
+    assert np.allclose(served.classify(images).log_probs, made.classify(images).log_probs, atol=1e-5)
     about = (folder / "about.json").read_text()
     for other in ({"seed": 1}, {"balance": "sqrt"}, {"samples": samples[:-1]}):
         with pytest.raises(AssertionError, match="trained again"):

@@ -82,9 +82,12 @@ def test_further_sets_are_checked_and_changed(tmp_path):
         changed = change(photo)
         assert changed.mode == "RGB" and (changed.size != photo.size or changed.tobytes() != photo.tobytes()), name
     assert max(CHANGES["small"](photo).size) == 64 and CHANGES["crop"](photo).size == (72, 54)
-    write_samples(tmp_path / "known.jsonl", test[:1])
+    write_samples(tmp_path / "vlm/known.jsonl", test[:1])
     photo.save(tmp_path / "a.jpg")
+    (tmp_path / "empty").mkdir()
     for wrong, said in (
+        ({"unknown_data": str(tmp_path / "vlm/known.jsonl")}, f"photos of {BREEDS[0]}, which the models know"),
+        ({"unknown_data": str(tmp_path / "empty")}, "no photos"),
         ({"robustness": "fog"}, "expected some of blur"),
         ({"unknown_data": str(tmp_path / "nothing.jsonl")}, "nothing.jsonl"),
     ):

@@ -103,8 +103,9 @@ class ClipZeroShot(Classifier):
                 tried.append({"prompts": style, "prior_corrected": bool(prior.any()), "accuracy": round(accuracy, 4)})
         best = max(tried, key=lambda row: row["accuracy"])
         chosen = made[PROMPTS.index(best["prompts"])]
-        chosen.prior = chosen.logits(vectors).mean(axis=0) * best["prior_corrected"]
-        chosen.how = {"prior_corrected": best["prior_corrected"], "prompts_tried": tried}
+        prior = chosen.logits(vectors).mean(axis=0).round(5).tolist() if best["prior_corrected"] else None
+        chosen.prior = chosen.prior if prior is None else np.array(prior)
+        chosen.how = {"prior": prior, "prompts_tried": tried}
         return chosen
 
     def logits(self, vectors: np.ndarray) -> np.ndarray:

@@ -20,6 +20,7 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 
 from catlib.classifiers.base import weights_digest
 from catlib.classifiers.clip import ClipZeroShot
+from catlib.classifiers.encoder import ClipEncoder
 from catlib.classifiers.opponents import deal_folds
 from catlib.data.conversations import balance_weights
 from catlib.data.images import inside, open_image
@@ -55,13 +56,21 @@ def tuned_clip(
     about = {"base": weights_digest(encoder.model), "photos": photos, **how, **LORA, **TRAINER}
     if (folder / ABOUT).is_file() and (stored := read_json(folder / ABOUT)).get("about") == about:
         log.info("clip-lora: taken up from %s", folder)
-        encoder.model = PeftModel.from_pretrained(encoder.model, str(folder)).merge_and_unload().eval()
+        take_up(encoder, folder)
     else:
         (folder / ABOUT).unlink(missing_ok=True)
         stored = {"about": about, "report": _train(made, samples, image_root, folder, seed, balance)}
         write_json(folder / ABOUT, stored)
     made.how = {"lora": stored["report"]}
     return made
+
+
+def take_up(encoder: ClipEncoder, folder: Path) -> None:
+    """Put the LoRA that `folder` holds into the encoder's model. Raises InputError where there is none."""
+    try:
+        encoder.model = PeftModel.from_pretrained(encoder.model, str(folder)).merge_and_unload().eval()
+    except (OSError, ValueError) as error:
+        raise InputError(f"{folder}: no LoRA of CLIP: {str(error)[:200]}") from None
 
 
 def _train(
@@ -104,10 +113,10 @@ def _train(
 class _Logits(torch.nn.Module):
     """What Trainer trains: weighted cross-entropy of the scaled cosines between photos and the breeds' sentences."""
 
-    def __init__(self, model: torch.nn.Module, texts: torch.Tensor, scale: float) -> None:
+    def __init__(self, model: Any, texts: torch.Tensor, scale: float) -> None:
         super().__init__()
-        self.model, self.scale = model, scale
-        self.register_buffer("texts", texts.to(next(model.parameters()).device), persistent=False)
+        self.model: Any = model
+        self.texts, self.scale = texts.to(next(model.parameters()).device), scale
 
     def forward(self, labels: torch.Tensor, weights: torch.Tensor, **pixels: torch.Tensor) -> dict[str, torch.Tensor]:
         photos = normalize(self.model.get_image_features(**pixels).pooler_output.float(), dim=-1)
@@ -131,8 +140,8 @@ class _Best(TrainerCallback):
     def __init__(self, model: Any) -> None:
         self.model, self.losses, self.state = model, list[float](), dict[str, torch.Tensor]()
 
-    def on_evaluate(self, args: Any, state: Any, control: Any, metrics: dict[str, float], **_: Any) -> None:
-        self.losses.append(round(metrics["eval_loss"], 4))
+    def on_evaluate(self, args: Any, state: Any, control: Any, **told: Any) -> None:
+        self.losses.append(round(told["metrics"]["eval_loss"], 4))
         log.info("clip-lora: epoch %d, held-out loss %.4f", len(self.losses), self.losses[-1])
         best = self.losses.index(min(self.losses))
         if best == len(self.losses) - 1:

@@ -84,7 +84,8 @@ def further_sets(
         else:
             root = image_root_of(place)
             others = read_samples(place, root)
-        if known := {s.breed for s in others} & set(breeds) or not others:
+        known = {s.breed for s in others} & set(breeds)
+        if known or not others:
             said = f"photos of {', '.join(sorted(known))}, which the models know" if others else "no photos"
             raise InputError(f"unknown_data {settings.unknown_data}: {said}; name photos of none of the breeds")
         sets.append(PhotoSet(UNKNOWN, tuple(others), root))

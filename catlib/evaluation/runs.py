@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 from catlib.classifiers.explain import Explanation, explain_prediction, pick_examples
 from catlib.classifiers.further import further_sets
@@ -135,13 +136,14 @@ def _predict(entry: Track, bench: Bench, settings: Settings, parts: Sequence[str
     classifier = entry.make(bench, settings) if entry.make else None
     if classifier is None:
         return False
-    place, how = bench.run_dir / "predictions", {"seed": settings.seed, "batch_size": settings.eval_batch_size}
+    place: Path = bench.run_dir / "predictions"
+    how: dict[str, Any] = {"seed": settings.seed, "batch_size": settings.eval_batch_size}
     for part in parts:
         timed = part == "test" or "test" not in parts
         samples, folder = (bench.test, place) if part == "test" else (bench.val, place / "val")
         out, latency_photos = folder / f"{entry.name}.jsonl", LATENCY_PHOTOS if timed else 0
         predict(classifier, samples, bench.image_root, out, latency_photos=latency_photos, reuse=not timed, **how)
-    for photos in bench.further if "val" in parts else ():
+    for photos in bench.further if {"val", "test"} <= set(parts) else ():
         out = place / photos.name / f"{entry.name}.jsonl"
         predict(photos.predicted_by(classifier), photos.samples, photos.image_root, out, **how)
     classifier.store(bench.run_dir / "probes")
