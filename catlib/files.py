@@ -25,8 +25,7 @@ from catlib.errors import CatlibError, InputError
 
 _FORMULA = re.compile(r"'*[=+\-@\t\r\n]")  # a cell that a spreadsheet computes, or that has been made harmless
 _FULL = tuple(map(os.strerror, (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)))
-_LONG, _LARGE = re.compile(r"\d{12}"), re.compile(r"\d{300}")  # a number that may be none
-_POWER = re.compile(r"[eE]\+?\d{3}")
+_LONG, _LARGE, _POWER = map(re.compile, (r"\d{12}", r"\d{300}", r"[eE]\+?\d{3}"))  # of a number that may be none
 WRITING = ".writing"  # in a folder that is being written, and in the name of what is not whole yet
 # More than any file of ours has, and little enough to be refused within seconds.
 DEEPEST = 100  # levels of JSON or YAML
