@@ -205,8 +205,7 @@ def parse_json(text: str, where: str, kind: type = dict) -> Any:
             raise InputError(f"{where}: the key {twice!r:.200} stands twice")
         return found
 
-    # what is checked again costs time, so it is where something may be wrong only
-    # 300 digits in a row are twelve in every 25th character, for which to look takes a thirtieth of the time
+    # what is checked again costs time: only where something may be wrong (300 digits are 12 in every 25th character)
     large = bool(_POWER.search(text) or (_LONG.search(text[::25]) and _LARGE.search(text)))
     doubtful = large or "NaN" in text or "Infinity" in text or text.count("[") + text.count("{") > DEEPEST
     try:
