@@ -3,8 +3,8 @@
     CATLIB_VLLM_PYTHON=… CATLIB_LLAMA_CPP=… CATLIB_LLAMA_SERVER=… python -m benchmarks.engine_parity CHECKPOINT … [--photos 120]
     python -m benchmarks.engine_parity CHECKPOINT --url http://127.0.0.1:8000/v1#cats [--crop SIDE]      a server that runs already
 
-CHECKPOINT: an adapter that catlib has trained, or several. Drawn cats of the demo's test stream, one request at a time, greedy,
-at most 50 tokens, all in float32 (llama.cpp: f16 weights). Reference is transformers with the adapter, in this process.
+CHECKPOINT: an adapter that catlib has trained, or several. Drawn cats of the demo's test stream, or an even draw of the photos of
+`--test TEST.jsonl`, one request at a time, greedy, at most 50 tokens, all in float32 (llama.cpp: f16 weights). Reference is transformers with the adapter, in this process.
 Engines that are not installed are listed as not measured. `--server NAME=PATH` adds another llama-server, a patched one say.
 Columns: same answers; largest difference of a token's log-probability in those, nats; seconds from start to the first sign of
 life; milliseconds of the first answer, and p50 and p95 of the others; photos/s with four requests at a time; peak memory of the
@@ -27,6 +27,10 @@ import psutil
 from PIL.Image import Image
 
 from catlib.classifiers.endpoint import crop_side
+from catlib.data.conversations import evenly
+from catlib.data.dataset import load_dataset
+from catlib.data.images import inside, open_image
+from catlib.data.records import read_samples
 from catlib.errors import CatlibError
 from catlib.evaluation.tables import text_table
 from catlib.gguf.engines import llama_command, vllm_command
@@ -45,6 +49,14 @@ def drawn_cats(count: int) -> Photos:
     drawn = [(breed, number) for number in range(-(-count // len(SHARES))) for breed in SHARES][:count]
     images = tuple(draw_breed(breed, "test", number, seed=0) for breed, number in drawn)
     return Photos(tuple(f"{breed} {number}" for breed, number in drawn), images, "drawn cats")
+
+
+def test_photos(test: Path, count: int) -> Photos:
+    """So many of the photos of a test file, evenly over the breeds."""
+    root = load_dataset(test.resolve().parent).image_root
+    samples = evenly(read_samples(test, root), count, 0)
+    images = tuple(open_image(inside(root, sample.image)) for sample in samples)
+    return Photos(tuple(sample.id for sample in samples), images, f"photos of {test}")
 
 
 def timed(speak: Callable[[Image], Spoken], photos: Photos) -> tuple[list[Spoken], list[float]]:
@@ -166,6 +178,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoints", nargs="+", type=Path)
     parser.add_argument("--photos", type=int, default=120)
+    parser.add_argument("--test", type=Path, help="test.jsonl whose photos are asked about; default: drawn cats")
     parser.add_argument("--url", default="", help="measure this server only")
     parser.add_argument(
         "--crop", type=int, default=-1, help="side that photos are cropped to for --url (default: as the model's)"
@@ -174,7 +187,7 @@ def main() -> int:
     args = parser.parse_args()
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     servers = {"as installed": ""} | dict(text.split("=", 1) for text in args.server)
-    photos = drawn_cats(args.photos)
+    photos = test_photos(args.test, args.photos) if args.test else drawn_cats(args.photos)
     for checkpoint in args.checkpoints:
         source = find_mergeable(checkpoint.resolve())
         print(f"\n== {checkpoint.name}: {source.base}, {len(photos.names)} {photos.origin}", flush=True)

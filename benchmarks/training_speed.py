@@ -1,6 +1,7 @@
 """catlib's training against TRL's SFTTrainer and against the plan's own loop: the same model, photos, prompts and LoRA.
 
     CATLIB_SMALL_LLAVA=DIR CATLIB_PHOTOS=DIR python benchmarks/training_speed.py [--photos-per-breed 11] [--epochs 3]
+        [--seeds 3]
 
 Needs the extra `bench` (TRL). Batch 4, LoRA of rank 16 on all linear layers of the language model, projector in full, bf16
 base, no gradient checkpointing, one process. Each contender runs in a process of its own and is timed from the loaded libraries
@@ -8,11 +9,15 @@ to the end of the last epoch: loading the model, and for catlib filling an empty
 validates on a few photos and saves its checkpoint and state after each epoch; the others do neither.
 
   catlib      `catlib.training.trainer.train` as users call it
+  pooled      the same with a quarter of the image tokens, `image_pool: 2`
   uncached    the same with every photo through the tower each time; one epoch, to compare the losses of the first steps
   trl         `trl.SFTTrainer` on prompt-completion conversations, so that its loss is that of the answer alone
   plan        the plan's loop, repaired just enough to run: bf16 for fp16, no truncation, padding to the longest. Its labels are
               the input ids, its LoRA matches layers by last name (in the vision tower too), logits for all positions; one epoch,
               as it caches nothing that would make the others faster
+
+With --seeds N, catlib (with all tokens, and pooled) and trl are trained N times, and each adapter answers for all validation photos,
+opened and scored in one and the same way: mean log-loss of the true breed's name, and accuracy.
 
 Prints a line for each and then all as JSON: photos a second over all epochs, photos a second of processor time (all threads
 and workers together: a figure that other work on the machine disturbs less; with --threads 1 it is the one to compare), peak
@@ -23,6 +28,7 @@ import argparse
 import json
 import os
 import random
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -42,8 +48,10 @@ from catlib.data.images import inside, open_image  # noqa: E402
 from catlib.data.records import Sample, image_root_of, read_samples  # noqa: E402
 from catlib.settings import DataSettings, TrainSettings  # noqa: E402
 
-ONE_EPOCH = ("uncached", "plan")
+ONE_EPOCH, JUDGED_ONES = ("uncached", "plan"), ("catlib", "trl", "pooled")
 FIRST = 6  # steps whose losses are compared
+SEED = "CATLIB_BENCHMARK_SEED"
+JUDGED = "judged.jsonl"  # all validation photos; the training sees a few of them
 
 
 def settings(work: Path, epochs: int, **more: Any) -> TrainSettings:
@@ -67,6 +75,7 @@ def settings(work: Path, epochs: int, **more: Any) -> TrainSettings:
         "weight_decay": 0.0,
         "dtype": "bfloat16",
         "device": "cpu",
+        "seed": int(os.environ.get(SEED, 0)),
         "log_steps": 1,
         "watch_photos": 0,
         "num_workers": 2,
@@ -80,6 +89,10 @@ def run_catlib(work: Path, epochs: int, **more: Any) -> list[float]:
     from catlib.training.trainer import train
 
     return [row["loss"] for row in train(settings(work, epochs, **more)).history if row["kind"] == "step"]
+
+
+def run_pooled(work: Path, epochs: int) -> list[float]:
+    return run_catlib(work, epochs, image_pool=2)
 
 
 def run_uncached(work: Path, epochs: int) -> list[float]:
@@ -152,6 +165,7 @@ def run_trl(work: Path, epochs: int, workers: int = 2) -> list[float]:
     arguments = SFTConfig(max_length=None, **trainer_arguments(chosen, workers))
     trainer = SFTTrainer(model, arguments, train_dataset=data, processing_class=processor, peft_config=config)
     trainer.train()
+    trainer.save_model(chosen.output_dir)
     return [row["loss"] for row in trainer.state.log_history if "loss" in row]
 
 
@@ -207,6 +221,7 @@ def padded(rows: list[dict[str, torch.Tensor]], pad: int) -> dict[str, torch.Ten
 CONTENDERS: dict[str, Callable[[Path, int], list[float]]] = {
     "catlib": run_catlib,
     "trl": run_trl,
+    "pooled": run_pooled,
     "uncached": run_uncached,
     "plan": run_plan,
 }
@@ -239,6 +254,31 @@ def run_one(name: str, work: Path, epochs: int) -> dict[str, Any]:
     }
 
 
+def judge(work: Path) -> dict[str, float]:
+    """Log-loss and accuracy of the adapter in `work`/out on the validation photos."""
+    import numpy as np
+
+    from catlib.classifiers.predict import read_batches
+    from catlib.classifiers.vlm import VLMClassifier
+    from catlib.vlm.checkpoint import find_checkpoint, open_vlm
+
+    path = work / "vlm" / JUDGED
+    root = image_root_of(path)
+    samples, breeds = read_samples(path, root), sorted({s.breed for s in training_samples(work)[0]})
+    found = find_checkpoint(
+        work / "out", base_model=os.environ["CATLIB_SMALL_LLAVA"], question=samples[0].question, breeds=breeds
+    )
+    classifier = VLMClassifier(open_vlm(found, device="cpu", precision="bfloat16"), breeds)
+    scores = np.concatenate([classifier.raw_scores(images) for _, images, _ in read_batches(samples, root, 16)])
+    true = np.array([breeds.index(s.breed) for s in samples])
+    loss = -scores[np.arange(len(true)), true].mean()
+    return {
+        "photos": len(true),
+        "log_loss": round(float(loss), 4),
+        "accuracy": float(np.mean(scores.argmax(1) == true)),
+    }
+
+
 def write_data(work: Path, photos_per_breed: int) -> int:
     """Training photos drawn evenly over the breeds, a few others for validation; returns how many are trained on."""
     from catlib.data.prepare import prepare
@@ -253,6 +293,7 @@ def write_data(work: Path, photos_per_breed: int) -> int:
     by_breed: dict[str, list[str]] = defaultdict(list)
     path = work / "vlm/val.jsonl"
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    path.with_name(JUDGED).write_text("".join(lines), encoding="utf-8")
     random.Random(0).shuffle(lines)
     for line in lines:
         by_breed[json.loads(line)["metadata"]["breed"]].append(line)
@@ -266,11 +307,14 @@ def main() -> int:
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--contenders", default=",".join(CONTENDERS), help="comma separated; default: all")
     parser.add_argument("--threads", type=int, default=0, help="threads of each contender; 0: as many as torch takes")
-    parser.add_argument("--one", choices=CONTENDERS, help=argparse.SUPPRESS)  # in this process, on the data in --work
+    parser.add_argument(
+        "--seeds", type=int, default=0, help="trainings of catlib, trl and pooled that are judged; 0: none"
+    )
+    parser.add_argument("--one", choices=[*CONTENDERS, "judge"], help=argparse.SUPPRESS)  # here, on the data in --work
     parser.add_argument("--work", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.one:
-        print(json.dumps(run_one(args.one, args.work, args.epochs)))
+        print(json.dumps(judge(args.work) if args.one == "judge" else run_one(args.one, args.work, args.epochs)))
         return 0
     missing = [name for name in ("CATLIB_SMALL_LLAVA", "CATLIB_PHOTOS") if not os.environ.get(name)]
     if missing:
@@ -283,15 +327,26 @@ def main() -> int:
         threads = args.threads or torch.get_num_threads()
         print(f"{photos} photos, {args.epochs} epochs, {threads} threads", flush=True)
         print(f"{'contender':<10} {'photos/s':>9} {'a CPU s':>8} {'peak GB':>8}  first losses", flush=True)
-        for name in args.contenders.split(","):
+
+        def run(name: str, seed: int, **more: str) -> dict[str, Any]:
             command = [sys.executable, __file__, "--one", name, "--work", folder, "--epochs", str(args.epochs)]
-            environment = {**ENVIRONMENT, "CATLIB_ROOT": str(work / name)}  # its own, empty, feature cache
-            if args.threads:
-                environment["OMP_NUM_THREADS"] = str(args.threads)
+            threads = {"OMP_NUM_THREADS": str(args.threads)} if args.threads else {}
+            environment = {**ENVIRONMENT, **threads, SEED: str(seed), **more}
             done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
-            figures[name] = row = json.loads(done.stdout.splitlines()[-1])
+            return json.loads(done.stdout.splitlines()[-1])
+
+        todo = [(name, 0) for name in args.contenders.split(",")]
+        todo += [(name, seed) for seed in range(1, args.seeds) for name in JUDGED_ONES]
+        for name, seed in todo:
+            # with a feature cache of its own, empty
+            row = run(name, seed, CATLIB_ROOT=str(work / f"{name}-{seed}"))
             rates = f"{row['photos_per_s']:>9.2f} {row['photos_per_cpu_s']:>8.2f} {row['peak_gb']:>8.2f}"
             print(f"{name:<10} {rates}  {row['first_losses']}", flush=True)
+            if args.seeds and name in JUDGED_ONES:
+                row["judged"] = run("judge", seed)
+                print(f"{name:<10} seed {seed}: {row['judged']}, last losses {row['last_losses_mean']}", flush=True)
+                shutil.rmtree(work / "out")
+            figures[f"{name}-{seed}" if seed else name] = row
     for name in ("trl", "plan"):
         if {name, "catlib"} <= figures.keys():
             ours, theirs = figures["catlib"], figures[name]

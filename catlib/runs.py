@@ -1,12 +1,16 @@
-"""Earlier attempts: what a run has left is kept under another name before it is trained anew with other settings."""
+"""What a training has left: the names of its files, its record, and how it is kept before the run is trained anew."""
 
 import shutil
 from pathlib import Path
+from typing import Any
 
+from catlib.files import read_json
 from catlib.paths import relative
 
+WEIGHTS, CONFIG, TRAINING = "adapter_model.safetensors", "adapter_config.json", "training.json"
+DIGEST = f"{WEIGHTS}.sha256"  # SHA-256 of the weights, and of those that they replaced
 # In a run's folder: what the runner holds open (hidden names), and what does not depend on the training.
-OF_THE_DATA = ("01_*", "audit*", "parameters.yaml", "state.json", "log.txt")
+OF_THE_DATA = ("01_*", "audit*", "gate.json", "parameters.yaml", "state.json", "log.txt")
 
 
 def set_aside(run_dir: Path, checkpoint: Path) -> str:
@@ -37,3 +41,9 @@ def set_aside(run_dir: Path, checkpoint: Path) -> str:
 
 def _numbered(path: Path, number: int) -> Path:
     return path.with_name(f"{path.name}~{number}")
+
+
+def read_training(folder: Path) -> dict[str, Any]:
+    """What training wrote beside the adapter; empty for an adapter made by another tool."""
+    path = folder / TRAINING
+    return read_json(path) if path.is_file() else {}

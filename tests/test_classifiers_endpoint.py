@@ -174,6 +174,13 @@ def test_engines_are_held_to_the_breeds_as_they_are_spelled(tmp_path, samples, e
         assert p.predicted in free[p.id] and p.answer == spelled.get(p.predicted, p.predicted)
     assert result.meta["decoding"] == "constrained" and all(key in fact for fact in asked(log))
     assert min(fact["max_tokens"] for fact in asked(log)) >= len(spelled["Siamese"])
+    log.unlink()
+    with served(log, "--engine", engine) as (url, _):  # without --decoding, too
+        out = tmp_path / "unasked.jsonl"
+        command = ["predict", "--model", f"endpoint:{url}", "--breeds", ",".join(BREEDS), "--out", str(out)]
+        assert main([*command, *(str(tmp_path / "photos" / s.image) for s in samples[:3])]) == 0
+    assert all(key in fact for fact in asked(log)) and len(asked(log)) == 3
+    assert all(p.answer == p.predicted and p.predicted in BREEDS for p in read_predictions(out).predictions)
     with served(log, "--engine", engine, "--deaf") as (url, _):
         classifier = EndpointClassifier(url, BREEDS, "?", decoding="constrained", **FAST)
         with pytest.raises(EndpointError, match="held to 3 breeds"):
@@ -186,6 +193,7 @@ def test_what_cannot_be_held_to_a_list_is_refused(tmp_path):
         for decoding in ("constrained", "score", "loud"):
             with pytest.raises(InputError):
                 EndpointClassifier(url, BREEDS, "?", decoding=decoding, **FAST)
+        assert EndpointClassifier(url, BREEDS, "?", decoding="", **FAST).decoding == "free"
 
 
 @pytest.mark.parametrize("seed", range(4))

@@ -1,6 +1,8 @@
 """`catlib evaluate` and `catlib compare`: readable tables, JSON for programs, and honest exit codes."""
 
 import json
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
@@ -8,7 +10,7 @@ from evaluation_cases import RARE, scored_set, truth, write_set
 
 from catlib.cli import main
 from catlib.data.records import make_sample, write_samples
-from catlib.vlm.adapters import TRAINING
+from catlib.runs import TRAINING
 
 
 @pytest.fixture
@@ -150,3 +152,16 @@ def test_photos_that_were_trained_or_fitted_on_are_refused(files, tmp_path, caps
     path = str(write_set(replace(seen, meta={**seen.meta, "adapter": str(tmp_path / "adapter")}), tmp_path / "own"))
     assert main(["verdict", "--predictions", path, files["clip"], "--bootstrap", "100"]) == 2
     assert "trained on" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_figures_from_files_load_no_model_library(files):
+    """evaluate and verdict read files: what takes seconds to import for nothing stays out of their process."""
+    program = (
+        "import sys; from catlib.cli import main; "
+        "code = main(['verdict', '--predictions', *sys.argv[1:], '--bootstrap', '100', '--json']); "
+        "print(code, sorted({'torch', 'peft', 'transformers'} & set(sys.modules)), file=sys.stderr)"
+    )
+    command = [sys.executable, "-c", program, files["tuned"], files["clip"]]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stderr.splitlines()[-1] == "0 []"

@@ -104,6 +104,7 @@ def test_answers_that_go_on_after_the_breed_are_reasons():
 
 @pytest.mark.slow
 def test_the_command_measures_answers_and_writes(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("CATLIB_ROOT", str(tmp_path))
     base = save_llava(tmp_path / "base")
     (tmp_path / "images").mkdir()
     for part, each in (("train", 3), ("val", 2), ("test", 1)):
@@ -130,6 +131,10 @@ def test_the_command_measures_answers_and_writes(tmp_path, capsys, monkeypatch):
     stored = read_json(tmp_path / "run" / "gate.json")
     assert '"decision": "train"' in capsys.readouterr().out and stored["recommendation"]["use"] == "tower-probe"
     assert stored["models"]["tower-probe"]["n"] == 6 and stored["need"]["hours"] > 0
+    assert not list((tmp_path / "run").glob("pr*"))  # neither predictions nor probes of a run are touched
+    page = tmp_path / "reports/mine/gate.html"
+    assert f"answered in {stored['seconds']} s" in page.read_text() and "tower" in page.read_text()
+    assert 'href="mine/gate.html"' in (tmp_path / "reports/index.html").read_text()
     assert main(["gate", str(profile), "-p", "latency_budget_ms=100"]) == 0
-    assert "skip" in capsys.readouterr().out
+    assert "skip" in capsys.readouterr().out and "<b>skip</b>" in page.read_text()
     assert main(["gate", str(profile), "-p", "nonsense=1"]) == 2

@@ -13,7 +13,7 @@ from catlib.data.conversations import answer_for, gives_reasons, longest_answer,
 from catlib.data.records import make_sample
 from catlib.evaluation.metrics import evaluate
 from catlib.evaluation.results import reason_figures
-from catlib.evaluation.tables import model_table
+from catlib.evaluation.tables import reasons_table
 from catlib.parsing import BreedParser
 from catlib.vlm.checkpoint import find_checkpoint, open_vlm
 from catlib.vlm.decoding import MAX_NEW_TOKENS, answer_limit, generate_free
@@ -74,7 +74,17 @@ def test_reasons_are_held_against_the_table():
     vague = reason_figures(predictions([("Manx", "Manx. I just think so.")]))
     assert vague["traits"] == 0 and vague["of_true_breed"] is None
     models = {"vlm-tuned-free": evaluate(predictions(right), bootstrap=100) | {"reason_figures": figures}}
-    assert "whole reasons" in model_table(models) and find("Manx") is not None
+    table = reasons_table(
+        models
+        | {
+            "vlm-tuned": evaluate(predictions(right), bootstrap=100),
+            "clip-probe": models["vlm-tuned-free"] | {"reason_figures": None},
+        }
+    )
+    assert list(table.index) == ["VLM, tuned", "VLM, tuned, in its own words"]  # without words, and with them
+    assert list(table["of these whole"]) == ["-", "100.0"] and find("Manx") is not None
+    assert list(table["traits of the true breed"]) == ["-", f"{100 * figures['of_true_breed']:.1f}"]
+    assert reasons_table({"clip-probe": {"reason_figures": None}, "vlm-tuned": {}}) is None
 
 
 def words_of(text, **_):

@@ -7,10 +7,12 @@ import numpy as np
 import pytest
 from evaluation_cases import BREEDS, RARE, copied, grouped, make_set, scored_set, truth
 
+from catlib.data.conversations import answer_for
 from catlib.errors import InputError
 from catlib.evaluation.compare import compare
 from catlib.evaluation.facts import at_least, more_than
 from catlib.evaluation.metrics import evaluate
+from catlib.evaluation.results import reason_figures
 from catlib.evaluation.tables import criteria_table
 from catlib.evaluation.verdict import judge
 from catlib.settings import ComparisonSettings
@@ -21,7 +23,7 @@ COMMON = tuple(breed for breed in BREEDS if breed not in RARE)
 
 def verdict_of(sets, priority=RARE, targets=PLAN, validation=None, candidate="vlm-tuned", **about):
     validation = validation or {}
-    models = {s.name: evaluate(s, priority, bootstrap=400) for s in sets}
+    models = {s.name: evaluate(s, priority, bootstrap=400) | {"reason_figures": reason_figures(s)} for s in sets}
     for name, accuracy in (about.pop("on_validation", None) or {}).items():
         models[name]["validation"] = {"n": 50, "accuracy": accuracy, "priority_macro_f1": accuracy}
     first = next(s for s in sets if s.name == candidate)
@@ -31,6 +33,13 @@ def verdict_of(sets, priority=RARE, targets=PLAN, validation=None, candidate="vl
         if s is not first
     ]
     return judge(models, comparisons, targets, candidate, **about), comparisons
+
+
+def telling(predictions, cut=0):
+    """The same predictions of a model that was trained to give reasons, and gives them, `cut` letters short."""
+    told = [answer_for(p.predicted, "label+traits", p.id) for p in predictions.predictions]
+    rows = [replace(p, answer=text[: len(text) - cut]) for p, text in zip(predictions.predictions, told, strict=True)]
+    return replace(predictions, predictions=tuple(rows), meta={**predictions.meta, "reasons": True})
 
 
 def levels(common, rare):
@@ -139,7 +148,7 @@ def test_better_overall_but_worse_on_the_priority_breeds_is_no_plain_adoption():
 def test_the_plan_s_rules_without_a_figure_are_told():
     true = truth(60)
     sets = [
-        scored_set("vlm-tuned", true, levels(0.9, 0.85), seed=1, reasons=True),
+        telling(scored_set("vlm-tuned", true, levels(0.9, 0.85), seed=1)),
         scored_set("clip-zero-shot", true, levels(0.6, 0.05), seed=2),
     ]
     losses = {"val_losses": [0.9, 0.4], "val_loss_fell": True}
@@ -164,7 +173,7 @@ def test_the_budget_is_the_user_s():
     true = truth(60)
     fast = scored_set("clip-zero-shot", true, levels(0.6, 0.05), seed=2, latency_ms=12.0)
     sets = [scored_set("vlm-tuned", true, levels(0.9, 0.85), seed=1, latency_ms=400.0), fast]
-    giving = [scored_set("vlm-tuned", true, levels(0.9, 0.85), seed=1, latency_ms=400.0, reasons=True), fast]
+    giving = [telling(sets[0]), fast]
     verdict, _ = verdict_of(sets)
     assert verdict.decision == "adopt" and "400 ms" in verdict.text and "12 ms" in verdict.text
     verdict, _ = verdict_of(sets, targets=ComparisonSettings(latency_budget_ms=150.0))
@@ -178,9 +187,52 @@ def test_the_budget_is_the_user_s():
     )
     wished = ComparisonSettings(latency_budget_ms=150.0, explanations_wanted=True)
     assert verdict_of(giving, targets=wished)[0].decision == "adopt"
-    verdict, _ = verdict_of(sets, targets=wished)  # wanted, but this one was not trained to give any
-    assert verdict.decision == "keep-clip" and "not trained to give" in verdict.text
+    for less, said in (
+        (sets[0], "not trained to give any"),
+        (replace(sets[0], meta={**sets[0].meta, "reasons": True}), "not measured"),
+        (telling(sets[0], cut=1), "0% of the photos get a whole one"),
+    ):
+        verdict, _ = verdict_of([less, fast], targets=wished)
+        assert verdict.decision == "keep-clip" and said in verdict.text
     assert next(c["met"] for c in verdict.criteria if c["key"] == "explanations") is False
+
+
+@pytest.mark.slow
+def test_the_reading_to_run_is_named_and_its_time_is_that_one_s():
+    """Three ways to read one model: the one of the run, unless another is as accurate and faster, keeps a budget that it does not
+    keep, or gives the reasons that are wanted."""
+    true = truth(60)
+    noise = np.random.default_rng(0).normal(size=(len(true), len(BREEDS)))
+
+    def read(name, accuracy, times):
+        made = scored_set(
+            name, true, accuracy, seed=1, noise=noise, latency_single_ms=[times + i / 9 for i in range(32)]
+        )
+        return replace(made, predictions=tuple(replace(p, scores=None) for p in made.predictions))
+
+    score = scored_set("vlm-tuned", true, levels(0.9, 0.85), seed=1, noise=noise, latency_single_ms=[200.0] * 32)
+    clip = scored_set("clip-zero-shot", true, levels(0.6, 0.05), seed=2, latency_ms=12.0)
+    fast = read("vlm-tuned-constrained", levels(0.9, 0.85), 100.0)
+    worse = read("vlm-tuned-constrained", levels(0.8, 0.75), 100.0)
+    slow = read("vlm-tuned-free", levels(0.9, 0.85), 400.0)
+    budget = ComparisonSettings(latency_budget_ms=150.0)
+
+    verdict, _ = verdict_of([score, fast, slow, clip])
+    assert (verdict.decision, verdict.use) == ("adopt", "vlm-tuned-constrained") and "surely faster" in verdict.text
+    for others in ([slow], [worse], [worse, slow]):  # slower, or less accurate
+        verdict, _ = verdict_of([score, *others, clip])
+        assert (verdict.decision, verdict.use) == ("adopt", "vlm-tuned") and "Where it runs" not in verdict.text
+    verdict, _ = verdict_of([score, slow, clip], targets=budget)
+    assert verdict.decision == "keep-clip" and "200 ms" in verdict.reasons[0]
+    verdict, _ = verdict_of([score, fast, slow, clip], targets=budget)
+    assert (verdict.decision, verdict.use) == ("adopt", "vlm-tuned-constrained") and "keeps the budget" in verdict.text
+    row = next(c for c in verdict.criteria if c["key"] == "latency")
+    assert row["met"] is True and 100 <= row["value"] < 104
+    near = scored_set("clip-probe", true, levels(0.9, 0.85), seed=1, noise=noise, latency_ms=150.0)
+    verdict, _ = verdict_of([score, fast, near, clip])  # the probe is as good, and slower than the reading that runs
+    assert (verdict.decision, verdict.use) == ("adopt", "vlm-tuned-constrained") and "slower" in verdict.reasons[0]
+    wished = ComparisonSettings(explanations_wanted=True)
+    assert verdict_of([score, fast, telling(slow), clip], targets=wished)[0].use == "vlm-tuned-free"
 
 
 def test_a_time_whose_interval_spans_the_budget_does_not_decide():
@@ -337,8 +389,7 @@ def test_probe_that_does_as_well_is_the_cheaper_choice():
     assert verdict.use == "clip-probe"
     wished = ComparisonSettings(explanations_wanted=True)
     assert verdict_of(sets, targets=wished)[0].decision == "keep-clip"
-    giving = replace(sets[0], meta={**sets[0].meta, "reasons": True})
-    assert verdict_of([giving, *sets[1:]], targets=wished)[0].decision == "adopt"
+    assert verdict_of([telling(sets[0]), *sets[1:]], targets=wished)[0].decision == "adopt"
     better = scored_set("clip-probe", true, levels(0.98, 0.97), seed=5)
     verdict, _ = verdict_of([*sets[:2], better])
     assert verdict.decision == "keep-clip" and "linear probe" in verdict.reasons[0]
@@ -375,9 +426,7 @@ def test_zero_shot_clip_not_run_is_said_plainly():
 def test_no_priority_breeds_and_no_latency_leave_their_criteria_open():
     true = truth(60)
     sets = [scored_set("vlm-tuned", true, 0.9, seed=1), scored_set("clip-zero-shot", true, 0.6, seed=2)]
-    sets = [
-        type(s)(s.name, tuple(type(p)(**{**vars(p), "latency_ms": None}) for p in s.predictions), s.meta) for s in sets
-    ]
+    sets = [replace(s, predictions=tuple(replace(p, latency_ms=None) for p in s.predictions)) for s in sets]
     verdict, _ = verdict_of(sets, priority=())
     met = {c["key"]: c["met"] for c in verdict.criteria}
     assert met["priority"] == "undecided" and "latency" not in met and verdict.decision == "adopt"

@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import subprocess
+from dataclasses import asdict
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -77,7 +78,7 @@ def make_run(root, name, models, **parameters):
     sets = {model: predictions(model, wrong) for model, wrong in models.items()}
     (run_dir / "predictions").mkdir(parents=True)
     for model, found in sets.items():
-        lines = [json.dumps(vars(p)) for p in found.predictions]
+        lines = [json.dumps(asdict(p)) for p in found.predictions]
         (run_dir / f"predictions/{model}.jsonl").write_text("\n".join(lines))
         (run_dir / f"predictions/{model}.meta.json").write_text(json.dumps(found.meta))
     Results(sets, {}, ("Manx",), bootstrap=100).save(run_dir)

@@ -144,6 +144,18 @@ def test_an_adapter_of_the_language_model_alone_needs_no_connector_lora(tmp_path
     assert options[:3] == ["--enable-lora", "--max-lora-rank", "32"] and "--enable-tower-connector-lora" not in options
 
 
+@pytest.mark.parametrize(
+    ("kind", "tower", "own"),
+    [("llava", "dinov2", False), ("llava", "clip_vision_model", True), ("qwen2_5_vl", "", True)],
+)
+def test_a_llava_with_a_tower_that_vllm_does_not_know_runs_as_transformers_class(tmp_path, kind, tower, own):
+    python = script(tmp_path / "python", """echo '{"vllm": "0.32.0"}'""")
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": kind, "vision_config": {"model_type": tower}}))
+    save_file({"vision_tower.vision_model.weight": torch.zeros(1)}, tmp_path / "model.safetensors")
+    arguments = vllm_command(str(tmp_path), Where(), python=python).arguments
+    assert (arguments[-2:] == ("--model-impl", "transformers")) is not own
+
+
 @pytest.mark.slow
 def test_a_model_that_vllm_cannot_load_is_refused_until_it_is_written_anew(tmp_path):
     python = script(tmp_path / "python", """echo '{"vllm": "0.32.0"}'""")

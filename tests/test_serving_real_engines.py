@@ -4,16 +4,18 @@ CATLIB_VLLM_PYTHON=… CATLIB_LLAMA_CPP=… CATLIB_LLAMA_SERVER=… pytest -m en
 """
 
 import json
+from contextlib import nullcontext
 
 import pytest
 import torch
 from demo_files import LLAVA
 
-from catlib.classifiers.endpoint import crop_side
+from catlib.classifiers.endpoint import EndpointClassifier, crop_side
+from catlib.classifiers.vlm import VLMClassifier
 from catlib.errors import CatlibError
-from catlib.gguf.engines import find_llama_server, find_vllm, vllm_command
+from catlib.gguf.engines import find_llama_server, find_vllm, llama_command, vllm_command
 from catlib.gguf.export import export_gguf, find_converter
-from catlib.gguf.parity import Speaker, compare_spoken, speak_here
+from catlib.gguf.parity import Speaker, class_token_last, compare_spoken, speak_here
 from catlib.serving.engine_process import Where, free_port, running
 from catlib.serving.export import Photos, find_mergeable, merge
 from catlib.settings import TrainSettings
@@ -58,13 +60,22 @@ def make_adapter(place, train_projector):
 
 def spoken_here(source):
     vlm = open_vlm(source, device="cpu", precision="float32")
-    return [speak_here(vlm, image, source.question) for image in PHOTOS.images]
+    return [speak_here(vlm, image, source.question) for image in PHOTOS.images], held_here(vlm)
+
+
+def held_here(vlm):
+    return VLMClassifier(vlm, decoding="constrained").classify(PHOTOS.images).predicted
 
 
 def spoken_there(command, source, crop, log):
+    """What the engine says freely, and the breeds that it names when it is held to the list."""
     with running(command, 600, log):
-        speaker = Speaker(f"{command.url}/v1#{command.model}", source.breeds, source.question, crop=crop)
-        return [speaker.speak(image) for image in PHOTOS.images]
+        about = (f"{command.url}/v1#{command.model}", source.breeds, source.question)
+        speaker = Speaker(*about, crop=crop)
+        spoken = [speaker.speak(image) for image in PHOTOS.images]
+        held = EndpointClassifier(*about, crop=crop, decoding="").classify(PHOTOS.images)
+        assert held.answers == held.predicted
+        return spoken, held.predicted
 
 
 @needed(find_vllm)
@@ -77,9 +88,11 @@ def test_vllm_says_the_same_with_an_adapter_unmerged(place, train_projector):
     command = vllm_command(
         str(base), Where(port=free_port()), adapter=source.adapter, dtype="float32", max_model_len=256
     )
-    there = spoken_there(command, source, crop_side(base), place / "log")
-    parity = compare_spoken(spoken_here(source), there, PHOTOS.names)
+    there, held_there = spoken_there(command, source, crop_side(base), place / "log")
+    here, held = spoken_here(source)
+    parity = compare_spoken(here, there, PHOTOS.names)
     assert parity.within(0.01), parity
+    assert held_there == held and len(set(held)) > 1
 
 
 @needed(find_vllm)
@@ -88,10 +101,11 @@ def test_vllm_says_the_same_with_a_merged_model(place):
     merged = merge(find_mergeable(adapter), place / "merged", dtype="float32", count=1).folder
     source = find_mergeable(adapter)
     command = vllm_command(str(merged), Where(port=free_port()), dtype="float32", max_model_len=256)
-    parity = compare_spoken(
-        spoken_here(source), spoken_there(command, source, crop_side(merged), place / "log"), PHOTOS.names
-    )
+    there, held_there = spoken_there(command, source, crop_side(merged), place / "log")
+    here, held = spoken_here(source)
+    parity = compare_spoken(here, there, PHOTOS.names)
     assert parity.within(0.01), parity
+    assert held_there == held
 
 
 @needed(find_llama_server, find_converter)
@@ -100,6 +114,12 @@ def test_llama_cpp_says_the_same_or_shows_the_known_defect(place):
     photos = [place / f"{name}.png" for name in PHOTOS.names]
     for path, image in zip(photos, PHOTOS.images, strict=True):
         image.save(path)
-    result = export_gguf(find_mergeable(make_adapter(place, "lora")), place / "gguf", device="cpu", photos=photos)
+    source = find_mergeable(make_adapter(place, "lora"))
+    result = export_gguf(source, place / "gguf", device="cpu", photos=photos)
     parity = result.with_defect or result.verified
     assert parity.within(0.1) and parity.photos == 8, parity
+    command = llama_command(result.folder, Where(port=free_port()))
+    _, held_there = spoken_there(command, source, crop_side(result.folder), place / "log")
+    vlm = open_vlm(source, device="cpu", precision="float32")
+    with class_token_last(vlm) if result.with_defect else nullcontext():
+        assert held_there == held_here(vlm)

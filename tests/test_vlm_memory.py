@@ -71,6 +71,13 @@ def test_the_largest_batch_fits_and_twice_as_many_do_not():
     assert 4e9 < footprint.weights < 5e9
 
 
+def test_a_projector_that_reads_several_layers_is_estimated_too(tiny, tmp_path):
+    chosen, both = settings(tmp_path, tmp_path, tmp_path), type(tiny).from_dict(tiny.to_dict())
+    both.vision_feature_layer = [-2, -1]
+    peaks = [estimate(chosen, config, SHAPE, torch.float32).peak for config in (tiny, both)]
+    assert peaks[0] < peaks[1]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "parameters", "tokens", "at_once"),
@@ -223,3 +230,22 @@ def test_a_run_says_and_records_what_auto_came_to(tmp_path, monkeypatch, caplog)
     assert setup_table(trainer).loc["a forward pass", "value"] == "4 photos, with gradient checkpointing"
     outcome = trainer.fit().outcome
     assert outcome["gradient_checkpointing"] is True and outcome["micro_batch"] == 4
+
+
+def test_hours_say_how_many_photos_of_each_breed_fit(capsys):
+    assert main(["memory", "--profile", "llava-7b-lora", "--photos", "67000", "--hours", "3", "--json"]) == 0
+    work = json.loads(capsys.readouterr().out)["work"]
+    assert work["breeds"] == 67
+    for row in work["time"]:
+        assert row["photos_per_breed"] == int(1000 * 3 / row["hours"])
+
+
+@pytest.mark.slow
+def test_steps_are_measured_on_this_device(tmp_path, capsys):
+    model, data = save_llava(tmp_path / "model"), write_dataset(tmp_path / "data")
+    given = ["--model_name", model, "--train_data", data / "train.jsonl", "--val_data", data / "val.jsonl"]
+    more = ["--batch_size", 2, "--gradient_accumulation", 1, "--photos", 500, "--epochs", 2, "--measure", "--json"]
+    assert main(["memory", *map(str, [*given, *more])]) == 0
+    (row,) = [row for row in json.loads(capsys.readouterr().out)["work"]["time"] if "train" in row]
+    assert row["hours"] == pytest.approx(2 * 500 / row["train"] / 3600) and row["train"] > 0
+    assert row["predict_hours"] == pytest.approx(500 / row["predict"] / 3600)

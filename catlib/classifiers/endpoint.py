@@ -37,7 +37,7 @@ class EndpointClassifier(Classifier):
     `url`: up to and with `/v1`; a model other than the only one served is named behind `#`. Predictions carry no scores:
     chat completions give the likelihood of tokens that were written, and say nothing about a breed that was not.
     `decoding` constrained: the engine may only write one of the breeds as the model spells them (`spelled`), by vLLM's structured
-    outputs or a grammar for llama.cpp.
+    outputs or a grammar for llama.cpp; empty: constrained where the engine can be held to a list, else free.
     `crop`: photos are scaled and cropped to so many pixels first, as CLIP's processor does; 0 sends them whole. Either
     way as PNG, so that the server sees the pixels that a model in this process would. `concurrency`: requests at a time.
 
@@ -69,16 +69,21 @@ class EndpointClassifier(Classifier):
         self.url = self.url.rstrip("/")
         self.name, self.breeds, self.prompt = name, tuple(breeds), prompt
         self.concurrency, self.crop, self.tries, self.pause_s = concurrency, crop, tries, pause_s
-        self.max_tokens, self.parser, self.decoding = max_tokens, BreedParser(self.breeds), decoding
+        self.max_tokens, self.parser = max_tokens, BreedParser(self.breeds)
         self.choices = {(spelled or {}).get(b, b): b for b in self.breeds}  # what may be written, and its breed
         self.timeout_s, self._key = timeout_s, server_key()
         self._client = Client({"Authorization": f"Bearer {self._key}"} if self._key else {})
         try:
             self.model, self.engine = self._choose(wanted)
             self._special = self._special_tokens() if self.engine == "vllm" else {}
-            if decoding == "constrained":
-                self._special |= held_to(list(self.choices), self.engine, self.url)
-            elif decoding != "free":
+            held = held_to(list(self.choices), self.engine)
+            self.decoding = decoding or ("constrained" if held else "free")
+            if self.decoding == "constrained" and not held:
+                what = f"only vLLM and llama.cpp can be held to a list of breeds, not {self.engine or 'this server'!r}"
+                raise InputError(f"{self.url}: {what}")
+            if self.decoding == "constrained":
+                self._special |= held
+            elif self.decoding != "free":
                 raise InputError(f"an endpoint answers in words: decoding free or constrained, not {decoding!r}")
         except BaseException:
             self.close()
@@ -211,17 +216,18 @@ class EndpointClassifier(Classifier):
         )
 
 
-def held_to(choices: Sequence[str], engine: str, where: str) -> dict[str, Any]:
-    """What of a request holds an engine to `choices`. Raises InputError for an engine of which no such request is known."""
-    longest = max(MAX_NEW_TOKENS, *(len(choice.encode()) for choice in choices))  # a token is a byte at least
+def held_to(choices: Sequence[str], engine: str) -> dict[str, Any]:
+    """What of a request holds an engine to `choices`; empty for one of which no such request is known. Most models learn answers
+    that begin with a space, and without it spell another name than they would.
+    """
+    longest = max(MAX_NEW_TOKENS, *(len(choice.encode()) + 1 for choice in choices))  # a token is a byte at least
     if engine == "vllm":
-        return {"structured_outputs": {"choice": list(choices)}, "max_tokens": longest}
+        either = [f"{space}{choice}" for choice in choices for space in (" ", "")]
+        return {"structured_outputs": {"choice": either}, "max_tokens": longest}
     if engine == "llamacpp":
-        either = " | ".join(json.dumps(choice, ensure_ascii=False) for choice in choices)
-        # Many tokenizers begin an answer with a space.
-        return {"grammar": f'root ::= " "? ({either})', "max_tokens": longest}
-    what = engine or "this server"
-    raise InputError(f"{where}: only vLLM and llama.cpp can be held to a list of breeds, not {what!r}")
+        names = " | ".join(json.dumps(choice, ensure_ascii=False) for choice in choices)
+        return {"grammar": f'root ::= " "? ({names})', "max_tokens": longest}
+    return {}
 
 
 def _refusal(reply: Reply, text: str) -> str:

@@ -13,7 +13,6 @@ from catlib.vlm.attribution import Label, occluded_scores, patch_gradients
 from catlib.vlm.decoding import generate_free
 from catlib.vlm.models import VLM
 
-ANSWER_TOKENS = 120  # reasons are longer than the 50 tokens that a name needs
 DRAWS = 14
 
 
@@ -51,7 +50,7 @@ def explain_prediction(classifier: VLMClassifier, image: Image.Image, breed: str
     order = np.argsort(-log_probs, kind="stable")
     predicted, rival = (classifier.breeds[int(i)] for i in order[:2])
     probability = float(np.exp(log_probs[order[0]]))
-    answer = generate_free(classifier.vlm, [image], classifier.prompt, ANSWER_TOKENS)[0]
+    answer = generate_free(classifier.vlm, [image], classifier.prompt)[0]
     labels = [classifier.label_scorer.tokens(name) for name in (predicted, rival)]
     own, other = (patch_gradients(classifier.vlm, image, classifier.prompt, label) for label in labels)
     heat = own - other  # linear in the score, so that this explains the difference of the two scores

@@ -1,4 +1,4 @@
-"""`catlib gate`: train or skip, by what CLIP and probes reach and what training needs; written to gate.json of the run."""
+"""`catlib gate`: train or skip, by what CLIP and probes reach and what training needs; written to gate.json of the run and a page."""
 
 import argparse
 
@@ -10,13 +10,11 @@ add_options = add_profile_options
 
 def run(args: argparse.Namespace) -> None:
     """Answer and print."""
-    from catlib.evaluation.gate import gate, gate_file
+    from catlib.evaluation.gate import gate
     from catlib.evaluation.tables import criteria_table, text_table
-    from catlib.files import read_json
-    from catlib.settings import run_parameters
+    from catlib.reports.index import render_gate
 
-    given = parameters_given(args)
-    verdict = gate(args.profile, given)
-    path = gate_file(run_parameters(args.profile, given)["run_dir"])
-    text = [verdict.text.replace("**", ""), "", text_table(criteria_table(verdict.criteria)), f"\nwritten to {path}"]
-    show(args, read_json(path), "\n".join(text))
+    verdict, facts = gate(args.profile, parameters_given(args))
+    page = render_gate(facts)
+    text = [verdict.text.replace("**", ""), "", text_table(criteria_table(verdict.criteria)), f"\nPage: {page}"]
+    show(args, {**facts, "page": str(page)}, "\n".join(text))

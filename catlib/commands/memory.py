@@ -7,9 +7,11 @@ from dataclasses import replace
 from functools import cache
 from typing import Any
 
+from catlib.breeds import BREEDS
 from catlib.commands.options import show
 from catlib.commands.train import add_options as add_training_options
 from catlib.commands.train import training_settings
+from catlib.data.records import read_samples
 from catlib.errors import InputError
 from catlib.paths import resolve
 from catlib.settings import TrainSettings
@@ -24,6 +26,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--vram", type=float, metavar="GB", help="memory of the device, GB (10^9 bytes)")
     add("--photos", type=int, metavar="N", help="training photos; default: those of train_data, or 10,000")
     add("--price", type=float, metavar="X", help="price of a GPU for an hour")
+    add("--hours", type=float, metavar="H", help="hours that the training may take: how many photos of each breed fit")
+    add("--measure", action="store_true", help="train ten steps and predict on this device, and tell its hours as well")
     tokens = "tokens of one photo; default: the model's most"
     add("--image_tokens", "--image-tokens", type=int, metavar="N", help=tokens)
     add_training_options(parser)
@@ -31,13 +35,27 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Print the estimate of these settings, of the other modes beside it, and the plan's figures."""
+    from catlib.training.rates import measured_rates
+
     settings = training_settings(args)
-    for name in ("vram", "image_tokens", "photos", "price"):
+    for name in ("vram", "image_tokens", "photos", "price", "hours"):
         if (value := getattr(args, name)) is not None and value <= 0:
             raise InputError(f"--{name} must be above 0, found {value}")
     path = resolve(settings.train_data)
-    photos = args.photos or (len(path.read_bytes().splitlines()) if path.is_file() else PHOTOS)
+    samples = read_samples(path) if path.is_file() else []
+    photos, breeds = args.photos or len(samples) or PHOTOS, len({sample.breed for sample in samples} or BREEDS)
     facts = gather(settings, args.vram, args.image_tokens, photos, args.price)
+    rows = facts["work"]["time"]
+    if args.measure:
+        rates = measured_rates(settings)
+        hours = {
+            f"{what}hours": photos / rate / 3600 for what, rate in zip(("", "predict_"), rates.values(), strict=True)
+        }
+        hours["hours"] *= settings.epochs
+        rows.append({"card": "this device", **hours, "share": None, "measured": True, "cost": None, **rates})
+    for row in rows if args.hours else ():
+        row["photos_per_breed"] = int(photos * args.hours / row["hours"] / breeds)
+    facts["work"]["breeds"], facts["work"]["hours"] = breeds, args.hours
     show(args, facts, "\n".join(lines(settings, facts)))
 
 
@@ -109,8 +127,15 @@ def lines(settings: TrainSettings, facts: dict[str, Any]) -> Iterator[str]:
     yield f"\n{work['photos']:,} photos, {work['epochs']} epochs: {work['steps']:,} steps, {work['flops'] / 1e18:.3g} EFLOP"
     for row in work["time"]:
         basis = "measured" if row["measured"] else "assumed"
-        cost = "" if row["cost"] is None else f", {row['cost']:,.2f} at that price"
-        yield f"{row['card']:<32} {row['hours']:>15.1f} hours at {row['share']:.0%} of its rate, {basis}{cost}"
+        said = "measured" if row["share"] is None else f"at {row['share']:.0%} of its rate, {basis}"
+        said += "" if row["cost"] is None else f", {row['cost']:,.2f} at that price"
+        if "predict_hours" in row:
+            said += f"; {row['predict_hours']:.1f} to predict as many photos"
+        if work["hours"]:
+            said += (
+                f"; in {work['hours']:g} hours {row['photos_per_breed']:,} photos of each of {work['breeds']} breeds"
+            )
+        yield f"{row['card']:<32} {row['hours']:>15.1f} hours {said}"
     yield f"\nat batch {batch}" + (f", and the largest batch in {limit / 1e9:g} GB" if limit else "")
     yield from (gb(way, row["peak"]) + (f"   {most(row)}" if limit else "") for way, row in facts["modes"].items())
     yield f"\n{'the plan says':<32} {f'ours, batch {batch}':>18}   with checkpointing   largest batch in the plan's memory"

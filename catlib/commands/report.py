@@ -20,6 +20,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add_profile_options(parser)
     add("--force", action="store_true", help="run every notebook, even where nothing has changed")
     add("--notebooks", default="", metavar="01,02", help="run only these")
+    add("--gate", action="store_true", help="after the data, ask `catlib gate`, and go on only where it says to train")
     sweep = "a run for each value, and a page that compares them; repeatable: a run for each combination"
     add("--sweep", action="append", default=[], metavar="KEY=V1,V2,…", help=sweep)
     jobs = "runs of a sweep at the same time, where there are several GPUs: each run gets one (default: 1)"
@@ -42,31 +43,41 @@ def run(args: argparse.Namespace) -> None:
 def _run_one(args: argparse.Namespace, profile: Path, overrides: dict[str, Any], name: str) -> dict[str, Any]:
     """One run; what a program may want to know of it."""
     from catlib.paths import folder_of_run
-    from catlib.reports.index import report_path, results
+    from catlib.reports.index import render_gate, report_path, results
     from catlib.reports.pipeline import run_profile
 
     def tell(line: str) -> None:
         text = f"{name}: {line}" if args.jobs > 1 else line
         print(text, file=sys.stderr if args.json else sys.stdout, flush=True)
 
-    state = run_profile(profile, overrides, name, force=args.force, notebooks=args.notebooks, tell=tell)
+    asked: dict[str, Any] = {}
+    if args.gate and run_profile(profile, overrides, name, notebooks="01", tell=tell)["status"] != "failed":
+        from catlib.evaluation.gate import gate  # imports torch
+
+        verdict, asked = gate(str(profile), {**overrides, "run": name})
+        tell(f"{'gate':<22} {verdict.decision}: {verdict.reasons[0]}")
+        render_gate(asked)
+    chosen = args.notebooks if not asked or verdict.decision == "train" else "01"
+    state = run_profile(profile, overrides, name, force=args.force, notebooks=chosen, tell=tell)
     report, stages = report_path(name), state["stages"].items()
     for _, entry in stages:
         if "error" in entry and state["status"] == "failed":
             kind = InputError if entry["exit_code"] == InputError.exit_code else CatlibError
             raise kind(f"{entry['error']}\nThe report shows how far it came: {report}")
     told = {key: {"status": entry["status"], "duration_s": entry.get("duration_s")} for key, entry in stages}
-    figures = results(folder_of_run(name))
+    figures = {"gate": asked.get("recommendation")} | results(folder_of_run(name))
     return {"run": name, "status": state["status"], "report": str(report), "stages": told, **figures}
 
 
 def _summary(outcome: dict[str, Any]) -> str:
     """The headline figures as a table, the recommendation and the report's path."""
-    from catlib.evaluation.tables import model_table, text_table
+    from catlib.evaluation.tables import model_table, reasons_table, text_table
 
     lines = []
     if len(rows := model_table(outcome.get("models", {}))):
         lines += ["", "Test photos, per cent [95 % interval]", text_table(rows)]
+    if (reasons := reasons_table(outcome.get("models", {}))) is not None:
+        lines += ["", "Reasons, per cent", text_table(reasons)]
     if outcome["status"] == "done" and (advice := outcome.get("recommendation")):
         lines += ["", f"Recommendation: {advice['decision']}", *(f"  - {reason}" for reason in advice["reasons"])]
     return "\n".join([*lines, "", f"Report: {outcome['report']}"])
@@ -110,7 +121,7 @@ def _outcomes(args: argparse.Namespace, profile: Path, members: Mapping[str, Any
     data, others = (",".join(name for name in chosen if name.startswith("01") == own) for own in (True, False))
     outcomes: dict[str, Outcome] = {}
     if data:  # runs may share a folder of data, which is written by one at a time
-        first = argparse.Namespace(**vars(args) | {"notebooks": data})
+        first = argparse.Namespace(**vars(args) | {"notebooks": data, "gate": False})
         outcomes = {member: _tried(first, profile, parameters, member) for member, parameters in members.items()}
     over = [member for member, outcome in outcomes.items() if not others or isinstance(outcome, CatlibError)]
     yield from ((member, outcomes[member]) for member in over)

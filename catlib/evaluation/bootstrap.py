@@ -133,21 +133,23 @@ def resample(
 
 
 def resample_cells(
-    cells: Cells, resamples: int, seed: int, pseudo_groups: float, over: int | None = None
+    cells: Cells, resamples: int, seed: int, pseudo_groups: float, some: np.ndarray | None = None, counts: Any = None
 ) -> np.ndarray:
-    """Counts (rows, resamples) of the cells. `over`: how many breeds the statistic averages (default: all present).
-
-    A statistic of few breeds rests on few photos, so that each of its breeds gets a larger share of the pseudo groups.
+    """Counts (rows, resamples) of the cells, for a statistic of all breeds. With `some` breeds, whose counts are drawn anew in the
+    `counts` of all: as a statistic of few breeds rests on few photos, each of these gets a larger share of the pseudo groups.
     """
     (breed, photos, groups), m = cells.by_breed(), len(cells.true)
-    size = (photos / np.maximum(groups, 1))[cells.true]
-    present = len(np.unique(cells.true))
-    pseudo = pseudo_groups * cells.pseudo * present / (over or present)
+    size, present = (photos / np.maximum(groups, 1))[cells.true], len(np.unique(cells.true))
+    pseudo = pseudo_groups * cells.pseudo * present / (present if some is None else len(some))
     mass, more = cells.groups.copy(), np.flatnonzero((size > 1) & (pseudo > 0))
     mass[:m] += np.where(size > 1, 0.0, pseudo)
     kinds = sparse.hstack([cells.kinds, sparse.diags_array(size, format="csc")[:, more]], format="csc")
     breed, mass = np.concatenate([breed, cells.true[more]]), np.concatenate([mass, pseudo[more]])
-    return resample(kinds, breed, mass, groups, photos, resamples, seed)
+    if some is None:
+        return resample(kinds, breed, mass, groups, photos, resamples, seed)
+    kept, rows = np.isin(breed, some), np.isin(cells.true, some)
+    counts[rows] = resample(kinds[:, kept][rows], breed[kept], mass[kept], groups, photos, resamples, seed)
+    return counts
 
 
 def sums(counts: np.ndarray, code: np.ndarray, k: int) -> np.ndarray:

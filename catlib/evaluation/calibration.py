@@ -16,7 +16,7 @@ from catlib.evaluation.metrics import equal_mass_bins
 from catlib.evaluation.outcomes import LOG_FLOOR, Outcomes
 from catlib.evaluation.tables import Entry
 from catlib.files import read_json, read_text, write_json
-from catlib.vlm.adapters import DIGEST
+from catlib.runs import DIGEST
 
 log = logging.getLogger(__name__)
 CALIBRATION = "calibration.json"  # beside a checkpoint's weights

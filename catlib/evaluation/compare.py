@@ -40,7 +40,7 @@ def pair(a: PredictionSet, b: PredictionSet) -> tuple[Outcomes, Outcomes]:
     order = (*a.breeds, *sorted(extra - set(a.breeds)))
     same = PredictionSet(b.name, tuple(in_b[p.id] for p in common), b.meta)
     left, right = outcomes(PredictionSet(a.name, tuple(common), a.meta), order), outcomes(same, order)
-    group = joined(left.group.tolist(), right.group.tolist())
+    group = joined(left.group, right.group)
     return replace(left, group=group), replace(right, group=group)
 
 
@@ -136,7 +136,7 @@ def paired_gains(a: Outcomes, b: Outcomes, priority: Sequence[str], *, bootstrap
             gain_there = a.correct[common].mean() - b.correct[common].mean()
             draws = (difference * elsewhere) @ counts / common.sum()
             gains["accuracy_elsewhere"] = _points(gain_there, draws, cells.widening(a.support * ~rare))
-        counts = resample_cells(cells, bootstrap, seed, PSEUDO_PAIRED, over=len(chosen))
+        resample_cells(cells, bootstrap, seed, PSEUDO_PAIRED, chosen, counts)
         by_breed = f1_by_breed(cells, counts, k, 0) - f1_by_breed(cells, counts, k, 1)
         gains["priority_macro_f1"] = _points(
             gain[chosen].mean(), by_breed[chosen].mean(0), cells.widening(every * rare)

@@ -110,7 +110,6 @@ def of_others(models: Mapping[str, Entry], want: ComparisonSettings, candidate: 
         "zero_shot": zero_shot,
         "needless": more_than(zero_shot and zero_shot["priority_accuracy"], want.clip_good_enough) is True,
         "slow": in_time(models, candidate, budget) is False,
-        "own_ms": milliseconds(own) if own and own["latency_ms"]["p50"] is not None else "",
         "own_device": own.get("device") or "not known",
         "ways": listed(ways, lambda _, m: f"{in_words(m['accuracy'])}, {milliseconds(m)}"),
         "budget": budget,
@@ -136,8 +135,16 @@ def of_candidate(models: Mapping[str, Entry], comparisons: Sequence[Entry], fact
     versus, own, mixed = over[reference], tuned["priority_macro_f1"], over[rival].get("combination")
     gain_met = at_least(gains[reference], want.target_gain_points)
     rare_met = True if own is None else more_than(own, want.target_priority_f1)  # nothing is asked about none
-    times = [models[n]["latency_ms"].get("p50_ci95") for n in (candidate, rival)]
+    gives, reasons = explains(models, candidate, facts["gives"])
+    deployed, why = reading_to_run(models, over, want, candidate)
+    ms, time_met = models[deployed]["latency_ms"], in_time(models, deployed, want.latency_budget_ms)
     return {
+        "gives": gives,
+        "reasons": reasons,
+        "deployed": deployed,
+        "why_deployed": why,
+        "slow": time_met is False,
+        "own_ms": milliseconds(models[deployed]) if ms["p50"] is not None else "",
         "photos": versus["n"],
         "gain": gains[reference],
         "gain_met": gain_met,
@@ -146,15 +153,15 @@ def of_candidate(models: Mapping[str, Entry], comparisons: Sequence[Entry], fact
         "own": own,
         "rare": rare_gains[reference],
         "rare_missed": rare_met is False,
-        "own_time": {"value": tuned["latency_ms"]["p50"], "ci95": tuned["latency_ms"].get("p50_ci95")},
-        "time_met": in_time(models, candidate, want.latency_budget_ms),
+        "own_time": {"value": ms["p50"], "ci95": ms.get("p50_ci95")},
+        "time_met": time_met,
         # On the priority breeds the target may be open where the gain is sure.
         "success": gain_met is True and (rare_met is True or (rare_met == UNDECIDED and reference in rare_better)),
         "beats_all": all(n in better or (n in rare_better and ends(over[n])[1] > 0) for n in others),
         "best_on_rare": rare_better >= {*others, reference},
         "better_elsewhere": more_than(over[rival]["accuracy_gain_elsewhere_points"], 0) is True,
         "rival_as_good": ends(over[rival])[1] < want.target_gain_points,
-        "faster": all(times) and times[0][1] < times[1][0],
+        "faster": surely_faster(models, deployed, rival),
         "beater": beater,
         "beater_test": tables.test_name(over[beater]) if beater else "",
         "better_than_beater_on_rare": beater in rare_better,
@@ -169,6 +176,47 @@ def of_candidate(models: Mapping[str, Entry], comparisons: Sequence[Entry], fact
         "still_open": _still_open(tuned, versus, gain_met == UNDECIDED, rare_met == UNDECIDED, want.target_gain_points),
         "against": [against(models, over[n], n in others) for n in apart],
     }
+
+
+def surely_faster(models: Mapping[str, Entry], name: str, other: str) -> bool:
+    """Whether the intervals of the median times lie apart, that of `name` below."""
+    own, their = (models[n]["latency_ms"].get("p50_ci95") for n in (name, other))
+    return bool(own and their and own[1] < their[0])
+
+
+def reading_to_run(
+    models: Mapping[str, Entry], over: Mapping[str, Entry], want: ComparisonSettings, candidate: str
+) -> tuple[str, str]:
+    """How to read the candidate's model where it runs, and why in another way than the candidate does ("" if as it does): the
+    fastest way that is as accurate (surely within the target gain, not surely worse on the priority breeds) and has an advantage.
+    """
+    budget, ways = want.latency_budget_ms, [n for n in over if track(n).of == candidate]
+    telling = [n for n in ways if want.explanations_wanted and models[n].get("reason_figures")]
+    for name in sorted(telling or ways, key=lambda n: models[n]["latency_ms"]["p50"] or math.inf):
+        c, late, kept = (
+            over[name],
+            in_time(models, candidate, budget) is not True,
+            in_time(models, name, budget) is True,
+        )
+        faster = "is surely faster" if surely_faster(models, name, candidate) else ""
+        said = f"keeps the budget of {budget:g} ms" if late and kept else faster
+        said = "gives the reasons that are wanted" if telling else said
+        if said and ends(c)[1] < want.target_gain_points and ends(c["priority_f1_gain_points"])[0] <= 0:
+            gain = points({"value": -c["accuracy_gain_points"], "ci95": sorted(-end for end in c["ci95"])}, " points")
+            return name, f"{said} ({milliseconds(models[name])}) and is as accurate ({gain})"
+    return candidate, ""
+
+
+def explains(models: Mapping[str, Entry], candidate: str, trained: bool) -> tuple[bool, str]:
+    """Whether the candidate's reasons count, and what is to be said of them. It takes figures: most photos get a whole one, and
+    most of the traits named are those of the breed named."""
+    ways = [m for n, m in models.items() if candidate in (n, track(n).of)]
+    if not (found := next(filter(None, (m.get("reason_figures") for m in ways)), None)):
+        return False, "those of this VLM were not measured" if trained else "this VLM is not trained to give any"
+    whole, named, true = (found[key] or 0.0 for key in ("complete", "of_breed_named", "of_true_breed"))
+    whole *= found["given"]
+    said = f"{whole:.0%} of the photos get a whole one; of the traits named, {named:.0%} are those of the breed named"
+    return whole > 0.5 < named, f"{said} and {true:.0%} those of the true breed"
 
 
 def against(models: Mapping[str, Entry], c: Entry, counts: bool = True) -> str:

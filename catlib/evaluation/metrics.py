@@ -36,33 +36,39 @@ def evaluate(
     # A tie counts against the model.
     top3 = None if scores is None or own is None else (scores >= own[:, None]).sum(axis=1) <= 3
     cells = boot.make_cells(o.true, o.predicted, o.correct if top3 is None else top3, o.group)
-    report = per_breed(o, priority)
+    report, by_photo = per_breed(o, priority), cells.widening()
     point = np.array([report[b]["f1"] or 0.0 for b in o.breeds])
+    scored = calibration_figures(o, bootstrap, seed)  # first, as it takes most memory
+    counts = resample_cells(cells, bootstrap, seed, PSEUDO_SINGLE)
 
-    def averages(some: np.ndarray, over: int | None = None) -> tuple[np.ndarray, np.ndarray, list[dict[str, Any]]]:
-        """Counts and F1 of the resamples, and accuracy and macro-F1 of the breeds `some`."""
-        counts = resample_cells(cells, bootstrap, seed, PSEUDO_SINGLE, over)
+    def averages(some: np.ndarray) -> list[dict[str, Any]]:
+        """Accuracy and macro-F1 of the breeds `some`."""
         f1, only = boot.f1_by_breed(cells, counts, k), np.isin(np.arange(k), some)
         right = sums(counts, np.where(cells.said[:, 0] == cells.true, cells.true, -1), k)[some].sum(0)
         rows, by_breed = np.isin(o.true, some), cells.widening(np.minimum(support, 1) * only)
         accuracy = _figure(o.correct[rows].mean(), right / rows.sum(), cells.widening(support * only))
-        return counts, f1, [accuracy, _figure(point[some].mean(), f1[some].mean(0), by_breed)]
+        return [accuracy, _figure(point[some].mean(), f1[some].mean(0), by_breed)]
 
-    present, by_photo, silent = np.flatnonzero(support), cells.widening(), o.predicted == NO_ANSWER
-    counts, f1, (accuracy, macro) = averages(present)
-    rare_accuracy, rare_macro = averages(chosen, len(chosen))[2] if len(chosen) else (None, None)
+    present, silent = np.flatnonzero(support), o.predicted == NO_ANSWER
+    accuracy, macro = averages(present)
+    draws = support @ boot.f1_by_breed(cells, counts, k) / len(o)
+    weighted = _figure(point @ support / len(o), draws, by_photo)
+    top3 = None if top3 is None else _figure(top3.mean(), cells.mark @ counts / len(o), by_photo)
+    if len(chosen):
+        resample_cells(cells, bootstrap, seed, PSEUDO_SINGLE, chosen, counts)
+    rare_accuracy, rare_macro = averages(chosen) if len(chosen) else (None, None)
     return {
         "n": len(o),
         "groups": len(np.unique(o.group)),
         "breeds": len(present),
         "accuracy": accuracy,
         "macro_f1": macro,
-        "weighted_f1": _figure(point @ support / len(o), support @ f1 / len(o), by_photo),
+        "weighted_f1": weighted,
         "priority_macro_f1": rare_macro,
         "priority_accuracy": rare_accuracy,
         "priority_breeds": list(priority),
-        "top3_accuracy": None if top3 is None else _figure(top3.mean(), cells.mark @ counts / len(o), by_photo),
-        **_scored(o, bootstrap, seed, by_photo),
+        "top3_accuracy": top3,
+        **scored,
         "nll": None if own is None else float(-own.mean()),
         "invalid_rate": boot.share(silent, o.group),
         "latency_ms": latency(o),
@@ -153,7 +159,7 @@ def _figure(value: float, draws: np.ndarray, widen: float | None, high: float = 
     return {"value": float(value), "ci95": interval(float(value), draws, 0.0, high, widen)}
 
 
-def _scored(o: Outcomes, bootstrap: int, seed: int, widen: float | None) -> dict[str, Any]:
+def calibration_figures(o: Outcomes, bootstrap: int, seed: int) -> dict[str, Any]:
     """ECE and Brier score (0 to 2, Brier 1950) with their intervals, None without scores.
 
     With few photos the ECE is too large, as absolute gaps cannot cancel: its interval is the span of two basic intervals (Efron and
@@ -163,7 +169,8 @@ def _scored(o: Outcomes, bootstrap: int, seed: int, widen: float | None) -> dict
     """
     if o.log_probs is None:
         return {"ece": None, "brier": None}
-    distance = ((np.exp(o.log_probs) - np.eye(len(o.breeds))[o.true]) ** 2).sum(axis=1)
+    claimed = np.exp(o.log_probs)
+    distance = (claimed**2).sum(axis=1) + 1 - 2 * claimed[np.arange(len(o)), o.true]
     confidence, code = o.confidence, equal_mass_bins(o.confidence)
     gap = o.correct - confidence
     # Here every photo is a row of its own: with very many photos fewer resamples do, and the time stays in bounds.
@@ -173,8 +180,11 @@ def _scored(o: Outcomes, bootstrap: int, seed: int, widen: float | None) -> dict
     breed[unit] = o.true
     kinds = sparse.csc_array((ones, (np.arange(len(o)), unit)))
     groups = np.bincount(breed, minlength=len(o.breeds))
+    widen = boot.widening(o.support, groups, o.support)
     counts = boot.resample(kinds, breed, np.ones(len(breed)), groups, o.support, resamples, seed)
-    draws = sums(counts * gap[:, None], code, code.max() + 1) / len(o)
+    brier = _figure(distance.mean(), distance @ counts / len(o), widen, high=2.0)
+    counts *= gap[:, None]
+    draws = sums(counts, code, code.max() + 1) / len(o)
     seen = np.bincount(code, weights=gap) / len(o)
     if widen not in (None, 1.0):
         draws = seen[:, None] + widen * (draws - seen[:, None])
@@ -190,5 +200,4 @@ def _scored(o: Outcomes, bootstrap: int, seed: int, widen: float | None) -> dict
     if (seen**2 / honest).sum() < chi2.ppf(0.95, len(seen)):
         ends.append(0.0)
     span = None if widen is None else [float(np.clip(min(ends), 0, 1)), float(np.clip(max(ends), 0, 1))]
-    brier = _figure(distance.mean(), distance @ counts / len(o), widen, high=2.0)
     return {"ece": {"value": ece, "ci95": span}, "brier": brier}

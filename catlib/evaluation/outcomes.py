@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from catlib.data.duplicates import components
 from catlib.data.records import Prediction, PredictionSet
@@ -108,14 +109,15 @@ def outcomes(predictions: PredictionSet, breeds: Sequence[str] | None = None) ->
     )
 
 
-def joined(*labels: Sequence[Any]) -> np.ndarray:
+def joined(*labels: Any) -> np.ndarray:
     """(n,) number of each photo's group: photos that share any label (sequences of n) are one. Numbers in order of appearance."""
-    n, edges, names = len(labels[0]), [], 0
+    n = nodes = len(labels[0])
+    edges = []
     for row in labels:
-        number = {name: n + names + i for i, name in enumerate(dict.fromkeys(row))}
-        edges += [(i, number[name]) for i, name in enumerate(row)]
-        names += len(number)
-    _, first, found = np.unique(components(n + names, np.array(edges))[:n], return_index=True, return_inverse=True)
+        code, names = pd.factorize(np.asarray(row, dtype=object))
+        edges.append(np.column_stack([np.arange(n), nodes + code]))
+        nodes += len(names)
+    _, first, found = np.unique(components(nodes, np.concatenate(edges))[:n], return_index=True, return_inverse=True)
     return np.argsort(np.argsort(first))[found.reshape(-1)]
 
 
@@ -133,6 +135,6 @@ def _log_probs(
             f"{name}: the scores of photo {rows[off[0]].id!r} are no log-probabilities: their exp sums to "
             f"{total[off[0]]:.4g} and not to 1"
         )
-    log_probs = np.full((len(rows), len(number)), LOG_FLOOR)
+    log_probs = np.full((len(rows), len(number)), LOG_FLOOR, scores.dtype)
     log_probs[:, [number[breed] for breed in listed]] = np.maximum(scores, LOG_FLOOR)
     return log_probs

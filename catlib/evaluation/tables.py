@@ -6,12 +6,13 @@ from typing import Any, ParamSpec
 
 import pandas as pd
 
-from catlib.classifiers.tracks import ordered, track
+from catlib.classifiers.tracks import UNKNOWN, ordered, track
 
 Entry = Mapping[str, Any]
 P = ParamSpec("P")
-REASONS = {
-    "whole reasons": "complete",
+REASONS = {  # of the photos; of the reasons; of the traits that are named, twice; of the breeds
+    "with a reason": "given",
+    "of these whole": "complete",
     "traits of the breed named": "of_breed_named",
     "traits of the true breed": "of_true_breed",
     "breeds with several reasons": "breeds_with_several",
@@ -34,8 +35,7 @@ def _table(rows: Callable[P, Iterator[dict[str, str]]]) -> Callable[P, pd.DataFr
 
 @_table
 def model_table(models: Mapping[str, Entry]) -> Iterator[dict[str, str]]:
-    """The headline figures of each model with their 95 % intervals, its time for a photo, and what its reasons are worth."""
-    reasons = REASONS if any(m.get("reason_figures") for m in models.values()) else {}
+    """The headline figures of each model with their 95 % intervals, and its time for a photo."""
     for name, m in ((name, models[name]) for name in ordered(models)):
         yield {
             "model": track(name).short,
@@ -50,8 +50,43 @@ def model_table(models: Mapping[str, Entry]) -> Iterator[dict[str, str]]:
             "ms, median": milliseconds(m),
             "ms, p95": number(m["latency_ms"]["p95"]),
             "time for 1,000": cost(m),
-            **{title: percent((m.get("reason_figures") or {}).get(key)) for title, key in reasons.items()},
         }
+
+
+@_table
+def confidence_table(models: Mapping[str, Entry]) -> Iterator[dict[str, str]]:
+    """How far each model's confidence can be believed: Brier score, calibration error before and after the fitted temperature, area under
+    the risk-coverage curve, AUROC against photos of none of the breeds, and gains of accuracy on changed photos, in points."""
+    sets = dict.fromkeys(name for m in models.values() for name in m.get("further") or ())
+    for name, m in ((name, models[name]) for name in ordered(models)):
+        fitted, further = m.get("calibration") or {}, m.get("further") or {}
+        row = {"model": track(name).short, "Brier": _told(m.get("brier"), "{:.3f}".format), "ECE": share(m["ece"])}
+        row |= {
+            "ECE, calibrated": share(fitted.get("ece")),
+            "area, risk-coverage": percent(fitted.get("area_under_risk_coverage")),
+        }
+        for photos in sets:
+            own = further.get(photos) or {}
+            if photos == UNKNOWN:
+                row |= {
+                    "unknown, by probability": share(own.get("max_probability")),
+                    "by energy": share(own.get("energy")),
+                }
+            else:
+                row[photos] = points(own.get("gain_points"))
+        yield row
+
+
+def reasons_table(models: Mapping[str, Entry]) -> pd.DataFrame | None:
+    """What the reasons of each model are worth (`results.reason_figures`), per cent, beside accuracy and time, and those of the
+    model without words. None, which a notebook does not show, where no model gives any."""
+    told = {name: m.get("reason_figures") or {} for name, m in models.items()}
+    kept = [n for n in ordered(models) if told[n] or any(told[m] and track(m).of == n for m in models)]
+    table = pd.DataFrame({title: [percent(told[n].get(key)) for n in kept] for title, key in REASONS.items()})
+    table["traits a reason"] = [number(told[n].get("traits")) for n in kept]
+    table["accuracy"] = [share(models[n]["accuracy"]) for n in kept]
+    table["ms, median"] = [milliseconds(models[n]) for n in kept]
+    return table.set_index(pd.Index([track(n).short for n in kept], name="model")) if kept else None
 
 
 def right_of_total(m: Entry) -> str:

@@ -67,16 +67,17 @@ def judge(
         photos = ", ".join(map(str, sorted(counts)))
         raise InputError(f"the models were measured on different photos ({photos} of them)")
     record, need, wanted = record or {}, need or {}, want.explanations_wanted
-    gives = bool({**record, **need}.get("reasons") or (candidate and models[candidate].get("reasons")))
+    trained = bool({**record, **need}.get("reasons") or (candidate and models[candidate].get("reasons")))
     facts = of_others(models, want, candidate) | {"obstacle": "", **need, "need": need.get("text", "")}
-    facts |= {"wanted_reasons": wanted and gives, "reasons_not_given": wanted and not gives}
-    facts["lifted"] = want.accuracy_first or facts["wanted_reasons"]
+    facts |= {"gives": trained, "reasons": f"it is {'' if trained else 'not '}to be trained to give them"}
     if candidate is not None:
         facts |= of_candidate(models, comparisons, facts)
-    for role in ("candidate", "reference", "rival", "beater", "rare_beater"):
+    facts |= {"wanted_reasons": wanted and facts["gives"], "reasons_not_given": wanted and not facts["gives"]}
+    facts["lifted"] = want.accuracy_first or facts["wanted_reasons"]
+    for role in ("candidate", "reference", "rival", "beater", "rare_beater", "deployed"):
         named = track(facts.get(role) or "zero-shot CLIP")
         facts |= {f"{role}_title": named.title, role.capitalize(): named.first}
-    rows = _criteria(facts, record.get("outcome") or {}, gives)
+    rows = _criteria(facts, record.get("outcome") or {}, facts["gives"])
     if facts.get("success"):
         facts["achieved"] = _achieved(facts, rows)
     rule = next(rule for rule in RULES["decide"] if _holds(rule["when"], facts))

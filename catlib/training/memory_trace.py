@@ -167,7 +167,8 @@ def _config_with(config: Any, layers: int) -> Any:
     text.num_hidden_layers = layers
     if getattr(text, "layer_types", None):
         text.layer_types = text.layer_types[:layers]
-    small.vision_config.num_hidden_layers = abs(getattr(small, "vision_feature_layer", 1) or 1)
+    read = getattr(small, "vision_feature_layer", None) or getattr(small, "vision_feature_layers", None) or 1
+    small.vision_config.num_hidden_layers = max(abs(layer) for layer in ([read] if isinstance(read, int) else read))
     return small
 
 

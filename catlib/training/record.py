@@ -18,10 +18,11 @@ from catlib.errors import CatlibError
 from catlib.files import appending, read_jsonl, read_text, write_json, write_text
 from catlib.paths import PACKAGE
 from catlib.provenance import git_commit, package_versions
+from catlib.runs import TRAINING
 from catlib.settings import split_list
 from catlib.training.lora import count_parameters, rank_remark
 from catlib.training.run import Run
-from catlib.vlm.adapters import TRAINING, fingerprint, save_checkpoint
+from catlib.vlm.adapters import fingerprint, save_checkpoint
 
 log = logging.getLogger(__name__)
 HISTORY = "history.jsonl"

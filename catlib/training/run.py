@@ -25,11 +25,12 @@ from catlib.files import digest_of
 from catlib.parsing import check_names
 from catlib.paths import resolve
 from catlib.progress import track
+from catlib.runs import WEIGHTS, read_training
 from catlib.settings import TrainSettings, split_list
 from catlib.training.kernels import fuse
 from catlib.training.lora import add_lora, recompute
 from catlib.training.memory_check import check_fits
-from catlib.vlm.adapters import WEIGHTS, base_of, read_training
+from catlib.vlm.adapters import base_of
 from catlib.vlm.batches import Collator
 from catlib.vlm.checkpoint import find_checkpoint, open_vlm
 from catlib.vlm.features import FrozenFeatures, worth_caching

@@ -17,10 +17,9 @@ from safetensors.torch import load_file, save_file
 from catlib.errors import CatlibError, InputError
 from catlib.files import locked, read_json, remove_leftovers, write_json
 from catlib.paths import resolve
-from catlib.runs import set_aside
+from catlib.runs import TRAINING, set_aside
 from catlib.settings import TrainSettings, split_list
 from catlib.training.record import Progress, Record
-from catlib.vlm.adapters import TRAINING
 
 log = logging.getLogger(__name__)
 STATE, WEIGHTS = "progress.json", "trained.safetensors"

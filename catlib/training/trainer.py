@@ -20,6 +20,7 @@ from catlib.data.records import Sample
 from catlib.errors import CatlibError
 from catlib.paths import resolve
 from catlib.provenance import peak_resident_gb
+from catlib.runs import read_training
 from catlib.settings import TrainSettings
 from catlib.signals import ENDINGS, handling
 from catlib.training.arguments import check_launch, own_autocast, own_state, training_arguments
@@ -32,7 +33,6 @@ from catlib.training.order import Steps, share
 from catlib.training.record import Record, TrainResult
 from catlib.training.run import Run, TrainingData
 from catlib.training.saves import SavingTrainer, alone, prepare_folder, read_progress, saves_in
-from catlib.vlm.adapters import read_training
 from catlib.vlm.batches import Batch, check_batch
 from catlib.vlm.models import out_of_memory
 

@@ -22,12 +22,11 @@ from transformers.utils.hub import cached_file
 
 from catlib.errors import InputError
 from catlib.files import digest_of, read_json, read_text, saving, write_bytes, write_json, write_text
+from catlib.runs import CONFIG, DIGEST, TRAINING, WEIGHTS, read_training
 from catlib.vlm.models import VLM
 from catlib.vlm.processors import first_line, from_files
 
 log = logging.getLogger(__name__)
-WEIGHTS, CONFIG, TRAINING = "adapter_model.safetensors", "adapter_config.json", "training.json"
-DIGEST = f"{WEIGHTS}.sha256"  # SHA-256 of the weights, and of those that they replaced
 SCHEME = "2:"  # of the fingerprints that are made now; those without a number are of the first
 BY_PATTERN = ("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "rank_pattern")
 # what it raises for a configuration of other types or values than it thinks of
@@ -190,12 +189,6 @@ def load_adapter(vlm: VLM, adapter: Path, trainable: bool = False) -> None:
                 parameter.data = parameter.data.to(vlm.dtype)
         model.requires_grad_(False).eval()
     vlm.model, vlm.checkpoint = model, replace(vlm.checkpoint, adapter=adapter)
-
-
-def read_training(folder: Path) -> dict[str, Any]:
-    """What training wrote beside the adapter; empty for an adapter made by another tool."""
-    path = folder / TRAINING
-    return read_json(path) if path.is_file() else {}
 
 
 def fingerprint(vlm: VLM) -> str:

@@ -12,7 +12,8 @@ import torch
 
 from catlib.errors import InputError
 from catlib.paths import resolve
-from catlib.vlm.adapters import CONFIG, TRAINING, base_of, check_config, load_adapter, read_training
+from catlib.runs import CONFIG, TRAINING, read_training
+from catlib.vlm.adapters import base_of, check_config, load_adapter
 from catlib.vlm.families import family_of
 from catlib.vlm.features import pool_tokens
 from catlib.vlm.models import VLM, Checkpoint, empty_model, load_base, load_config, pick_device, pick_dtype

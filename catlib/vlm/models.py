@@ -15,6 +15,7 @@ from catlib.data.conversations import QUESTION
 from catlib.errors import InputError
 from catlib.vlm.families import UNQUANTIZED, Family
 from catlib.vlm.processors import first_line, from_files
+from catlib.vlm.threads import fit_threads
 
 FULL = ("out of memory", "not enough memory", "can't allocate memory", "cublas_status_alloc_failed")  # a device's words
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
@@ -69,6 +70,9 @@ class VLM:
     def __post_init__(self) -> None:
         if grid := getattr(getattr(self.processor, "image_processor", None), "image_grid_pinpoints", None):
             self.base.config.image_grid_pinpoints = grid  # the model finds a photo's tiles by a copy of its own
+        language_model, head = self.base.get_submodule(self.family.language_model), self.base.get_output_embeddings()
+        for part in (self.tower, language_model, head):
+            fit_threads(part)
 
     @property
     def base(self) -> Any:
