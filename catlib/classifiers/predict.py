@@ -8,17 +8,19 @@ from collections.abc import Callable, Iterator, Sequence, Set
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch.distributed as dist
 from PIL.Image import Image
 
 from catlib.classifiers.base import BrokenOff, Classifier
 from catlib.data.images import inside, open_image
 from catlib.data.records import Prediction, PredictionSet, Sample, meta_path, prediction_line, read_predictions
 from catlib.errors import InputError, NotFinite
-from catlib.files import appending, locked, read_json, remove_leftovers, write_bytes, write_json
+from catlib.files import appending, locked, read_json, remove_leftovers, write_bytes, write_json, write_text
 from catlib.progress import track
 from catlib.provenance import git_commit, package_versions
 
@@ -39,6 +41,7 @@ def predict(
     latency_photos: int = 0,
     reuse: bool = True,
     seed: int = 0,
+    processes: int = 0,
 ) -> PredictionSet:
     """Classify `samples` into the predictions file `out` and its sidecar; return both.
 
@@ -49,13 +52,25 @@ def predict(
     `reuse` False: features that another classifier has computed are computed again, for a rate that tells the whole cost.
     `seed` is the run's, for the sidecar. Raises InputError where `out` or its sidecar holds anything but predictions that catlib
     has written, and while another process writes them.
+
+    Of several `processes`, by default those that torchrun or `accelerate launch` have started together, each classifies a share of
+    the batches; what all have found is put together in order, and all return it.
     """
+    description = {"name": out.stem, "breeds": list(classifier.breeds), **classifier.describe()}
+    if (processes := processes or int(os.environ.get("WORLD_SIZE", "1"))) > 1:
+        refuse_foreign(out)
+
+        def own(some: Sequence[Sample], part: Path) -> None:
+            predict(classifier, some, image_root, part, batch_size, resume, on_error, latency_photos, reuse, seed, 1)
+
+        if not (resume and len(_finished(out, description, samples)) == len(samples)):
+            _in_shares(own, samples, out, 1 if classifier.row_by_row else batch_size, processes)
+        return read_predictions(out)
     busy = f"{out}: another process writes predictions there; wait for its end, or name another file"
     with locked(out.with_name(f".{out.name}.lock"), busy):
         for path in (out, meta_path(out)):
             remove_leftovers(path.parent, path.name)
         refuse_foreign(out)
-        description = {"name": out.stem, "breeds": list(classifier.breeds), **classifier.describe()}
         done = _finished(out, description, samples) if resume else set()
         if not done:
             out.unlink(missing_ok=True)
@@ -78,6 +93,26 @@ def predict(
             meta["latency_single_ms"] = measure_latency(classifier, samples, image_root, latency_photos)
         write_json(meta_path(out), meta)
         return read_predictions(out)
+
+
+def _in_shares(own: Callable[..., None], samples: Sequence[Sample], out: Path, size: int, processes: int) -> None:
+    """Each `size` samples in turn to one of the processes, whose file outlives an interruption; the first one merges them."""
+    if not dist.is_initialized():
+        dist.init_process_group("gloo", timeout=timedelta(days=7))  # the slowest is waited for
+    rank, step = dist.get_rank(), processes * size
+    parts = [out.with_name(f".{out.stem}.{k + 1}-of-{processes}.jsonl") for k in range(processes)]
+    if share := [s for at in range(rank * size, len(samples), step) for s in samples[at : at + size]]:
+        own(share, parts[rank])
+    dist.barrier()
+    if rank == 0:
+        found = [read_predictions(part) for part in parts if part.is_file()]
+        lines = {p.id: prediction_line(p) for one in found for p in one.predictions}
+        rate = round(sum(one.meta.get("images_per_second", 0.0) for one in found), 3)
+        write_json(meta_path(out), {**found[0].meta, "name": out.stem, "images_per_second": rate})
+        write_text(out, "".join(lines[sample.id] for sample in samples if sample.id in lines))
+        for path in (*parts, *map(meta_path, parts)):
+            path.unlink(missing_ok=True)
+    dist.barrier()
 
 
 def iterate(
