@@ -122,6 +122,31 @@ def test_figures_and_recommendation_in_both_indexes(run, tmp_path):
     )
 
 
+def test_the_gate_s_page_is_text_and_the_run_links_to_it(run, tmp_path):
+    run_dir, state = run
+    write_run(run_dir, state, {})
+    rule = {
+        "name": NASTY,
+        "target": NASTY,
+        "value": None,
+        "ci95": None,
+        "met": True,
+        "kind": "skip",
+        "unit": "",
+        "note": NASTY,
+    }
+    advice = {"decision": "skip", "use": "", "reasons": [NASTY, "and more"]}
+    gate = {"profile": NASTY, "seconds": 7.5, "models": {"clip-zero-shot": model(0.3, 0.1)}, "criteria": [rule]}
+    path = index.render_gate(gate | {"recommendation": advice, "wishes": {"run": "a run", "run_dir": str(run_dir)}})
+    text = path.read_text()
+    assert path == tmp_path / "reports/a run/gate.html" and NASTY not in text and "default-src 'none'" in text
+    assert "<b>skip</b>" in text and "7.5 s" in text and "30.0 [20.0, 40.0]" in text and text.count("&lt;script") >= 4
+    assert 'href="gate.html"' in (path.parent / "index.html").read_text() and 'href="index.html"' in text
+    assert 'href="a%20run/gate.html"' in (tmp_path / "reports/index.html").read_text()
+    index.render(state, run_dir)
+    assert path.is_file() and 'href="gate.html"' in (path.parent / "01_first.html").read_text()
+
+
 def test_no_recommendation_of_a_run_that_failed(run, tmp_path):
     run[1]["status"] = "failed"
     write_run(

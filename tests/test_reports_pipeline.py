@@ -16,6 +16,7 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 from catlib import cli
 from catlib.errors import InputError
+from catlib.evaluation.verdict import Verdict
 from catlib.progress import CLEAR, Console
 from catlib.reports import stages
 from catlib.reports.index import read_state
@@ -97,6 +98,25 @@ def test_run_skip_change_force(project, capsys):
     assert state(project)["status"] == "incomplete" and entry["status"] == "outdated"
     assert "outdated. Changed since" in page(project, "index")
     assert "is outdated" in page(project, "03_third") and "the end" in page(project, "03_third")  # kept, and marked
+
+
+@pytest.mark.slow
+def test_the_gate_is_asked_after_the_data_and_a_skip_ends_the_run(project, monkeypatch, capsys):
+    asked = []
+
+    def gate(profile, given):
+        asked.append((executions(project), given["run"], given["epochs"]))
+        verdict = Verdict(("skip", "train")[len(asked) > 1], "", ("Too slow.",), (), "")
+        wishes = {"run": "small", "run_dir": str(project / "outputs/runs/small")}
+        return verdict, {**verdict.as_json(), "profile": "small", "seconds": 1.0, "models": {}, "wishes": wishes}
+
+    monkeypatch.setattr("catlib.evaluation.gate.gate", gate)
+    assert cli.main(["report", "small", "--quiet", "--gate", "-p", "epochs=2"]) == 0
+    assert executions(project) == [1, 0, 0] and asked == [([1, 0, 0], "small", 2)]
+    assert "skip: Too slow." in capsys.readouterr().out and "<b>skip</b>" in page(project, "gate")
+    assert cli.main(["report", "small", "--quiet", "--gate", "--json", "-p", "epochs=2"]) == 0
+    assert executions(project) == [1, 1, 1]
+    assert json.loads(capsys.readouterr().out)["gate"]["decision"] == "train"
 
 
 @pytest.mark.slow

@@ -117,6 +117,13 @@ def test_predict_by_run_equals_the_runs_file(root, tmp_path, capsys, caplog, nam
         assert [a.breed for a in answers] == [p.predicted for p in measured]
         assert all((a.probabilities is None) == (p.scores is None) for a, p in zip(answers, measured, strict=True))
         json.dumps([asdict(answer) for answer in answers])  # plain values
+        capsys.readouterr()
+        assert main(["predict", "--run", "small", *photos_of(root)]) == 0
+        for line, answer in zip(capsys.readouterr().out.splitlines(), answers, strict=True):
+            told = json.loads(line)
+            assert told.get("sure") == answer.sure and ("probability" in told) == (answer.probabilities is not None)
+            if answer.probabilities:
+                assert told["probability"] == pytest.approx(max(answer.probabilities.values()), abs=2e-4)
         if name in TRACKS[4:]:
             with pytest.raises(InputError, match="no questions"):
                 service.predict_finetuned(photos_of(root)[0], "Which breed?")

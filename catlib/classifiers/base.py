@@ -59,6 +59,10 @@ class Classifier(ABC):
     def describe(self) -> dict[str, Any]:
         """What goes into the sidecar, as far as it applies: base_model, adapter, weights, question, decoding, device, dtype."""
 
+    def prepare(self, image: Image) -> Any:
+        """What `classify` takes in place of a photo, made in a decoder's thread while the model works on the batch before."""
+        return image
+
     def classify_in_memory(self, images: Sequence[Image], ids: Sequence[str] | None = None) -> Batch:
         """`classify`, of half as many photos at a time from when the device has run out of memory."""
         parts: list[Batch] = []

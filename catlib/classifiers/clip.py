@@ -112,6 +112,9 @@ class ClipZeroShot(Classifier):
         """(n, breeds) of unit vectors (n, width) of photos."""
         return self.encoder.logit_scale * vectors.astype(np.float64) @ self.text_vectors.T - self.prior
 
+    def prepare(self, image: Image) -> Any:
+        return self.encoder.prepare(image)
+
     def classify(self, images: Sequence[Image], ids: Sequence[str] | None = None) -> Batch:
         vectors = self.encoder.features(images, ids)[self.encoder.poolings[0]]
         return self.from_scores(self.logits(vectors))

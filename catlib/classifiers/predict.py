@@ -24,7 +24,7 @@ from catlib.provenance import git_commit, package_versions
 
 log = logging.getLogger(__name__)
 OnError = Callable[[Sample, InputError], None]
-DECODERS = 2  # threads; Pillow releases the interpreter lock while it decodes
+DECODERS = max(2, min(16, os.cpu_count() or 2))  # threads; Pillow releases the interpreter lock while it decodes
 MEASURED = ("images_per_second", "latency_single_ms")  # in the sidecar, kept by a run that finds nothing left to do
 
 
@@ -99,7 +99,7 @@ def iterate(
     size = 1 if classifier.row_by_row else batch_size
     batches = [samples[first : first + size] for first in range(0, len(samples), size)]
     todo = [sample for batch in batches if any(s.id not in done for s in batch) for sample in batch]
-    for chunk, images, decode_ms in read_batches(todo, image_root, batch_size, on_error):
+    for chunk, images, decode_ms in read_batches(todo, image_root, batch_size, on_error, classifier.prepare):
         start = time.perf_counter()
         try:
             batch = classifier.classify_in_memory(images, [sample.id for sample in chunk] if reuse else None)
@@ -191,9 +191,13 @@ def _finished(out: Path, description: dict[str, Any], samples: Sequence[Sample])
 
 
 def read_batches(
-    samples: Sequence[Sample], image_root: Path, batch_size: int, on_error: OnError | None = None
-) -> Iterator[tuple[list[Sample], list[Image], list[float]]]:
-    """Yield batches of samples with their upright RGB photos and the milliseconds that decoding each one took.
+    samples: Sequence[Sample],
+    image_root: Path,
+    batch_size: int,
+    on_error: OnError | None = None,
+    prepare: Callable[[Image], Any] = lambda image: image,
+) -> Iterator[tuple[list[Sample], list[Any], list[float]]]:
+    """Yield batches of samples with what `prepare` makes of their upright RGB photos, and the milliseconds that each one took.
 
     One batch is read ahead. A photo that cannot be opened raises an InputError, or, with `on_error`, is reported to
     it and left out; a batch in which nothing is left is not yielded.
@@ -201,13 +205,13 @@ def read_batches(
     with ThreadPoolExecutor(DECODERS, thread_name_prefix="decode") as pool:
 
         def start(first: int) -> list[tuple[Sample, Future]]:
-            return [(s, pool.submit(_read, image_root, s)) for s in samples[first : first + batch_size]]
+            return [(s, pool.submit(_read, image_root, s, prepare)) for s in samples[first : first + batch_size]]
 
         try:
             ahead = start(0)
             for first in range(batch_size, len(samples) + batch_size, batch_size):
                 current, ahead = ahead, start(first)
-                read: list[tuple[Sample, Image, float]] = []
+                read: list[tuple[Sample, Any, float]] = []
                 for sample, future in current:
                     try:
                         read.append((sample, *future.result()))
@@ -222,7 +226,7 @@ def read_batches(
             pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _read(image_root: Path, sample: Sample) -> tuple[Image, float]:
+def _read(image_root: Path, sample: Sample, prepare: Callable[[Image], Any]) -> tuple[Any, float]:
     start = time.perf_counter()
-    image = open_image(inside(image_root, sample.image))
+    image = prepare(open_image(inside(image_root, sample.image)))
     return image, 1000 * (time.perf_counter() - start)

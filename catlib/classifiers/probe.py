@@ -70,6 +70,9 @@ class Probe(Classifier):
         log.info("%s: %s features, %s (%d photos)", name, pooling, chosen, len(samples))
         return cls(extractor, breeds, kind, pooling, arrays, report, name)
 
+    def prepare(self, image: Image) -> Any:
+        return self.extractor.prepare(image)
+
     def classify(self, images: Sequence[Image], ids: Sequence[str] | None = None) -> Batch:
         features = self.extractor.features(images, ids)[self.pooling].astype(np.float32)
         return self.from_scores(KINDS[self.kind].scores(self.arrays, features).astype(float))

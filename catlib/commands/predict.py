@@ -3,6 +3,7 @@
 import argparse
 import json
 import logging
+import math
 import os
 import sys
 from collections.abc import Sequence
@@ -22,7 +23,8 @@ if TYPE_CHECKING:
 
 EPILOG = "exit codes: 0 all photos predicted, 1 some could not be read (listed), 2 wrong input"
 SHARED = ("prompt", "decoding", "score_norm", "quantize", "dtype", "device")  # as in an evaluation
-RUN = "a run: what its verdict says to use, as measured; another of its models by --model NAME"
+RUN = """a run: what its verdict says to use, as measured; another of its models by --model NAME. Without --out, lines have the
+calibrated probability of the breed and whether it is sure"""
 KINDS = """tuned (default), base (the checkpoint without its adapter), clip:REF, probe:FILE (a linear probe that a run has left in
 its folder), or endpoint:URL[#MODEL], a served model (with --checkpoint, breeds, question and cropping are that one's)"""
 log = logging.getLogger(__name__)
@@ -68,6 +70,9 @@ def run(args: argparse.Namespace) -> int:
     else:
         for prediction in iterate(classifier, samples, root, args.batch_size, on_error=report):
             row = asdict(prediction)
+            if row["scores"] is not None and args.fitted:
+                chance = math.exp(args.fitted.scaled([row["scores"]]).max())
+                row |= {"probability": round(chance, 4), "sure": args.fitted.is_sure(chance)}
             if row["scores"] is not None:  # a reader of a stream has no sidecar that tells the order
                 row["scores"] = dict(zip(classifier.breeds, (round(s, 6) for s in row["scores"]), strict=True))
             print(json.dumps(row, ensure_ascii=False), flush=True)
@@ -114,7 +119,7 @@ def find_photos(arguments: Sequence[Path]) -> tuple[Path, list["Sample"]]:
 
 def load_classifier(args: argparse.Namespace) -> "Classifier":
     """The classifier that the options name. Raises InputError when they do not add up."""
-    settings = settings_from_args(EvaluationSettings, args)
+    settings, args.fitted = settings_from_args(EvaluationSettings, args), None
     if args.of_run:
         from catlib.serving.winner import open_winner
 
@@ -122,7 +127,7 @@ def load_classifier(args: argparse.Namespace) -> "Classifier":
         if more := [name.removeprefix(PREFIX) for name in given if getattr(args, name, None)]:
             raise InputError(f"--run {args.of_run} says by itself how to predict: leave out {', '.join(more)}")
         winner = open_winner(args.of_run, args.model, settings.device)
-        args.batch_size = args.batch_size or winner.batch_size
+        args.batch_size, args.fitted = args.batch_size or winner.batch_size, winner.calibration
         return winner.classifier
     kind, colon, ref = (args.model or "tuned").partition(":")
     if kind not in (("clip", "probe", "endpoint") if ref else () if colon else ("tuned", "base")):

@@ -5,7 +5,6 @@ import os
 import sys
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from functools import partial
 from multiprocessing import Queue, get_context
 from pathlib import Path
 from typing import Any
@@ -51,17 +50,15 @@ def _run_one(args: argparse.Namespace, profile: Path, overrides: dict[str, Any],
         text = f"{name}: {line}" if args.jobs > 1 else line
         print(text, file=sys.stderr if args.json else sys.stdout, flush=True)
 
-    execute = partial(run_profile, profile, overrides, name, force=args.force, tell=tell)
-    data, others = _parts(args.notebooks)
-    state = execute(notebooks=(data or "01") if args.gate else args.notebooks)
     asked: dict[str, Any] = {}
-    if args.gate and state["status"] != "failed":
+    if args.gate and run_profile(profile, overrides, name, notebooks="01", tell=tell)["status"] != "failed":
         from catlib.evaluation.gate import gate  # imports torch
 
         verdict, asked = gate(str(profile), {**overrides, "run": name})
         tell(f"{'gate':<22} {verdict.decision}: {verdict.reasons[0]}")
-        state = execute(notebooks=others) if others and verdict.decision == "train" else state
         render_gate(asked)
+    chosen = args.notebooks if not asked or verdict.decision == "train" else "01"
+    state = run_profile(profile, overrides, name, force=args.force, notebooks=chosen, tell=tell)
     report, stages = report_path(name), state["stages"].items()
     for _, entry in stages:
         if "error" in entry and state["status"] == "failed":
@@ -118,7 +115,10 @@ def _outcomes(args: argparse.Namespace, profile: Path, members: Mapping[str, Any
             print(f"{member} ({number} of {len(members)})", file=sys.stderr if args.json else sys.stdout, flush=True)
             yield member, _tried(args, profile, parameters, member)
         return
-    data, others = _parts(args.notebooks)
+    from catlib.reports import stages
+
+    chosen = stages.select(list(stages.find_notebooks()), args.notebooks)
+    data, others = (",".join(name for name in chosen if name.startswith("01") == own) for own in (True, False))
     outcomes: dict[str, Outcome] = {}
     if data:  # runs may share a folder of data, which is written by one at a time
         first = argparse.Namespace(**vars(args) | {"notebooks": data, "gate": False})
@@ -134,15 +134,6 @@ def _outcomes(args: argparse.Namespace, profile: Path, members: Mapping[str, Any
         waiting = {pool.submit(_tried, rest, profile, members[m], m): m for m in members if m not in over}
         for done in as_completed(waiting):
             yield waiting[done], done.result()
-
-
-def _parts(notebooks: str) -> tuple[str, str]:
-    """The notebooks that are asked for: those about the data, and the others."""
-    from catlib.reports import stages
-
-    chosen = stages.select(list(stages.find_notebooks()), notebooks)
-    data, others = (",".join(name for name in chosen if name.startswith("01") == own) for own in (True, False))
-    return data, others
 
 
 def _take_gpu(gpus: "Queue[int]") -> None:
