@@ -58,7 +58,7 @@ def main() -> None:
             files.append(str(folder / f"{name}.jsonl"))
     for command in (["evaluate", *files[:6], "--out", str(args.folder / "metrics.json")], ["verdict", *files]):
         start = time.perf_counter()
-        done = subprocess.Popen([sys.executable, "-m", "catlib", *command], stdout=subprocess.DEVNULL)
+        done = subprocess.Popen([sys.executable, "-m", "catlib.cli", *command], stdout=subprocess.DEVNULL)
         _, status, used = os.wait4(done.pid, 0)
         spent, peak = (
             used.ru_utime + used.ru_stime,

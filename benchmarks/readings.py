@@ -6,8 +6,8 @@
 CHECKPOINT: an adapter that catlib has trained; the engines get it merged. `--photos N`: an even draw of the test photos over the
 breeds. An engine that is not installed, or does not build the model, is listed with the reason. Columns: accuracy in per cent
 with its 95 % interval; answers that name no breed; photos with the breed that `constrained` names in this process; p50 and p95 of
-a photo that comes alone, ms from file to answer; photos/s with so many requests under way, where this process takes what waits as
-one batch; answers that then differ from those alone; resident memory of the whole process, or of the engine's, GB.
+a photo that comes alone, ms from file to answer; photos/s with 1 and 16 requests under way (`--together N`: of N photos), where this
+process takes what waits as one batch; answers that then differ; resident memory of the process, or of the engine's, GB.
 
 `--prompt-logprobs N`: all breeds of N photos are scored by vLLM too, a request a breed with `prompt_logprobs`, all of a photo at
 once, and compared with score in this process.
@@ -48,34 +48,29 @@ from catlib.vlm.checkpoint import VLM, open_vlm
 from catlib.vlm.families import CLIP_TOWER
 from catlib.vlm.scoring import LabelScorer
 
-HERE, DEFECT = "constrained", "constrained, with llama.cpp's class-token defect"
+HERE, CONCURRENCY = "constrained", (1, 16)
 Row = dict[str, str]
 Breeds = list[str | None]
 
 
 @dataclass(frozen=True)
 class Exam:
-    """The test photos, and how many requests are under way at once."""
+    """The test photos; those of them that are asked about with many requests under way are every `step`-th."""
 
     samples: Sequence[Sample]
     photos: Sequence[Path]
     breeds: Sequence[str]
-    concurrency: Sequence[int]
-    together: int  # photos asked about with more than one request under way
+    step: int
 
     def loads(self, ask: Callable[[Path], Any]) -> list[Load]:
-        return [measure_load(ask, self.photos if n == 1 else self.photos[:: self.step], n) for n in self.concurrency]
+        return [measure_load(ask, self.photos[:: self.step if n > 1 else 1], n) for n in CONCURRENCY]
 
-    @property
-    def step(self) -> int:
-        return max(1, len(self.photos) // (self.together or len(self.photos)))
-
-    def row(self, name: str, loads: Sequence[Load], said: Breeds, reference: Breeds | None, memory_mb: float) -> Row:
+    def row(self, name: str, loads: Sequence[Load], said: Breeds, reference: Breeds, memory_mb: float) -> Row:
         """A line of the table, printed at once as well: a run that is cut off has not been for nothing."""
         pairs = zip(self.samples, said, strict=True)
         rows = tuple(Prediction(s.id, s.image, s.breed, breed, None, group=s.group) for s, breed in pairs)
         metrics = evaluate(PredictionSet(name, rows, {"breeds": list(self.breeds)}))
-        alike = sum(a == b for a, b in zip(said, reference or said, strict=True))
+        alike = sum(a == b for a, b in zip(said, reference, strict=True))
         line = {"reading": name, "accuracy": share(metrics["accuracy"]), "invalid": str(said.count(None))}
         line |= {f"as {HERE}": f"{alike}/{len(said)}", "p50 ms": number(loads[0].p50), "p95 ms": number(loads[0].p95)}
         line |= {f"photos/s, {load.concurrency}": number(load.photos_per_s) for load in loads}
@@ -88,15 +83,9 @@ class Exam:
 def in_process(vlm: VLM, exam: Exam, decoding: str) -> tuple[list[Load], Breeds, float]:
     """The loads of a reading in this process, the breeds named one at a time, and the process's memory in MB."""
     classifier = VLMClassifier(vlm, exam.breeds, decoding)
-    with closing(Worker(lambda _, images: classifier.classify(images).predicted, max(exam.concurrency))) as worker:
+    with closing(Worker(lambda _, images: classifier.classify(images).predicted, max(CONCURRENCY))) as worker:
         loads = exam.loads(lambda photo: worker.submit("", lambda: open_image(photo)).result())
     return loads, list(loads[0].answers), psutil.Process().memory_info().rss / 1e6
-
-
-def served(endpoint: EndpointClassifier, exam: Exam) -> tuple[list[Load], Breeds, float]:
-    """The same of a served model that is held to the list."""
-    loads = exam.loads(lambda photo: endpoint.ask(open_image(photo)))
-    return loads, [endpoint.read(answer) for answer in loads[0].answers], server_memory_mb(endpoint.url) or 0.0
 
 
 @contextmanager
@@ -146,8 +135,7 @@ def main() -> int:
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("test", type=Path, help="test.jsonl beside its train.jsonl")
     parser.add_argument("--photos", type=int, default=0, help="0: all")
-    parser.add_argument("--concurrency", default="1,16")
-    parser.add_argument("--together", type=int, default=0, help="photos asked about at once; 0: all")
+    parser.add_argument("--together", type=int, default=0, help="photos asked about with many under way; 0: all")
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--vllm", default="", metavar="URL#MODEL")
     parser.add_argument("--llamacpp", default="", metavar="URL")
@@ -157,13 +145,13 @@ def main() -> int:
     source, data = find_mergeable(args.checkpoint.resolve()), load_dataset(args.test.resolve().parent)
     samples = evenly(read_samples(args.test, data.image_root), args.photos, 0)
     photos = [inside(data.image_root, sample.image) for sample in samples]
-    exam = Exam(samples, photos, source.breeds, sorted({1, *map(int, args.concurrency.split(","))}), args.together)
+    exam = Exam(samples, photos, source.breeds, max(1, len(photos) // (args.together or len(photos))))
     print(f"{args.checkpoint.name}: {source.base}, {len(photos)} test photos, {args.dtype}", flush=True)
-    vlm, rows = open_vlm(source, device="cpu", precision=args.dtype), []
-    found = {decoding: in_process(vlm, exam, decoding) for decoding in (HERE, "score", "free")}
-    reference = found[HERE][1]
-    for name in ("score", HERE, "free"):
-        rows.append(exam.row(name, *found[name][:2], reference, found[name][2]))
+    vlm, rows, reference = open_vlm(source, device="cpu", precision=args.dtype), [], None
+    for decoding in (HERE, "score", "free"):
+        loads, said, memory_mb = in_process(vlm, exam, decoding)
+        reference = reference or said
+        rows.append(exam.row(decoding, loads, said, reference, memory_mb))
     with tempfile.TemporaryDirectory() as work:
         options = {"crop": crop_side(args.checkpoint), "spelled": source.spelled, "timeout_s": 600.0}
         place, plain, log = Where(port=free_port()), Path(work) / "merged", Path(work) / "log"
@@ -177,19 +165,17 @@ def main() -> int:
             return llama_command(folder, place)
 
         engines = {
-            "vLLM, choice": (
-                args.vllm,
-                lambda: vllm_command(str(merged()), place, dtype=args.dtype, max_model_len=512),
-            ),
+            "vLLM, choice": (args.vllm, lambda: vllm_command(str(merged()), place, dtype=args.dtype)),
             "llama.cpp f16, grammar": (args.llamacpp, gguf),
         }
         for name, (url, build) in engines.items():
             try:
                 with reached(url, build, log) as there:
                     held = EndpointClassifier(there, exam.breeds, source.question, decoding=HERE, **options)
-                    loads, said, memory_mb = served(held, exam)
+                    loads = exam.loads(lambda photo, held=held: held.ask(open_image(photo)))
+                    said = [held.read(answer) for answer in loads[0].answers]
+                    rows.append(exam.row(name, loads, said, reference, server_memory_mb(held.url) or 0.0))
                     held.close()
-                    rows.append(exam.row(name, loads, said, reference, memory_mb))
                     if args.prompt_logprobs and held.engine == "vllm":
                         print(prompt_logprobs(there, exam, vlm, options, args.prompt_logprobs), flush=True)
             except CatlibError as error:
@@ -197,12 +183,12 @@ def main() -> int:
                 rows.append({"reading": name, "accuracy": "not measured"})
                 continue
             if name.startswith("llama") and tower_type(Path(source.base)) == CLIP_TOWER:
+                here = VLMClassifier(vlm, exam.breeds, HERE)
                 with class_token_last(vlm):
-                    defect = [
-                        VLMClassifier(vlm, exam.breeds, HERE).classify([open_image(p)]).predicted[0] for p in photos
-                    ]
-                alike = sum(a == b for a, b in zip(said, defect, strict=True))
-                print(f"  {DEFECT}: the engine's breed for {alike} of {len(photos)} photos", flush=True)
+                    alike = sum(
+                        here.classify([open_image(p)]).predicted == [b] for p, b in zip(photos, said, strict=True)
+                    )
+                print(f"  like {HERE} here with llama.cpp's class-token defect: {alike} of {len(photos)}", flush=True)
     columns = list(rows[0])
     print("\n" + text_table([{key: line.get(key, "–") for key in columns} for line in rows]), flush=True)
     return 0

@@ -17,6 +17,7 @@ _UNSPACED = (
 _WORD = re.compile(rf"[|?;,(/]|[{_UNSPACED}][^\w\s]*|(?![{_UNSPACED}])\w(?:(?![{_UNSPACED}])\S)*")
 _APOSTROPHE = re.compile(r"(?<=\w)['’‘ʼ´`](?=(?:s|t|m|d|re|ve|ll)\b)")
 _ACCENT = re.compile(r"(?<=[a-zα-ω])[\u0300-\u036f]+|[\u0591-\u05c7\u0640\u064b-\u0652\ufe00-\ufe0f]", re.IGNORECASE)
+MANY = {"calico", "tortoiseshell", "torbie", "tuxedo", "bicolor"}  # patterns of several colours at once
 _HAIR = re.compile(r"(short|medium|long|wire)[\s-]*hair(?:ed|s)?\b", re.IGNORECASE)
 
 
@@ -95,7 +96,10 @@ def features(breed: Breed | str) -> list[str]:
     if found is None:
         raise KeyError(breed)
     t = found.traits
-    length, look = t.coat_length.replace("medium", "medium-length"), f"{_either(t.patterns)}, in {_either(t.colors)}"
+    length, look = (
+        t.coat_length.replace("medium", "medium-length"),
+        f"{_either(t.patterns)}, in {_either(t.colors, all_of_them=MANY.issuperset(t.patterns))}",
+    )
     coat = f"bare, {t.coat} skin ({look})" if length == "hairless" else f"a {length}, {t.coat} coat ({look})"
     kind, separator, clause = t.tail.partition(", with ")
     tail = "no tail" if t.tail == "none" else f"{_article(kind)} tail{' with ' if separator else ''}{clause}"
@@ -107,8 +111,8 @@ def _article(words: str) -> str:
     return f"{'an' if words[0] in 'aeiou' else 'a'} {words}"
 
 
-def _either(words: Sequence[str]) -> str:
-    return " or ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
+def _either(words: Sequence[str], all_of_them: bool = False) -> str:
+    return (" and " if all_of_them else " or ").join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
 
 
 def _parse(row: Mapping[str, Any]) -> Breed:

@@ -18,6 +18,7 @@ from catlib.paths import RUNS, notebooks_folder, resolve
 
 PROFILE = "profile"  # the one parameter that is no setting: it chooses where the others come from
 DECODINGS = ("score", "constrained", "free")  # how a breed is read off a model
+PROMPTS = ("ensemble", "plain", "traits", "descriptions")  # sentences for a breed (see catlib.classifiers.clip)
 SWITCH, ATTENTION = ("auto", "true", "false"), ("auto", "sdpa", "eager", "flash_attention_2", "flash_attention_3")
 LINEAR = "q_proj,k_proj,v_proj,o_proj,gate_proj,up_proj,down_proj"
 SOURCES = ("data_dir", "output_dir")  # settings from which those of other notebooks follow
@@ -51,7 +52,7 @@ class Settings:
     def of_profile(cls, profile: str, given: Mapping[str, Any], where: str = "parameters") -> Self:
         """The settings of a profile (name, path, or "" for the defaults) with `given` on top, and what follows from both."""
         values = {key: value for key, value in run_parameters(profile, given, where).items() if key in cls.names()}
-        for name in ("base_model", "clip_model"):
+        for name in ("base_model", "clip_model", "dino_model"):
             text = values.get(name, "")
             if values.get("hint") and text.count("/") > 1 and not resolve(text).is_dir():  # no hub name has two slashes
                 raise InputError(f"{name}: no such folder: {text}; {values['hint']}")
@@ -84,9 +85,7 @@ class DataSettings(Settings):
     draw_test: bool = option(False, "photos divided into train and val only: draw the test part from train, by group")
     keep_split: bool = option(True, "photos keep the part that an earlier split in the same folder gave them")
     near_duplicate_bits: int = option(6, "photos whose 64-bit hashes differ in at most so many bits are one group")
-    group_by: str = option(
-        "auto", "what else joins photos: id, numbers, exif, folder, none (commas); auto: the first three"
-    )
+    group_by: str = option("auto", "what else joins photos: id, numbers, exif, folder, none; auto: the first three")
     join_similar: float = option(0.0, "join the pairs of similar.csv from this cosine similarity on; 0: none", most=1)
     encoder: str = option("", "CLIP or VLM whose features show wrong labels and near test photos; empty: none")
     min_side: int = option(32, "smallest side of a usable photo, pixels")
@@ -114,7 +113,7 @@ class _OfTheTuned(_OfAModel):
 @dataclass(frozen=True)
 class _OfClip(_OfAModel):
     clip_model: str = option("openai/clip-vit-large-patch14-336", "hub name or folder; empty: no CLIP")
-    clip_prompts: str = option("ensemble", "prompts for zero-shot CLIP", "ensemble", "plain", "traits")
+    clip_prompts: str = option("auto", "zero-shot CLIP's prompts; auto: the best on validation", "auto", *PROMPTS)
     test_data: str = option("data/vlm/test.jsonl", "test samples")
     latency_budget_ms: float = option(0.0, "longest median time for one photo, milliseconds; 0: no budget")
 
@@ -124,6 +123,8 @@ class _OfMetrics(_OfAModel):
     val_data: str = option("data/vlm/val.jsonl", "validation samples: temperature, prior correction, probes' strength")
     dtype: str = option("auto", "weights of the models", "auto", "bfloat16", "float32")
     eval_batch_size: int = option(16, "photos in one forward pass", least=1)
+    unknown_data: str = option("", "samples or a folder of photos of none of the breeds: are models unsure of them?")
+    robustness: str = option("", "changes of test photos that are predicted as well: blur, jpeg20, crop, grey, small")
     max_test_photos: int = option(0, "at most so many test photos, drawn evenly over breeds; 0: all")
     bootstrap: int = option(2000, "resamples behind each 95 % interval; at least 100", least=100, most=10**6)
 
@@ -203,7 +204,8 @@ class ComparisonSettings(_OfMetrics, _OfClip):
     """CLIP, the linear probes, the paired comparison and the verdict (notebook 04, `catlib compare`)."""
 
     probe: bool = option(True, "train classifiers on frozen features of CLIP and of the VLM's own tower")
-    opponents: str = option("linear,knn,tip-adapter,projection", "which of them: linear, knn, tip-adapter, projection")
+    opponents: str = option("linear,knn,tip-adapter,projection", "which of them; lora (hours on a CPU) has to be named")
+    dino_model: str = option("", "hub name or folder of a DINOv2 whose features are probed as well; empty: none")
     balance: str = option("none", "how often rare breeds are drawn", "none", "sqrt", "uniform")
     train_data: str = option("data/vlm/train.jsonl", "samples that the probes learn from")
     target_priority_f1: float = option(0.5, "priority macro-F1 that counts as success", most=1)
@@ -285,10 +287,9 @@ def find_profile(name: str) -> Path:
 
 def read_profile(path: Path) -> dict[str, Any]:
     """The parameters in a profile, validated. Raises InputError naming the file and the key."""
-    values = parse_yaml(read_text(path), str(path))
-    if isinstance(values, dict):
-        return checked(values, all_options(), str(path))
-    raise InputError(f"{path}: expected lines 'key: value'")
+    if not isinstance(values := parse_yaml(read_text(path), str(path)), dict):
+        raise InputError(f"{path}: expected lines 'key: value'")
+    return checked(values, all_options(), str(path))
 
 
 def parse_assignment(text: str) -> tuple[str, Any]:

@@ -95,6 +95,26 @@ def test_sidecar(folder, tmp_path):
     assert meta["base_model"] == str(folder) and meta["prompt"].startswith("ensemble: a photo of an Abyssinian")
 
 
+@pytest.mark.slow
+def test_auto_takes_the_sentences_that_are_best_on_validation(folder, tmp_path):
+    """What was tried and chosen stands in the sidecar; the prior correction takes each breed's mean logit off."""
+    encoder, photos = ClipEncoder.load(str(folder)), tmp_path / "photos"
+    vectors = encoder.of_samples(write_photos(photos, NAMES * 3), photos, "")[encoder.poolings[0]]
+    said = {}
+    for style in prompts.PROMPTS:
+        logits = vectors @ ClipZeroShot(encoder, NAMES, style).text_vectors.T
+        said |= {(style, False): logits.argmax(1), (style, True): (logits - logits.mean(0)).argmax(1)}
+    samples = write_photos(photos, [NAMES[i] for i in said["traits", True]])  # these sentences are always right
+    chosen = ClipZeroShot.choose(encoder, NAMES, samples, photos, "clip-zero-shot")
+    right = {(row["prompts"], row["prior_corrected"]): row["accuracy"] for row in chosen.how["prompts_tried"]}
+    assert right == {key: round(float((said["traits", True] == own).mean()), 4) for key, own in said.items()}
+    best = next(key for key, accuracy in right.items() if accuracy == 1.0)  # the first of equal ones
+    assert (chosen.prompts, bool(chosen.prior.any())) == best and min(right.values()) < 1
+    out = predict(chosen, samples, photos, tmp_path / "clip-zero-shot.jsonl")
+    assert all(p.predicted == p.breed for p in out.predictions)
+    assert out.meta["prompts_tried"] == chosen.how["prompts_tried"] and (out.meta["prior"] is not None) is best[1]
+
+
 def test_no_clip_there(tmp_path):
     with pytest.raises(InputError, match="no such folder"):
         ClipEncoder.load(str(tmp_path / "nothing"))
@@ -109,9 +129,9 @@ def test_no_clip_there(tmp_path):
 
 def test_traits_become_sentences():
     sentences = prompts.breed_prompts("Abyssinian", "traits")
-    assert len(sentences) >= 4 and all("an Abyssinian" in sentence for sentence in sentences)
+    assert len(sentences) >= 4 and all("Abyssinian cat" in sentence for sentence in sentences)
     ears = find("Abyssinian").traits.ears
-    assert f"a photo of an Abyssinian, a cat with {ears} ears." in sentences
+    assert f"a photo of an Abyssinian cat with {ears} ears." in sentences
     assert set(sentences) < set(prompts.breed_prompts("Abyssinian", "ensemble"))
 
 
@@ -120,22 +140,41 @@ def test_a_breed_without_traits_keeps_its_plain_sentence(monkeypatch):
     assert (
         prompts.breed_prompts("Moggy", "traits")
         == prompts.breed_prompts("Moggy", "plain")
-        == ["a photo of a Moggy, a cat breed."]
+        == ["a photo of a Moggy cat."]
     )
 
 
 def test_every_breed_has_distinct_clean_sentences():
-    for style in ("plain", "ensemble", "traits"):
+    for style in prompts.PROMPTS:
         seen = [sentence for breed in BREEDS for sentence in prompts.breed_prompts(breed.name, style)]
         assert len(set(seen)) == len(seen) and not any("{" in s or "  " in s or "Cat cat" in s for s in seen)
 
 
 def test_every_sentence_reads_as_english():
     """Articles fit, a tail with rings stays one thing, and a name that another animal has stands beside the word cat."""
-    every = {s: b.name for b in BREEDS for style in ("plain", "ensemble") for s in prompts.breed_prompts(b.name, style)}
+    every = {
+        s: b.name
+        for b in BREEDS
+        for style in ("plain", "ensemble", "descriptions")
+        for s in prompts.breed_prompts(b.name, style)
+    }
     assert len(every) > 67 * 12
     for sentence, breed in every.items():
         text = sentence.casefold().replace("an m on", "")
         assert not re.search(r"\ba [aei]|\ban [^aeio]|, with|\bcat cat|\bno tail tail", text), sentence
         assert "cat" in text and sentence.endswith("."), (breed, sentence)
-    assert "a photo of a Chausie, a cat with a three-quarter-length tail with dark rings." in every
+        names = [re.sub(" cat$", "", name.casefold()) for name in breed.split(" - ")]
+        assert any(f"{name} cat" in text for name in names), (breed, sentence)  # not: a photo of a Chinchilla
+    assert "a photo of a Chausie cat with a three-quarter-length tail with dark rings." in every
+    assert any("calico, in white, orange and black" in sentence for sentence in every)
+
+
+def test_photos_made_ready_ahead_give_the_same_features(folder):
+    encoder = ClipEncoder.load(str(folder), "cpu")
+    images = [photo(number) for number in range(3)]
+    encoder.ahead = True
+    ready = [encoder.prepare(image) for image in images]
+    encoder.ahead = False
+    assert encoder.prepare(images[0]) is images[0] and isinstance(ready[0], dict)
+    for pooling, matrix in encoder.features(images).items():
+        np.testing.assert_allclose(encoder.features(ready)[pooling], matrix, atol=1e-6)

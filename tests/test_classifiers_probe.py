@@ -2,12 +2,14 @@
 
 import numpy as np
 import pytest
+import torch
 from scipy.special import log_softmax
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 from tiny_encoders import clip, llava, photo, write_photos
+from transformers import AutoModel, BitImageProcessor, Dinov2Config, Dinov2WithRegistersConfig
 
-from catlib.classifiers.encoder import ClipEncoder, FeatureExtractor, TowerEncoder
+from catlib.classifiers.encoder import ClipEncoder, DinoEncoder, FeatureExtractor, TowerEncoder
 from catlib.classifiers.opponents import KINDS, MAX_FOLDS, Photos, choose_and_fit, deal_folds
 from catlib.classifiers.predict import predict
 from catlib.classifiers.probe import Probe
@@ -215,3 +217,33 @@ def test_probes_on_the_real_kinds_of_features(tmp_path):
         result = predict(probe, samples, tmp_path / "photos", tmp_path / f"{probe.extractor.poolings[0]}.jsonl")
         whole = probe.classify([open_image(tmp_path / "photos" / s.image) for s in samples]).log_probs
         assert np.allclose([p.scores for p in result.predictions], whole, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("registers", [0, 4])
+def test_dino_features_are_the_class_token_and_the_mean_of_the_patches(tmp_path, registers):
+    kind = Dinov2WithRegistersConfig if registers else Dinov2Config
+    more = {"num_register_tokens": registers} if registers else {}
+    config = kind(hidden_size=16, num_hidden_layers=2, num_attention_heads=2, image_size=28, patch_size=7, **more)
+    torch.manual_seed(0)
+    AutoModel.from_config(config).save_pretrained(tmp_path / "dino")
+    size = {"size": {"height": 28, "width": 28}, "crop_size": {"height": 28, "width": 28}}
+    BitImageProcessor(**size).save_pretrained(tmp_path / "dino")
+    encoder = DinoEncoder.load(str(tmp_path / "dino"))
+    found = encoder.compute([photo(0), photo(1)])
+    pixels = encoder.processor(images=[photo(0), photo(1)], return_tensors="pt")["pixel_values"]
+    with torch.no_grad():
+        hidden = encoder.model(pixels).last_hidden_state
+    assert hidden.shape[1] == 1 + registers + 16
+    assert np.allclose(found["cls"], hidden[:, 0], atol=1e-6)
+    assert np.allclose(found["cls+mean"][:, 16:], hidden[:, 1 + registers :].mean(1), atol=1e-6)
+    samples = coloured(tmp_path / "photos", {"Manx": 6, "Persian": 6})
+    probe = Probe.fit(encoder, BREEDS, samples, tmp_path / "photos", "dino-probe")
+    probe.save(tmp_path / "dino-probe.npz")
+    again, images = Probe.load(tmp_path / "dino-probe.npz"), [photo(2)]
+    assert np.array_equal(again.classify(images).log_probs, probe.classify(images).log_probs)
+    assert again.extractor.kind == "dino" and probe.describe()["base_model"] == str(tmp_path / "dino")
+    with pytest.raises(InputError, match="not a DINOv2"):
+        DinoEncoder.load(str(clip(tmp_path / "clip")))
+    with pytest.raises(InputError, match="cannot be loaded"):
+        DinoEncoder.load(str(tmp_path / "photos"))

@@ -128,3 +128,18 @@ def test_sidecar(vlm):
         "label_pass": "tree",
         "prior_correction": {"strength": 0.0},
     }
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("decoding", ["score", "constrained", "free"])
+def test_photos_made_ready_ahead_give_the_same_predictions(vlm, tmp_path, decoding):
+    samples = write_photos(tmp_path / "photos", BREEDS * 3)
+    found = []
+    for ahead in (False, True):
+        classifier = VLMClassifier(vlm, BREEDS, decoding)
+        classifier.ahead = ahead
+        kept = predict(classifier, samples, tmp_path / "photos", tmp_path / f"{ahead}.jsonl", batch_size=4)
+        found.append([(p.id, p.predicted, p.scores, p.answer) for p in kept.predictions])
+    for (id, predicted, scores, answer), (other, *rest) in zip(*found, strict=True):
+        assert (id, predicted, answer) == (other, rest[0], rest[2])
+        assert scores is None or np.allclose(scores, rest[1], atol=1e-4)

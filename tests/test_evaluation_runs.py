@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 from evaluation_cases import BREEDS, RARE, scored_set, truth, write_set
 from PIL import Image
-from tiny_encoders import save_llava, tuned
+from tiny_encoders import clip, save_llava, tuned
 
 from catlib.classifiers.tracks import TRACKS, ordered, track
 from catlib.data.conversations import evenly
@@ -161,3 +161,35 @@ def test_the_model_is_asked_what_it_was_trained_with_unless_told_otherwise(datas
     results = runs.predict_opponents(runs.open_bench(comparison), comparison)
     assert list(results.test) == ["vlm-tuned", "vlm-base", "tower-probe", "tower-knn"]
     assert (folder / "probes" / "tower-probe.npz").is_file() and results.versus["b"] in ("tower-probe", "tower-knn")
+
+
+@pytest.mark.slow
+def test_tracks_predict_further_sets_of_photos(dataset, tmp_path):
+    """Photos of none of the breeds and changed ones, each set in a folder; what a track computes for one never serves another."""
+    folder = tmp_path / "run"
+    (tmp_path / "others").mkdir()
+    Image.new("RGB", (9, 9), "red").save(tmp_path / "others/red.png")
+    settings = ComparisonSettings(
+        run_dir=str(folder),
+        clip_model=str(clip(tmp_path / "clip")),
+        opponents="linear",
+        train_data=dataset["test_data"].replace("test.jsonl", "train.jsonl"),
+        unknown_data=str(tmp_path / "others"),
+        robustness="crop,grey",
+        priority_breeds="Manx",
+        bootstrap=100,
+        **dataset,
+    )
+    bench = runs.open_bench(settings)
+    chosen = [entry for entry in TRACKS if entry.name in ("clip-zero-shot", "clip-probe", "clip-lora", "dino-probe")]
+    assert runs.predict_tracks(chosen, bench, settings) == ["clip-zero-shot", "clip-probe"]
+    sets = {name: read_folder(folder / "predictions" / name) for name in ("crop", "grey", "unknown")}
+    assert all(list(ordered(found)) == ["clip-zero-shot", "clip-probe"] for found in sets.values())
+    assert all(p.energy is not None for found in sets.values() for s in found.values() for p in s.predictions)
+    assert {len(found["clip-probe"].predictions) for found in sets.values()} == {1, 6}
+    assert sets["grey"]["clip-probe"].meta["photos"] == "grey"
+    models = runs._found(bench, settings).models
+    assert set(models["clip-probe"]["further"]) == {"crop", "grey", "unknown"}
+    assert models["clip-zero-shot"]["further"]["unknown"]["energy"]["ci95"]
+    with pytest.raises(InputError, match="expected some of linear.*lora"):
+        runs.predict_tracks(chosen, bench, replace(settings, opponents="boosting"))

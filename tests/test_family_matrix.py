@@ -1,5 +1,6 @@
 """The matrix of docs/families.md: every cell passes, or is refused with a reason before any weights are loaded."""
 
+import numpy as np
 import pytest
 from family_matrix import BREEDS, STEPS, Case, offline, own_inputs, run_family, table
 from tiny_families import FAMILIES
@@ -7,12 +8,14 @@ from transformers.utils import is_torchvision_available
 
 from catlib.classifiers.encoder import ClipEncoder
 from catlib.data.conversations import QUESTION
-from catlib.errors import InputError
+from catlib.errors import CatlibError, InputError
 from catlib.training.trainer import train
 from catlib.vlm.checkpoint import find_checkpoint, open_vlm
 from catlib.vlm.families import image_token_of
 from catlib.vlm.models import load_config
 from catlib.vlm.processors import limit_pixels, load_processor
+from catlib.vlm.prompting import prepared
+from catlib.vlm.scoring import LabelScorer
 
 FIXED = ("LLaVA-1.5", "Gemma3", "PaliGemma", "Mllama")  # their photos have one size
 NEEDS_TORCHVISION = ("LFM2-VL",)
@@ -64,6 +67,22 @@ def test_max_pixels_makes_photos_smaller_or_is_refused(name, tmp_path):
         before = processor.image_processor.to_dict()
         limit_pixels(processor.image_processor, 0)
         assert processor.image_processor.to_dict() == before
+
+
+@pytest.mark.long
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in FAMILIES if name not in NEEDS_TORCHVISION])
+def test_photos_prepared_one_by_one_score_as_a_batch_does(name, tmp_path):
+    case = Case(name, tmp_path)
+    with offline(tmp_path):
+        vlm = case.open()
+        photos = case.images[:4]
+        assert len({photo.size for photo in photos}) == 4
+        scorer = LabelScorer(vlm, BREEDS, QUESTION)
+        ready = [prepared(vlm.processor, photo, QUESTION) for photo in photos]
+        np.testing.assert_allclose(scorer.score(ready), scorer.score(photos), atol=1e-4)
+        with pytest.raises(CatlibError, match="other questions"):
+            scorer.score(ready, [QUESTION] * 3 + ["Which cat?"])
 
 
 @pytest.mark.slow

@@ -5,6 +5,7 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,9 +15,11 @@ from tiny_models import save_llava, settings, write_dataset
 
 from catlib.errors import InputError
 from catlib.settings import TrainSettings
-from catlib.training.arguments import check_launch
+from catlib.training import arguments
+from catlib.training.arguments import check_launch, own_autocast, training_arguments
 from catlib.training.order import share
 from catlib.training.record import read_history
+from catlib.training.saves import read_progress
 from catlib.training.trainer import Trainer, train
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -84,8 +87,10 @@ def launch(place, config, out):
 
 @pytest.mark.long
 @pytest.mark.slow
-@pytest.mark.parametrize("config", ["ddp.yaml", "fsdp.yaml"])
+@pytest.mark.parametrize("config", ["ddp.yaml", "fsdp.yaml", "zero2.yaml"])
 def test_two_processes_train_like_one_at_the_same_effective_batch(alone, config):
+    if config == "zero2.yaml":
+        pytest.importorskip("deepspeed")
     out = config.removesuffix(".yaml")
     if config == "ddp.yaml":
         stop_after(alone, out, 3)  # one process begins, two go on
@@ -115,12 +120,35 @@ def test_processes_share_a_step_and_its_photos_are_seen_once():
 @pytest.mark.slow
 def test_what_a_launch_cannot_do_is_said(alone, monkeypatch):
     monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
-    with pytest.raises(InputError, match="DeepSpeed"):
+    monkeypatch.setenv("ACCELERATE_DEEPSPEED_ZERO_STAGE", "3")
+    with pytest.raises(InputError, match="ZeRO-3 cuts what is trained"):
         check_launch(chosen(alone, "refused"))
+    monkeypatch.setenv("ACCELERATE_DEEPSPEED_ZERO_STAGE", "2")
+    monkeypatch.setattr(arguments, "find_spec", lambda name: None)
+    with pytest.raises(InputError, match=r"pip install 'catlib\[deepspeed\]'"):
+        check_launch(chosen(alone, "refused"))
+    monkeypatch.setattr(arguments, "find_spec", lambda name: name)
+    assert check_launch(chosen(alone, "allowed", mode="qlora")) is False
+    with pytest.raises(InputError, match="float32"):
+        training_arguments(chosen(alone, "refused"), torch.float16, torch.device("cuda"))
+    (alone / "saved").mkdir()
+    (alone / "saved" / "latest").write_text("global_step1")
+    with pytest.raises(InputError, match="with DeepSpeed"):
+        read_progress(alone / "saved", False)
     monkeypatch.delenv("ACCELERATE_USE_DEEPSPEED")
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     with pytest.raises(InputError, match="4-bit"):
         check_launch(chosen(alone, "refused", mode="qlora"))
+
+
+@pytest.mark.slow
+def test_deepspeed_does_not_round_what_is_trained(alone, monkeypatch):
+    pytest.importorskip("deepspeed")
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    assert not training_arguments(chosen(alone, "allowed"), torch.bfloat16, torch.device("cuda")).bf16
+    assert own_autocast(SimpleNamespace(dtype=torch.bfloat16, device=torch.device("cpu"))).enabled
+    monkeypatch.delenv("ACCELERATE_USE_DEEPSPEED")
+    assert training_arguments(chosen(alone, "allowed"), torch.bfloat16, torch.device("cpu")).bf16
 
 
 def test_configurations_name_the_command_that_uses_them():

@@ -4,13 +4,14 @@ import hashlib
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from PIL.Image import Image
+from scipy.special import log_softmax, logsumexp
 
 from catlib.errors import CatlibError, NotFinite
 from catlib.vlm.models import out_of_memory
@@ -25,12 +26,13 @@ class Batch:
 
     `log_probs`: (n, breeds) log-probabilities, each row's exp sums to 1; None when the decoding gives no scores.
     `predicted`: n breeds, None for an answer that names none. `answers`: n raw texts, or None for models that say
-    nothing.
+    nothing. `energy`: (n,) log-sum-exp of the scores before they were normalised, which tells what no breed fits.
     """
 
     predicted: Sequence[str | None]
     log_probs: np.ndarray | None = None
     answers: Sequence[str] | None = None
+    energy: np.ndarray | None = None
 
 
 class BrokenOff(CatlibError):
@@ -57,6 +59,10 @@ class Classifier(ABC):
     def describe(self) -> dict[str, Any]:
         """What goes into the sidecar, as far as it applies: base_model, adapter, weights, question, decoding, device, dtype."""
 
+    def prepare(self, image: Image) -> Any:
+        """What `classify` takes in place of a photo, made in a decoder's thread while the model works on the batch before."""
+        return image
+
     def classify_in_memory(self, images: Sequence[Image], ids: Sequence[str] | None = None) -> Batch:
         """`classify`, of half as many photos at a time from when the device has run out of memory."""
         parts: list[Batch] = []
@@ -76,10 +82,12 @@ class Classifier(ABC):
         if len(parts) == 1:
             return parts[0]
         scores, answers = [part.log_probs for part in parts], [part.answers for part in parts]
+        energy = [part.energy for part in parts]
         return Batch(
             [breed for part in parts for breed in part.predicted],
             None if any(one is None for one in scores) else np.concatenate(scores),  # type: ignore[arg-type]
             None if any(one is None for one in answers) else [text for one in answers for text in one or ()],
+            None if any(one is None for one in energy) else np.concatenate(energy),  # type: ignore[arg-type]
         )
 
     def store(self, folder: Path) -> None:
@@ -91,6 +99,10 @@ class Classifier(ABC):
         for row in np.flatnonzero(~np.isfinite(log_probs).all(axis=1)):
             raise NotFinite(int(row))
         return Batch([self.breeds[i] for i in log_probs.argmax(axis=1)], log_probs, answers)
+
+    def from_scores(self, scores: np.ndarray) -> Batch:
+        """The same of scores (n, breeds) that are not normalised, with their energy. Raises NotFinite."""
+        return replace(self.from_log_probs(log_softmax(scores, axis=1)), energy=logsumexp(scores, axis=1))
 
 
 def about_model(model: torch.nn.Module, name: object, adapter: object = None) -> dict[str, Any]:

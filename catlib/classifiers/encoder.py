@@ -1,17 +1,21 @@
 """Dual encoders and the VLM's own vision tower as feature extractors for zero-shot classification and linear probes."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from PIL.Image import Image
-from transformers import AutoModel, AutoProcessor
+from transformers import AutoImageProcessor, AutoModel, AutoProcessor
 
 from catlib.classifiers.base import about_model
+from catlib.classifiers.predict import read_batches
+from catlib.data.records import Sample
 from catlib.errors import InputError
+from catlib.progress import track
 from catlib.vlm.checkpoint import model_folder
 from catlib.vlm.families import PADDED_TEXT
 from catlib.vlm.features import compute_features, projector_input
@@ -28,8 +32,20 @@ class FeatureExtractor(ABC):
     kind: str = ""  # "clip" or "tower": how a saved probe finds its features again
     poolings: tuple[str, ...]  # the vectors it offers for a photo
 
-    def __init__(self) -> None:
+    def __init__(self, image_processor: Any = None, device: torch.device | None = None) -> None:
         self._kept: dict[str, dict[str, np.ndarray]] = {}
+        self.image_processor = image_processor  # without it every photo goes to `compute` as it is
+        self.ahead = image_processor is not None and device is not None and device.type != "cpu"
+
+    def prepare(self, image: Image) -> Any:
+        """As `Classifier.prepare`: the image processor's tensors; on a CPU, which then has no time to spare, the photo itself."""
+        return self.pixels([image]) if self.ahead else image
+
+    def pixels(self, images: Sequence[Any]) -> dict[str, torch.Tensor]:
+        """The image processor's tensors of photos, or of what `prepare` has made of each."""
+        if isinstance(images[0], Mapping):
+            return {name: torch.cat([one[name] for one in images]) for name in images[0]}
+        return dict(self.image_processor(images=list(images), return_tensors="pt"))
 
     def features(self, images: Sequence[Image], ids: Sequence[str] | None = None) -> dict[str, np.ndarray]:
         """A float32 matrix (n, width) for each pooling. Photos whose id was seen before are not computed again."""
@@ -40,6 +56,18 @@ class FeatureExtractor(ABC):
             for i, key in enumerate(new):
                 self._kept[key] = {pooling: computed[pooling][i] for pooling in self.poolings}
         return {pooling: np.stack([self._kept[key][pooling] for key in ids]) for pooling in self.poolings}
+
+    def of_samples(
+        self, samples: Sequence[Sample], image_root: Path, name: str, batch_size: int = 16
+    ) -> dict[str, np.ndarray]:
+        """`features` of the samples' photos; `name` says in the progress bar what for."""
+        parts: dict[str, list[np.ndarray]] = {pooling: [] for pooling in self.poolings}
+        batches = read_batches(samples, image_root, batch_size, prepare=self.prepare)
+        total = -(-len(samples) // batch_size)
+        for chunk, images, _ in track(batches, f"{name} features", total=total, unit="batches"):
+            for pooling, matrix in self.features(images, [sample.id for sample in chunk]).items():
+                parts[pooling].append(matrix.astype(np.float32))
+        return {pooling: np.concatenate(part) for pooling, part in parts.items()}
 
     @abstractmethod
     def compute(self, images: Sequence[Image]) -> dict[str, np.ndarray]:
@@ -56,7 +84,7 @@ class ClipEncoder(FeatureExtractor):
     kind = "clip"
 
     def __init__(self, model: Any, processor: Any, name: str) -> None:
-        super().__init__()
+        super().__init__(processor.image_processor, model.device)
         self.model, self.processor, self.name = model.eval(), processor, name
         fit_threads(getattr(model, "vision_model", model))
         self.poolings = ("image_embedding", "before_projection")[: 1 if self.projection is None else 2]
@@ -89,7 +117,7 @@ class ClipEncoder(FeatureExtractor):
 
     @torch.inference_mode()
     def compute(self, images: Sequence[Image]) -> dict[str, np.ndarray]:
-        inputs = self.processor.image_processor(images=list(images), return_tensors="pt")
+        inputs = self.pixels(images)
         device, dtype = self.model.device, self.model.dtype
         inputs = {name: x.to(device, dtype if x.is_floating_point() else None) for name, x in inputs.items()}
         if len(self.poolings) == 1:
@@ -118,6 +146,42 @@ class ClipEncoder(FeatureExtractor):
         return about_model(self.model, self.name)
 
 
+class DinoEncoder(FeatureExtractor):
+    """A DINOv2 (or another vision transformer with a class token in front): its last layer's class token and mean of the patches, as
+    in its own linear evaluation (Oquab et al. 2023, arXiv 2304.07193)."""
+
+    kind = "dino"
+    poolings = ("cls", "cls+mean")
+
+    def __init__(self, model: Any, processor: Any, name: str) -> None:
+        super().__init__(processor, model.device)
+        self.model, self.processor, self.name = model.eval(), processor, name
+        self.first = 1 + getattr(model.config, "num_register_tokens", 0)  # patches come after class token and registers
+
+    @classmethod
+    def load(cls, ref: str, device: str = "auto", dtype: str = "auto") -> "DinoEncoder":
+        """A hub name or folder. Raises InputError when it is no vision model or lacks its preprocessor_config.json."""
+        where, found = pick_device(device), model_folder(ref) or ref
+        try:
+            model = from_files(AutoModel, found, dtype=encoder_dtype(dtype, where))
+            processor = from_files(AutoImageProcessor, found)
+        except (ImportError, OSError, ValueError) as error:
+            raise InputError(f"dino_model {ref!r} cannot be loaded: {first_line(error)}") from None
+        if "dino" not in model.config.model_type:
+            raise InputError(f"dino_model {ref!r} is a {type(model).__name__}, not a DINOv2")
+        return cls(model.to(where), processor, ref)
+
+    @torch.inference_mode()
+    def compute(self, images: Sequence[Image]) -> dict[str, np.ndarray]:
+        pixels = self.pixels(images)["pixel_values"]
+        hidden = self.model(pixels.to(self.model.device, self.model.dtype)).last_hidden_state.float()
+        cls, mean = hidden[:, 0].cpu().numpy(), hidden[:, self.first :].mean(1).cpu().numpy()
+        return {"cls": cls, "cls+mean": np.concatenate([cls, mean], axis=1)}
+
+    def describe(self) -> dict[str, Any]:
+        return about_model(self.model, self.name)
+
+
 class TowerEncoder(FeatureExtractor):
     """The VLM's frozen vision tower: what the language model is given to look at, before the projector.
 
@@ -129,11 +193,11 @@ class TowerEncoder(FeatureExtractor):
     kind = "tower"
 
     def __init__(self, vlm: VLM) -> None:
-        super().__init__()
-        self.vlm, self.name = vlm, f"tower of {vlm.name}"
-        self.tower = vlm.tower
         chosen = getattr(vlm.base.config, "vision_feature_select_strategy", None)
         self.has_cls = vlm.family.caches_features and chosen == "default"
+        super().__init__(vlm.processor.image_processor if self.has_cls else None, vlm.device)
+        self.vlm, self.name = vlm, f"tower of {vlm.name}"
+        self.tower = vlm.tower
         self.poolings = ("cls", "mean", "cls+mean") if self.has_cls else ("mean",)
 
     @torch.inference_mode()
@@ -141,7 +205,7 @@ class TowerEncoder(FeatureExtractor):
         if not self.has_cls:
             means = [vectors.float().mean(0) for vectors in self._projector_inputs(images)]
             return {"mean": torch.stack(means).cpu().numpy()}
-        pixels = self.vlm.processor.image_processor(images=list(images), return_tensors="pt")["pixel_values"]
+        pixels = self.pixels(images)["pixel_values"]
         parameter = next(self.tower.parameters())
         output = self.tower(pixels.to(parameter.device, parameter.dtype), output_hidden_states=True, return_dict=True)
         layers = self.vlm.base.config.vision_feature_layer

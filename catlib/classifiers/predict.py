@@ -7,23 +7,26 @@ import time
 from collections.abc import Callable, Iterator, Sequence, Set
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch.distributed as dist
 from PIL.Image import Image
 
 from catlib.classifiers.base import BrokenOff, Classifier
 from catlib.data.images import inside, open_image
 from catlib.data.records import Prediction, PredictionSet, Sample, meta_path, prediction_line, read_predictions
 from catlib.errors import InputError, NotFinite
-from catlib.files import appending, locked, read_json, remove_leftovers, write_bytes, write_json
+from catlib.files import appending, locked, read_json, remove_leftovers, write_bytes, write_json, write_text
 from catlib.progress import track
 from catlib.provenance import git_commit, package_versions
 
 log = logging.getLogger(__name__)
 OnError = Callable[[Sample, InputError], None]
-DECODERS = 2  # threads; Pillow releases the interpreter lock while it decodes
+DECODERS = max(2, min(16, os.cpu_count() or 2))  # threads; Pillow releases the interpreter lock while it decodes
 MEASURED = ("images_per_second", "latency_single_ms")  # in the sidecar, kept by a run that finds nothing left to do
 
 
@@ -38,6 +41,7 @@ def predict(
     latency_photos: int = 0,
     reuse: bool = True,
     seed: int = 0,
+    processes: int = 0,
 ) -> PredictionSet:
     """Classify `samples` into the predictions file `out` and its sidecar; return both.
 
@@ -48,13 +52,25 @@ def predict(
     `reuse` False: features that another classifier has computed are computed again, for a rate that tells the whole cost.
     `seed` is the run's, for the sidecar. Raises InputError where `out` or its sidecar holds anything but predictions that catlib
     has written, and while another process writes them.
+
+    Of several `processes`, by default those that torchrun or `accelerate launch` have started together, each classifies a share of
+    the batches; what all have found is put together in order, and all return it.
     """
+    description = {"name": out.stem, "breeds": list(classifier.breeds), **classifier.describe()}
+    if (processes := processes or int(os.environ.get("WORLD_SIZE", "1"))) > 1:
+        refuse_foreign(out)
+
+        def own(some: Sequence[Sample], part: Path) -> None:
+            predict(classifier, some, image_root, part, batch_size, resume, on_error, latency_photos, reuse, seed, 1)
+
+        if not (resume and len(_finished(out, description, samples)) == len(samples)):
+            _in_shares(own, samples, out, 1 if classifier.row_by_row else batch_size, processes)
+        return read_predictions(out)
     busy = f"{out}: another process writes predictions there; wait for its end, or name another file"
     with locked(out.with_name(f".{out.name}.lock"), busy):
         for path in (out, meta_path(out)):
             remove_leftovers(path.parent, path.name)
         refuse_foreign(out)
-        description = {"name": out.stem, "breeds": list(classifier.breeds), **classifier.describe()}
         done = _finished(out, description, samples) if resume else set()
         if not done:
             out.unlink(missing_ok=True)
@@ -79,6 +95,26 @@ def predict(
         return read_predictions(out)
 
 
+def _in_shares(own: Callable[..., None], samples: Sequence[Sample], out: Path, size: int, processes: int) -> None:
+    """Each `size` samples in turn to one of the processes, whose file outlives an interruption; the first one merges them."""
+    if not dist.is_initialized():
+        dist.init_process_group("gloo", timeout=timedelta(days=7))  # the slowest is waited for
+    rank, step = dist.get_rank(), processes * size
+    parts = [out.with_name(f".{out.stem}.{k + 1}-of-{processes}.jsonl") for k in range(processes)]
+    if share := [s for at in range(rank * size, len(samples), step) for s in samples[at : at + size]]:
+        own(share, parts[rank])
+    dist.barrier()
+    if rank == 0:
+        found = [read_predictions(part) for part in parts if part.is_file()]
+        lines = {p.id: prediction_line(p) for one in found for p in one.predictions}
+        rate = round(sum(one.meta.get("images_per_second", 0.0) for one in found), 3)
+        write_json(meta_path(out), {**found[0].meta, "name": out.stem, "images_per_second": rate})
+        write_text(out, "".join(lines[sample.id] for sample in samples if sample.id in lines))
+        for path in (*parts, *map(meta_path, parts)):
+            path.unlink(missing_ok=True)
+    dist.barrier()
+
+
 def iterate(
     classifier: Classifier,
     samples: Sequence[Sample],
@@ -98,7 +134,7 @@ def iterate(
     size = 1 if classifier.row_by_row else batch_size
     batches = [samples[first : first + size] for first in range(0, len(samples), size)]
     todo = [sample for batch in batches if any(s.id not in done for s in batch) for sample in batch]
-    for chunk, images, decode_ms in read_batches(todo, image_root, batch_size, on_error):
+    for chunk, images, decode_ms in read_batches(todo, image_root, batch_size, on_error, classifier.prepare):
         start = time.perf_counter()
         try:
             batch = classifier.classify_in_memory(images, [sample.id for sample in chunk] if reuse else None)
@@ -114,7 +150,10 @@ def iterate(
             if sample.id not in done:
                 scores = None if batch.log_probs is None else batch.log_probs[i]
                 answer = None if batch.answers is None else batch.answers[i]
-                yield _prediction(sample, batch.predicted[i], scores, answer, decode_ms[i] + share)
+                energy = None if batch.energy is None else float(f"{batch.energy[i]:.6g}")
+                yield replace(
+                    _prediction(sample, batch.predicted[i], scores, answer, decode_ms[i] + share), energy=energy
+                )
 
 
 def _prediction(
@@ -187,9 +226,13 @@ def _finished(out: Path, description: dict[str, Any], samples: Sequence[Sample])
 
 
 def read_batches(
-    samples: Sequence[Sample], image_root: Path, batch_size: int, on_error: OnError | None = None
-) -> Iterator[tuple[list[Sample], list[Image], list[float]]]:
-    """Yield batches of samples with their upright RGB photos and the milliseconds that decoding each one took.
+    samples: Sequence[Sample],
+    image_root: Path,
+    batch_size: int,
+    on_error: OnError | None = None,
+    prepare: Callable[[Image], Any] = lambda image: image,
+) -> Iterator[tuple[list[Sample], list[Any], list[float]]]:
+    """Yield batches of samples with what `prepare` makes of their upright RGB photos, and the milliseconds that each one took.
 
     One batch is read ahead. A photo that cannot be opened raises an InputError, or, with `on_error`, is reported to
     it and left out; a batch in which nothing is left is not yielded.
@@ -197,13 +240,13 @@ def read_batches(
     with ThreadPoolExecutor(DECODERS, thread_name_prefix="decode") as pool:
 
         def start(first: int) -> list[tuple[Sample, Future]]:
-            return [(s, pool.submit(_read, image_root, s)) for s in samples[first : first + batch_size]]
+            return [(s, pool.submit(_read, image_root, s, prepare)) for s in samples[first : first + batch_size]]
 
         try:
             ahead = start(0)
             for first in range(batch_size, len(samples) + batch_size, batch_size):
                 current, ahead = ahead, start(first)
-                read: list[tuple[Sample, Image, float]] = []
+                read: list[tuple[Sample, Any, float]] = []
                 for sample, future in current:
                     try:
                         read.append((sample, *future.result()))
@@ -218,7 +261,7 @@ def read_batches(
             pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _read(image_root: Path, sample: Sample) -> tuple[Image, float]:
+def _read(image_root: Path, sample: Sample, prepare: Callable[[Image], Any]) -> tuple[Any, float]:
     start = time.perf_counter()
-    image = open_image(inside(image_root, sample.image))
+    image = prepare(open_image(inside(image_root, sample.image)))
     return image, 1000 * (time.perf_counter() - start)

@@ -9,18 +9,15 @@ from typing import Any
 
 import numpy as np
 from PIL.Image import Image
-from scipy.special import log_softmax
 
 from catlib.classifiers.base import Batch, Classifier
 from catlib.classifiers.clip import ClipZeroShot
-from catlib.classifiers.encoder import ClipEncoder, FeatureExtractor, TowerEncoder
+from catlib.classifiers.encoder import ClipEncoder, DinoEncoder, FeatureExtractor, TowerEncoder
 from catlib.classifiers.opponents import KINDS, Arrays, Photos, choose_and_fit, deal_folds
-from catlib.classifiers.predict import read_batches
 from catlib.data.conversations import balance_weights
 from catlib.data.records import Sample
 from catlib.errors import InputError
 from catlib.files import parse_json, replacing
-from catlib.progress import track
 from catlib.vlm.checkpoint import open_vlm
 
 log = logging.getLogger(__name__)
@@ -60,7 +57,7 @@ class Probe(Classifier):
             raise InputError(f"{name}: training photos of breeds that are not in the list: {', '.join(unknown)}")
         labels = np.array([breeds.index(sample.breed) for sample in samples])
         photos = Photos(
-            _features(extractor, samples, image_root, name, batch_size),
+            extractor.of_samples(samples, image_root, name, batch_size),
             labels,
             len(breeds),
             balance_weights(samples, balance),
@@ -73,9 +70,12 @@ class Probe(Classifier):
         log.info("%s: %s features, %s (%d photos)", name, pooling, chosen, len(samples))
         return cls(extractor, breeds, kind, pooling, arrays, report, name)
 
+    def prepare(self, image: Image) -> Any:
+        return self.extractor.prepare(image)
+
     def classify(self, images: Sequence[Image], ids: Sequence[str] | None = None) -> Batch:
         features = self.extractor.features(images, ids)[self.pooling].astype(np.float32)
-        return self.from_log_probs(log_softmax(KINDS[self.kind].scores(self.arrays, features).astype(float), axis=1))
+        return self.from_scores(KINDS[self.kind].scores(self.arrays, features).astype(float))
 
     def describe(self) -> dict[str, Any]:
         return {**self.extractor.describe(), "decoding": f"{self.kind} on features", "probe": self.report}
@@ -106,8 +106,8 @@ class Probe(Classifier):
         except (OSError, ValueError, KeyError) as error:
             raise InputError(f"{path}: not a saved linear probe: {error}") from None
         named, kind = about["extractor"], about.get("kind")
-        if extractor is None and kind == "clip":
-            extractor = ClipEncoder.load(named, device, dtype)
+        if extractor is None and kind in ("clip", "dino"):
+            extractor = (ClipEncoder if kind == "clip" else DinoEncoder).load(named, device, dtype)
         elif extractor is None and kind == "tower":
             extractor = TowerEncoder(open_vlm(named, device=device, precision=dtype))
         elif extractor is None:
@@ -116,17 +116,6 @@ class Probe(Classifier):
             raise InputError(f"{path}: fitted on features of {named}, not of {given}")
         learner, breeds = about.get("learner", "linear"), tuple(about["breeds"])
         return cls(extractor, breeds, learner, about["pooling"], arrays, about["report"], about["name"])
-
-
-def _features(
-    extractor: FeatureExtractor, samples: Sequence[Sample], image_root: Path, name: str, batch_size: int
-) -> dict[str, np.ndarray]:
-    parts: dict[str, list[np.ndarray]] = {pooling: [] for pooling in extractor.poolings}
-    batches, total = read_batches(samples, image_root, batch_size), -(-len(samples) // batch_size)
-    for chunk, images, _ in track(batches, f"{name} features", total=total, unit="batches"):
-        for pooling, matrix in extractor.features(images, [sample.id for sample in chunk]).items():
-            parts[pooling].append(matrix.astype(np.float32))
-    return {pooling: np.concatenate(part) for pooling, part in parts.items()}
 
 
 def _text(extractor: FeatureExtractor, breeds: Sequence[str]) -> Arrays:

@@ -12,15 +12,17 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from catlib.data.records import Sample
 from catlib.errors import InputError
-from catlib.figures import BLUE, GREEN, GREY, ORANGE, RED, SKY
+from catlib.figures import BLUE, GREEN, GREY, ORANGE, PINK, RED, SKY
 from catlib.settings import DECODINGS, ComparisonSettings, EvaluationSettings, split_list
 
 if TYPE_CHECKING:
     from catlib.classifiers.base import Classifier
+    from catlib.classifiers.further import PhotoSet
     from catlib.vlm.checkpoint import VLM, Checkpoint
 
 Role = Literal["candidate", "baseline", "opponent"]
 TUNED, UNTUNED, ZERO_SHOT = "vlm-tuned", "vlm-base", "clip-zero-shot"
+UNKNOWN = "unknown"  # the set of photos of none of the breeds
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,7 @@ class Bench:
     val: tuple[Sample, ...]
     test: tuple[Sample, ...]
     checkpoint: "Checkpoint | None" = None
+    further: "tuple[PhotoSet, ...]" = ()
     _loaded: dict[Hashable, Any] = field(default_factory=dict, compare=False)
 
     def summary(self) -> str:
@@ -136,7 +139,10 @@ def make_zero_shot(bench: Bench, settings: ComparisonSettings) -> "Classifier | 
 
     if not settings.clip_model:
         return None
-    return ClipZeroShot(_encoder("clip", bench, settings), bench.breeds, settings.clip_prompts, name=ZERO_SHOT)
+    encoder = _encoder("clip", bench, settings)
+    if settings.clip_prompts == "auto":
+        return ClipZeroShot.choose(encoder, bench.breeds, bench.val, bench.image_root, ZERO_SHOT)
+    return ClipZeroShot(encoder, bench.breeds, settings.clip_prompts, name=ZERO_SHOT)
 
 
 def make_probe(name: str, kind: str, bench: Bench, settings: ComparisonSettings) -> "Classifier | None":
@@ -145,11 +151,14 @@ def make_probe(name: str, kind: str, bench: Bench, settings: ComparisonSettings)
     from catlib.classifiers.probe import Probe
 
     wanted = split_list(settings.opponents) if settings.probe else []
-    if unknown := set(wanted) - set(KINDS):
-        raise InputError(f"opponents: {', '.join(sorted(unknown))}: expected some of {', '.join(KINDS)}")
+    if unknown := set(wanted) - {*KINDS, "lora"}:
+        raise InputError(f"opponents: {', '.join(sorted(unknown))}: expected some of {', '.join(KINDS)}, lora")
     source = name.partition("-")[0]
-    if kind not in wanted or (source == "clip" and not settings.clip_model):
+    named = {"clip": settings.clip_model, "dino": settings.dino_model}.get(source, settings.base_model)
+    if kind not in wanted or not named:
         return None
+    if kind == "lora":
+        return _tuned_clip(bench, settings)
     extractor = _encoder(source, bench, settings)
     if kind == "projection" and getattr(extractor, "projection", None) is None:
         return None  # SigLIP has none
@@ -158,14 +167,25 @@ def make_probe(name: str, kind: str, bench: Bench, settings: ComparisonSettings)
     return Probe.fit(extractor, bench.breeds, bench.train, bench.image_root, name, **about)
 
 
-def _encoder(source: str, bench: Bench, settings: ComparisonSettings) -> Any:
-    """CLIP or the VLM's tower, in memory until another model is asked for."""
-    from catlib.classifiers.encoder import ClipEncoder, TowerEncoder
+def _tuned_clip(bench: Bench, settings: ComparisonSettings) -> "Classifier":
+    from catlib.classifiers.clip import ClipZeroShot
+    from catlib.classifiers.clip_lora import tuned_clip
+
+    clip = ClipZeroShot(_encoder("clip", bench, settings, "lora"), bench.breeds, settings.clip_prompts, "clip-lora")
+    folder = bench.run_dir / "probes/clip-lora"
+    return tuned_clip(clip, bench.train, bench.image_root, folder, settings.seed, settings.balance)
+
+
+def _encoder(source: str, bench: Bench, settings: ComparisonSettings, use: str = "") -> Any:
+    """CLIP, DINOv2 or the VLM's tower, in memory until another model, or the same for another `use`, is asked for."""
+    from catlib.classifiers.encoder import ClipEncoder, DinoEncoder, TowerEncoder
     from catlib.vlm.checkpoint import open_vlm
 
     name, device, dtype = settings.clip_model, settings.device, settings.dtype
     if source == "clip":
-        return bench.model((source, name), lambda: ClipEncoder.load(name, device, dtype))
+        return bench.model((source, name, use), lambda: ClipEncoder.load(name, device, dtype))
+    if source == "dino":
+        return bench.model((source, settings.dino_model), lambda: DinoEncoder.load(settings.dino_model, device, dtype))
     base = settings.base_model
     return bench.model((source, base), lambda: TowerEncoder(open_vlm(base, device=device, precision=dtype)))
 
@@ -176,7 +196,7 @@ def _reading(decoding: str, said: str, short: str, marker: str) -> Track:
 
 
 def _probe(name: str, kind: str, short: str, title: str, marker: str) -> Track:
-    color = RED if name.startswith("clip") else GREEN
+    color = {"clip": RED, "dino": PINK}.get(name.partition("-")[0], GREEN)
     return Track(name, short, title, color, marker, "opponent", partial(make_probe, name, kind))
 
 
@@ -190,8 +210,11 @@ TRACKS = (
     _probe("clip-knn", "knn", "CLIP, neighbours", "nearest neighbours on CLIP features", "p"),
     _probe("clip-tip", "tip-adapter", "CLIP, Tip-Adapter", "Tip-Adapter on CLIP", "h"),
     _probe("clip-projection", "projection", "CLIP, tuned projection", "CLIP with its projection tuned", "*"),
+    _probe("clip-lora", "lora", "CLIP, LoRA", "CLIP tuned by LoRA", "d"),
     _probe("tower-probe", "linear", "VLM tower, linear probe", "the linear probe on the VLM's own tower", "^"),
     _probe("tower-knn", "knn", "VLM tower, neighbours", "nearest neighbours on the VLM's own tower", "<"),
+    _probe("dino-probe", "linear", "DINOv2, linear probe", "the linear probe on DINOv2 features", ">"),
+    _probe("dino-knn", "knn", "DINOv2, neighbours", "nearest neighbours on DINOv2 features", "H"),
 )
 _BY_NAME = {entry.name: entry for entry in TRACKS}
 

@@ -1,6 +1,8 @@
 """The vision-language model as a classifier, untuned or tuned, with three ways to read a breed off it."""
 
+import copy
 import logging
+import threading
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -19,6 +21,7 @@ from catlib.progress import track
 from catlib.settings import DECODINGS
 from catlib.vlm.decoding import generate_constrained, generate_free
 from catlib.vlm.models import VLM
+from catlib.vlm.prompting import Prepared, prepared
 from catlib.vlm.scoring import LabelScorer
 
 STRENGTHS = tuple(round(0.1 * step, 1) for step in range(16))  # of the prior correction
@@ -55,11 +58,22 @@ class VLMClassifier(Classifier):
         self.prior_fit: dict[str, Any] | None = None
         self.name = name or ("vlm-tuned" if vlm.adapter or vlm.checkpoint.merged else "vlm-base")
         self.parser = BreedParser(self.breeds)
+        self.ahead = vlm.device.type != "cpu"
+        self._own, self._copying = threading.local(), threading.Lock()
         self.scorer = LabelScorer(vlm, self.breeds, self.prompt, spelled=self.spelled) if decoding == "score" else None
+
+    def prepare(self, image: Image) -> Image | Prepared:
+        """The photo as the processor makes it; on a CPU, which then has no time to spare, the photo itself."""
+        if not self.ahead:
+            return image
+        if not hasattr(self._own, "processor"):
+            with self._copying:
+                self._own.processor = copy.deepcopy(self.vlm.processor)  # a tokenizer serves one thread at a time
+        return prepared(self._own.processor, image, self.prompt)
 
     def classify(self, images: Sequence[Image], ids: Sequence[str] | None = None) -> Batch:
         if self.decoding == "score":
-            return self.from_log_probs(self.log_probs(images))
+            return self.from_scores(self.scores(images))
         if self.decoding == "constrained":
             answers = generate_constrained(self.vlm, images, self.prompt, self.breeds, self.spelled)
             return Batch(answers, None, answers)
@@ -87,10 +101,14 @@ class VLMClassifier(Classifier):
         """The scores of the prompt without a photo (breeds,)."""
         return self._normed(self.label_scorer.prior()[None])[0]
 
+    def scores(self, images: Sequence[Image]) -> np.ndarray:
+        """Scores (n, breeds), corrected by the prior and not normalised."""
+        scores = self.raw_scores(images)
+        return scores - self.prior_strength * self.prior if self.prior_strength else scores
+
     def log_probs(self, images: Sequence[Image]) -> np.ndarray:
         """Log-probabilities (n, breeds), corrected by the prior."""
-        scores = self.raw_scores(images)
-        return log_softmax(scores - self.prior_strength * self.prior if self.prior_strength else scores, axis=1)
+        return log_softmax(self.scores(images), axis=1)
 
     def _normed(self, sums: np.ndarray) -> np.ndarray:
         return sums if self.score_norm == "sum" else self.label_scorer.mean(sums)

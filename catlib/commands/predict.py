@@ -54,6 +54,9 @@ def run(args: argparse.Namespace) -> int:
         raise InputError(f"--batch-size must be at least 1, found {args.batch_size}")
     from catlib.classifiers.predict import iterate, predict, refuse_foreign
 
+    main, alone = os.environ.get("RANK", "0") == "0", os.environ.get("WORLD_SIZE", "1") == "1"
+    if not alone and not args.out:
+        raise InputError("several processes put what they find into one file: name it by --out")
     root, samples = find_photos(args.photos)
     out = args.out and args.out.expanduser()
     if out:
@@ -66,7 +69,8 @@ def run(args: argparse.Namespace) -> int:
         print(f"catlib: {error}", file=sys.stderr)
 
     if out:
-        predict(classifier, samples, root, out, args.batch_size, on_error=report)
+        found = predict(classifier, samples, root, out, args.batch_size, on_error=report)
+        missing = len(samples) - len(found.predictions) if main else 0  # a launcher ends all for one that fails
     else:
         for prediction in iterate(classifier, samples, root, args.batch_size, on_error=report):
             row = asdict(prediction)
@@ -76,9 +80,10 @@ def run(args: argparse.Namespace) -> int:
             if row["scores"] is not None:  # a reader of a stream has no sidecar that tells the order
                 row["scores"] = dict(zip(classifier.breeds, (round(s, 6) for s in row["scores"]), strict=True))
             print(json.dumps(row, ensure_ascii=False), flush=True)
-    if failed:
-        log.warning("%d of %d photos could not be read", len(failed), len(samples))
-    return 1 if failed else 0
+        missing = len(failed)
+    if missing:
+        log.warning("%d of %d photos could not be read", missing, len(samples))
+    return 1 if missing else 0
 
 
 def find_photos(arguments: Sequence[Path]) -> tuple[Path, list["Sample"]]:

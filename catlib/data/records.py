@@ -141,6 +141,7 @@ class Prediction:
     scores: Sequence[float] | None  # log-probabilities over the sidecar's breeds: exp(scores) sums to 1
     answer: str | None = None  # raw text, where the model produced text
     latency_ms: float | None = None  # the photo's share of its batch's wall time
+    energy: float | None = None  # log-sum-exp of the scores before they were normalised
 
 
 @dataclass(frozen=True)
@@ -164,6 +165,8 @@ def prediction_line(prediction: Prediction) -> str:
         row["scores"] = [float(f"{s:.5g}") for s in prediction.scores]
     if prediction.latency_ms is not None:
         row["latency_ms"] = round(prediction.latency_ms, 3)
+    if row["energy"] is None:
+        del row["energy"]
     return json.dumps(row, ensure_ascii=False) + "\n"
 
 
@@ -224,7 +227,9 @@ def _parse_prediction(row: Mapping[str, Any], breeds: Sequence[str], where: str)
     shared = (row["id"], row.get("image") or "", row.get("breed"), predicted, row.get("group"))
     id, image, breed, predicted, group = (None if text is None else intern(text) for text in shared)
     given = None if scores is None else array("f", scores)  # of 126,000 photos with 67 scores 43 MB, as a tuple 270
-    return Prediction(id or "", image or "", breed, predicted, given, row.get("answer"), latency, group=group)
+    energy = row.get("energy")
+    _need(energy is None or isinstance(energy, float), where, "key 'energy' is no number with a decimal point")
+    return Prediction(id or "", image or "", breed, predicted, given, row.get("answer"), latency, energy, group=group)
 
 
 def _is_time(value: object) -> bool:

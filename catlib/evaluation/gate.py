@@ -40,6 +40,8 @@ def gate(profile: str, given: Mapping[str, Any]) -> tuple[Verdict, dict[str, Any
     """
     start = time.monotonic()
     train, want = TrainSettings.of_profile(profile, given), ComparisonSettings.of_profile(profile, given)
+    if want.clip_prompts == "auto":
+        want = replace(want, clip_prompts="ensemble")  # chosen on the photos that are measured here, they would flatter
     need = training_need(train, want.budget_hours)
     models: dict[str, Any] = {}
     if not need["obstacle"]:

@@ -38,7 +38,7 @@ def evaluate(
     cells = boot.make_cells(o.true, o.predicted, o.correct if top3 is None else top3, o.group)
     report, by_photo = per_breed(o, priority), cells.widening()
     point = np.array([report[b]["f1"] or 0.0 for b in o.breeds])
-    scored = _scored(o, bootstrap, seed, by_photo)  # first, as it takes most memory
+    scored = calibration_figures(o, bootstrap, seed)  # first, as it takes most memory
     counts = resample_cells(cells, bootstrap, seed, PSEUDO_SINGLE)
 
     def averages(some: np.ndarray) -> list[dict[str, Any]]:
@@ -159,7 +159,7 @@ def _figure(value: float, draws: np.ndarray, widen: float | None, high: float = 
     return {"value": float(value), "ci95": interval(float(value), draws, 0.0, high, widen)}
 
 
-def _scored(o: Outcomes, bootstrap: int, seed: int, widen: float | None) -> dict[str, Any]:
+def calibration_figures(o: Outcomes, bootstrap: int, seed: int) -> dict[str, Any]:
     """ECE and Brier score (0 to 2, Brier 1950) with their intervals, None without scores.
 
     With few photos the ECE is too large, as absolute gaps cannot cancel: its interval is the span of two basic intervals (Efron and
@@ -180,6 +180,7 @@ def _scored(o: Outcomes, bootstrap: int, seed: int, widen: float | None) -> dict
     breed[unit] = o.true
     kinds = sparse.csc_array((ones, (np.arange(len(o)), unit)))
     groups = np.bincount(breed, minlength=len(o.breeds))
+    widen = boot.widening(o.support, groups, o.support)
     counts = boot.resample(kinds, breed, np.ones(len(breed)), groups, o.support, resamples, seed)
     brier = _figure(distance.mean(), distance @ counts / len(o), widen, high=2.0)
     counts *= gap[:, None]

@@ -3,7 +3,7 @@
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -11,16 +11,17 @@ from typing import Any
 import numpy as np
 
 from catlib.breeds import BREEDS, features, find, key_of
-from catlib.classifiers.tracks import TUNED, UNTUNED, ordered, track
+from catlib.classifiers.tracks import TUNED, UNKNOWN, UNTUNED, ordered, track
 from catlib.data.records import Prediction, PredictionSet, Sample, read_samples
 from catlib.errors import InputError
 from catlib.evaluation.calibration import Calibrated, calibrate, risk_coverage
-from catlib.evaluation.compare import compare
+from catlib.evaluation.compare import compare, pair, paired_gains
 from catlib.evaluation.facts import against, reference_of
-from catlib.evaluation.metrics import evaluate, expected_calibration_error, per_breed
+from catlib.evaluation.metrics import calibration_figures, evaluate, per_breed
 from catlib.evaluation.metrics_file import write_metrics
 from catlib.evaluation.outcomes import outcomes
 from catlib.evaluation.tables import Entry, in_words, milliseconds
+from catlib.evaluation.unknown import told_apart
 from catlib.evaluation.verdict import Verdict, judge
 from catlib.paths import resolve
 from catlib.runs import read_training
@@ -46,6 +47,7 @@ class Results:
     seed: int = 0
     remarks: tuple[str, ...] = ()
     candidate: str = TUNED
+    further: Mapping[str, Mapping[str, PredictionSet]] = field(default_factory=dict)  # by name of the set
 
     def only(self, names: Iterable[str]) -> "Results":
         """Those of the named models that are there, in the usual order, all on the photos that all of them have predicted.
@@ -77,7 +79,20 @@ class Results:
                 found[name]["validation"] = _on_validation(self.val[name], self.priority)
             found[name]["reason_figures"] = reason_figures(self.test[name])
             if c.scaled is not None:
-                found[name]["calibration"] = _calibration(c)
+                found[name]["calibration"] = _calibration(c, self.bootstrap, self.seed)
+            found[name]["further"] = self._on_further(name)
+        return found
+
+    def _on_further(self, name: str) -> dict[str, Any]:
+        """Of each further set of photos that the model has predicted: what tells them from test photos, or the fall in accuracy."""
+        found: dict[str, Any] = {}
+        for photos, sets in self.further.items():
+            if name in sets and photos == UNKNOWN:
+                found[photos] = told_apart(self.test[name], sets[name])
+            elif name in sets:
+                before, after = pair(self.test[name], sets[name])
+                fall = paired_gains(after, before, (), bootstrap=self.bootstrap, seed=self.seed)["accuracy"]
+                found[photos] = {"n": len(after), "accuracy": float(after.correct.mean()), "gain_points": fall}
         return found
 
     @cached_property
@@ -197,14 +212,14 @@ def _on_validation(predictions: PredictionSet, priority: Sequence[str]) -> dict[
     }
 
 
-def _calibration(c: Calibrated) -> dict[str, Any]:
+def _calibration(c: Calibrated, bootstrap: int, seed: int) -> dict[str, Any]:
     """What metrics.json says about calibration: the test's ECE at the fitted temperature, and what can be answered."""
     chosen, scaled = c.chosen, c.scaled
     assert chosen is not None and scaled is not None
     return {
         "temperature": c.temperature,
         "area_under_risk_coverage": risk_coverage(scaled).area,
-        "ece": expected_calibration_error(scaled.confidence, scaled.correct),
+        **calibration_figures(scaled, bootstrap, seed),
         "answered_at_precision": chosen.target,
         "answered": chosen.coverage,
         "precision": chosen.precision,

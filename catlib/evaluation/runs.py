@@ -3,8 +3,10 @@
 import logging
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 from catlib.classifiers.explain import Explanation, explain_prediction, pick_examples
+from catlib.classifiers.further import OnSet, further_sets
 from catlib.classifiers.predict import predict
 from catlib.classifiers.tracks import TRACKS, TUNED, Bench, Track, find_vlm, load_vlm, names_of, tracks_of
 from catlib.classifiers.vlm import VLMClassifier
@@ -52,6 +54,7 @@ def open_bench(settings: Settings) -> Bench:
     digests: dict[str, str | None] = {s.id: _digest(s, dataset.image_root) for s in test}
     for name, samples in seen.items():
         refuse_seen(digests, keys_of(samples) | {_digest(s, dataset.image_root) for s in samples}, name)
+    drawn = evenly(test, settings.max_test_photos, settings.seed)
     return Bench(
         run_dir=resolve(settings.run_dir),
         image_root=dataset.image_root,
@@ -59,8 +62,9 @@ def open_bench(settings: Settings) -> Bench:
         priority=priority,
         train=train,
         val=val,
-        test=evenly(test, settings.max_test_photos, settings.seed),
+        test=drawn,
         checkpoint=checkpoint,
+        further=further_sets(settings, drawn, dataset.image_root, dataset.breeds),
     )
 
 
@@ -108,8 +112,10 @@ def predict_opponents(bench: Bench, settings: ComparisonSettings) -> Results:
 
 def _found(bench: Bench, settings: Settings, val: bool = True) -> Results:
     """All predictions that the run's folder has by now."""
-    test, folder = read_folder(bench.run_dir / "predictions"), bench.run_dir / "predictions/val"
-    return Results(test, read_folder(folder) if val else {}, bench.priority, settings.bootstrap, settings.seed)
+    folder = bench.run_dir / "predictions"
+    test, validation = read_folder(folder), read_folder(folder / "val") if val else {}
+    further = {photos.name: read_folder(folder / photos.name) for photos in bench.further}
+    return Results(test, validation, bench.priority, settings.bootstrap, settings.seed, further=further)
 
 
 def predict_tracks(
@@ -117,7 +123,8 @@ def predict_tracks(
 ) -> list[str]:
     """Predictions of those models that the settings do not leave out, and their names.
 
-    The test photos go into predictions/NAME.jsonl, the validation photos into predictions/val, what was fitted into probes/. The test
+    The test photos go into predictions/NAME.jsonl, the validation photos into predictions/val, further sets of photos into a folder
+    of their names (of a call without validation photos none are predicted), what was fitted into probes/. The test
     photos (of a call without them, the others) are timed; there nothing that another model has computed is used again.
     """
     made = [entry.name for entry in entries if _predict(entry, bench, settings, parts)]
@@ -129,18 +136,16 @@ def _predict(entry: Track, bench: Bench, settings: Settings, parts: Sequence[str
     classifier = entry.make(bench, settings) if entry.make else None
     if classifier is None:
         return False
+    place: Path = bench.run_dir / "predictions"
+    how: dict[str, Any] = {"seed": settings.seed, "batch_size": settings.eval_batch_size}
     for part in parts:
         timed = part == "test" or "test" not in parts
-        predict(
-            classifier,
-            bench.test if part == "test" else bench.val,
-            bench.image_root,
-            bench.run_dir / ("predictions" if part == "test" else "predictions/val") / f"{entry.name}.jsonl",
-            settings.eval_batch_size,
-            latency_photos=LATENCY_PHOTOS if timed else 0,
-            reuse=not timed,
-            seed=settings.seed,
-        )
+        samples, folder = (bench.test, place) if part == "test" else (bench.val, place / "val")
+        out, latency_photos = folder / f"{entry.name}.jsonl", LATENCY_PHOTOS if timed else 0
+        predict(classifier, samples, bench.image_root, out, latency_photos=latency_photos, reuse=not timed, **how)
+    for photos in bench.further if {"val", "test"} <= set(parts) else ():
+        out = place / photos.name / f"{entry.name}.jsonl"
+        predict(OnSet(classifier, photos.name), photos.samples, photos.image_root, out, **how)
     classifier.store(bench.run_dir / "probes")
     return True
 

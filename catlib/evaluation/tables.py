@@ -6,7 +6,7 @@ from typing import Any, ParamSpec
 
 import pandas as pd
 
-from catlib.classifiers.tracks import ordered, track
+from catlib.classifiers.tracks import UNKNOWN, ordered, track
 
 Entry = Mapping[str, Any]
 P = ParamSpec("P")
@@ -51,6 +51,24 @@ def model_table(models: Mapping[str, Entry]) -> Iterator[dict[str, str]]:
             "ms, p95": number(m["latency_ms"]["p95"]),
             "time for 1,000": cost(m),
         }
+
+
+@_table
+def confidence_table(models: Mapping[str, Entry]) -> Iterator[dict[str, str]]:
+    """How far confidence can be believed: Brier score, calibration error before and after the fitted temperature, area under the
+    risk-coverage curve, AUROC against photos of none of the breeds, and gains of accuracy on changed photos, in points."""
+    sets = dict.fromkeys(photos for m in models.values() for photos in m.get("further") or ())
+    for name, m in ((name, models[name]) for name in ordered(models)):
+        fitted, area = m.get("calibration") or {}, (m.get("calibration") or {}).get("area_under_risk_coverage")
+        row = {"model": track(name).short, "Brier": _told(m.get("brier"), "{:.3f}".format), "ECE": share(m["ece"])}
+        row |= {"ECE, calibrated": share(fitted.get("ece")), "area, risk-coverage": percent(area)}
+        for own, photos in (((m.get("further") or {}).get(photos) or {}, photos) for photos in sets):
+            if photos == UNKNOWN:
+                row["unknown, by probability"] = share(own.get("max_probability"))
+                row["by energy"] = share(own.get("energy"))
+            else:
+                row[photos] = points(own.get("gain_points"))
+        yield row
 
 
 def reasons_table(models: Mapping[str, Entry]) -> pd.DataFrame | None:

@@ -140,7 +140,13 @@ def _open(folder: Path, name: str, device: str) -> Classifier:
         classifier = Probe.load(folder / "probes" / f"{name}.npz", device=device, dtype=dtype)
     elif way == "cosine":
         style = str(about.get("prompt") or "").partition(":")[0]
-        classifier = ClipZeroShot(ClipEncoder.load(base, device, dtype), about["breeds"], style, name)
+        encoder = ClipEncoder.load(base, device, dtype)
+        if "lora" in about:
+            from catlib.classifiers.clip_lora import take_up
+
+            take_up(encoder, folder / "probes" / name)
+        clip = classifier = ClipZeroShot(encoder, about["breeds"], style, name)
+        clip.prior = clip.prior if about.get("prior") is None else np.array(about["prior"])
     elif way in DECODINGS:
         classifier = _open_vlm(folder, name, about, device)
     else:

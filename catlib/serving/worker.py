@@ -11,9 +11,9 @@ from typing import Any
 
 from PIL.Image import Image
 
+from catlib.classifiers.predict import DECODERS
 from catlib.errors import CatlibError, InputError
 
-DECODERS = 2  # threads; Pillow releases the interpreter lock while it decodes
 READ_S = 60.0  # longest wait for a photo's pixels: a file on a dead share must not hold up the others
 log = logging.getLogger(__name__)
 

@@ -2,15 +2,19 @@
 
 import inspect
 import os
+from contextlib import AbstractContextManager, nullcontext
+from importlib.util import find_spec
 from typing import Any
 
 import torch
+from accelerate import PartialState
 from transformers import TrainingArguments
 
-from catlib.errors import InputError
+from catlib.errors import InputError, MissingExtra
 from catlib.files import parse_yaml
 from catlib.paths import resolve
 from catlib.settings import TrainSettings, did_you_mean, split_list
+from catlib.vlm.models import VLM
 
 # Options that have a setting (their own, or one of another name), and those that the engine decides: accepted, they would do nothing,
 # or harm.
@@ -35,13 +39,18 @@ def training_arguments(settings: TrainSettings, dtype: torch.dtype, device: torc
     """The arguments of a training whose frozen base is of this dtype on this device; an item of the data loader is a whole
     optimizer step. Raises InputError for a `trainer_args` that is unknown, without effect, or a setting of catlib's.
     """
+    deepspeed = by_deepspeed()
+    if deepspeed and dtype is torch.float16:
+        raise InputError("DeepSpeed needs a GPU that computes in bfloat16 or, on others, --dtype float32")
     values: dict[str, Any] = {name: getattr(settings, own) for name, own in SETTING.items() if own in AS_SET} | {
         "output_dir": str(resolve(settings.output_dir)),
         "lr_scheduler_type": settings.lr_schedule.replace("constant", "constant_with_warmup"),
         "seed": settings.training_seed,
-        "bf16": dtype is torch.bfloat16,  # bf16 arithmetic over a bf16 base; what is trained stays float32
+        # bf16 arithmetic over a bf16 base; what is trained stays float32
+        "bf16": dtype is torch.bfloat16 and not deepspeed,
         "fp16": dtype is torch.float16,  # with loss scaling: cards without bf16
-        "use_cpu": device.type == "cpu",
+        "use_cpu": device.type == "cpu" and not deepspeed,
+        "ddp_backend": "gloo" if device.type == "cpu" and deepspeed else None,
         "logging_nan_inf_filter": False,
         "eval_strategy": "epoch",
         "save_strategy": "epoch",
@@ -76,15 +85,32 @@ def further_options(text: str) -> dict[str, Any]:
     return options
 
 
+def by_deepspeed() -> bool:
+    """Whether this process was launched with a DeepSpeed configuration."""
+    return os.environ.get("ACCELERATE_USE_DEEPSPEED", "false") == "true"
+
+
+def own_state(device: str) -> PartialState:
+    """This process among those that were launched with it; DeepSpeed's on a CPU are met by gloo."""
+    return PartialState(backend="gloo") if device == "cpu" and by_deepspeed() else PartialState(cpu=device == "cpu")
+
+
+def own_autocast(vlm: VLM) -> AbstractContextManager[Any]:
+    """16-bit arithmetic over a 16-bit base where DeepSpeed switches accelerate's off; its own would round what is trained."""
+    low = by_deepspeed() and vlm.dtype is not torch.float32
+    return torch.autocast(vlm.device.type, vlm.dtype) if low else nullcontext()
+
+
 def check_launch(settings: TrainSettings) -> bool:
     """Whether the frozen matrices are to lie in pieces over the processes (accelerate's FSDP). Raises InputError for a
     launch that catlib cannot do.
     """
-    if os.environ.get("ACCELERATE_USE_DEEPSPEED", "false") == "true":
-        raise InputError(
-            "catlib train was launched with a DeepSpeed configuration, which it does not support: configs/accelerate/fsdp.yaml keeps "
-            "the frozen weights in pieces as ZeRO-3 does, configs/accelerate/ddp.yaml whole"
-        )
+    if by_deepspeed():
+        if os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", "2") == "3":
+            fits = "configs/accelerate/fsdp.yaml, which cuts only frozen weights, or configs/accelerate/zero2.yaml"
+            raise InputError(f"ZeRO-3 cuts what is trained as well, which checkpoints hold whole: launch with {fits}")
+        if find_spec("deepspeed") is None:
+            raise MissingExtra("deepspeed", "deepspeed", "a launch with configs/accelerate/zero2.yaml")
     sharded = os.environ.get("ACCELERATE_USE_FSDP", "false") == "true"
     if sharded and settings.mode == "qlora":
         raise InputError("FSDP cannot keep 4-bit weights in pieces; launch mode qlora with configs/accelerate/ddp.yaml")

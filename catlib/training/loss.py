@@ -13,6 +13,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from catlib.data.images import inside, open_image
 from catlib.data.records import Sample
+from catlib.training.arguments import own_autocast
 from catlib.training.lanes import Lanes
 from catlib.training.order import share
 from catlib.training.run import Run
@@ -46,21 +47,26 @@ class AnswerLoss(torch.nn.Module):
 
     def forward(self, batch: Batch) -> tuple[torch.Tensor, int]:
         (vlm,) = self._vlm
-        inputs: dict[str, Any] = dict(batch.pixels or {})
-        if vlm.family.caches_features:
-            vectors = tower_vectors(vlm, inputs) if batch.features is None else batch.features
-            inputs = {"inputs_embeds": embedded(vlm, batch.input_ids, vectors, batch.image_at)}
-        else:
-            inputs["input_ids"] = batch.input_ids
-            if "pixel_values" in inputs:
-                inputs["pixel_values"] = inputs["pixel_values"].to(vlm.dtype)
-        # Padding stands on the right, where a causal model never looks from a real token: without a mask the attention
-        # kernel takes its fast way. Models that work out positions from the mask still get it where there is padding.
-        needed = (batch.padded and not vlm.family.caches_features) or "token_type_ids" in inputs
-        mask = batch.attention_mask if needed else None
-        hidden = vlm.base.model(**inputs, attention_mask=mask, use_cache=False).last_hidden_state.flatten(0, 1)
-        at = answer_positions(batch.labels) if batch.answer_at is None else batch.answer_at
-        return cross_entropy(vlm.logits(hidden[at - 1]), batch.labels.flatten()[at], reduction="sum"), len(at)
+        with own_autocast(vlm):
+            inputs: dict[str, Any] = dict(batch.pixels or {})
+            if vlm.family.caches_features:
+                vectors = tower_vectors(vlm, inputs) if batch.features is None else batch.features
+                inputs = {"inputs_embeds": embedded(vlm, batch.input_ids, vectors, batch.image_at)}
+            else:
+                inputs["input_ids"] = batch.input_ids
+                if "pixel_values" in inputs:
+                    inputs["pixel_values"] = inputs["pixel_values"].to(vlm.dtype)
+            # Padding stands on the right, where a causal model never looks from a real token: without a mask the attention
+            # kernel takes its fast way. Models that work out positions from the mask still get it where there is padding.
+            needed = (batch.padded and not vlm.family.caches_features) or "token_type_ids" in inputs
+            mask = batch.attention_mask if needed else None
+            hidden = vlm.base.model(**inputs, attention_mask=mask, use_cache=False).last_hidden_state.flatten(0, 1)
+            at = answer_positions(batch.labels) if batch.answer_at is None else batch.answer_at
+            return cross_entropy(vlm.logits(hidden[at - 1]), batch.labels.flatten()[at], reduction="sum"), len(at)
+
+    def load_state_dict(self, state_dict: Any, strict: bool = True, assign: bool = False) -> Any:
+        """From DeepSpeed's saves, which hold what is trained and no more."""
+        return super().load_state_dict(state_dict, False, assign)
 
 
 @torch.no_grad()

@@ -55,7 +55,7 @@ class SavingTrainer(transformers.Trainer):
             super()._save_checkpoint(model, trial)
             self.processes.wait_for_everyone()
             if self.args.should_save:
-                for path in (staging / name).iterdir():
+                for path in filter(Path.is_file, (staging / name).rglob("*")):
                     with path.open("rb+") as stream:
                         os.fsync(stream.fileno())
                 shutil.rmtree(self.folder / name, ignore_errors=True)
@@ -76,6 +76,14 @@ class SavingTrainer(transformers.Trainer):
             trained = {name: parameter.detach().cpu().contiguous() for name, parameter in self.trained}
             save_file(trained, Path(output_dir or self.folder) / WEIGHTS)
 
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        if not self.is_deepspeed_enabled:
+            return super()._save_optimizer_and_scheduler(output_dir)
+        engine: Any = self.model_wrapped
+        engine.save_checkpoint(output_dir, exclude_frozen_parameters=True)  # each process its piece
+        if self.args.should_save and self.lr_scheduler is not None:
+            torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / "scheduler.pt")
+
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         weights = load_file(Path(resume_from_checkpoint) / WEIGHTS)
         for name, parameter in self.trained:
@@ -88,8 +96,10 @@ def saves_in(folder: Path) -> list[Path]:
     return sorted(found, key=lambda path: int(path.name[11:]))
 
 
-def read_progress(saved: Path) -> Progress:
-    """What a save says about where training stood."""
+def read_progress(saved: Path, by_deepspeed: bool) -> Progress:
+    """What a save says about where training stood. Raises InputError where the other kind of launch has written it."""
+    if (saved / "latest").is_file() != by_deepspeed:
+        raise InputError(f"{saved}: go on with DeepSpeed where the training began with it, and without where not")
     return Progress(**read_json(saved / STATE))
 
 

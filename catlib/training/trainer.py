@@ -11,7 +11,6 @@ from operator import mul
 from typing import Any, TypeVar
 
 import torch
-from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, patch_environment
 from torch.utils.data import DataLoader
 from transformers import PrinterCallback
@@ -24,7 +23,7 @@ from catlib.provenance import peak_resident_gb
 from catlib.runs import read_training
 from catlib.settings import TrainSettings
 from catlib.signals import ENDINGS, handling
-from catlib.training.arguments import check_launch, training_arguments
+from catlib.training.arguments import check_launch, own_autocast, own_state, training_arguments
 from catlib.training.callbacks import Flow, Tracker
 from catlib.training.kernels import constant_factors
 from catlib.training.lanes import lanes_for
@@ -53,7 +52,7 @@ class Trainer(SavingTrainer):
     def __init__(self, settings: TrainSettings) -> None:
         settings = with_alpha(settings)
         sharded = check_launch(settings)
-        self.folder, self.processes = resolve(settings.output_dir), PartialState(cpu=settings.device == "cpu")
+        self.folder, self.processes = resolve(settings.output_dir), own_state(settings.device)
         data = TrainingData(settings)
         prepare_folder(self.folder, settings, data.digests)
         torch.manual_seed(settings.training_seed)  # before LoRA's matrices are drawn
@@ -106,7 +105,7 @@ class Trainer(SavingTrainer):
                 check_batch(self.vlm, self.run.collate(self.run.data.train[: self.settings.batch_size]))
                 self.optimizer = self.lr_scheduler = None  # of an interrupted call
                 if saved:
-                    self.record.progress = read_progress(saved[0])
+                    self.record.progress = read_progress(saved[0], self.is_deepspeed_enabled)
                 else:
                     self._forget_saves()  # of an earlier training, with `resume` off
                     self.record.write()
@@ -180,7 +179,7 @@ class Trainer(SavingTrainer):
             return validation_loss(self.loss, collate, samples, progress.micro_batch, self.lanes)
 
         self.loss.eval()
-        with self.accelerator.autocast():
+        with self.accelerator.autocast(), own_autocast(self.vlm):
             figures = {"loss": self._within_memory(loss)}
             figures |= self._within_memory(lambda: watch.measure(progress.micro_batch)) if watch else {}
         self.loss.train()
@@ -224,6 +223,7 @@ class Trainer(SavingTrainer):
         parts, losses = self._share(samples), []
         for number, (part, weight) in enumerate(parts, start=1):
             with nullcontext() if number == len(parts) else self.accelerator.no_sync(model):
+                self.accelerator.gradient_state._set_sync_gradients(number == len(parts))  # DeepSpeed steps then
                 losses += [(weight, *loss) for loss in self._backward(model, part, weight * part_of_mean)]
         weights, ids, summed, counts = zip(*losses, strict=True)
         # Only now is a GPU waited for: it works through the whole step while the next passes are being issued.

@@ -110,7 +110,7 @@ class Collator:
             ready = self._coming
             photos = [ready.pop(s.id).result() if s.id in ready else self._photo(s) for s in samples]
             rows = [inputs.pop("input_ids")[0] for inputs in photos]
-            features, pixels = None, _join(photos)
+            features, pixels = None, prompting.join(photos)
         ids = pad_sequence(rows, True, self.pad)
         mask = pad_sequence([torch.ones_like(row) for row in rows], True)
         labels = torch.full_like(ids, IGNORED)
@@ -201,18 +201,3 @@ def segments(batch: Batch, row: int, processor: Any, image_token: int) -> list[t
     parts = [(kind, [token for token, _ in part]) for kind, part in groupby(pairs, role)]
     decode = processor.tokenizer.decode
     return [(f"[{len(t)} image tokens]" if kind == "image" else decode(t), kind) for kind, t in parts]
-
-
-def _join(inputs: Sequence[Mapping[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
-    """Concatenate each tensor over the photos; smaller ones (fewer tiles, smaller photos) are filled up with zeros."""
-    joined = {}
-    for name in inputs[0]:
-        tensors = [one[name] for one in inputs]
-        most = [max(sizes) for sizes in zip(*(tensor.shape[1:] for tensor in tensors), strict=True)]
-        joined[name] = tensors[0].new_zeros(sum(map(len, tensors)), *most)
-        start = 0
-        for tensor in tensors:
-            end = start + len(tensor)
-            joined[name][(slice(start, end), *map(slice, tensor.shape[1:]))] = tensor
-            start = end
-    return joined

@@ -1,5 +1,6 @@
 """A model on disk (Checkpoint) and in memory (VLM), and the loading of weights and configurations."""
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -48,10 +49,8 @@ class Checkpoint:
     def check_engines(self) -> None:
         """Raise InputError for a model that other programs would show its photos otherwise than it was trained."""
         if self.image_pool > 1:
-            raise InputError(
-                f"{self.name} was trained with image_pool {self.image_pool}: vLLM, llama.cpp and transformers would show it all "
-                "of a photo's tokens in place of their means. Only catlib can use it: predict, evaluate, serve --engine service"
-            )
+            shown = f"image_pool {self.image_pool}: vLLM, llama.cpp and others would show it all of a photo's tokens"
+            raise InputError(f"{self.name} was trained with {shown}. Only catlib can use it (predict, evaluate, serve)")
 
     @property
     def merged(self) -> bool:
@@ -116,6 +115,8 @@ def pick_device(device: str = "auto") -> torch.device:
     """`auto` is the first GPU where there is one, Apple's GPU, or the CPU."""
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    if device == "cuda" and (rank := os.environ.get("LOCAL_RANK")):  # of several processes each has a GPU of its own
+        device = f"cuda:{int(rank) % max(1, torch.cuda.device_count())}"
     return torch.device(device)
 
 

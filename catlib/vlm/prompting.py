@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -132,15 +133,69 @@ def model_inputs(processor: Any, images: Sequence[Image], text: Sequence[str]) -
     return {name: value for name, value in encoded.items() if isinstance(value, torch.Tensor)}
 
 
-def inference_inputs(vlm: VLM, images: Sequence[Image] | None, questions: Sequence[str]) -> dict[str, torch.Tensor]:
+@dataclass(frozen=True)
+class Prepared:
+    """A photo with a question as a processor has made it: one row of a model's inputs, on the CPU."""
+
+    question: str
+    inputs: Mapping[str, torch.Tensor]
+
+
+def prepared(processor: Any, image: Image, question: str) -> Prepared:
+    """A photo made ready for `inference_inputs`. A processor serves one thread at a time."""
+    return Prepared(question, model_inputs(processor, [image], [prompt_text(processor, question)]))
+
+
+def join(inputs: Sequence[Mapping[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    """Concatenate each tensor over the photos; smaller ones (fewer tiles, smaller photos) are filled up with zeros."""
+    joined = {}
+    for name in inputs[0]:
+        tensors = [one[name] for one in inputs]
+        most = [max(sizes) for sizes in zip(*(tensor.shape[1:] for tensor in tensors), strict=True)]
+        joined[name] = tensors[0].new_zeros(sum(map(len, tensors)), *most)
+        start = 0
+        for tensor in tensors:
+            end = start + len(tensor)
+            joined[name][(slice(start, end), *map(slice, tensor.shape[1:]))] = tensor
+            start = end
+    return joined
+
+
+def _join_rows(rows: Sequence[Mapping[str, torch.Tensor]], pad: int) -> dict[str, torch.Tensor]:
+    """`join`, with what runs along the text padded on the left."""
+    length = max(row["input_ids"].shape[1] for row in rows)
+    filled = []
+    for row in rows:
+        along = {name: x for name, x in row.items() if name in ("input_ids", *ALONG_TEXT)}
+        missing = length - row["input_ids"].shape[1]
+        for name, x in along.items():
+            before = x.new_full((1, missing, *x.shape[2:]), pad if name == "input_ids" else 0)
+            along[name] = torch.cat([before, x], dim=1)
+        filled.append({**row, **along})
+    return join(filled)
+
+
+def inference_inputs(
+    vlm: VLM, images: Sequence[Image | Prepared] | None, questions: Sequence[str]
+) -> dict[str, torch.Tensor]:
     """Model inputs for photos with a question each (`images` None: without a photo), on the model's device, padded on
-    the left, so that every row ends where its answer begins.
+    the left, so that every row ends where its answer begins. Photos that are `prepared` have to be so for these questions.
     """
+    ready = [image for image in images or () if isinstance(image, Prepared)]
+    if ready and [photo.question for photo in ready] != list(questions):
+        raise CatlibError("photos were prepared for other questions than they are asked")
+    if ready:
+        inputs = _join_rows([photo.inputs for photo in ready], vlm.processor.tokenizer.pad_token_id or 0)
+        return _on_device(vlm, inputs)
     text = [prompt_text(vlm.processor, question, photo=images is not None) for question in questions]
     if images is None:
         special = special_tokens(vlm.processor, text[0])
         inputs = vlm.processor.tokenizer(text, padding=True, padding_side="left", return_tensors="pt", **special)
         inputs = {key: inputs[key] for key in ("input_ids", "attention_mask")}
     else:
-        inputs = model_inputs(vlm.processor, images, text)
+        inputs = model_inputs(vlm.processor, images, text)  # type: ignore[arg-type]
+    return _on_device(vlm, inputs)
+
+
+def _on_device(vlm: VLM, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {k: v.to(vlm.device, vlm.dtype if v.is_floating_point() else None) for k, v in inputs.items()}
