@@ -19,6 +19,8 @@ from pathlib import Path
 
 from safetensors.torch import load_file
 
+from catlib.vlm.adapters import read_training
+
 TESTS = Path(__file__).resolve().parents[1] / "tests"
 
 
@@ -34,9 +36,17 @@ def command(work: Path, out: str, epochs: int) -> list[str]:
 
 
 def run_to_end(
-    work: Path, out: str, epochs: int, kills: int, draw: random.Random, number: signal.Signals = signal.SIGKILL
+    work: Path,
+    out: str,
+    epochs: int,
+    kills: int,
+    draw: random.Random,
+    number: signal.Signals = signal.SIGKILL,
+    within_s: float = 0.15,
 ) -> int:
-    """Train, killing the first `kills` attempts that are still alive at a random moment; returns how many were killed."""
+    """Train, killing the first `kills` attempts that are still alive, at a random moment of the first `within_s` seconds in which they
+    train; returns how many were killed.
+    """
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CATLIB_ROOT": str(work)}
     killed = 0
     while True:
@@ -46,7 +56,7 @@ def run_to_end(
             before = started.stat().st_size if started.exists() else 0
             while process.poll() is None and (not started.exists() or started.stat().st_size == before):
                 time.sleep(0.002)  # until it trains; loading the libraries takes most of the time
-            time.sleep(draw.uniform(0, 0.15))
+            time.sleep(draw.uniform(0, within_s))
             if process.poll() is None:
                 process.send_signal(number)
                 process.wait()
@@ -68,7 +78,9 @@ def compare(
     save_llava(work / "model")
     write_dataset(work / "data")
     run_to_end(work, "whole", epochs, 0, random.Random(seed))
-    killed = run_to_end(work, "killed", epochs, kills, random.Random(seed), number)
+    # an epoch's time, so that on a busy machine, too, some kills come after a save
+    took = read_training(work / "whole")["outcome"]["seconds"] / epochs
+    killed = run_to_end(work, "killed", epochs, kills, random.Random(seed), number, took)
     whole, other = (load_file(work / out / "last" / "adapter_model.safetensors") for out in ("whole", "killed"))
     return killed, whole.keys() == other.keys() and all((whole[key] == other[key]).all() for key in whole)
 

@@ -120,10 +120,12 @@ def test_processes_share_a_step_and_its_photos_are_seen_once():
 @pytest.mark.slow
 def test_what_a_launch_cannot_do_is_said(alone, monkeypatch):
     monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
-    monkeypatch.setenv("ACCELERATE_DEEPSPEED_ZERO_STAGE", "3")
-    with pytest.raises(InputError, match="ZeRO-3 cuts what is trained"):
-        check_launch(chosen(alone, "refused"))
-    monkeypatch.setenv("ACCELERATE_DEEPSPEED_ZERO_STAGE", "2")
+    for stage, file in (("3", ""), ("2", "own.json")):
+        monkeypatch.setenv("ACCELERATE_DEEPSPEED_ZERO_STAGE", stage)
+        monkeypatch.setenv("ACCELERATE_DEEPSPEED_CONFIG_FILE", file)
+        with pytest.raises(InputError, match="launch with configs/accelerate/zero2.yaml, or fsdp.yaml"):
+            check_launch(chosen(alone, "refused"))
+    monkeypatch.setenv("ACCELERATE_DEEPSPEED_CONFIG_FILE", "")
     monkeypatch.setattr(arguments, "find_spec", lambda name: None)
     with pytest.raises(InputError, match=r"pip install 'catlib\[deepspeed\]'"):
         check_launch(chosen(alone, "refused"))

@@ -106,9 +106,12 @@ def check_launch(settings: TrainSettings) -> bool:
     launch that catlib cannot do.
     """
     if by_deepspeed():
-        if os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", "2") == "3":
-            fits = "configs/accelerate/fsdp.yaml, which cuts only frozen weights, or configs/accelerate/zero2.yaml"
-            raise InputError(f"ZeRO-3 cuts what is trained as well, which checkpoints hold whole: launch with {fits}")
+        stage, file = map(os.environ.get, ("ACCELERATE_DEEPSPEED_ZERO_STAGE", "ACCELERATE_DEEPSPEED_CONFIG_FILE"))
+        if stage != "2" or file:
+            fits = "with configs/accelerate/zero2.yaml, or fsdp.yaml there, which cuts frozen weights as ZeRO-3 does"
+            raise InputError(
+                f"of DeepSpeed catlib trains with ZeRO-2, without a configuration of its own: launch {fits}"
+            )
         if find_spec("deepspeed") is None:
             raise MissingExtra("deepspeed", "deepspeed", "a launch with configs/accelerate/zero2.yaml")
     sharded = os.environ.get("ACCELERATE_USE_FSDP", "false") == "true"
