@@ -2,12 +2,13 @@
 
     python benchmarks/verdict_scenarios.py [--only TEXT]
 
-Each test is run as it is; every call of `judge` in it is a row: the test, the decision, the track to run, and the first reason.
+Each test is run as it is; every decision and track in it is a row, with the beginning of the reason.
 """
 
 import argparse
 import inspect
 import sys
+import textwrap
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
@@ -19,11 +20,14 @@ from catlib.errors import CatlibError
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default="", help="tests whose name holds this")
-    args, judge, name = parser.parse_args(), cases.judge, ""
+    args, judge, name, seen = parser.parse_args(), cases.judge, "", set[tuple[str, str, str]]()
 
     def watched(*given: object, **more: object) -> object:
         verdict = judge(*given, **more)
-        print(f"| {name} | `{verdict.decision}` | {verdict.use} | {verdict.reasons[0]} |", flush=True)
+        if (row := (name, verdict.decision, verdict.use)) not in seen:
+            seen.add(row)
+            reason = textwrap.shorten(verdict.reasons[0], 110, placeholder=" …")
+            print(f"| {name} | `{verdict.decision}` | {verdict.use} | {reason} |", flush=True)
         return verdict
 
     cases.judge = watched

@@ -25,8 +25,7 @@ from catlib.errors import CatlibError, InputError
 
 _FORMULA = re.compile(r"'*[=+\-@\t\r\n]")  # a cell that a spreadsheet computes, or that has been made harmless
 _FULL = tuple(map(os.strerror, (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)))
-_LONG, _LARGE = re.compile(r"\d{12}"), re.compile(r"\d{300}")  # a number that may be none
-_POWER = re.compile(r"[eE]\+?\d{3}")
+_LONG, _LARGE, _POWER = map(re.compile, (r"\d{12}", r"\d{300}", r"[eE]\+?\d{3}"))  # of a number that may be none
 WRITING = ".writing"  # in a folder that is being written, and in the name of what is not whole yet
 # More than any file of ours has, and little enough to be refused within seconds.
 DEEPEST = 100  # levels of JSON or YAML
@@ -206,8 +205,7 @@ def parse_json(text: str, where: str, kind: type = dict) -> Any:
             raise InputError(f"{where}: the key {twice!r:.200} stands twice")
         return found
 
-    # what is checked again costs time, so it is where something may be wrong only
-    # 300 digits in a row are twelve in every 25th character, for which to look takes a thirtieth of the time
+    # what is checked again costs time: only where something may be wrong (300 digits are 12 in every 25th character)
     large = bool(_POWER.search(text) or (_LONG.search(text[::25]) and _LARGE.search(text)))
     doubtful = large or "NaN" in text or "Infinity" in text or text.count("[") + text.count("{") > DEEPEST
     try:

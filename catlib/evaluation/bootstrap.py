@@ -148,7 +148,7 @@ def resample_cells(
     if some is None:
         return resample(kinds, breed, mass, groups, photos, resamples, seed)
     kept, rows = np.isin(breed, some), np.isin(cells.true, some)
-    counts[rows] = resample(kinds[:, kept][rows], breed[kept], mass[kept], groups, photos, resamples, seed)
+    counts[rows] = resample(kinds[:, kept][rows], breed[kept], mass[kept], groups, photos, resamples, seed + 1)
     return counts
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from catlib.classifiers.explain import Explanation, explain_prediction, pick_examples
-from catlib.classifiers.further import further_sets
+from catlib.classifiers.further import OnSet, further_sets
 from catlib.classifiers.predict import predict
 from catlib.classifiers.tracks import TRACKS, TUNED, Bench, Track, find_vlm, load_vlm, names_of, tracks_of
 from catlib.classifiers.vlm import VLMClassifier
@@ -145,7 +145,7 @@ def _predict(entry: Track, bench: Bench, settings: Settings, parts: Sequence[str
         predict(classifier, samples, bench.image_root, out, latency_photos=latency_photos, reuse=not timed, **how)
     for photos in bench.further if {"val", "test"} <= set(parts) else ():
         out = place / photos.name / f"{entry.name}.jsonl"
-        predict(photos.predicted_by(classifier), photos.samples, photos.image_root, out, **how)
+        predict(OnSet(classifier, photos.name), photos.samples, photos.image_root, out, **how)
     classifier.store(bench.run_dir / "probes")
     return True
 

@@ -55,23 +55,17 @@ def model_table(models: Mapping[str, Entry]) -> Iterator[dict[str, str]]:
 
 @_table
 def confidence_table(models: Mapping[str, Entry]) -> Iterator[dict[str, str]]:
-    """How far each model's confidence can be believed: Brier score, calibration error before and after the fitted temperature, area under
-    the risk-coverage curve, AUROC against photos of none of the breeds, and gains of accuracy on changed photos, in points."""
-    sets = dict.fromkeys(name for m in models.values() for name in m.get("further") or ())
+    """How far confidence can be believed: Brier score, calibration error before and after the fitted temperature, area under the
+    risk-coverage curve, AUROC against photos of none of the breeds, and gains of accuracy on changed photos, in points."""
+    sets = dict.fromkeys(photos for m in models.values() for photos in m.get("further") or ())
     for name, m in ((name, models[name]) for name in ordered(models)):
-        fitted, further = m.get("calibration") or {}, m.get("further") or {}
+        fitted, area = m.get("calibration") or {}, (m.get("calibration") or {}).get("area_under_risk_coverage")
         row = {"model": track(name).short, "Brier": _told(m.get("brier"), "{:.3f}".format), "ECE": share(m["ece"])}
-        row |= {
-            "ECE, calibrated": share(fitted.get("ece")),
-            "area, risk-coverage": percent(fitted.get("area_under_risk_coverage")),
-        }
-        for photos in sets:
-            own = further.get(photos) or {}
+        row |= {"ECE, calibrated": share(fitted.get("ece")), "area, risk-coverage": percent(area)}
+        for own, photos in (((m.get("further") or {}).get(photos) or {}, photos) for photos in sets):
             if photos == UNKNOWN:
-                row |= {
-                    "unknown, by probability": share(own.get("max_probability")),
-                    "by energy": share(own.get("energy")),
-                }
+                row["unknown, by probability"] = share(own.get("max_probability"))
+                row["by energy"] = share(own.get("energy"))
             else:
                 row[photos] = points(own.get("gain_points"))
         yield row
