@@ -85,8 +85,7 @@ class Merged:
 
 
 def find_mergeable(name: str | Path, base_model: str = "") -> Checkpoint:
-    """The checkpoint of that name, its base in plain weights. Raises InputError for a 4-bit base, one that
-    averages image tokens, and as `find_checkpoint`."""
+    """The checkpoint of that name, its base in plain weights. Raises InputError for a 4-bit base, and as `check_engines`."""
     checkpoint = find_checkpoint(name, base_model=base_model)
     checkpoint.check_engines()
     if getattr(load_config(checkpoint.base), "quantization_config", None):

@@ -109,9 +109,7 @@ def check_launch(settings: TrainSettings) -> bool:
         stage, file = map(os.environ.get, ("ACCELERATE_DEEPSPEED_ZERO_STAGE", "ACCELERATE_DEEPSPEED_CONFIG_FILE"))
         if stage != "2" or file:
             fits = "with configs/accelerate/zero2.yaml, or fsdp.yaml there, which cuts frozen weights as ZeRO-3 does"
-            raise InputError(
-                f"of DeepSpeed catlib trains with ZeRO-2, without a configuration of its own: launch {fits}"
-            )
+            raise InputError(f"of DeepSpeed only ZeRO-2 is available, without a file of its own: launch {fits}")
         if find_spec("deepspeed") is None:
             raise MissingExtra("deepspeed", "deepspeed", "a launch with configs/accelerate/zero2.yaml")
     sharded = os.environ.get("ACCELERATE_USE_FSDP", "false") == "true"

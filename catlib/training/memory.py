@@ -154,8 +154,7 @@ class Footprint:
 
 def usual_shape(config: Any, settings: TrainSettings, image_tokens: int = 0) -> Shape:
     """A photo of this model with question and answer of the usual length; its processor is asked where the configuration
-    does not tell. Raises InputError where neither does, or `image_pool` is not possible.
-    """
+    does not tell. Raises InputError where neither does, or `image_pool` is not possible."""
     family, ref, pool = find_family(config), settings.base_model, settings.image_pool
     check_pool(config, pool)
     if not image_tokens and family is not None and family.image_tokens is not None:
