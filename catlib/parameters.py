@@ -3,6 +3,7 @@
 import contextlib
 import difflib
 import json
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import field
 from typing import Any
@@ -46,7 +47,9 @@ def check_value(option: Any, value: Any, where: str) -> Any:
         if (kind is float and type(value) in (int, str)) or (kind is str and type(value) is int):
             value = kind(value)
     fits = type(value) is kind and (not number or about["least"] <= value <= about["most"])
-    if not fits or (choices and value not in choices):
+    # a GPU of several goes by its number
+    named = re.sub(r":\d{1,3}$", ":N", value) if type(value) is str and "cuda:N" in choices else value
+    if not fits or (choices and named not in choices):
         wanted = {str: "a text", int: "a whole number", float: "a number", bool: "true or false"}[kind]
         wanted += f" from {about['least']} to {about['most']}" if number else ""
         wanted = f"one of {', '.join(choices)}" if choices else wanted

@@ -1,5 +1,4 @@
 """The parameters of a run: name, type, default, range and meaning stated once, in frozen dataclasses.
-
 A value is an int, a float, a bool or a text, as papermill's parameters are; a list is a text with commas.
 """
 
@@ -20,6 +19,7 @@ PROFILE = "profile"  # the one parameter that is no setting: it chooses where th
 DECODINGS = ("score", "constrained", "free")  # how a breed is read off a model
 PROMPTS = ("ensemble", "plain", "traits", "descriptions")  # sentences for a breed (see catlib.classifiers.clip)
 SWITCH, ATTENTION = ("auto", "true", "false"), ("auto", "sdpa", "eager", "flash_attention_2", "flash_attention_3")
+DEVICES = ("auto", "cpu", "cuda", "cuda:N", "mps")
 LINEAR = "q_proj,k_proj,v_proj,o_proj,gate_proj,up_proj,down_proj"
 SOURCES = ("data_dir", "output_dir")  # settings from which those of other notebooks follow
 
@@ -100,7 +100,7 @@ class DataSettings(Settings):
 @dataclass(frozen=True)
 class _OfAModel(Settings):
     base_model: str = option("llava-hf/llava-1.5-7b-hf", "hub name or folder of the base model")
-    device: str = option("auto", "auto: the GPU where there is one", "auto", "cpu", "cuda", "mps")
+    device: str = option("auto", "auto: the GPU where there is one", *DEVICES)
 
 
 @dataclass(frozen=True)

@@ -5,12 +5,14 @@ import logging
 import nbformat
 import papermill
 import pytest
+import torch
 from nbclient import NotebookClient
 from nbformat.v4 import new_code_cell, new_notebook
 
 from catlib.errors import InputError
 from catlib.reports import stages
 from catlib.settings import DataSettings, EvaluationSettings, TrainSettings, derive, find_profile, parse_assignment
+from catlib.vlm.models import pick_device
 
 CELL = 'profile = "mine"  # profile\nlr = None  # learning rate\ndevice = None  # device\n'
 COLLECT = "from catlib.settings import TrainSettings\nprint(repr(TrainSettings.collect(globals())))"
@@ -138,3 +140,16 @@ def test_a_profile_by_path_and_what_is_wrong_with_one(project):
             DataSettings.of_profile(str(other), {})
     with pytest.raises(InputError, match="did you mean mine"):
         find_profile("mime")
+
+
+def test_a_gpu_may_be_named_by_its_number():
+    assert TrainSettings.build({"device": "cuda:1"}).device == "cuda:1"
+    for wrong in ("cuda:x", "cuda:", "cpu:1", "cuda:N", "gpu"):
+        with pytest.raises(InputError, match="one of auto, cpu, cuda, cuda:N, mps"):
+            TrainSettings.build({"device": wrong})
+
+
+@pytest.mark.skipif(torch.cuda.device_count() > 1, reason="needs a machine with fewer than two GPUs")
+def test_a_gpu_that_is_not_there_is_refused():
+    with pytest.raises(InputError, match="device cuda:7: this machine has"):
+        pick_device("cuda:7")

@@ -35,7 +35,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--model", metavar="DIR", help="vllm: plain or merged model; llama.cpp: folder of catlib export gguf")
     add("--base-model", default="", metavar="REF", help="base of the adapter; default: as the checkpoint says")
     add("--decoding", default="score", choices=DECODINGS, help="service: of a checkpoint (default: score)")
-    add("--device", default="auto", choices=["auto", "cpu", "cuda", "mps"], help="service: where it computes")
+    add("--device", default="auto", help="service: where it computes: auto, cpu, cuda, cuda:N or mps")
     add("--name", default="cats", help="engines: name to ask for the model by (default: cats)")
     add("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1, this machine alone)")
     add("--port", type=int, default=8000, help="port (default: 8000; 0: any that is free)")

@@ -66,7 +66,7 @@ def training_need(settings: TrainSettings, budget_hours: float = 0.0) -> dict[st
     samples = read_samples(resolve(settings.train_data)) if resolve(settings.train_data).is_file() else []
     facts: dict[str, Any] = {"device": "cpu", "peak_gb": None, "free_gb": None, "hours": None, "obstacle": ""}
     facts["reasons"] = gives_reasons(samples)
-    if settings.device == "cuda" and not torch.cuda.is_available():
+    if settings.device.startswith("cuda") and not torch.cuda.is_available():
         return facts | {"obstacle": "There is no GPU, and the settings ask for one to train on.", "text": ""}
     device = pick_device(settings.device)
     config, dtype, cpu = model_config(settings.base_model), pick_dtype(settings.dtype, device), device.type == "cpu"

@@ -14,6 +14,7 @@ from catlib.errors import InputError, MissingExtra
 from catlib.files import parse_yaml
 from catlib.paths import resolve
 from catlib.settings import TrainSettings, did_you_mean, split_list
+from catlib.vlm.models import pick_device
 from catlib.vlm.models import VLM
 
 # Options that have a setting (their own, or one of another name), and those that the engine decides: accepted, they would do nothing,
@@ -92,6 +93,8 @@ def by_deepspeed() -> bool:
 
 def own_state(device: str) -> PartialState:
     """This process among those that were launched with it; DeepSpeed's on a CPU are met by gloo."""
+    if device.startswith("cuda:"):
+        pick_device(device)  # it is then the GPU of accelerate, too
     return PartialState(backend="gloo") if device == "cpu" and by_deepspeed() else PartialState(cpu=device == "cpu")
 
 

@@ -112,11 +112,18 @@ class VLM:
 
 
 def pick_device(device: str = "auto") -> torch.device:
-    """`auto` is the first GPU where there is one, Apple's GPU, or the CPU."""
+    """`auto` is the first GPU where there is one, Apple's GPU, or the CPU. A GPU by its number (cuda:1) becomes the process's own.
+
+    Raises InputError for a number that is not there.
+    """
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     if device == "cuda" and (rank := os.environ.get("LOCAL_RANK")):  # of several processes each has a GPU of its own
         device = f"cuda:{int(rank) % max(1, torch.cuda.device_count())}"
+    elif device.startswith("cuda:"):
+        if int(device.removeprefix("cuda:")) >= (count := torch.cuda.device_count()):
+            raise InputError(f"device {device}: this machine has {count} GPUs, counted from cuda:0")
+        torch.cuda.set_device(device)
     return torch.device(device)
 
 
