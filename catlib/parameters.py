@@ -48,8 +48,8 @@ def check_value(option: Any, value: Any, where: str) -> Any:
             value = kind(value)
     fits = type(value) is kind and (not number or about["least"] <= value <= about["most"])
     # a GPU of several goes by its number
-    named = re.sub(r":\d{1,3}$", ":N", value) if type(value) is str and "cuda:N" in choices else value
-    if not fits or (choices and named not in choices):
+    numbered = "cuda:N" in choices and type(value) is str and re.fullmatch(r"cuda:\d{1,3}", value)
+    if not fits or (choices and not numbered and (value not in choices or value == "cuda:N")):
         wanted = {str: "a text", int: "a whole number", float: "a number", bool: "true or false"}[kind]
         wanted += f" from {about['least']} to {about['most']}" if number else ""
         wanted = f"one of {', '.join(choices)}" if choices else wanted

@@ -14,8 +14,7 @@ from catlib.errors import InputError, MissingExtra
 from catlib.files import parse_yaml
 from catlib.paths import resolve
 from catlib.settings import TrainSettings, did_you_mean, split_list
-from catlib.vlm.models import pick_device
-from catlib.vlm.models import VLM
+from catlib.vlm.models import VLM, pick_device
 
 # Options that have a setting (their own, or one of another name), and those that the engine decides: accepted, they would do nothing,
 # or harm.
