@@ -13,8 +13,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+from peft import LoraConfig, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from PIL.Image import Image
+from safetensors.torch import load_file
 from torch.nn.functional import cross_entropy, normalize
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments, set_seed
 
@@ -27,6 +28,7 @@ from catlib.data.images import inside, open_image
 from catlib.data.records import Sample
 from catlib.errors import InputError
 from catlib.files import read_json, write_json
+from catlib.runs import WEIGHTS
 
 TARGETS = r".*vision_model.*\.(q|k|v)_proj"
 LORA: dict[str, Any] = {"r": 2, "lora_alpha": 1, "use_rslora": True, "lora_dropout": 0.25, "target_modules": TARGETS}
@@ -68,7 +70,9 @@ def tuned_clip(
 def take_up(encoder: ClipEncoder, folder: Path) -> None:
     """Put the LoRA that `folder` holds into the encoder's model. Raises InputError where there is none."""
     try:
-        encoder.model = PeftModel.from_pretrained(encoder.model, str(folder)).merge_and_unload().eval()
+        model = _with_lora(encoder)
+        set_peft_model_state_dict(model, load_file(folder / WEIGHTS))
+        encoder.model = model.merge_and_unload().eval()
     except (OSError, ValueError) as error:
         raise InputError(f"{folder}: no LoRA of CLIP: {str(error)[:200]}") from None
 
@@ -81,10 +85,7 @@ def _train(
 
     encoder, labels = made.encoder, np.array([made.breeds.index(s.breed) for s in samples])
     set_seed(seed)
-    try:
-        model = get_peft_model(encoder.model, LoraConfig(**LORA))
-    except ValueError as error:
-        raise InputError(f"clip-lora: {encoder.name} cannot be tuned: {str(error)[:200]}") from None
+    model = _with_lora(encoder)
     held, weights = deal_folds(labels, seed, [s.group for s in samples]) == 0, balance_weights(samples, balance)
     rows = list(zip(samples, labels.tolist(), weights.tolist(), (~held).tolist(), strict=True))
     trained, tested = ([row for row in rows if row[3] is which] for which in (True, False))
@@ -108,6 +109,13 @@ def _train(
     encoder.model = model.merge_and_unload().eval()
     about = {"trained_on": len(trained), "held_out": len(tested), "seed": seed, "balance": balance}
     return {**about, "held_out_losses": best.losses}
+
+
+def _with_lora(encoder: ClipEncoder) -> Any:
+    try:
+        return get_peft_model(encoder.model, LoraConfig(**LORA))
+    except ValueError as error:
+        raise InputError(f"clip-lora: {encoder.name} cannot be tuned: {str(error)[:200]}") from None
 
 
 class _Logits(torch.nn.Module):

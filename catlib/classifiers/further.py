@@ -11,6 +11,7 @@ from PIL import Image, ImageFilter, ImageOps
 from catlib.classifiers.base import Batch, Classifier
 from catlib.classifiers.tracks import UNKNOWN
 from catlib.data.conversations import evenly
+from catlib.data.images import open_image
 from catlib.data.records import Sample, image_root_of, read_samples
 from catlib.data.walk import photo_files
 from catlib.errors import InputError
@@ -22,7 +23,8 @@ MOST_CHANGED = 500  # test photos that are predicted changed, drawn evenly over 
 
 def _jpeg(image: Image.Image) -> Image.Image:
     image.save(data := io.BytesIO(), "JPEG", quality=20)
-    return Image.open(data).convert("RGB")
+    data.seek(0)
+    return open_image(data)
 
 
 CHANGES: Mapping[str, Callable[[Image.Image], Image.Image]] = {
