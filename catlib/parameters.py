@@ -16,7 +16,7 @@ RANGE = {"least": 0, "most": 2**31 - 1, "mapping": False}
 
 
 def option(default: Any, help: str, *choices: str, **more: Any) -> Any:
-    """A dataclass field with its meaning (units included) and what it may be: a text's choices, `least` and `most` of a number,
+    """A dataclass field with its meaning (units included) and what it may be: a text's choices (:N in one stands for any number), `least` and `most` of a number,
     `mapping` for a text that is a YAML mapping and may be given as one.
     """
     return field(default=default, metadata={"help": help, "choices": choices, **RANGE, **more})
@@ -47,9 +47,8 @@ def check_value(option: Any, value: Any, where: str) -> Any:
         if (kind is float and type(value) in (int, str)) or (kind is str and type(value) is int):
             value = kind(value)
     fits = type(value) is kind and (not number or about["least"] <= value <= about["most"])
-    # a GPU of several goes by its number
-    numbered = "cuda:N" in choices and type(value) is str and re.fullmatch(r"cuda:\d{1,3}", value)
-    if not fits or (choices and not numbered and (value not in choices or value == "cuda:N")):
+    named = [re.escape(choice).replace(":N", ":[0-9]{1,3}") for choice in choices]
+    if not fits or (choices and not re.fullmatch("|".join(named), value)):
         wanted = {str: "a text", int: "a whole number", float: "a number", bool: "true or false"}[kind]
         wanted += f" from {about['least']} to {about['most']}" if number else ""
         wanted = f"one of {', '.join(choices)}" if choices else wanted

@@ -211,3 +211,9 @@ def test_the_page_shows_answer_breeds_and_heat_map_in_a_browser(served, tmp_path
         line[-2:] = [f"--screenshot={target}", copy.as_uri()]
         subprocess.run(line, capture_output=True, timeout=120)
     json.dumps(found)
+
+
+def test_serve_refuses_a_device_that_is_none(capsys):
+    for wrong in ("gpu", "cuda:x", "cuda:N"):
+        assert main(["serve", "--engine", "service", "--checkpoint", "x", "--device", wrong]) == 2
+        assert "one of auto, cpu, cuda, cuda:N, mps" in capsys.readouterr().err

@@ -81,13 +81,16 @@ class Classifier(ABC):
             log.warning("out of memory with %d photos in a batch: %d at a time from here", size, self.at_once)
         if len(parts) == 1:
             return parts[0]
-        scores, answers = [part.log_probs for part in parts], [part.answers for part in parts]
-        energy = [part.energy for part in parts]
+
+        def together(arrays: list[Any]) -> np.ndarray | None:
+            return None if any(one is None for one in arrays) else np.concatenate(arrays)
+
+        answers = [part.answers for part in parts]
         return Batch(
             [breed for part in parts for breed in part.predicted],
-            None if any(one is None for one in scores) else np.concatenate(scores),  # type: ignore[arg-type]
+            together([part.log_probs for part in parts]),
             None if any(one is None for one in answers) else [text for one in answers for text in one or ()],
-            None if any(one is None for one in energy) else np.concatenate(energy),  # type: ignore[arg-type]
+            together([part.energy for part in parts]),
         )
 
     def store(self, folder: Path) -> None:

@@ -98,17 +98,12 @@ class ClipEncoder(FeatureExtractor):
     @classmethod
     def load(cls, ref: str, device: str = "auto", dtype: str = "auto") -> "ClipEncoder":
         """A hub name or folder. Raises InputError when it is no model of this family or lacks its processor."""
-        where, found = pick_device(device), model_folder(ref) or ref
-        try:
-            model = from_files(AutoModel, found, dtype=encoder_dtype(dtype, where))
-            processor = from_files(AutoProcessor, found)
-        except (ImportError, OSError, ValueError) as error:
-            raise InputError(f"CLIP model {ref!r} cannot be loaded: {first_line(error)}") from None
+        model, processor = _loaded(AutoProcessor, ref, f"CLIP model {ref!r}", device, dtype)
         if not all(hasattr(model, part) for part in ("get_image_features", "get_text_features", "logit_scale")):
             raise InputError(f"{ref!r} is a {type(model).__name__}, not a model of the CLIP family")
         if not hasattr(processor, "image_processor") or not hasattr(processor, "tokenizer"):
             raise InputError(f"{ref!r} lacks its processor (preprocessor_config.json and tokenizer files)")
-        return cls(model.to(where), processor, ref)
+        return cls(model, processor, ref)
 
     @property
     def logit_scale(self) -> float:
@@ -161,15 +156,10 @@ class DinoEncoder(FeatureExtractor):
     @classmethod
     def load(cls, ref: str, device: str = "auto", dtype: str = "auto") -> "DinoEncoder":
         """A hub name or folder. Raises InputError when it is no vision model or lacks its preprocessor_config.json."""
-        where, found = pick_device(device), model_folder(ref) or ref
-        try:
-            model = from_files(AutoModel, found, dtype=encoder_dtype(dtype, where))
-            processor = from_files(AutoImageProcessor, found)
-        except (ImportError, OSError, ValueError) as error:
-            raise InputError(f"dino_model {ref!r} cannot be loaded: {first_line(error)}") from None
+        model, processor = _loaded(AutoImageProcessor, ref, f"dino_model {ref!r}", device, dtype)
         if "dino" not in model.config.model_type:
             raise InputError(f"dino_model {ref!r} is a {type(model).__name__}, not a DINOv2")
-        return cls(model.to(where), processor, ref)
+        return cls(model, processor, ref)
 
     @torch.inference_mode()
     def compute(self, images: Sequence[Image]) -> dict[str, np.ndarray]:
@@ -223,6 +213,16 @@ class TowerEncoder(FeatureExtractor):
 
     def describe(self) -> dict[str, Any]:
         return about_model(self.tower, self.vlm.name)
+
+
+def _loaded(processors: Any, ref: str, what: str, device: str, dtype: str) -> tuple[Any, Any]:
+    """Model and processor of a hub name or folder on the device. Raises InputError that calls it `what`."""
+    where, found = pick_device(device), model_folder(ref) or ref
+    try:
+        model = from_files(AutoModel, found, dtype=encoder_dtype(dtype, where))
+        return model.to(where), from_files(processors, found)
+    except (ImportError, OSError, ValueError) as error:
+        raise InputError(f"{what} cannot be loaded: {first_line(error)}") from None
 
 
 def encoder_dtype(dtype: str, device: torch.device) -> torch.dtype:

@@ -82,7 +82,7 @@ def photo_features(ref: str, samples: Sequence[Sample], image_root: Path, cache:
     if new:
         encoder = open_encoder(ref)
         pooling = "image_embedding" if isinstance(encoder, ClipEncoder) else encoder.poolings[-1]
-        batches = read_batches(list(new.values()), image_root, BATCH)
+        batches = read_batches(list(new.values()), image_root, BATCH, prepare=encoder.prepare)
         total = -(-len(new) // BATCH)
         for n, (chunk, images, _) in enumerate(track(batches, "photo features", total=total, unit="batches"), start=1):
             vectors = encoder.compute(images)[pooling].astype(np.float16)

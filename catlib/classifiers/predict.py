@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence, Set
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -151,16 +150,19 @@ def iterate(
                 scores = None if batch.log_probs is None else batch.log_probs[i]
                 answer = None if batch.answers is None else batch.answers[i]
                 energy = None if batch.energy is None else float(f"{batch.energy[i]:.6g}")
-                yield replace(
-                    _prediction(sample, batch.predicted[i], scores, answer, decode_ms[i] + share), energy=energy
-                )
+                yield _prediction(sample, batch.predicted[i], scores, answer, decode_ms[i] + share, energy)
 
 
 def _prediction(
-    s: Sample, breed: str | None, scores: np.ndarray | None, answer: str | None, latency_ms: float
+    s: Sample,
+    breed: str | None,
+    scores: np.ndarray | None,
+    answer: str | None,
+    latency_ms: float,
+    energy: float | None = None,
 ) -> Prediction:
     given = None if scores is None else tuple(map(float, scores))
-    return Prediction(s.id, s.image, s.breed, breed, given, answer, latency_ms, group=s.group)
+    return Prediction(s.id, s.image, s.breed, breed, given, answer, latency_ms, group=s.group, energy=energy)
 
 
 def measure_latency(

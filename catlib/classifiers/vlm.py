@@ -137,8 +137,8 @@ def fit_prior(
     """
     if classifier.decoding != "score":
         raise InputError("prior correction needs decoding 'score': generated text has no scores to correct")
-    batches, total = read_batches(samples, image_root, batch_size), -(-len(samples) // batch_size)
-    photos = track(batches, "prior correction", total=total)
+    batches = read_batches(samples, image_root, batch_size, prepare=classifier.prepare)
+    photos = track(batches, "prior correction", total=-(-len(samples) // batch_size))
     scores = np.concatenate([classifier.raw_scores(images) for _, images, _ in photos])
     truth = [classifier.breeds.index(sample.breed) for sample in samples]
     strength, table = choose_strength(scores, classifier.prior, truth)

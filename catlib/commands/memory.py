@@ -11,7 +11,6 @@ from catlib.breeds import BREEDS
 from catlib.commands.options import show
 from catlib.commands.train import add_options as add_training_options
 from catlib.commands.train import training_settings
-from catlib.data.records import read_samples
 from catlib.errors import InputError
 from catlib.paths import resolve
 from catlib.settings import TrainSettings
@@ -35,27 +34,30 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Print the estimate of these settings, of the other modes beside it, and the plan's figures."""
-    from catlib.training.rates import measured_rates
-
     settings = training_settings(args)
     for name in ("vram", "image_tokens", "photos", "price", "hours"):
         if (value := getattr(args, name)) is not None and value <= 0:
             raise InputError(f"--{name} must be above 0, found {value}")
     path = resolve(settings.train_data)
-    samples = read_samples(path) if path.is_file() else []
-    photos, breeds = args.photos or len(samples) or PHOTOS, len({sample.breed for sample in samples} or BREEDS)
+    photos = args.photos or (len(path.read_bytes().splitlines()) if path.is_file() else PHOTOS)
     facts = gather(settings, args.vram, args.image_tokens, photos, args.price)
     rows = facts["work"]["time"]
     if args.measure:
+        from catlib.training.rates import measured_rates
+
         rates = measured_rates(settings)
         hours = {
             f"{what}hours": photos / rate / 3600 for what, rate in zip(("", "predict_"), rates.values(), strict=True)
         }
         hours["hours"] *= settings.epochs
         rows.append({"card": "this device", **hours, "share": None, "measured": True, "cost": None, **rates})
-    for row in rows if args.hours else ():
-        row["photos_per_breed"] = int(photos * args.hours / row["hours"] / breeds)
-    facts["work"]["breeds"], facts["work"]["hours"] = breeds, args.hours
+    if args.hours:
+        from catlib.data.records import read_samples
+
+        breeds = len({sample.breed for sample in read_samples(path)} if path.is_file() else BREEDS)
+        facts["work"] |= {"breeds": breeds, "hours": args.hours}
+        for row in rows:
+            row["photos_per_breed"] = int(photos * args.hours / row["hours"] / breeds)
     show(args, facts, "\n".join(lines(settings, facts)))
 
 
@@ -131,7 +133,7 @@ def lines(settings: TrainSettings, facts: dict[str, Any]) -> Iterator[str]:
         said += "" if row["cost"] is None else f", {row['cost']:,.2f} at that price"
         if "predict_hours" in row:
             said += f"; {row['predict_hours']:.1f} to predict as many photos"
-        if work["hours"]:
+        if "photos_per_breed" in row:
             said += (
                 f"; in {work['hours']:g} hours {row['photos_per_breed']:,} photos of each of {work['breeds']} breeds"
             )

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 
 from catlib.errors import InputError, MissingExtra
 from catlib.files import read_json
+from catlib.parameters import parse_value
 from catlib.paths import application_file, resolve
-from catlib.settings import DECODINGS
+from catlib.settings import DECODINGS, DEVICES, all_options
 from catlib.signals import ENDINGS, handling
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--model", metavar="DIR", help="vllm: plain or merged model; llama.cpp: folder of catlib export gguf")
     add("--base-model", default="", metavar="REF", help="base of the adapter; default: as the checkpoint says")
     add("--decoding", default="score", choices=DECODINGS, help="service: of a checkpoint (default: score)")
-    add("--device", default="auto", help="service: where it computes: auto, cpu, cuda, cuda:N or mps")
+    add("--device", default="auto", help=f"service: where it computes: {', '.join(DEVICES)} (default: auto)")
     add("--name", default="cats", help="engines: name to ask for the model by (default: cats)")
     add("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1, this machine alone)")
     add("--port", type=int, default=8000, help="port (default: 8000; 0: any that is free)")
@@ -55,6 +56,7 @@ def run(args: argparse.Namespace) -> None:
     args.engine = args.engine or ("service" if args.of_run else None)
     if args.engine is None:
         raise InputError("serve what, and by which engine? give --run RUN, or --engine with --checkpoint or --model")
+    parse_value(all_options()["device"], args.device, "--device")  # raises InputError
     if not 0 <= args.port < 65536 or args.context < 0:
         raise InputError(f"--port {args.port} or --context {args.context} is out of range")
     if not args.host:

@@ -186,16 +186,12 @@ def inference_inputs(
         raise CatlibError("photos were prepared for other questions than they are asked")
     if ready:
         inputs = _join_rows([photo.inputs for photo in ready], vlm.processor.tokenizer.pad_token_id or 0)
-        return _on_device(vlm, inputs)
-    text = [prompt_text(vlm.processor, question, photo=images is not None) for question in questions]
-    if images is None:
+    elif images is None:
+        text = [prompt_text(vlm.processor, question, photo=False) for question in questions]
         special = special_tokens(vlm.processor, text[0])
         inputs = vlm.processor.tokenizer(text, padding=True, padding_side="left", return_tensors="pt", **special)
         inputs = {key: inputs[key] for key in ("input_ids", "attention_mask")}
     else:
+        text = [prompt_text(vlm.processor, question) for question in questions]
         inputs = model_inputs(vlm.processor, images, text)  # type: ignore[arg-type]
-    return _on_device(vlm, inputs)
-
-
-def _on_device(vlm: VLM, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {k: v.to(vlm.device, vlm.dtype if v.is_floating_point() else None) for k, v in inputs.items()}
