@@ -24,10 +24,14 @@ def package_versions() -> dict[str, str]:
     return found
 
 
-@cache
 def git_commit() -> str | None:
     """The checkout's commit, with `+changes` when tracked files differ from it; None outside a git checkout."""
-    git = ["git", "-C", str(project_root())]
+    return _commit_of(str(project_root()))
+
+
+@cache
+def _commit_of(root: str) -> str | None:
+    git = ["git", "-C", root]
     try:
         commit = subprocess.run([*git, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=True)
         changed = subprocess.run([*git, "status", "--porcelain", "-uno"], capture_output=True, text=True, check=True)

@@ -18,6 +18,7 @@ from peft.tuners.lora.bnb import Linear4bit as LoraLinear4bit
 from torch.nn.functional import linear, rms_norm, silu
 
 from catlib.training import dropout
+from catlib.training.attention import use_products
 from catlib.vlm.families import ATTENTIONS, GATED_MLPS, RMS_NORMS
 
 SIBLINGS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))  # layers of one module that read the same input
@@ -47,6 +48,7 @@ def fuse(model: torch.nn.Module) -> int:
             forward = _mlp_forward
         elif kind in ATTENTIONS:
             _fuse_rotary(sys.modules[type(module).__module__])
+            use_products(module.config)
         if forward is not None:
             module.forward = MethodType(forward, module)  # type: ignore[method-assign]
             count += 1
@@ -153,7 +155,8 @@ class NormFunction(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, epsilon: float) -> torch.Tensor:
         wide = x.float()
-        inverse = torch.rsqrt(wide.square().mean(-1, keepdim=True) + epsilon)
+        norm = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
+        inverse = norm.square_().div_(x.shape[-1]).add_(epsilon).rsqrt_()
         ctx.save_for_backward(x, inverse, weight)
         return weight * (wide * inverse).to(x.dtype)
 
@@ -162,8 +165,8 @@ class NormFunction(torch.autograd.Function):
         x, inverse, weight = ctx.saved_tensors
         scaled = (dy * weight).float()
         normed = x.float() * inverse
-        scaled -= normed * (scaled * normed).mean(-1, keepdim=True)
-        return (scaled * inverse).to(x.dtype), None, None
+        shared = (scaled * normed).mean(-1, keepdim=True)
+        return scaled.addcmul_(normed, shared, value=-1).mul_(inverse).to(x.dtype), None, None
 
 
 class GateFunction(torch.autograd.Function):
