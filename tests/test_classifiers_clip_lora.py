@@ -38,7 +38,8 @@ def test_the_vision_tower_learns_and_a_second_run_takes_it_up(kind, tmp_path, mo
     samples = striped(photos)
     monkeypatch.setitem(clip_lora.TRAINER, "learning_rate", 0.02)
     monkeypatch.setitem(clip_lora.TRAINER, "per_device_train_batch_size", 4)
-    monkeypatch.setitem(clip_lora.TRAINER, "num_train_epochs", 8)
+    monkeypatch.setattr(clip_lora, "EPOCHS", 8)
+    monkeypatch.setattr(clip_lora, "STEPS", 0)
     plain = ClipZeroShot(ClipEncoder.load(str(base)), BREEDS, "plain")
     before = {name: x.clone() for name, x in plain.encoder.model.state_dict().items()}
 

@@ -114,7 +114,8 @@ def test_figures_and_recommendation_in_both_indexes(run, tmp_path):
     }
     write_run(*run, metrics)
     overview = (tmp_path / "reports" / "a run" / "index.html").read_text()
-    assert "62.5 [52.5, 72.5]" in overview and "<b>adopt</b>" in overview and "it gains &lt;much&gt;" in overview
+    assert "62.5 [52.5, 72.5]" in overview and "<b>adopt</b>. To run: the tuned VLM." in overview
+    assert "it gains &lt;much&gt;" in overview
     all_runs = (tmp_path / "reports" / "index.html").read_text()
     assert '<a href="a%20run/index.html">a run</a>' in all_runs
     assert all(

@@ -5,6 +5,7 @@ chosen on a fifth of the training photos, whole groups that are left out of the 
 """
 
 import logging
+import math
 import tempfile
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -32,14 +33,11 @@ from catlib.runs import WEIGHTS
 
 TARGETS = r".*vision_model.*\.(q|k|v)_proj"
 LORA: dict[str, Any] = {"r": 2, "lora_alpha": 1, "use_rslora": True, "lora_dropout": 0.25, "target_modules": TARGETS}
-PATIENCE = 3  # epochs
-TRAINER: dict[str, Any] = {
-    "learning_rate": 2e-4,
-    "weight_decay": 0.01,
-    "lr_scheduler_type": "cosine",
-    "num_train_epochs": 20,
-}
-TRAINER |= dict.fromkeys(("per_device_train_batch_size", "per_device_eval_batch_size"), 32)
+EPOCHS, STEPS = 20, 1500  # at least so many of both: 20 epochs of few photos are too short
+PATIENCE = 0.15  # of the epochs, without a better one
+BATCH = 32
+TRAINER: dict[str, Any] = {"learning_rate": 2e-4, "weight_decay": 0.01, "lr_scheduler_type": "cosine"}
+TRAINER |= dict.fromkeys(("per_device_train_batch_size", "per_device_eval_batch_size"), BATCH)
 TRAINER |= {"save_strategy": "no", "logging_strategy": "no", "report_to": [], "disable_tqdm": True}
 TRAINER |= {"remove_unused_columns": False, "label_names": ["labels"]}
 ABOUT = "about.json"
@@ -55,7 +53,14 @@ def tuned_clip(
     """
     encoder, photos = made.encoder, [[s.id, s.breed, s.group] for s in samples]
     how = {"seed": seed, "balance": balance, "prompts": made.prompts, "breeds": list(made.breeds)}
-    about = {"base": weights_digest(encoder.model), "photos": photos, **how, **LORA, **TRAINER}
+    about = {
+        "base": weights_digest(encoder.model),
+        "photos": photos,
+        **how,
+        **LORA,
+        **TRAINER,
+        "length": [EPOCHS, STEPS],
+    }
     if (folder / ABOUT).is_file() and (stored := read_json(folder / ABOUT)).get("about") == about:
         log.info("clip-lora: taken up from %s", folder)
         take_up(encoder, folder)
@@ -89,9 +94,16 @@ def _train(
     held, weights = deal_folds(labels, seed, [s.group for s in samples]) == 0, balance_weights(samples, balance)
     rows = list(zip(samples, labels.tolist(), weights.tolist(), (~held).tolist(), strict=True))
     trained, tested = ([row for row in rows if row[3] is which] for which in (True, False))
-    best = _Best(model)
+    epochs = max(EPOCHS, math.ceil(STEPS / math.ceil(len(trained) / BATCH)))
+    best = _Best(model, math.ceil(PATIENCE * epochs))
     with tempfile.TemporaryDirectory() as scratch:
-        fixed = {**TRAINER, "seed": seed, "output_dir": scratch, "use_cpu": encoder.model.device.type == "cpu"}
+        fixed = {
+            **TRAINER,
+            "num_train_epochs": epochs,
+            "seed": seed,
+            "output_dir": scratch,
+            "use_cpu": encoder.model.device.type == "cpu",
+        }
         fixed |= {"bf16": encoder.model.dtype == torch.bfloat16, "fp16": encoder.model.dtype == torch.float16}
         trainer = Trainer(
             model=_Logits(model, torch.tensor(made.text_vectors, dtype=torch.float32), encoder.logit_scale),
@@ -143,10 +155,10 @@ def _collate(
 
 
 class _Best(TrainerCallback):
-    """Keeps the LoRA of the epoch with the least held-out loss in memory; stops after PATIENCE epochs without a better one."""
+    """Keeps the LoRA of the epoch with the least held-out loss in memory; stops after `patience` epochs without a better one."""
 
-    def __init__(self, model: Any) -> None:
-        self.model, self.losses, self.state = model, list[float](), dict[str, torch.Tensor]()
+    def __init__(self, model: Any, patience: int) -> None:
+        self.patience, self.model, self.losses, self.state = patience, model, list[float](), dict[str, torch.Tensor]()
 
     def on_evaluate(self, args: Any, state: Any, control: Any, **told: Any) -> None:
         self.losses.append(round(told["metrics"]["eval_loss"], 4))
@@ -154,4 +166,4 @@ class _Best(TrainerCallback):
         best = self.losses.index(min(self.losses))
         if best == len(self.losses) - 1:
             self.state = {name: x.clone() for name, x in get_peft_model_state_dict(self.model).items()}
-        control.should_training_stop = len(self.losses) - 1 - best >= PATIENCE
+        control.should_training_stop = len(self.losses) - 1 - best >= self.patience

@@ -38,10 +38,16 @@ class Verdict:
     @property
     def text(self) -> str:
         """Decision, tracks to run and reasons, in Markdown."""
-        what = "Best without it" if self.decision in ("train", "skip") else "To run"
-        run = f" {what}: {' and '.join(track(name).title for name in self.use.split('+'))}." if self.use else ""
+        run = f" {to_run(self.as_json()['recommendation'])}".rstrip()
         reasons = "\n".join(f"- {reason}" for reason in self.reasons)
         return f"**Recommendation: {self.decision}. {RULES['decisions'][self.decision]}**{run}\n\n{reasons}"
+
+
+def to_run(recommendation: Mapping[str, Any]) -> str:
+    """The tracks that a recommendation (see `Verdict.as_json`) says to run, as a sentence; empty where it names none."""
+    what = "Best without it" if recommendation["decision"] in ("train", "skip") else "To run"
+    names = [track(name).title for name in (recommendation.get("use") or "").split("+") if name]
+    return f"{what}: {' and '.join(names)}." if names else ""
 
 
 def judge(

@@ -20,6 +20,7 @@ from pygments.formatters import HtmlFormatter
 
 from catlib.errors import InputError
 from catlib.evaluation.tables import share
+from catlib.evaluation.verdict import to_run
 from catlib.paths import project_root
 from catlib.reports.markup import arrange, clean, clean_output, code_label, downloads, markdown_output, tidy
 
@@ -54,7 +55,7 @@ def _templates() -> jinja2.Environment:
     own = (TEMPLATE / "style.css").read_text(encoding="utf-8")
     style = f"{own}{light}\n@media screen and (prefers-color-scheme: dark) {{\n{dark}\n}}"
     made.globals |= {"policy": POLICY, "style": Markup(style), "table": table}
-    made.filters |= {"took": took, "share": share}
+    made.filters |= {"took": took, "share": share, "to_run": to_run}
     return made
 
 
