@@ -6,8 +6,10 @@
 CHECKPOINT: an adapter that catlib has trained; the engines get it merged. `--photos N`: an even draw of the test photos over the
 breeds. An engine that is not installed, or does not build the model, is listed with the reason. Columns: accuracy in per cent
 with its 95 % interval; answers that name no breed; photos with the breed that `constrained` names in this process; p50 and p95 of
-a photo that comes alone, ms from file to answer; photos/s with 1 and 16 requests under way (`--together N`: of N photos), where this
-process takes what waits as one batch; answers that then differ; resident memory of the process, or of the engine's, GB.
+a photo that comes alone, ms from file to answer; photos/s with 1 and 16 requests under way, where this process takes what waits as
+one batch; answers that then differ; resident memory of the process, or of the engine's, GB. Times are of photos that are asked
+about for the first time, as an engine keeps what it has seen: 16 at once of every second photo (`--together N`: of N), then one at a
+time of the others.
 
 `--prompt-logprobs N`: all breeds of N photos are scored by vLLM too, a request a breed with `prompt_logprobs`, all of a photo at
 once, and compared with score in this process.
@@ -62,10 +64,17 @@ class Exam:
     breeds: Sequence[str]
     step: int
 
-    def loads(self, ask: Callable[[Path], Any]) -> list[Load]:
-        return [measure_load(ask, self.photos[:: self.step if n > 1 else 1], n) for n in CONCURRENCY]
+    def loads(self, ask: Callable[[Path], Any]) -> tuple[list[Load], list[Any], int]:
+        """The load of one photo at a time and that of many at once, the answers to all photos alone, and how many differed."""
+        many = measure_load(ask, self.photos[:: self.step], CONCURRENCY[1])
+        alone = measure_load(ask, [photo for i, photo in enumerate(self.photos) if i % self.step], CONCURRENCY[0])
+        others, again = iter(alone.answers), [ask(photo) for photo in self.photos[:: self.step]]
+        answers = [next(others) if i % self.step else again[i // self.step] for i in range(len(self.photos))]
+        return [alone, many], answers, sum(a != b for a, b in zip(again, many.answers, strict=True))
 
-    def row(self, name: str, loads: Sequence[Load], said: Breeds, reference: Breeds, memory_mb: float) -> Row:
+    def row(
+        self, name: str, loads: Sequence[Load], differ: int, said: Breeds, reference: Breeds, memory_mb: float
+    ) -> Row:
         """A line of the table, printed at once as well: a run that is cut off has not been for nothing."""
         pairs = zip(self.samples, said, strict=True)
         rows = tuple(Prediction(s.id, s.image, s.breed, breed, None, group=s.group) for s, breed in pairs)
@@ -74,18 +83,17 @@ class Exam:
         line = {"reading": name, "accuracy": share(metrics["accuracy"]), "invalid": str(said.count(None))}
         line |= {f"as {HERE}": f"{alike}/{len(said)}", "p50 ms": number(loads[0].p50), "p95 ms": number(loads[0].p95)}
         line |= {f"photos/s, {load.concurrency}": number(load.photos_per_s) for load in loads}
-        moved = sum(a != b for a, b in zip(loads[0].answers[:: self.step], loads[-1].answers, strict=True))
-        line |= {"differ": str(moved), "GB": f"{memory_mb / 1000:.2f}"}
+        line |= {"differ": str(differ), "GB": f"{memory_mb / 1000:.2f}"}
         print("  " + ", ".join(f"{key} {value}" for key, value in line.items()), flush=True)
         return line
 
 
-def in_process(vlm: VLM, exam: Exam, decoding: str) -> tuple[list[Load], Breeds, float]:
-    """The loads of a reading in this process, the breeds named one at a time, and the process's memory in MB."""
+def in_process(vlm: VLM, exam: Exam, decoding: str) -> tuple[list[Load], int, Breeds, float]:
+    """The loads of a reading in this process, answers that differ, the breeds named one at a time, the process's memory in MB."""
     classifier = VLMClassifier(vlm, exam.breeds, decoding)
     with closing(Worker(lambda _, images: classifier.classify(images).predicted, max(CONCURRENCY))) as worker:
-        loads = exam.loads(lambda photo: worker.submit("", lambda: open_image(photo)).result())
-    return loads, list(loads[0].answers), psutil.Process().memory_info().rss / 1e6
+        loads, said, differ = exam.loads(lambda photo: worker.submit("", lambda: open_image(photo)).result())
+    return loads, differ, said, psutil.Process().memory_info().rss / 1e6
 
 
 @contextmanager
@@ -135,7 +143,10 @@ def main() -> int:
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("test", type=Path, help="test.jsonl beside its train.jsonl")
     parser.add_argument("--photos", type=int, default=0, help="0: all")
-    parser.add_argument("--together", type=int, default=0, help="photos asked about with many under way; 0: all")
+    parser.add_argument("--together", type=int, default=0, help="photos asked about with many under way; 0: half")
+    parser.add_argument(
+        "--engines-only", action="store_true", help="in this process `constrained` alone, to compare with"
+    )
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--vllm", default="", metavar="URL#MODEL")
     parser.add_argument("--llamacpp", default="", metavar="URL")
@@ -145,13 +156,13 @@ def main() -> int:
     source, data = find_mergeable(args.checkpoint.resolve()), load_dataset(args.test.resolve().parent)
     samples = evenly(read_samples(args.test, data.image_root), args.photos, 0)
     photos = [inside(data.image_root, sample.image) for sample in samples]
-    exam = Exam(samples, photos, source.breeds, max(1, len(photos) // (args.together or len(photos))))
+    exam = Exam(samples, photos, source.breeds, max(2, len(photos) // (args.together or len(photos))))
     print(f"{args.checkpoint.name}: {source.base}, {len(photos)} test photos, {args.dtype}", flush=True)
     vlm, rows, reference = open_vlm(source, device="cpu", precision=args.dtype), [], None
-    for decoding in (HERE, "score", "free"):
-        loads, said, memory_mb = in_process(vlm, exam, decoding)
+    for decoding in (HERE, *(() if args.engines_only else ("score", "free"))):
+        loads, differ, said, memory_mb = in_process(vlm, exam, decoding)
         reference = reference or said
-        rows.append(exam.row(decoding, loads, said, reference, memory_mb))
+        rows.append(exam.row(decoding, loads, differ, said, reference, memory_mb))
     with tempfile.TemporaryDirectory() as work:
         options = {"crop": crop_side(args.checkpoint), "spelled": source.spelled, "timeout_s": 600.0}
         place, plain, log = Where(port=free_port()), Path(work) / "merged", Path(work) / "log"
@@ -172,9 +183,9 @@ def main() -> int:
             try:
                 with reached(url, build, log) as there:
                     held = EndpointClassifier(there, exam.breeds, source.question, decoding=HERE, **options)
-                    loads = exam.loads(lambda photo, held=held: held.ask(open_image(photo)))
-                    said = [held.read(answer) for answer in loads[0].answers]
-                    rows.append(exam.row(name, loads, said, reference, server_memory_mb(held.url) or 0.0))
+                    loads, answers, differ = exam.loads(lambda photo, held=held: held.ask(open_image(photo)))
+                    said = [held.read(answer) for answer in answers]
+                    rows.append(exam.row(name, loads, differ, said, reference, server_memory_mb(held.url) or 0.0))
                     held.close()
                     if args.prompt_logprobs and held.engine == "vllm":
                         print(prompt_logprobs(there, exam, vlm, options, args.prompt_logprobs), flush=True)

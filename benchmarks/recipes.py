@@ -49,11 +49,8 @@ def train(folder: Path, data: Path, base: str, options: dict[str, Any], seed: in
         given = {**options, "train_seed": seed, "base_model": base, "output_dir": str(folder / "checkpoint")}
         given |= {f"{part}_data": str(data / f"{part}.jsonl") for part in ("train", "val")}
         command = [sys.executable, "-m", "catlib.cli", "train", "--profile", "photos"]
-        command += [
-            word
-            for key, value in given.items()
-            for word in (f"--{key}", str(value).lower() if value is True else str(value))
-        ]
+        for key, value in given.items():
+            command += [f"--{key}"] if value is True else [f"--{key}", str(value)]
         folder.mkdir(parents=True, exist_ok=True)
         with (folder / "log.txt").open("a") as log:
             subprocess.run(command, check=True, stdout=log, stderr=log)
