@@ -19,16 +19,14 @@ from matplotlib.font_manager import fontManager
 from matplotlib.image import AxesImage
 from matplotlib.text import Text
 
+from catlib.colors import GREY, INK, PALE, PRIORITY
+
 WIDTH = 10.5  # inches; a report page shows them at about 100 pixels an inch, and never at less than 90
 SMALLEST = 7.5  # points: 9 pixels there
 LONGEST = 30  # letters of a breed's name on an axis
 # For letters that matplotlib's own font lacks, those of these that are installed.
 FONTS = {"Noto Sans CJK JP", "Noto Sans", "Noto Sans Arabic", "Arial Unicode MS", "Microsoft YaHei", "Hiragino Sans"}
 
-# Okabe and Ito, "Color universal design" (2008): distinguishable with every common colour blindness.
-BLUE, SKY, ORANGE, RED, GREEN, PINK = "#0072B2", "#56B4E9", "#E69F00", "#D55E00", "#009E73", "#CC79A7"
-INK, GREY, PALE = "#22303C", "#626D78", "#E4E8EC"
-PRIORITY = "#A3356F"
 RC: Any = {  # over seaborn's whitegrid; matplotlib types its keys as literals, which no dict of strings fits
     **dict.fromkeys(("axes.labelcolor", "text.color", "xtick.color", "ytick.color"), INK),
     "axes.edgecolor": GREY,

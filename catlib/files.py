@@ -192,24 +192,28 @@ def read_json(path: Path) -> Any:
     return parse_json(read_text(path), str(path))
 
 
+def _pairs(entries: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(entries)
+    if len(found) < len(entries):
+        raise KeyError(Counter(key for key, _ in entries).most_common(1)[0][0])
+    return found
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_pairs)  # one for all lines of a file: json.loads makes one at each call
+_OF_LARGE = json.JSONDecoder(
+    object_pairs_hook=_pairs, parse_int=lambda text: int(text) if math.isfinite(float(text)) else math.inf
+)
+
+
 def parse_json(text: str, where: str, kind: type = dict) -> Any:
     """A JSON text, strictly: no NaN or infinity, no key twice, of type `kind`. Raises InputError that begins with `where`."""
-
-    def whole(text: str) -> float:
-        return int(text) if math.isfinite(float(text)) else math.inf
-
-    def pairs(entries: list[tuple[str, Any]]) -> dict[str, Any]:
-        found = dict(entries)
-        if len(found) < len(entries):
-            ((twice, _),) = Counter(key for key, _ in entries).most_common(1)
-            raise InputError(f"{where}: the key {twice!r:.200} stands twice")
-        return found
-
     # what is checked again costs time: only where something may be wrong (300 digits are 12 in every 25th character)
     large = bool(_POWER.search(text) or (_LONG.search(text[::25]) and _LARGE.search(text)))
     doubtful = large or "NaN" in text or "Infinity" in text or text.count("[") + text.count("{") > DEEPEST
     try:
-        value = json.loads(text, parse_int=whole if large else None, object_pairs_hook=pairs)
+        value = (_OF_LARGE if large else _DECODER).decode(text)
+    except KeyError as error:
+        raise InputError(f"{where}: the key {error.args[0]!r:.200} stands twice") from None
     except json.JSONDecodeError as error:
         line = f"line {error.lineno}, " if error.lineno > 1 else ""
         raise InputError(f"{where}: not JSON ({error.msg}, {line}column {error.colno})") from None

@@ -160,7 +160,7 @@ def test_figures_from_files_load_no_model_library(files):
     program = (
         "import sys; from catlib.cli import main; "
         "code = main(['verdict', '--predictions', *sys.argv[1:], '--bootstrap', '100', '--json']); "
-        "print(code, sorted({'torch', 'peft', 'transformers'} & set(sys.modules)), file=sys.stderr)"
+        "print(code, sorted({'torch', 'peft', 'transformers', 'matplotlib'} & set(sys.modules)), file=sys.stderr)"
     )
     command = [sys.executable, "-c", program, files["tuned"], files["clip"]]
     done = subprocess.run(command, capture_output=True, text=True, check=True)

@@ -138,7 +138,8 @@ def test_the_gate_s_page_is_text_and_the_run_links_to_it(run, tmp_path):
     }
     advice = {"decision": "skip", "use": "", "reasons": [NASTY, "and more"]}
     gate = {"profile": NASTY, "seconds": 7.5, "models": {"clip-zero-shot": model(0.3, 0.1)}, "criteria": [rule]}
-    path = index.render_gate(gate | {"recommendation": advice, "wishes": {"run": "a run", "run_dir": str(run_dir)}})
+    gate |= {"recommendation": advice, "wishes": {"run": "a run", "run_dir": str(run_dir)}}
+    path = index.render_gate(gate)
     text = path.read_text()
     assert path == tmp_path / "reports/a run/gate.html" and NASTY not in text and "default-src 'none'" in text
     assert "<b>skip</b>" in text and "7.5 s" in text and "30.0 [20.0, 40.0]" in text and text.count("&lt;script") >= 4
@@ -146,6 +147,9 @@ def test_the_gate_s_page_is_text_and_the_run_links_to_it(run, tmp_path):
     assert 'href="a%20run/gate.html"' in (tmp_path / "reports/index.html").read_text()
     index.render(state, run_dir)
     assert path.is_file() and 'href="gate.html"' in (path.parent / "01_first.html").read_text()
+    written = (path.parent / "index.html").stat().st_mtime_ns
+    index.render_gate(gate | {"seconds": 8.5})  # the run's pages, which take long, have the link already
+    assert "8.5 s" in path.read_text() and (path.parent / "index.html").stat().st_mtime_ns == written
 
 
 def test_no_recommendation_of_a_run_that_failed(run, tmp_path):

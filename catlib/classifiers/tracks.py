@@ -10,9 +10,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from catlib.colors import BLUE, GREEN, GREY, ORANGE, PINK, RED, SKY
 from catlib.data.records import Sample
 from catlib.errors import InputError
-from catlib.figures import BLUE, GREEN, GREY, ORANGE, PINK, RED, SKY
 from catlib.settings import DECODINGS, ComparisonSettings, EvaluationSettings, split_list
 
 if TYPE_CHECKING:

@@ -12,6 +12,7 @@ import seaborn as sns
 from matplotlib.figure import Figure
 from PIL import Image, ImageOps
 
+from catlib.colors import BLUE, GREY, INK, ORANGE, PALE, RED, SKY
 from catlib.data.dataset import Dataset
 from catlib.data.duplicates import close_pairs
 from catlib.data.findings import Finding
@@ -21,7 +22,7 @@ from catlib.data.records import PARTS
 from catlib.data.splits import MOST_BITS
 from catlib.data.suspects import Suspects
 from catlib.data.tables import by_breed
-from catlib.figures import BLUE, GREY, INK, ORANGE, PALE, RED, SKY, WIDTH, breed_label, figure, mark_priority, row_font
+from catlib.figures import WIDTH, breed_label, figure, mark_priority, row_font
 
 COLORS: dict[Any, Any] = {**dict(zip(PARTS, (BLUE, SKY, ORANGE), strict=True)), UNRELATED: GREY}
 TOWER = 336  # pixels of the square that the plan's base model reads

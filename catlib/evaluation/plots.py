@@ -8,9 +8,10 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from catlib.classifiers.tracks import TUNED, ordered, track
+from catlib.colors import GREEN, GREY, INK, RED
 from catlib.evaluation.calibration import Calibrated, risk_coverage
 from catlib.evaluation.tables import Entry, in_words, signed, within
-from catlib.figures import GREEN, GREY, INK, RED, WIDTH, breed_label, figure, mark_priority, percent_axis, row_font
+from catlib.figures import WIDTH, breed_label, figure, mark_priority, percent_axis, row_font
 
 HEADLINES = {
     "accuracy": "Accuracy",

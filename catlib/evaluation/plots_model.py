@@ -13,11 +13,12 @@ from scipy.spatial.distance import squareform
 
 from catlib import figures
 from catlib.classifiers.tracks import track
+from catlib.colors import BLUE, GREY, INK, PRIORITY, RED
 from catlib.evaluation.calibration import Calibrated, reliability
 from catlib.evaluation.metrics import expected_calibration_error
 from catlib.evaluation.outcomes import NO_ANSWER, Outcomes
 from catlib.evaluation.tables import Entry
-from catlib.figures import BLUE, GREY, INK, PRIORITY, RED, WIDTH, figure
+from catlib.figures import WIDTH, figure
 
 NUMBERS_UP_TO = 24  # with more breeds the percentages no longer fit into their cells
 

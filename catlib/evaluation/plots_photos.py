@@ -14,10 +14,11 @@ from PIL import Image, ImageOps
 from catlib.breeds import describe, find
 from catlib.classifiers.explain import Explanation
 from catlib.classifiers.tracks import track
+from catlib.colors import BLUE, INK, PALE, RED
 from catlib.data.images import inside, open_image
 from catlib.evaluation.outcomes import NO_ANSWER, Outcomes
 from catlib.evaluation.tables import Entry
-from catlib.figures import BLUE, INK, PALE, RED, WIDTH, breed_label, figure
+from catlib.figures import WIDTH, breed_label, figure
 
 SIDE = 320  # pixels: photos are reduced to this before they go into a figure, or the report would weigh tens of MB
 LITTLE = 0.05  # nats; a fall below it changes a probability by less than 5 %

@@ -94,8 +94,9 @@ def render_gate(gate: Mapping[str, Any]) -> Path:
     path = report_path(run).with_name("gate.html")
     values = {"gate": gate, "rules": criteria_table(gate["criteria"]), "measured": model_table(gate["models"])}
     links = [("index.html", run, state is not None), ("gate.html", "Gate", True)]
+    new = not path.is_file()  # else the run's pages, which take longer than the answer, link to it already
     write_text(path, html.render("gate.html.j2", run=run, pages=links, title=f"Gate · {run}", **values))
-    if state:
+    if state and new:
         render_run(state, resolve(gate["wishes"]["run_dir"]))
     render_all_runs()
     return path

@@ -7,8 +7,9 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
 
+from catlib.colors import BLUE, GREEN, GREY, INK, ORANGE, PINK, RED, SKY
 from catlib.evaluation.tables import number
-from catlib.figures import BLUE, GREEN, GREY, INK, ORANGE, PINK, RED, SKY, WIDTH, figure
+from catlib.figures import WIDTH, figure
 from catlib.serving.bench import Engine
 
 AGREE = 0.95  # an engine that names another breed than the reference more often than this allows is not a way to run it

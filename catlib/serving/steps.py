@@ -19,9 +19,10 @@ from PIL.Image import Image
 from catlib.classifiers.base import Classifier
 from catlib.classifiers.explain import seen_photo
 from catlib.classifiers.vlm import VLMClassifier
+from catlib.colors import BLUE, GREEN, GREY, ORANGE, PINK, SKY
 from catlib.data.images import open_image
 from catlib.evaluation.tables import number
-from catlib.figures import BLUE, GREEN, GREY, ORANGE, PINK, SKY, WIDTH, figure, percent_axis
+from catlib.figures import WIDTH, figure, percent_axis
 from catlib.vlm.batches import image_token_of
 from catlib.vlm.checkpoint import VLM
 from catlib.vlm.decoding import generate_greedy

@@ -15,8 +15,9 @@ from PIL.Image import Image
 from catlib.breeds import describe, find
 from catlib.classifiers.base import Classifier
 from catlib.classifiers.vlm import VLMClassifier
+from catlib.colors import BLUE, ORANGE
 from catlib.errors import CatlibError
-from catlib.figures import BLUE, ORANGE, WIDTH, Shown, figure
+from catlib.figures import WIDTH, Shown, figure
 from catlib.serving.service import Photo, read_photo
 from catlib.serving.steps import draw_bars, ranked
 from catlib.vlm.decoding import generate_free

@@ -10,8 +10,9 @@ import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.figure import Figure
 
+from catlib.colors import BLUE, GREEN, GREY, ORANGE, PINK
 from catlib.errors import CatlibError
-from catlib.figures import BLUE, GREEN, GREY, ORANGE, PINK, WIDTH, figure, percent_axis
+from catlib.figures import WIDTH, figure, percent_axis
 from catlib.training.lora import count_parameters
 from catlib.training.memory import Footprint
 from catlib.training.trainer import Trainer, TrainResult
