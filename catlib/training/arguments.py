@@ -114,7 +114,4 @@ def check_launch(settings: TrainSettings) -> bool:
             raise InputError(f"of DeepSpeed only ZeRO-2 is available, without a file of its own: launch {fits}")
         if find_spec("deepspeed") is None:
             raise MissingExtra("deepspeed", "deepspeed", "a launch with configs/accelerate/zero2.yaml")
-    sharded = os.environ.get("ACCELERATE_USE_FSDP", "false") == "true"
-    if sharded and settings.mode == "qlora":
-        raise InputError("FSDP cannot keep 4-bit weights in pieces; launch mode qlora with configs/accelerate/ddp.yaml")
-    return sharded
+    return os.environ.get("ACCELERATE_USE_FSDP", "false") == "true"

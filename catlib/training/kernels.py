@@ -253,13 +253,18 @@ def _probability(module: Any) -> float:
 
 def _dtype(layer: Any) -> torch.dtype:
     """What a frozen layer computes in."""
-    quantized = getattr(layer.weight, "quant_state", None) is not None
+    quantized = quant_state(layer) is not None
     return layer.compute_dtype or torch.bfloat16 if quantized else layer.weight.dtype
+
+
+def quant_state(layer: Any) -> Any:
+    """What expands a layer's 4-bit weight, None where it has another; the layer knows it too, as a weight in pieces does not."""
+    return getattr(layer.weight, "quant_state", None) or getattr(layer, "quant_state", None)
 
 
 def _weight(layer: Any) -> tuple[torch.Tensor, torch.Tensor | None]:
     """The frozen layer's (weight, bias) in the dtype that is computed in; 4-bit weights are expanded for the moment."""
-    state = getattr(layer.weight, "quant_state", None)
+    state = quant_state(layer)
     if state is None:
         return layer.weight, layer.bias
     from bitsandbytes.functional import dequantize_4bit

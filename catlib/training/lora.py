@@ -138,8 +138,10 @@ def in_float32(model: torch.nn.Module) -> torch.nn.Module:
 def count_parameters(model: torch.nn.Module) -> tuple[int, int]:
     """(trainable, all) parameters; 4-bit weights are counted by their original shape."""
     trainable = total = 0
+    # A 4-bit weight that lies in pieces over several processes does not know its shape; its layer does.
+    layers = {id(m._parameters.get("weight")): getattr(m, "quant_state", None) for m in model.modules()}
     for parameter in model.parameters():
-        state = getattr(parameter, "quant_state", None)
+        state = getattr(parameter, "quant_state", None) or layers.get(id(parameter))
         n = state.shape.numel() if state is not None else parameter.numel()
         total += n
         trainable += n * parameter.requires_grad

@@ -184,6 +184,10 @@ def shard(vlm: VLM, processes: int) -> None:
     language_model = vlm.base.get_submodule(vlm.family.language_model)
     lists = [list(module) for module in language_model.modules() if isinstance(module, torch.nn.ModuleList)]
     layers = max(lists, key=len)  # the decoder's: the longest list of modules
+    for module in language_model.modules():
+        if (state := getattr(module._parameters.get("weight"), "quant_state", None)) is not None:
+            # Plain packed bytes, which can be cut; torch would keep the first piece's shape and statistics for the whole.
+            module.quant_state, module.weight = state, torch.nn.Parameter(module.weight.data, requires_grad=False)
     for layer in layers:
         whole = {p for p in layer.parameters() if p.requires_grad or p.dim() < 2}
         # Always back to pieces: left whole after a validation, they would be cut by the main process alone, when it saves.
