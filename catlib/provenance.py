@@ -6,10 +6,9 @@ import sys
 from contextlib import suppress
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 
 import psutil
-
-from catlib.paths import project_root
 
 PACKAGES = ("catlib", "torch", "transformers", "peft", "bitsandbytes", "accelerate", "scikit-learn", "numpy", "pillow")
 
@@ -24,14 +23,11 @@ def package_versions() -> dict[str, str]:
     return found
 
 
-def git_commit() -> str | None:
-    """The checkout's commit, with `+changes` when tracked files differ from it; None outside a git checkout."""
-    return _commit_of(str(project_root()))
-
-
 @cache
-def _commit_of(root: str) -> str | None:
-    git = ["git", "-C", root]
+def git_commit() -> str | None:
+    """The commit of the checkout that this code lies in, whatever folder is worked in; `+changes` when tracked files differ from
+    it, None outside a git checkout."""
+    git = ["git", "-C", str(Path(__file__).parent)]
     try:
         commit = subprocess.run([*git, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=True)
         changed = subprocess.run([*git, "status", "--porcelain", "-uno"], capture_output=True, text=True, check=True)

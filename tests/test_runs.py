@@ -1,6 +1,7 @@
 """What an earlier attempt has left is kept, and the commit that a file names."""
 
 import subprocess
+from pathlib import Path
 
 from catlib.provenance import git_commit
 from catlib.runs import set_aside
@@ -31,15 +32,13 @@ def test_a_checkpoint_without_a_run_takes_a_name_that_both_have_free(tmp_path):
     assert set_aside(tmp_path / "runs" / "demo", tmp_path / "cats") == str(tmp_path / "cats~2")
 
 
-def test_the_commit_is_that_of_the_folder_worked_in(tmp_path, monkeypatch):
-    (tmp_path / "checkout").mkdir()
-    monkeypatch.setenv("CATLIB_ROOT", str(tmp_path))
-    assert git_commit() is None
-    monkeypatch.setenv("CATLIB_ROOT", str(tmp_path / "checkout"))
-    git = ["git", "-C", str(tmp_path / "checkout"), "-c", "user.name=a", "-c", "user.email=a@b"]
-    subprocess.run([*git, "init", "--quiet"], check=True)
-    subprocess.run([*git, "commit", "--quiet", "--allow-empty", "-m", "First"], check=True)
-    commit = git_commit()
-    assert commit and len(commit) == 12
-    monkeypatch.setenv("CATLIB_ROOT", str(tmp_path))
-    assert git_commit() is None
+def test_the_commit_is_that_of_the_code_whatever_folder_is_worked_in(tmp_path, monkeypatch):
+    git = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short=12", "HEAD"]
+    known = subprocess.run(git, capture_output=True, text=True).stdout.strip() or None
+    (tmp_path / "other").mkdir()
+    subprocess.run(["git", "init", "--quiet", str(tmp_path / "other")], check=True)
+    for folder in (tmp_path, tmp_path / "other"):
+        monkeypatch.setenv("CATLIB_ROOT", str(folder))
+        monkeypatch.chdir(folder)
+        found = git_commit.__wrapped__()
+        assert (found and found.removesuffix("+changes")) == known
