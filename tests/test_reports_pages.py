@@ -123,6 +123,14 @@ def test_figures_and_recommendation_in_both_indexes(run, tmp_path):
     )
 
 
+@pytest.mark.parametrize("use", [7, ["vlm-tuned"], {}, None, ""])
+def test_a_recommendation_that_names_no_track_is_shown_without(run, tmp_path, use):
+    advice = {"decision": "adopt", "use": use, "reasons": ["it gains"]}
+    write_run(*run, {"models": {"vlm-tuned": model(0.9, 0.6)}, "recommendation": advice})
+    overview = (tmp_path / "reports" / "a run" / "index.html").read_text()
+    assert "<b>adopt</b>" in overview and "it gains" in overview and "To run" not in overview
+
+
 def test_the_gate_s_page_is_text_and_the_run_links_to_it(run, tmp_path):
     run_dir, state = run
     write_run(run_dir, state, {})
@@ -300,7 +308,7 @@ def test_a_hostile_report_does_nothing(run, tmp_path):
     nbformat.write(new_notebook(cells=cells), run_dir / "01_first.ipynb")
     state["stages"]["01_first"] |= {"title": HOSTILE, "parameters": {HOSTILE: HOSTILE}, "error": HOSTILE}
     state |= {"profile": HOSTILE, "commit": HOSTILE, "versions": {HOSTILE: HOSTILE}}
-    advice = {"decision": HOSTILE, "use": "vlm-tuned", "reasons": [HOSTILE]}
+    advice = {"decision": HOSTILE, "use": f"vlm-tuned+{HOSTILE}", "reasons": [HOSTILE]}
     write_run(run_dir, state, {"models": {"vlm-tuned": model(0.9, 0.6)}, "recommendation": advice})
     pages = [*(tmp_path / "reports").rglob("*.html")]
     assert len(pages) == 4

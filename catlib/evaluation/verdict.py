@@ -45,9 +45,11 @@ class Verdict:
 
 def to_run(recommendation: Mapping[str, Any]) -> str:
     """The tracks that a recommendation (see `Verdict.as_json`) says to run, as a sentence; empty where it names none."""
-    what = "Best without it" if recommendation["decision"] in ("train", "skip") else "To run"
-    names = [track(name).title for name in (recommendation.get("use") or "").split("+") if name]
-    return f"{what}: {' and '.join(names)}." if names else ""
+    what = "Best without it" if recommendation.get("decision") in ("train", "skip") else "To run"
+    use = recommendation.get("use")  # of a file that may be damaged
+    return (
+        f"{what}: {' and '.join(track(name).title for name in use.split('+'))}." if use and isinstance(use, str) else ""
+    )
 
 
 def judge(
