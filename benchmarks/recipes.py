@@ -28,7 +28,7 @@ from scipy.special import log_softmax
 
 from catlib.data.records import Sample, image_root_of, read_predictions, read_samples
 from catlib.evaluation.calibration import fit_temperature
-from catlib.evaluation.combine import WEIGHTS, mix
+from catlib.evaluation.combine import fit_mix, mix
 from catlib.evaluation.metrics import per_breed
 from catlib.evaluation.outcomes import Outcomes, outcomes
 from catlib.evaluation.tables import text_table
@@ -104,10 +104,9 @@ def with_probe(o: Outcomes, probe: Outcomes) -> Outcomes:
     """The average of both at their temperatures, at the weight with the least log-loss."""
     order = [probe.ids.index(name) for name in o.ids]
     assert o.log_probs is not None and probe.log_probs is not None and probe.breeds == o.breeds
-    other, rows = probe.log_probs[order], np.arange(len(o))
-    temperatures = [fit_temperature(o), fit_temperature(probe)]
-    mixed = [mix(w, temperatures, o.log_probs, other) for w in WEIGHTS]
-    return rescored(o, min(mixed, key=lambda scores: -scores[rows, o.true].mean()))
+    other = replace(o, log_probs=probe.log_probs[order])
+    weight, temperatures = fit_mix(o, other)
+    return rescored(o, mix(weight, temperatures, o.log_probs, other.log_probs))
 
 
 def main() -> None:

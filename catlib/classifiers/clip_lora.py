@@ -35,9 +35,8 @@ TARGETS = r".*vision_model.*\.(q|k|v)_proj"
 LORA: dict[str, Any] = {"r": 2, "lora_alpha": 1, "use_rslora": True, "lora_dropout": 0.25, "target_modules": TARGETS}
 EPOCHS, STEPS = 20, 1500  # at least so many of both: 20 epochs of few photos are too short
 PATIENCE = 0.15  # of the epochs, without a better one
-BATCH = 32
 TRAINER: dict[str, Any] = {"learning_rate": 2e-4, "weight_decay": 0.01, "lr_scheduler_type": "cosine"}
-TRAINER |= dict.fromkeys(("per_device_train_batch_size", "per_device_eval_batch_size"), BATCH)
+TRAINER |= dict.fromkeys(("per_device_train_batch_size", "per_device_eval_batch_size"), 32)
 TRAINER |= {"save_strategy": "no", "logging_strategy": "no", "report_to": [], "disable_tqdm": True}
 TRAINER |= {"remove_unused_columns": False, "label_names": ["labels"]}
 ABOUT = "about.json"
@@ -53,14 +52,8 @@ def tuned_clip(
     """
     encoder, photos = made.encoder, [[s.id, s.breed, s.group] for s in samples]
     how = {"seed": seed, "balance": balance, "prompts": made.prompts, "breeds": list(made.breeds)}
-    about = {
-        "base": weights_digest(encoder.model),
-        "photos": photos,
-        **how,
-        **LORA,
-        **TRAINER,
-        "length": [EPOCHS, STEPS],
-    }
+    about = {"base": weights_digest(encoder.model), "photos": photos, **how, **LORA, **TRAINER}
+    about |= {"length": [EPOCHS, STEPS]}
     if (folder / ABOUT).is_file() and (stored := read_json(folder / ABOUT)).get("about") == about:
         log.info("clip-lora: taken up from %s", folder)
         take_up(encoder, folder)
@@ -94,16 +87,12 @@ def _train(
     held, weights = deal_folds(labels, seed, [s.group for s in samples]) == 0, balance_weights(samples, balance)
     rows = list(zip(samples, labels.tolist(), weights.tolist(), (~held).tolist(), strict=True))
     trained, tested = ([row for row in rows if row[3] is which] for which in (True, False))
-    epochs = max(EPOCHS, math.ceil(STEPS / math.ceil(len(trained) / BATCH)))
+    steps = math.ceil(len(trained) / TRAINER["per_device_train_batch_size"])
+    epochs = max(EPOCHS, math.ceil(STEPS / steps))
     best = _Best(model, math.ceil(PATIENCE * epochs))
     with tempfile.TemporaryDirectory() as scratch:
-        fixed = {
-            **TRAINER,
-            "num_train_epochs": epochs,
-            "seed": seed,
-            "output_dir": scratch,
-            "use_cpu": encoder.model.device.type == "cpu",
-        }
+        fixed = {**TRAINER, "num_train_epochs": epochs, "seed": seed, "output_dir": scratch}
+        fixed |= {"use_cpu": encoder.model.device.type == "cpu"}
         fixed |= {"bf16": encoder.model.dtype == torch.bfloat16, "fp16": encoder.model.dtype == torch.float16}
         trainer = Trainer(
             model=_Logits(model, torch.tensor(made.text_vectors, dtype=torch.float32), encoder.logit_scale),

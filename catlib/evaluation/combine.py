@@ -21,6 +21,14 @@ def mix(weight: float, temperatures: Sequence[float], *scores: np.ndarray) -> np
     return log_softmax(weight * own + (1 - weight) * other, axis=1)
 
 
+def fit_mix(first: Outcomes, second: Outcomes) -> tuple[float, list[float]]:
+    """(weight of the first, both temperatures) with the least negative log-likelihood on photos of the same order, both with scores."""
+    temperatures, rows = [fit_temperature(s) for s in (first, second)], np.arange(len(first))
+    assert first.log_probs is not None and second.log_probs is not None
+    loss = [-mix(w, temperatures, first.log_probs, second.log_probs)[rows, first.true].mean() for w in WEIGHTS]
+    return round(float(WEIGHTS[int(np.argmin(loss))]), 2), temperatures
+
+
 def combine(
     a: Outcomes, b: Outcomes, val_a: PredictionSet | None, val_b: PredictionSet | None, *, bootstrap: int, seed: int
 ) -> dict[str, Any] | None:
@@ -36,9 +44,7 @@ def combine(
     first, second = (_only(s, shared, o.breeds) for s, o in ((val_a, a), (val_b, b)))
     if first is None or second is None or first.log_probs is None or second.log_probs is None:
         return None
-    temperatures, rows = [fit_temperature(s) for s in (first, second)], np.arange(len(first))
-    loss = [-mix(w, temperatures, first.log_probs, second.log_probs)[rows, first.true].mean() for w in WEIGHTS]
-    weight = round(float(WEIGHTS[int(np.argmin(loss))]), 2)
+    weight, temperatures = fit_mix(first, second)
     said = mix(weight, temperatures, a.log_probs, b.log_probs).argmax(axis=1)
     better = a if a.correct.mean() >= b.correct.mean() else b
     cells = boot.make_cells(a.true, np.column_stack([said, better.predicted]), group=a.group)

@@ -36,7 +36,7 @@ def fuse(model: torch.nn.Module) -> int:
             members = [getattr(module, name, None) for name in names]
             if all(id(m) in groups for m in members) and len({groups[id(m)].scale for m in members}) == 1:
                 groups |= dict.fromkeys(map(id, members), Group(members))
-    count = 0
+    count, on_cpu = 0, next(model.parameters()).device.type == "cpu"
     for module in model.modules():
         kind, forward = type(module).__name__, None
         if id(module) in groups:
@@ -48,7 +48,8 @@ def fuse(model: torch.nn.Module) -> int:
             forward = _mlp_forward
         elif kind in ATTENTIONS:
             _fuse_rotary(sys.modules[type(module).__module__])
-            use_products(module.config)
+            if on_cpu:
+                use_products(module.config)
         if forward is not None:
             module.forward = MethodType(forward, module)  # type: ignore[method-assign]
             count += 1
@@ -253,8 +254,7 @@ def _probability(module: Any) -> float:
 
 def _dtype(layer: Any) -> torch.dtype:
     """What a frozen layer computes in."""
-    quantized = quant_state(layer) is not None
-    return layer.compute_dtype or torch.bfloat16 if quantized else layer.weight.dtype
+    return layer.weight.dtype if quant_state(layer) is None else layer.compute_dtype or torch.bfloat16
 
 
 def quant_state(layer: Any) -> Any:

@@ -13,6 +13,7 @@ from peft.utils.constants import DUMMY_TARGET_MODULES
 from catlib.errors import CatlibError, InputError
 from catlib.paths import resolve
 from catlib.settings import TrainSettings, split_list
+from catlib.training.kernels import quant_state
 from catlib.vlm.adapters import load_adapter
 from catlib.vlm.families import Family, family_of
 from catlib.vlm.models import VLM
@@ -138,10 +139,9 @@ def in_float32(model: torch.nn.Module) -> torch.nn.Module:
 def count_parameters(model: torch.nn.Module) -> tuple[int, int]:
     """(trainable, all) parameters; 4-bit weights are counted by their original shape."""
     trainable = total = 0
-    # A 4-bit weight that lies in pieces over several processes does not know its shape; its layer does.
-    layers = {id(m._parameters.get("weight")): getattr(m, "quant_state", None) for m in model.modules()}
+    packed = {id(m.weight): state for m in model.modules() if "weight" in m._parameters and (state := quant_state(m))}
     for parameter in model.parameters():
-        state = getattr(parameter, "quant_state", None) or layers.get(id(parameter))
+        state = packed.get(id(parameter))
         n = state.shape.numel() if state is not None else parameter.numel()
         total += n
         trainable += n * parameter.requires_grad
