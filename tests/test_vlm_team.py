@@ -1,6 +1,7 @@
 """Several processes train like one: launched by accelerate with the configurations that are shipped, on a CPU over gloo."""
 
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -61,7 +62,7 @@ def stop_after(place, out, step):
         trainer.fit()
 
 
-def launch(place, config, out, **more):
+def launch(place, config, out, script=("-m", "catlib.cli", "train"), **more):
     usual = vars(TrainSettings())
     given = vars(chosen(place, out, **more))
     arguments = [f"--{name}={value}" for name, value in given.items() if value != usual[name]]
@@ -78,7 +79,7 @@ def launch(place, config, out, **more):
         str(port),
     ]
     return subprocess.run(
-        [*command, "-m", "catlib.cli", "train", *arguments],
+        [*command, *script, *arguments],
         capture_output=True,
         text=True,
         timeout=300,
@@ -88,16 +89,16 @@ def launch(place, config, out, **more):
 
 @pytest.mark.long
 @pytest.mark.slow
-@pytest.mark.parametrize("config", ["ddp.yaml", "fsdp.yaml", "zero2.yaml"])
+@pytest.mark.parametrize("config", ["ddp.yaml", "fsdp.yaml", "zero2.yaml", "zero3.yaml"])
 def test_two_processes_train_like_one_at_the_same_effective_batch(alone, config):
-    if config == "zero2.yaml":
+    if config.startswith("zero"):
         pytest.importorskip("deepspeed")
     out = config.removesuffix(".yaml")
     if config == "ddp.yaml":
         stop_after(alone, out, 3)  # one process begins, two go on
     done = launch(alone, config, out)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert ("lie in 2 pieces" in done.stderr) == (config == "fsdp.yaml")
+    assert ("lie in 2 pieces" in done.stderr) == (config in ("fsdp.yaml", "zero3.yaml"))
     assert ("resumed after step 3 of 8" in done.stderr) == (config == "ddp.yaml")
     assert done.stdout.count("checkpoint: ") == 1
     one, two = curve(alone / "alone"), curve(alone / out)
@@ -107,21 +108,75 @@ def test_two_processes_train_like_one_at_the_same_effective_batch(alone, config)
     assert all(torch.allclose(ours[name], theirs[name], atol=1e-5) for name in ours)
 
 
+# The command with DeepSpeed's allowance of whole matrices (10^9 numbers, more than these models have) at nothing, which says after
+# each step what the process holds, and is killed before the step that is named.
+WATCHED = """
+import os
+import sys
+from catlib import cli
+from catlib.training import callbacks, trainer
+
+def nothing_ahead(engine):
+    coordinator = engine.optimizer.parameter_offload.param_coordinator
+    for name in ("max_reuse_dist_in_numel", "max_n_available_params", "prefetch_bucket_sz"):
+        assert getattr(coordinator, f"_PartitionedParameterCoordinator__{name}") > 0
+        setattr(coordinator, f"_PartitionedParameterCoordinator__{name}", 0)
+    keep_whole(engine)
+
+def watched(self, *given):
+    if self.state.global_step + 1 == int(os.environ.get("KILLED_AT", 0)):
+        os.kill(os.getpid(), 9)
+    loss = step(self, *given)
+    absent = {name for name, parameter in self.vlm.model.named_parameters() if parameter.numel() == 0}
+    matrices = {name for name, module in self.vlm.model.named_modules() if name.endswith(("_proj", "base_layer"))}
+    assert absent and {name.removesuffix(".weight") for name in absent} <= matrices, absent
+    assert all(".layers." in name and "lora_" not in name and "vision" not in name for name in absent), absent
+    os.write(1, b"in pieces: %d, " % len(absent))
+    return loss
+
+keep_whole, callbacks.keep_whole = callbacks.keep_whole, nothing_ahead
+step, trainer.Trainer.training_step = trainer.Trainer.training_step, watched
+sys.exit(cli.main(["train", *sys.argv[1:]]))
+"""
+
+
 @pytest.mark.long
 @pytest.mark.slow
-def test_four_bit_weights_in_pieces_train_as_whole_ones(tmp_path):
+def test_zero3_cuts_frozen_matrices_and_goes_on_after_a_kill(alone, monkeypatch):
+    pytest.importorskip("deepspeed")
+    script = [str(alone / "watched.py")]
+    Path(script[0]).write_text(WATCHED)
+    monkeypatch.setenv("KILLED_AT", "3")
+    assert launch(alone, "zero3.yaml", "killed", script).returncode
+    assert [path.name for path in (alone / "killed").glob("checkpoint-*")] == ["checkpoint-2"]
+    monkeypatch.setenv("KILLED_AT", "0")
+    done = launch(alone, "zero3.yaml", "killed", script)
+    assert done.returncode == 0 and "resumed after step 2 of 8" in done.stderr, done.stderr[-3000:]
+    found = re.findall(r"in pieces: (\d+), ", done.stdout)
+    assert found == ["21"] * 2 * 6, "7 matrices in each of 3 layers, at each of the 6 steps left, in 2 processes"
+    assert curve(alone / "killed") == pytest.approx(curve(alone / "alone"), rel=1e-4)
+    ours, theirs = (load_file(alone / folder / "last" / "adapter_model.safetensors") for folder in ("alone", "killed"))
+    assert all(torch.allclose(ours[name], theirs[name], atol=1e-5) for name in ours)
+
+
+@pytest.mark.long
+@pytest.mark.slow
+@pytest.mark.parametrize("config", ["fsdp", "zero3"])
+def test_four_bit_weights_in_pieces_train_as_whole_ones(tmp_path, config):
     """Beside the same two processes with the whole of them: one process rounds other sums to bf16."""
+    if config == "zero3":
+        pytest.importorskip("deepspeed")
     save_wide_llava(tmp_path / "model")
     write_dataset(tmp_path / "data", train=6)
     some = "q_proj,k_proj,v_proj,gate_proj,up_proj,down_proj"  # o_proj has no adapter: bitsandbytes' own layer, in pieces as well
-    for config in ("ddp", "fsdp"):
-        done = launch(tmp_path, f"{config}.yaml", config, mode="qlora", lora_targets=some)
-        assert done.returncode == 0 and ("lie in 2 pieces" in done.stderr) == (config == "fsdp"), done.stderr[-3000:]
-    whole, cut = curve(tmp_path / "ddp"), curve(tmp_path / "fsdp")
+    for name in ("ddp", config):
+        done = launch(tmp_path, f"{name}.yaml", name, mode="qlora", lora_targets=some)
+        assert done.returncode == 0 and ("lie in 2 pieces" in done.stderr) == (name == config), done.stderr[-3000:]
+    whole, cut = curve(tmp_path / "ddp"), curve(tmp_path / config)
     assert len(whole) > 3 and cut == pytest.approx(whole, rel=1e-6)
-    ours, theirs = (load_file(tmp_path / folder / "last" / "adapter_model.safetensors") for folder in ("ddp", "fsdp"))
+    ours, theirs = (load_file(tmp_path / folder / "last" / "adapter_model.safetensors") for folder in ("ddp", config))
     assert all(torch.allclose(ours[name], theirs[name], atol=1e-7) for name in ours)
-    cards = [(tmp_path / folder / "README.md").read_text().splitlines() for folder in ("ddp", "fsdp")]
+    cards = [(tmp_path / folder / "README.md").read_text().splitlines() for folder in ("ddp", config)]
     counts = [[line for line in card if "parameters were trained" in line] for card in cards]
     assert counts[0] == counts[1] != []
 
@@ -140,17 +195,19 @@ def test_processes_share_a_step_and_its_photos_are_seen_once():
 @pytest.mark.slow
 def test_what_a_launch_cannot_do_is_said(alone, monkeypatch):
     monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
-    for stage, file in (("3", ""), ("2", "own.json")):
+    for stage, file in (("1", ""), ("3", "own.json")):
         monkeypatch.setenv("ACCELERATE_DEEPSPEED_ZERO_STAGE", stage)
         monkeypatch.setenv("ACCELERATE_DEEPSPEED_CONFIG_FILE", file)
-        with pytest.raises(InputError, match="launch with configs/accelerate/zero2.yaml, or fsdp.yaml"):
-            check_launch(chosen(alone, "refused"))
+        with pytest.raises(InputError, match="launch with configs/accelerate/zero2.yaml or zero3.yaml"):
+            check_launch()
     monkeypatch.setenv("ACCELERATE_DEEPSPEED_CONFIG_FILE", "")
     monkeypatch.setattr(arguments, "find_spec", lambda name: None)
     with pytest.raises(InputError, match=r"pip install 'catlib\[deepspeed\]'"):
-        check_launch(chosen(alone, "refused"))
+        check_launch()
     monkeypatch.setattr(arguments, "find_spec", lambda name: name)
-    assert check_launch(chosen(alone, "allowed", mode="qlora")) is False
+    assert check_launch() == "zero3"
+    monkeypatch.setenv("ACCELERATE_DEEPSPEED_ZERO_STAGE", "2")
+    assert check_launch() == ""
     with pytest.raises(InputError, match="float32"):
         training_arguments(chosen(alone, "refused"), torch.float16, torch.device("cuda"))
     (alone / "saved").mkdir()
@@ -159,7 +216,7 @@ def test_what_a_launch_cannot_do_is_said(alone, monkeypatch):
         read_progress(alone / "saved", False)
     monkeypatch.delenv("ACCELERATE_USE_DEEPSPEED")
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
-    assert check_launch(chosen(alone, "allowed", mode="qlora")) is True
+    assert check_launch() == "fsdp"
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 import inspect
 import os
+import warnings
 from contextlib import AbstractContextManager, nullcontext
 from importlib.util import find_spec
 from typing import Any
@@ -14,6 +15,7 @@ from catlib.errors import InputError, MissingExtra
 from catlib.files import parse_yaml
 from catlib.paths import resolve
 from catlib.settings import TrainSettings, did_you_mean, split_list
+from catlib.training.sharding import Sharding
 from catlib.vlm.models import VLM, pick_device
 
 # Options that have a setting (their own, or one of another name), and those that the engine decides: accepted, they would do nothing,
@@ -103,15 +105,16 @@ def own_autocast(vlm: VLM) -> AbstractContextManager[Any]:
     return torch.autocast(vlm.device.type, vlm.dtype) if low else nullcontext()
 
 
-def check_launch(settings: TrainSettings) -> bool:
-    """Whether the frozen matrices are to lie in pieces over the processes (accelerate's FSDP). Raises InputError for a
-    launch that catlib cannot do.
-    """
+def check_launch() -> Sharding:
+    """How this process was launched to have the frozen matrices in pieces. Raises InputError for a launch that catlib cannot do."""
     if by_deepspeed():
         stage, file = map(os.environ.get, ("ACCELERATE_DEEPSPEED_ZERO_STAGE", "ACCELERATE_DEEPSPEED_CONFIG_FILE"))
-        if stage != "2" or file:
-            fits = "with configs/accelerate/zero2.yaml, or fsdp.yaml there, which cuts frozen weights as ZeRO-3 does"
-            raise InputError(f"of DeepSpeed only ZeRO-2 is available, without a file of its own: launch {fits}")
+        if stage not in ("2", "3") or file:
+            fits = "with configs/accelerate/zero2.yaml or zero3.yaml"
+            raise InputError(f"of DeepSpeed ZeRO-2 and ZeRO-3 are available, without a file of its own: launch {fits}")
+        # Calls of its own that torch will drop one day, and a hook that fires where it should; both at every step.
+        warnings.filterwarnings("ignore", module=r"deepspeed\.|torch\.distributed\.c10d_logger")
         if find_spec("deepspeed") is None:
-            raise MissingExtra("deepspeed", "deepspeed", "a launch with configs/accelerate/zero2.yaml")
-    return os.environ.get("ACCELERATE_USE_FSDP", "false") == "true"
+            raise MissingExtra("deepspeed", "deepspeed", f"a launch with configs/accelerate/zero{stage}.yaml")
+        return "zero3" if stage == "3" else ""
+    return "fsdp" if os.environ.get("ACCELERATE_USE_FSDP", "false") == "true" else ""

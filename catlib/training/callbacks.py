@@ -18,6 +18,7 @@ from catlib.files import read_json, write_json
 from catlib.paths import resolve, without_secrets
 from catlib.progress import LOG_EVERY_S
 from catlib.training.record import HISTORY
+from catlib.training.sharding import keep_whole
 from catlib.vlm.processors import first_line
 
 if TYPE_CHECKING:
@@ -36,6 +37,8 @@ class Flow(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         t, progress = self.trainer, self.trainer.record.progress
+        if t.sharding == "zero3":
+            keep_whole(t.model_wrapped)
         torch.set_rng_state(t.drawn)  # as LoRA's matrices left it; a resumed training then loads its own
         rank = t.processes.process_index
         torch.cuda.manual_seed(args.seed * 1_000_003 + rank)  # dropout's draws; without a GPU it does nothing

@@ -10,11 +10,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from accelerate import PartialState
 from PIL import Image, ImageEnhance, ImageOps
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
 
 from catlib.breeds import PRIORITY_BREEDS
 from catlib.data.conversations import questions_of, spelled_answers
@@ -30,6 +27,7 @@ from catlib.settings import TrainSettings, split_list
 from catlib.training.kernels import fuse
 from catlib.training.lora import add_lora, recompute
 from catlib.training.memory_check import check_fits
+from catlib.training.sharding import Sharding, cut_layers
 from catlib.vlm.adapters import base_of
 from catlib.vlm.batches import Collator
 from catlib.vlm.checkpoint import find_checkpoint, open_vlm
@@ -115,7 +113,7 @@ class Augment:
 class Run:
     """What the loop needs: the model with what is trained, its features cached, each process with a share of the photos."""
 
-    def __init__(self, settings: TrainSettings, data: TrainingData, sharded: bool = False) -> None:
+    def __init__(self, settings: TrainSettings, data: TrainingData, sharding: Sharding = "") -> None:
         checkpoint = find_checkpoint(settings.base_model)
         if checkpoint.adapter is not None:
             raise InputError(f"base_model {settings.base_model!r} is an adapter; name the model that is to be trained")
@@ -133,8 +131,8 @@ class Run:
         if recomputes:
             recompute(vlm.base)
         features = _features(settings, vlm, data)
-        if sharded:
-            shard(vlm, PartialState().num_processes)
+        if sharding:
+            cut_layers(vlm, sharding, PartialState().num_processes)
         self.settings, self.data, self.vlm = settings, data, vlm
         self.augment = Augment(settings.training_seed) if settings.augment else None
         if self.augment is not None:
@@ -172,28 +170,3 @@ def _with_digests(samples: Sequence[Sample], root: Path) -> list[Sample]:
 
     with ThreadPoolExecutor(4) as pool:
         return list(track(pool.map(digested, samples), "digests of the photos", total=len(samples)))
-
-
-def shard(vlm: VLM, processes: int) -> None:
-    """Keep one piece of each of the language model's frozen matrices in this process, put together layer by layer for its use.
-
-    torch's fully_shard (arXiv 2304.11277) on what is not trained; adapters stay whole on every process, synchronized by DDP. So
-    optimizer states and checkpoints are those of one process, which accelerate's own FSDP would shard as well.
-    """
-    mesh = init_device_mesh(vlm.base.device.type, (processes,))
-    language_model = vlm.base.get_submodule(vlm.family.language_model)
-    lists = [list(module) for module in language_model.modules() if isinstance(module, torch.nn.ModuleList)]
-    layers = max(lists, key=len)  # the decoder's: the longest list of modules
-    for module in language_model.modules():
-        if (state := getattr(module._parameters.get("weight"), "quant_state", None)) is not None:
-            # Plain packed bytes, which can be cut; torch would keep the first piece's shape and statistics for the whole.
-            module.quant_state, module.weight = state, torch.nn.Parameter(module.weight.data, requires_grad=False)
-    for layer in layers:
-        whole = {p for p in layer.parameters() if p.requires_grad or p.dim() < 2}
-        # Always back to pieces: left whole after a validation, they would be cut by the main process alone, when it saves.
-        fully_shard(layer, mesh=mesh, ignored_params=whole, reshard_after_forward=True)
-    rest = set(language_model.parameters()) - {p for layer in layers for p in layer.parameters()}
-    fully_shard(
-        language_model, mesh=mesh, ignored_params=rest, reshard_after_forward=True
-    )  # so that layers know their order
-    log.info("the frozen matrices of %d layers lie in %d pieces", len(layers), processes)

@@ -71,7 +71,8 @@ class SavingTrainer(transformers.Trainer):
             if self.args.should_save:
                 shutil.rmtree(staging, ignore_errors=True)
 
-    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """What is trained, and no more."""
         if self.args.should_save:
             trained = {name: parameter.detach().cpu().contiguous() for name, parameter in self.trained}
             save_file(trained, Path(output_dir or self.folder) / WEIGHTS)

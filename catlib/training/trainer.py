@@ -51,12 +51,13 @@ class Trainer(SavingTrainer):
 
     def __init__(self, settings: TrainSettings) -> None:
         settings = with_alpha(settings)
-        sharded = check_launch(settings)
+        sharding = check_launch()
         self.folder, self.processes = resolve(settings.output_dir), own_state(settings.device)
+        self.sharding = "" if sharding == "fsdp" and self.processes.num_processes == 1 else sharding
         data = TrainingData(settings)
         prepare_folder(self.folder, settings, data.digests)
         torch.manual_seed(settings.training_seed)  # before LoRA's matrices are drawn
-        self.run = Run(settings, data, sharded and self.processes.num_processes > 1)
+        self.run = Run(settings, data, self.sharding)
         self.settings = settings = self.run.settings  # with what `auto` came to
         self.drawn = torch.get_rng_state()
         self.vlm, self.loss = self.run.vlm, AnswerLoss(self.run.vlm)
