@@ -305,8 +305,16 @@ def test_a_track_that_is_not_in_the_list_counts_as_well():
         scored_set("clip-probe", true, levels(0.7, 0.5), seed=3),
         scored_set("somebodys-own", true, levels(0.98, 0.97), seed=4),
     ]
-    verdict, _ = verdict_of(sets)
+    verdict, comparisons = verdict_of(sets)
     assert (verdict.decision, verdict.use) == ("keep-clip", "somebodys-own") and "somebodys-own" in verdict.reasons[0]
+    told = {
+        name: [r for r in verdict.reasons if r.startswith("Against") and name in r] for name in ("somebodys", "probe")
+    }
+    assert len(told["somebodys"]) == 1 and not told["probe"], (
+        "those that decide have a sentence each, the others share one"
+    )
+    (gain,) = (c["accuracy_gain_points"] for c in comparisons if c["b"] == "clip-probe")
+    assert f"macro-F1: the linear probe on CLIP features {gain:+.1f} [" in verdict.text
 
 
 @pytest.mark.slow
