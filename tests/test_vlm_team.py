@@ -64,7 +64,7 @@ def stop_after(place, out, step):
 
 def launch(place, config, out, script=("-m", "catlib.cli", "train"), **more):
     usual = vars(TrainSettings())
-    given = vars(chosen(place, out, **more))
+    given = vars(chosen(place, out, device="auto", **more))  # as users leave it: this machine's CPU
     arguments = [f"--{name}={value}" for name, value in given.items() if value != usual[name]]
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -83,7 +83,12 @@ def launch(place, config, out, script=("-m", "catlib.cli", "train"), **more):
         capture_output=True,
         text=True,
         timeout=300,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "CATLIB_ROOT": str(place / f"root-{out}")},
+        env={
+            **os.environ,
+            "OMP_NUM_THREADS": "1",
+            "CUDA_VISIBLE_DEVICES": "",
+            "CATLIB_ROOT": str(place / f"root-{out}"),
+        },
     )
 
 

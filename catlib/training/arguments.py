@@ -93,10 +93,9 @@ def by_deepspeed() -> bool:
 
 
 def own_state(device: str) -> PartialState:
-    """This process among those that were launched with it; DeepSpeed's on a CPU are met by gloo."""
-    if device.startswith("cuda:"):
-        pick_device(device)  # it is then the GPU of accelerate, too
-    return PartialState(backend="gloo") if device == "cpu" and by_deepspeed() else PartialState(cpu=device == "cpu")
+    """This process among those that were launched with it, on its own device; DeepSpeed's on a CPU are met by gloo."""
+    on_cpu = pick_device(device).type == "cpu"
+    return PartialState(backend="gloo") if on_cpu and by_deepspeed() else PartialState(cpu=on_cpu)
 
 
 def own_autocast(vlm: VLM) -> AbstractContextManager[Any]:
