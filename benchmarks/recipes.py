@@ -1,6 +1,6 @@
 """Recipes for the VLM's training, compared on validation photos over several training seeds; test photos are not looked at.
 
-    python benchmarks/recipes.py DATA/vlm --base DIR [--out outputs/recipes] [--seeds 0,1] [--jobs 1] [--only default,augment4]
+    python benchmarks/recipes.py DATA/vlm --base DIR [--out outputs/recipes] [--seeds 0,1] [--jobs 1] [--only plain,augment4]
         [--set image_pool=2 …]
 
 DATA/vlm: a folder that `catlib data` has made. Each recipe is `catlib train --profile photos` with the options in RECIPES, and
@@ -33,11 +33,12 @@ from catlib.evaluation.metrics import per_breed
 from catlib.evaluation.outcomes import Outcomes, outcomes
 from catlib.evaluation.tables import text_table
 
+PLAIN = {"augment": False, "epochs": 3, "lora_r": 16}
 RECIPES: dict[str, dict[str, Any]] = {
-    "default": {},
-    "augment4": {"augment": True, "epochs": 4},
-    "calm": {"projector_lr": 5e-5, "weight_decay": 0.05, "lora_dropout": 0.1},
-    "augment4 r32": {"augment": True, "epochs": 4, "lora_r": 32},
+    "plain": PLAIN,
+    "calm": PLAIN | {"projector_lr": 5e-5, "weight_decay": 0.05, "lora_dropout": 0.1},
+    "augment4": PLAIN | {"augment": True, "epochs": 4},
+    "augment4 r32": {"augment": True, "epochs": 4, "lora_r": 32},  # the profile's own, chosen by this table
 }
 PROBE = "tower-probe"
 
@@ -50,7 +51,7 @@ def train(folder: Path, data: Path, base: str, options: dict[str, Any], seed: in
         given |= {f"{part}_data": str(data / f"{part}.jsonl") for part in ("train", "val")}
         command = [sys.executable, "-m", "catlib.cli", "train", "--profile", "photos"]
         for key, value in given.items():
-            command += [f"--{key}"] if value is True else [f"--{key}", str(value)]
+            command += [f"--{'' if value else 'no-'}{key}"] if isinstance(value, bool) else [f"--{key}", str(value)]
         folder.mkdir(parents=True, exist_ok=True)
         with (folder / "log.txt").open("a") as log:
             subprocess.run(command, check=True, stdout=log, stderr=log)
