@@ -9,6 +9,7 @@ from catlib.paths import relative
 
 WEIGHTS, CONFIG, TRAINING = "adapter_model.safetensors", "adapter_config.json", "training.json"
 DIGEST = f"{WEIGHTS}.sha256"  # SHA-256 of the weights, and of those that they replaced
+CALIBRATION = "calibration.json"  # temperature and threshold that an evaluation has found for the weights
 # In a run's folder: what the runner holds open (hidden names), and what does not depend on the training.
 OF_THE_DATA = ("01_*", "audit*", "gate.json", "parameters.yaml", "state.json", "log.txt")
 

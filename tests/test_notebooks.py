@@ -176,3 +176,16 @@ def test_chain_writes_the_plan_s_files(chain):
         assert (checkpoint / name).is_file(), name
     counts = [sum(1 for _ in (root / f"data/demo/vlm/{split}.jsonl").open()) for split in ("train", "val", "test")]
     assert min(counts) > 0
+
+
+@pytest.mark.long
+@pytest.mark.slow
+def test_chain_has_nothing_to_do_a_second_time(chain):
+    state, _, _, root = chain
+    assert (root / "outputs/vlm_checkpoints/small/calibration.json").is_file(), (
+        "written by 03 into a folder that it reads"
+    )
+    told = []
+    again = run_profile(ROOT / "notebooks/profiles/demo.yaml", SMALL, "small", tell=told.append)
+    begun = [[entry["started"] for entry in one["stages"].values()] for one in (state, again)]
+    assert begun[0] == begun[1] and sum("unchanged" in line for line in told) == 5, told

@@ -16,10 +16,9 @@ from catlib.evaluation.metrics import equal_mass_bins
 from catlib.evaluation.outcomes import LOG_FLOOR, Outcomes
 from catlib.evaluation.tables import Entry
 from catlib.files import read_json, read_text, write_json
-from catlib.runs import DIGEST
+from catlib.runs import CALIBRATION, DIGEST
 
 log = logging.getLogger(__name__)
-CALIBRATION = "calibration.json"  # beside a checkpoint's weights
 TEMPERATURES = (0.02, 50.0)  # the fit stays within these: beyond them the scores are constant or a hard argmax
 
 

@@ -13,6 +13,7 @@ import nbformat
 from catlib.errors import InputError
 from catlib.paths import notebooks_folder, relative, resolve
 from catlib.provenance import package_versions
+from catlib.runs import CALIBRATION
 from catlib.settings import NOTEBOOK_SETTINGS, PROFILE, SOURCES, all_options, run_parameters
 
 INPUTS = ("photos", "train_data", "val_data", "test_data", "base_model", "clip_model", "checkpoint")
@@ -150,9 +151,11 @@ def signatures(paths: Iterable[str | Path]) -> dict[str, str]:
 
 
 def _listing(value: str) -> Any:
-    """An input path's content; for a folder names, sizes and times of change, as photos are too many to read."""
+    """An input path's content; for a folder names, sizes and times of change, as photos are too many to read. What an evaluation
+    writes beside the weights that it reads is no input of it.
+    """
     path = resolve(value)
     if not path.is_dir():
         return signatures([path])
-    files = sorted(file for file in path.rglob("*") if file.is_file())
+    files = sorted(file for file in path.rglob("*") if file.is_file() and file.name != CALIBRATION)
     return [(str(f.relative_to(path)), f.stat().st_size, f.stat().st_mtime_ns) for f in files]
