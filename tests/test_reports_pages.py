@@ -173,6 +173,32 @@ def test_no_recommendation_of_a_run_that_failed(run, tmp_path):
     assert "adopt" not in (tmp_path / "reports" / "index.html").read_text()
 
 
+@pytest.mark.parametrize(
+    ("statuses", "current"),
+    [
+        (("done", "done", "interrupted"), True),  # the third has nothing to do with the figures
+        (("done", "done", "not run"), True),
+        (("done", "failed", "outdated"), False),
+        (("done", "outdated", "outdated"), False),
+        (("outdated", "done", "done"), False),
+    ],
+)
+def test_figures_count_when_the_notebooks_that_wrote_them_are_done(run, tmp_path, statuses, current):
+    run_dir, state = run
+    wrote = (
+        {"outputs": {"outputs/runs/a run/metrics.json": "1"}},
+        {"figures": True},
+        {"outputs": {"files/other.json": "1"}},
+    )
+    entries = [more | {"title": "One", "status": status} for more, status in zip(wrote, statuses, strict=True)]
+    state |= {"status": "incomplete", "stages": dict(zip(("01_first", "02_second", "03_third"), entries, strict=True))}
+    advice = {"decision": "adopt", "use": "vlm-tuned", "reasons": []}
+    write_run(run_dir, state, {"models": {"vlm-tuned": model(0.9, 0.6)}, "recommendation": advice})
+    text = (tmp_path / "reports" / "a run" / "index.html").read_text()
+    assert ("<b>adopt</b>" in text, "earlier state of this run" not in text) == (current, current)
+    assert ("adopt" in (tmp_path / "reports" / "index.html").read_text()) == current
+
+
 def test_tables_escape_text_and_keep_a_figure_with_its_interval(run, tmp_path):
     frame = pd.DataFrame({"<a>": ["<b>&"], "F1": ["82.3 [79.4, 85.0]"]})
     text = re.sub(r"\s+", "", html.table(frame))

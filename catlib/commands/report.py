@@ -43,7 +43,7 @@ def run(args: argparse.Namespace) -> None:
 def _run_one(args: argparse.Namespace, profile: Path, overrides: dict[str, Any], name: str) -> dict[str, Any]:
     """One run; what a program may want to know of it."""
     from catlib.paths import folder_of_run
-    from catlib.reports.index import render_gate, report_path, results
+    from catlib.reports.index import is_current, render_gate, report_path, results
     from catlib.reports.pipeline import run_profile
 
     def tell(line: str) -> None:
@@ -66,7 +66,8 @@ def _run_one(args: argparse.Namespace, profile: Path, overrides: dict[str, Any],
             raise kind(f"{entry['error']}\nThe report shows how far it came: {report}")
     told = {key: {"status": entry["status"], "duration_s": entry.get("duration_s")} for key, entry in stages}
     figures = {"gate": asked.get("recommendation")} | results(folder_of_run(name))
-    return {"run": name, "status": state["status"], "report": str(report), "stages": told, **figures}
+    facts = {"run": name, "status": state["status"], "current": is_current(state), "report": str(report)}
+    return {**facts, "stages": told, **figures}
 
 
 def _summary(outcome: dict[str, Any]) -> str:
@@ -78,7 +79,7 @@ def _summary(outcome: dict[str, Any]) -> str:
         lines += ["", "Test photos, per cent [95 % interval]", text_table(rows)]
     if (reasons := reasons_table(outcome.get("models", {}))) is not None:
         lines += ["", "Reasons, per cent", text_table(reasons)]
-    if outcome["status"] == "done" and (advice := outcome.get("recommendation")):
+    if outcome["current"] and (advice := outcome.get("recommendation")):
         lines += ["", f"Recommendation: {advice['decision']}", *(f"  - {reason}" for reason in advice["reasons"])]
     return "\n".join([*lines, "", f"Report: {outcome['report']}"])
 

@@ -114,7 +114,8 @@ def render_run(state: Mapping[str, Any], run_dir: Path) -> None:
     common: dict[str, Any] = {"state": state, "bodies": bodies, "pages": links, "metrics": metrics, "run": run}
     common["reasons"] = reasons_table(metrics.get("models", {}))
     common |= {"figures": model_table(metrics.get("models", {})), "title": f"{run} · catlib report", "go_there": ""}
-    if state["status"] == "done":
+    common["current"] = is_current(state)
+    if common["current"]:
         common |= {"advice": metrics.get("recommendation"), "criteria": criteria_table(metrics.get("criteria", []))}
     pages: dict[str, tuple[str, dict[str, Any]]] = {}
     pages |= {"photos/index.html": ("photos.html.j2", {"album": every, "up": "../"})} if every else {}
@@ -137,6 +138,18 @@ def render_run(state: Mapping[str, Any], run_dir: Path) -> None:
     for name, content in files.items():
         if not (path := folder / "files" / name).is_file() or path.read_bytes() != content:
             write_bytes(path, content)
+
+
+def is_current(state: Mapping[str, Any]) -> bool:
+    """Whether a run's figures and verdict are those of its notebooks: each that has written some is done, whatever the others are."""
+    wrote = [
+        e for e in state["stages"].values() if e.get("figures") or METRICS_FILE in map(_name, e.get("outputs", {}))
+    ]
+    return state["status"] == "done" or (bool(wrote) and all(entry["status"] == "done" for entry in wrote))
+
+
+def _name(path: str) -> str:
+    return path.rpartition("/")[2]
 
 
 def parameters_of(state: Mapping[str, Any]) -> dict[str, Any]:
@@ -168,7 +181,7 @@ def listed(runs: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]]) -> list[
     rows = []
     for (state, metrics), own in zip(runs, differences([state for state, _ in runs]), strict=True):
         parts = {part: digest for entry in state["stages"].values() for part, digest in entry.get("data", {}).items()}
-        advice = metrics.get("recommendation", {}) if state["status"] == "done" else {}
+        advice = metrics.get("recommendation", {}) if is_current(state) else {}
         rows.append(
             {
                 "run": state["run"],
