@@ -25,7 +25,8 @@ from catlib.errors import CatlibError, InputError
 
 _FORMULA = re.compile(r"'*[=+\-@\t\r\n]")  # a cell that a spreadsheet computes, or that has been made harmless
 _FULL = tuple(map(os.strerror, (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)))
-_LONG, _LARGE, _POWER = map(re.compile, (r"\d{12}", r"\d{300}", r"[eE]\+?\d{3}"))  # of a number that may be none
+# Of a number that may be none. A search that begins with one letter is four times as fast as one that begins with either.
+_LONG, _LARGE, _POWER, _CAPITAL = map(re.compile, (r"\d{12}", r"\d{300}", r"e\+?\d{3}", r"E\+?\d{3}"))
 WRITING = ".writing"  # in a folder that is being written, and in the name of what is not whole yet
 # More than any file of ours has, and little enough to be refused within seconds.
 DEEPEST = 100  # levels of JSON or YAML
@@ -208,7 +209,7 @@ _OF_LARGE = json.JSONDecoder(
 def parse_json(text: str, where: str, kind: type = dict) -> Any:
     """A JSON text, strictly: no NaN or infinity, no key twice, of type `kind`. Raises InputError that begins with `where`."""
     # what is checked again costs time: only where something may be wrong (300 digits are 12 in every 25th character)
-    large = bool(_POWER.search(text) or (_LONG.search(text[::25]) and _LARGE.search(text)))
+    large = bool(_POWER.search(text) or _CAPITAL.search(text) or (_LONG.search(text[::25]) and _LARGE.search(text)))
     doubtful = large or "NaN" in text or "Infinity" in text or text.count("[") + text.count("{") > DEEPEST
     try:
         value = (_OF_LARGE if large else _DECODER).decode(text)
