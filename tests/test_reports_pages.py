@@ -185,12 +185,8 @@ def test_no_recommendation_of_a_run_that_failed(run, tmp_path):
 )
 def test_figures_count_when_the_notebooks_that_wrote_them_are_done(run, tmp_path, statuses, current):
     run_dir, state = run
-    wrote = (
-        {"outputs": {"outputs/runs/a run/metrics.json": "1"}},
-        {"figures": True},
-        {"outputs": {"files/other.json": "1"}},
-    )
-    entries = [more | {"title": "One", "status": status} for more, status in zip(wrote, statuses, strict=True)]
+    wrote = ("outputs/runs/a run/metrics.json", "outputs/runs/a run/metrics.json", "files/other.json")
+    entries = [{"title": "One", "status": s, "outputs": {path: "1"}} for path, s in zip(wrote, statuses, strict=True)]
     state |= {"status": "incomplete", "stages": dict(zip(("01_first", "02_second", "03_third"), entries, strict=True))}
     advice = {"decision": "adopt", "use": "vlm-tuned", "reasons": []}
     write_run(run_dir, state, {"models": {"vlm-tuned": model(0.9, 0.6)}, "recommendation": advice})

@@ -48,6 +48,10 @@ def curve(folder):
     return [row.get("loss", row.get("val_loss")) for row in read_history(folder / "history.jsonl")]
 
 
+def last_weights(place, *folders):
+    return [load_file(place / folder / "last" / "adapter_model.safetensors") for folder in folders]
+
+
 def stop_after(place, out, step):
     """A run of one process that is interrupted after an optimizer step."""
     trainer = Trainer(chosen(place, out))
@@ -108,7 +112,7 @@ def test_two_processes_train_like_one_at_the_same_effective_batch(alone, config)
     assert done.stdout.count("checkpoint: ") == 1
     one, two = curve(alone / "alone"), curve(alone / out)
     assert len(one) == 10 and two == pytest.approx(one, rel=1e-4)
-    ours, theirs = (load_file(alone / folder / "last" / "adapter_model.safetensors") for folder in ("alone", out))
+    ours, theirs = last_weights(alone, "alone", out)
     assert ours.keys() == theirs.keys()
     assert all(torch.allclose(ours[name], theirs[name], atol=1e-5) for name in ours)
 
@@ -160,7 +164,7 @@ def test_zero3_cuts_frozen_matrices_and_goes_on_after_a_kill(alone, monkeypatch)
     found = re.findall(r"in pieces: (\d+), ", done.stdout)
     assert found == ["21"] * 2 * 6, "7 matrices in each of 3 layers, at each of the 6 steps left, in 2 processes"
     assert curve(alone / "killed") == pytest.approx(curve(alone / "alone"), rel=1e-4)
-    ours, theirs = (load_file(alone / folder / "last" / "adapter_model.safetensors") for folder in ("alone", "killed"))
+    ours, theirs = last_weights(alone, "alone", "killed")
     assert all(torch.allclose(ours[name], theirs[name], atol=1e-5) for name in ours)
 
 
@@ -179,7 +183,7 @@ def test_four_bit_weights_in_pieces_train_as_whole_ones(tmp_path, config):
         assert done.returncode == 0 and ("lie in 2 pieces" in done.stderr) == (name == config), done.stderr[-3000:]
     whole, cut = curve(tmp_path / "ddp"), curve(tmp_path / config)
     assert len(whole) > 3 and cut == pytest.approx(whole, rel=1e-6)
-    ours, theirs = (load_file(tmp_path / folder / "last" / "adapter_model.safetensors") for folder in ("ddp", config))
+    ours, theirs = last_weights(tmp_path, "ddp", config)
     assert all(torch.allclose(ours[name], theirs[name], atol=1e-7) for name in ours)
     cards = [(tmp_path / folder / "README.md").read_text().splitlines() for folder in ("ddp", config)]
     counts = [[line for line in card if "parameters were trained" in line] for card in cards]

@@ -140,10 +140,13 @@ def of_candidate(models: Mapping[str, Entry], comparisons: Sequence[Entry], fact
     ms, time_met = models[deployed]["latency_ms"], in_time(models, deployed, want.latency_budget_ms)
     told = [n for n in apart if n in (reference, rival, beater, rare_beater, UNTUNED) or n not in others]
     gained = [against(models, over[n], n in others) for n in told]
-    if brief := [f"{track(n).title} {_gain_over(over[n])}" for n in apart if n not in told]:
-        gained.append(
-            f"Its gains over the other tracks, in points of accuracy and of priority macro-F1: {'; '.join(brief)}."
-        )
+    rest = [n for n in apart if n not in told]
+    brief = "; ".join(
+        f"{track(n).title} {' and '.join(map(points, filter(None, (gains[n], rare_gains[n]))))}" for n in rest
+    )
+    if rest:
+        figures = "accuracy" + " and of priority macro-F1" * (own is not None)
+        gained.append(f"Its gains over the other tracks, in points of {figures}: {brief}.")
     return {
         "gives": gives,
         "reasons": reasons,
@@ -237,11 +240,6 @@ def against(models: Mapping[str, Entry], c: Entry, counts: bool = True) -> str:
     if c["b"] == UNTUNED and (surely_worse(c) or (rare is not None and ends(rare)[1] < 0)):
         said += "; tuning has harmed"
     return said + ("." if counts else "; that one exceeds the budget and is not counted.")
-
-
-def _gain_over(c: Entry) -> str:
-    gain, rare = {"value": c["accuracy_gain_points"], "ci95": c["ci95"]}, c["priority_f1_gain_points"]
-    return points(gain) + (f" and {points(rare)}" if rare else "")
 
 
 def _still_open(tuned: Entry, versus: Entry, gain_open: bool, rare_open: bool, target: float) -> str:

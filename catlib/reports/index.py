@@ -142,14 +142,8 @@ def render_run(state: Mapping[str, Any], run_dir: Path) -> None:
 
 def is_current(state: Mapping[str, Any]) -> bool:
     """Whether a run's figures and verdict are those of its notebooks: each that has written some is done, whatever the others are."""
-    wrote = [
-        e for e in state["stages"].values() if e.get("figures") or METRICS_FILE in map(_name, e.get("outputs", {}))
-    ]
+    wrote = [e for e in state["stages"].values() if METRICS_FILE in {Path(path).name for path in e.get("outputs", {})}]
     return state["status"] == "done" or (bool(wrote) and all(entry["status"] == "done" for entry in wrote))
-
-
-def _name(path: str) -> str:
-    return path.rpartition("/")[2]
 
 
 def parameters_of(state: Mapping[str, Any]) -> dict[str, Any]:

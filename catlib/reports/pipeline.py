@@ -139,7 +139,7 @@ class _Runner:
             metrics.unlink(missing_ok=True)
         entry.clear()
         entry |= {"status": "running", "title": stage.title, "started": _now(), "parameters": dict(stage.parameters)}
-        entry["figures"] = relative(metrics) in recorded  # until it is done they are of its earlier execution
+        entry["outputs"] = recorded  # until it is done they are those of its earlier execution
         self.save()
         start, clock = time.time(), time.monotonic()
         try:

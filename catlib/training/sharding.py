@@ -19,6 +19,8 @@ def cut_layers(vlm: VLM, sharding: Sharding, processes: int) -> None:
     What is trained stays whole on every process: checkpoints, validation and hand-written gradients are those of one process.
     Under `zero3` DeepSpeed cuts when it prepares the model (see `keep_whole`).
     """
+    if sharding == "fsdp" and processes == 1:
+        return
     language_model = vlm.base.get_submodule(vlm.family.language_model)
     lists = [list(module) for module in language_model.modules() if isinstance(module, torch.nn.ModuleList)]
     layers = max(lists, key=len)  # the decoder's: the longest list of modules

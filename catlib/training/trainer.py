@@ -51,9 +51,8 @@ class Trainer(SavingTrainer):
 
     def __init__(self, settings: TrainSettings) -> None:
         settings = with_alpha(settings)
-        sharding = check_launch()
+        self.sharding = check_launch()
         self.folder, self.processes = resolve(settings.output_dir), own_state(settings.device)
-        self.sharding = "" if sharding == "fsdp" and self.processes.num_processes == 1 else sharding
         data = TrainingData(settings)
         prepare_folder(self.folder, settings, data.digests)
         torch.manual_seed(settings.training_seed)  # before LoRA's matrices are drawn
