@@ -38,13 +38,14 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one subcommand. Exit codes: 0 done, 1 failed, 2 wrong input, 130 interrupted."""
-    args = build_parser().parse_args(argv)
-    level = logging.WARNING if args.quiet else logging.INFO
-    logging.basicConfig(level=level, format="%(message)s", stream=sys.stderr, force=True)
-    for noisy in ("httpx", "matplotlib", "PIL", "bitsandbytes"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
-    logging.getLogger("papermill").setLevel(logging.ERROR)  # warns of parameters that are no knobs; catlib checks them
+    args = argparse.Namespace(debug=True)  # until they are read
     try:
+        args = build_parser().parse_args(argv)  # imports every command, and may be interrupted in it
+        level = logging.WARNING if args.quiet else logging.INFO
+        logging.basicConfig(level=level, format="%(message)s", stream=sys.stderr, force=True)
+        for noisy in ("httpx", "matplotlib", "PIL", "bitsandbytes"):
+            logging.getLogger(noisy).setLevel(logging.WARNING)
+        logging.getLogger("papermill").setLevel(logging.ERROR)  # warns of parameters that are no knobs; catlib checks
         return args.run(args) or 0
     except KeyboardInterrupt:
         print("catlib: interrupted; what was finished is kept, run the same command again to go on", file=sys.stderr)

@@ -1,5 +1,7 @@
 """The runner on small notebooks: what is executed, what is skipped, and what a run that ends badly leaves behind."""
 
+import asyncio
+import gc
 import io
 import json
 import os
@@ -7,11 +9,13 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import nbformat
 import pytest
+from jupyter_client import AsyncKernelManager
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 from catlib import cli
@@ -436,6 +440,44 @@ def test_interrupt_leaves_a_truthful_state(project):
         for _ in range(50):
             os.kill(int(pid_file.read_text()), 0)
             time.sleep(0.1)
+
+
+@pytest.mark.slow
+def test_an_interrupt_prints_no_traceback_however_slowly_the_kernel_ends(project, monkeypatch, capsys, caplog):
+    write_notebook(
+        project / "notebooks/01_first.ipynb", "First", '(folder / "here").touch()\nimport time; time.sleep(600)'
+    )
+    ends = AsyncKernelManager.shutdown_kernel
+
+    async def slowly(self, **options):
+        await ends(self, **options)
+        await asyncio.sleep(2.5)  # nbclient looks every second whether the kernel is alive
+
+    monkeypatch.setattr(AsyncKernelManager, "shutdown_kernel", slowly)
+
+    def interrupt():
+        deadline = time.monotonic() + 240
+        while not (project / "outputs/runs/small/here").is_file() and time.monotonic() < deadline:
+            time.sleep(0.1)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    waiting = threading.Thread(target=interrupt)
+    waiting.start()
+    assert cli.main(["report", "small"]) == 130
+    waiting.join()
+    gc.collect()  # asyncio tells of an exception that nobody took when its task is collected
+    printed = capsys.readouterr().err + caplog.text
+    assert "interrupted" in printed and "Traceback" not in printed and "Kernel died" not in printed
+    assert state(project)["status"] == "interrupted"
+
+
+def test_an_interrupt_while_the_commands_are_imported_prints_no_traceback(monkeypatch, capsys):
+    def interrupted(name):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "import_module", interrupted)
+    assert cli.main(["runs"]) == 130
+    assert capsys.readouterr().err.startswith("catlib: interrupted")
 
 
 def test_a_killed_run_is_not_called_running(project):

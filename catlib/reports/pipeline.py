@@ -1,5 +1,6 @@
 """Executes the notebooks of a run in order, keeps a truthful account of it in state.json, and renders its pages."""
 
+import asyncio
 import copy
 import glob
 import itertools
@@ -226,13 +227,22 @@ def _execute(stage: Stage, run_dir: Path, force: bool, log_file: TextIO) -> Catl
 
 
 def _logged_kernel(log_file: TextIO, root: Path) -> type[AsyncKernelManager]:
-    """A kernel manager whose kernels write what does not pass through Jupyter (C libraries, crashes) to the log."""
+    """A kernel manager whose kernels write what does not pass through Jupyter (C libraries, crashes) to the log, and end
+    without a word when the run is interrupted."""
 
     class LoggedKernel(AsyncKernelManager):
         async def _async_launch_kernel(self, kernel_cmd: list[str], **options: Any) -> None:
             options |= {"stdout": log_file, "stderr": log_file}
             options["env"] = {**options["env"], **KERNEL_ENVIRONMENT, "CATLIB_ROOT": str(root)}
             await super()._async_launch_kernel(kernel_cmd, **options)
+
+        async def shutdown_kernel(self, now: bool = False, restart: bool = False) -> None:  # type: ignore[override]
+            # An interrupt leaves nbclient's tasks on the loop: one would find the kernel dead and print a traceback.
+            tasks = asyncio.all_tasks() - {asyncio.current_task()}
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            await super().shutdown_kernel(now=now, restart=restart)
 
     return LoggedKernel
 
