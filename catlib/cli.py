@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from importlib import import_module
 
 from catlib import __version__
+from catlib.commands.options import results_only
 from catlib.errors import CatlibError
 
 RUNS, WORK = ("report", "runs", "params", "render"), ("data", "train", "predict", "evaluate", "compare")
@@ -46,7 +47,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         for noisy in ("httpx", "matplotlib", "PIL", "bitsandbytes"):
             logging.getLogger(noisy).setLevel(logging.WARNING)
         logging.getLogger("papermill").setLevel(logging.ERROR)  # warns of parameters that are no knobs; catlib checks
-        return args.run(args) or 0
+        with results_only():
+            return args.run(args) or 0
     except KeyboardInterrupt:
         print("catlib: interrupted; what was finished is kept, run the same command again to go on", file=sys.stderr)
         return 130

@@ -232,6 +232,7 @@ def test_learning_curve_page(run, tmp_path):
     text = sweep.curve_page("demo", ["photos_per_breed"], runs).read_text()
     assert "data:image/png;base64," in text and not FETCHES.search(text)
     assert "70.0 [60.0, 80.0]" in text and "from 40.0% [30.0%, 50.0%] at 5" in text
+    assert text.count("30.0 [20.0, 40.0]") == text.count(">5, 10<") == 1  # CLIP's row, which is that of both runs
     targets = list(re.findall(r'<a href="([^"]+)"', text))
     assert "demo-photos_per_breed%3D5/index.html" in targets
     assert 'href="sweep-demo-photos_per_breed.html"' in (tmp_path / "reports" / "index.html").read_text()

@@ -19,6 +19,7 @@ from jupyter_client import AsyncKernelManager
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 from catlib import cli
+from catlib.commands import options, render
 from catlib.errors import InputError
 from catlib.evaluation.verdict import Verdict
 from catlib.progress import CLEAR, Console
@@ -478,6 +479,19 @@ def test_an_interrupt_while_the_commands_are_imported_prints_no_traceback(monkey
     monkeypatch.setattr(cli, "import_module", interrupted)
     assert cli.main(["runs"]) == 130
     assert capsys.readouterr().err.startswith("catlib: interrupted")
+
+
+def test_what_a_library_prints_stays_out_of_the_result(monkeypatch, capsys):
+    def noisy(args):
+        print("Setting accelerator to CPU")
+        options.show(args, {"answer": 1}, "one")
+
+    monkeypatch.setattr(render, "run", noisy)
+    assert cli.main(["render", "notebook.ipynb", "--json"]) == 0
+    printed = capsys.readouterr()
+    assert json.loads(printed.out) == {"answer": 1} and printed.err == "Setting accelerator to CPU\n"
+    assert cli.main(["render", "notebook.ipynb"]) == 0
+    assert capsys.readouterr().out == "one\n"
 
 
 def test_a_killed_run_is_not_called_running(project):

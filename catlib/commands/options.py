@@ -2,15 +2,19 @@
 
 import argparse
 import json
-from collections.abc import Collection
+import sys
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager, redirect_stdout
+from contextvars import ContextVar
 from dataclasses import fields
-from typing import Any, TypeVar
+from typing import Any, TextIO, TypeVar
 
 from catlib.settings import Settings, parse_assignment, parse_value
 
 S = TypeVar("S", bound=Settings)
 ALSO = {"priority_breeds": ("--priority",)}  # further names of an option
 PREFIX = "setting:"  # keeps the namespace entries apart from a command's own options of the same name
+_output: ContextVar[TextIO | None] = ContextVar("output", default=None)
 
 
 def add_profile_options(parser: argparse.ArgumentParser, run: bool = True) -> None:
@@ -71,4 +75,20 @@ def settings_from_args(kind: type[S], args: argparse.Namespace, **values: Any) -
 
 def show(args: argparse.Namespace, facts: Any, text: str) -> None:
     """The result of a command on standard output: `facts` with --json, else `text`."""
-    print(json.dumps(facts, ensure_ascii=False, allow_nan=False, default=str) if args.json else text, flush=True)
+    say(json.dumps(facts, ensure_ascii=False, allow_nan=False, default=str) if args.json else text)
+
+
+def say(text: object) -> None:
+    """A line of a command's result on standard output."""
+    print(text, file=_output.get() or sys.stdout, flush=True)
+
+
+@contextmanager
+def results_only() -> Iterator[None]:
+    """While open, standard output gets what `say` is given; what libraries print there goes to standard error."""
+    before = _output.set(sys.stdout)
+    try:
+        with redirect_stdout(sys.stderr):
+            yield
+    finally:
+        _output.reset(before)

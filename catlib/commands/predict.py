@@ -11,7 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from catlib.commands.options import PREFIX, add_settings_options, settings_from_args
+from catlib.commands.options import PREFIX, add_settings_options, say, settings_from_args
 from catlib.errors import InputError
 from catlib.paths import given_path, resolve
 from catlib.settings import EvaluationSettings, split_list
@@ -79,7 +79,7 @@ def run(args: argparse.Namespace) -> int:
                 row |= {"probability": round(chance, 4), "sure": args.fitted.is_sure(chance)}
             if row["scores"] is not None:  # a reader of a stream has no sidecar that tells the order
                 row["scores"] = dict(zip(classifier.breeds, (round(s, 6) for s in row["scores"]), strict=True))
-            print(json.dumps(row, ensure_ascii=False), flush=True)
+            say(json.dumps(row, ensure_ascii=False))
         missing = len(failed)
     if missing:
         log.warning("%d of %d photos could not be read", missing, len(samples))

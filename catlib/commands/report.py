@@ -9,7 +9,7 @@ from multiprocessing import Queue, get_context
 from pathlib import Path
 from typing import Any
 
-from catlib.commands.options import add_profile_options, parameters_given, show
+from catlib.commands.options import add_profile_options, parameters_given, say, show
 from catlib.errors import CatlibError, InputError
 
 Outcome = dict[str, Any] | CatlibError  # of a run of a sweep
@@ -47,8 +47,7 @@ def _run_one(args: argparse.Namespace, profile: Path, overrides: dict[str, Any],
     from catlib.reports.pipeline import run_profile
 
     def tell(line: str) -> None:
-        text = f"{name}: {line}" if args.jobs > 1 else line
-        print(text, file=sys.stderr if args.json else sys.stdout, flush=True)
+        _tell(args, f"{name}: {line}" if args.jobs > 1 else line)
 
     asked: dict[str, Any] = {}
     if args.gate and run_profile(profile, overrides, name, notebooks="01", tell=tell)["status"] != "failed":
@@ -68,6 +67,11 @@ def _run_one(args: argparse.Namespace, profile: Path, overrides: dict[str, Any],
     figures = {"gate": asked.get("recommendation")} | results(folder_of_run(name))
     facts = {"run": name, "status": state["status"], "current": is_current(state), "report": str(report)}
     return {**facts, "stages": told, **figures}
+
+
+def _tell(args: argparse.Namespace, line: str) -> None:
+    """A line on how far it is; standard output is left to a program that reads the result."""
+    print(line, file=sys.stderr) if args.json else say(line)
 
 
 def _summary(outcome: dict[str, Any]) -> str:
@@ -113,7 +117,7 @@ def _outcomes(args: argparse.Namespace, profile: Path, members: Mapping[str, Any
     """Each run's name with its outcome, or with the error that ended it: one after the other, or `--jobs` at a time."""
     if args.jobs == 1:
         for number, (member, parameters) in enumerate(members.items(), start=1):
-            print(f"{member} ({number} of {len(members)})", file=sys.stderr if args.json else sys.stdout, flush=True)
+            _tell(args, f"{member} ({number} of {len(members)})")
             yield member, _tried(args, profile, parameters, member)
         return
     from catlib.reports import stages

@@ -7,6 +7,7 @@ import shlex
 import sys
 from typing import TYPE_CHECKING
 
+from catlib.commands.options import say
 from catlib.errors import InputError, MissingExtra
 from catlib.files import read_json
 from catlib.parameters import parse_value
@@ -66,16 +67,15 @@ def run(args: argparse.Namespace) -> None:
         _serve_here(args)
         return
     command = build(args)
-    print(command, flush=True)
+    say(command)
     if args.print_only:
         return
     try:
         with handling(*ENDINGS), running(command, args.timeout) as engine:
-            print(
+            say(
                 f"answers after {engine.start_s:.1f} s at {command.url}/v1, model {command.model}; Ctrl-C stops it\n"
                 f"ask it: catlib predict --checkpoint {shlex.quote(args.checkpoint or args.model)} "
-                f"--model 'endpoint:{command.url}/v1#{command.model}' PHOTO",
-                flush=True,
+                f"--model 'endpoint:{command.url}/v1#{command.model}' PHOTO"
             )
             engine.wait()
     except KeyboardInterrupt:
@@ -107,7 +107,7 @@ def _serve_here(args: argparse.Namespace) -> None:
             else:
                 service.load(find_checkpoint(resolve(args.checkpoint), base_model=args.base_model), args.device)
             loaded = service.classifier
-            print(f"answers at {where.url}/ with {loaded.name if loaded else ''}; Ctrl-C stops it", flush=True)
+            say(f"answers at {where.url}/ with {loaded.name if loaded else ''}; Ctrl-C stops it")
             uvicorn.run(example["application"](service), host=args.host, port=args.port, log_level="warning")
         except KeyboardInterrupt:
             print("catlib: the service is stopped", file=sys.stderr)

@@ -89,12 +89,16 @@ def curve_page(run: str, keys: Sequence[str], runs: Sequence[tuple[tuple[Any, ..
         for values, _, metrics in found
         for name in metrics.get("models", [""])
     ]
+    table = pd.DataFrame(rows)
+    if len(keys) == 1:  # a model with the same figures in several runs, as what was not trained has, gets one row
+        same = [column for column in table if column not in keys]
+        table = table.groupby(same, sort=False, as_index=False)[list(keys)].agg(", ".join)[list(table)]
     path = resolve("reports") / f"sweep-{run}-{'-'.join(keys)}.html"
     values = {
         "title": f"{run}: what {' and '.join(keys).replace('_', ' ')} change{'s' if len(keys) == 1 else ''}",
         "said": [slope(curve, keys[0], name, figure) for name in models for figure in FIGURES] if curve else seeds,
         "curve": Markup(learning_curve(curve, keys[0])._repr_html_()) if curve else "",
-        "rows": pd.DataFrame(rows),
+        "rows": table,
         "meaning": {key: all_options()[key].metadata["help"] for key in keys},
         "members": [name for _, name in runs],
     }
