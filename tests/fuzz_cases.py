@@ -173,7 +173,9 @@ MARKUP = st.lists(
 
 @contextmanager
 def in_time(seconds: int) -> Iterator[None]:
-    """Raise AssertionError in the main thread when the block runs longer; a call into C that never returns is not ended."""
+    """Raise AssertionError in the main thread when the block computes for longer, or takes twenty times as long by the clock,
+    which other processes may hold up; a call into C that never returns is not ended.
+    """
 
     def late(*_: object) -> None:
         raise AssertionError(f"still running after {seconds} s")
@@ -181,13 +183,17 @@ def in_time(seconds: int) -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "SIGALRM"):
         yield
         return
-    before = signal.signal(signal.SIGALRM, late)
-    signal.alarm(seconds)
+    clocks = {signal.SIGPROF: (signal.ITIMER_PROF, seconds), signal.SIGALRM: (signal.ITIMER_REAL, 20 * seconds)}
+    before = {number: signal.signal(number, late) for number in clocks}
+    for clock, most in clocks.values():
+        signal.setitimer(clock, most)
     try:
         yield
     finally:
-        signal.alarm(0)
-        signal.signal(signal.SIGALRM, before)
+        for clock, _ in clocks.values():
+            signal.setitimer(clock, 0)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def command(*words: object) -> int:
