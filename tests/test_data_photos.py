@@ -254,7 +254,7 @@ def test_one_limit_of_the_aspect_ratio_for_audit_and_opener(tmp_path, size):
         with pytest.raises(ImageError, match="one side over 50 times the other") as error:
             use(path)
         assert (error.value.verdict, error.value.detail) == (found.verdict, found.detail)
-    assert found.verdict == "too long" and time.perf_counter() - start < 30
+    assert found.verdict == "too long" and time.perf_counter() - start < 5
 
 
 def test_a_panorama_within_the_limit_is_a_photo_for_audit_and_opener(tmp_path):

@@ -155,7 +155,7 @@ def served(checkpoint):
     ) as process:
         try:
             assert f"http://127.0.0.1:{port}/" in process.stdout.readline()
-            deadline = time.monotonic() + 120
+            deadline = time.monotonic() + 20
             while time.monotonic() < deadline:
                 try:
                     assert httpx.get(f"http://127.0.0.1:{port}/health").json()["ready"]
@@ -177,7 +177,7 @@ def test_serve_answers_says_that_its_port_is_taken_and_ends(served, checkpoint, 
     again = ["serve", "--engine", "service", "--checkpoint", str(checkpoint), "--port", url.rpartition(":")[2]]
     assert main(again) == 2 and "is taken" in capsys.readouterr().err
     process.send_signal(number)
-    assert process.wait(120) in (0, -number)
+    assert process.wait(20) in (0, -number)
 
 
 @pytest.mark.long

@@ -194,7 +194,7 @@ def test_worker_never_runs_two_calls_at_once_and_batches_what_waits():
     calls = [worker.submit("q", lambda i=i: i) for i in range(10)]
     time.sleep(0.05)  # photos of the first two batches are decoded ahead
     gate.set()
-    assert [call.result(60) for call in calls] == [f"q {i}" for i in range(10)]
+    assert [call.result(5) for call in calls] == [f"q {i}" for i in range(10)]
     assert order == list(range(10)) and sizes[:2] == [4, 4] and sum(sizes) == 10
     worker.close()
 
@@ -248,7 +248,7 @@ def test_whatever_the_model_raises_every_call_ends_and_the_next_is_answered(rais
     found = asyncio.run(crowd())
     assert [found[i] for i in (0, 2, 4)] == ["a", "b", "c"]
     assert all(isinstance(found[i], Exception) for i in (1, 3)) and type(raised).__name__ in repr(found[1])
-    assert worker.submit("q", lambda: "d").result(60) == "d"
+    assert worker.submit("q", lambda: "d").result(5) == "d"
 
     def task():
         raise raised
@@ -362,7 +362,7 @@ def test_busy_loses_no_answer_of_a_batch(checkpoint):
     time.sleep(0.1)
     threading.Timer(0.3, gate.set).start()
     found = service.predict_batch([jpeg(n) for n in range(4)])
-    assert [type(f) for f in found] == [BreedAnswer, BreedAnswer, Busy, Busy] and held.result(60)
+    assert [type(f) for f in found] == [BreedAnswer, BreedAnswer, Busy, Busy] and held.result(5)
     assert asyncio.run(service.predict_batch_async([jpeg(n) for n in range(2)])) == found[:2]
     assert all(call.exception(5) for call in waiting)  # None is no photo
     with service:

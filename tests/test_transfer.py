@@ -44,7 +44,7 @@ def server(behave):
         listener.close()
 
 
-def drip(connection, text, pause=0.2):
+def drip(connection, text, pause=0.05):
     for letter in text:
         connection.sendall(bytes([letter]))
         time.sleep(pause)
@@ -57,7 +57,7 @@ def endless(connection, _):
 
 
 HOSTILE = {
-    "silent": lambda c, _: time.sleep(600),
+    "silent": lambda c, _: time.sleep(5),
     "a byte of the head at a time": lambda c, _: drip(c, b"HTTP/1.1 200 OK\r\nX: " + b"a" * 1000),
     "a byte of the body at a time": lambda c, _: (c.sendall(OK + b"Content-Length: 500\r\n\r\n"), drip(c, b" " * 500)),
     "endless": endless,
@@ -79,7 +79,7 @@ def test_every_transfer_ends(kind):
     with server(HOSTILE[kind]) as (url, _), Client() as client:
         with pytest.raises(TransferError):
             client.send("GET", url, within_s=1.0, most=100_000)
-    assert time.monotonic() - start < 30
+    assert time.monotonic() - start < 3
 
 
 def test_limits_are_exact_and_redirections_are_not_followed():
@@ -206,7 +206,7 @@ def test_a_download_has_an_end(tmp_path, monkeypatch):
         start, folder = time.monotonic(), tmp_path / kind
         with server(HOSTILE[kind]) as (url, _), pytest.raises(CatlibError, match="cannot download|damaged"):
             fetch_oxford_pets(folder, f"{url}/", published)
-        assert time.monotonic() - start < 30
+        assert time.monotonic() - start < 6
         assert sum(path.stat().st_size for path in folder.iterdir()) <= 300_000
 
 
