@@ -71,6 +71,13 @@ def state(project: Path, run: str = "small") -> dict:
     return read_state(project / "outputs" / "runs" / run)
 
 
+def wait_for(path: Path) -> None:
+    """Until a notebook has written this file, or four minutes are over."""
+    deadline = time.monotonic() + 240
+    while not (path.is_file() and path.read_text()) and time.monotonic() < deadline:
+        time.sleep(0.1)
+
+
 def page(project: Path, name: str, run: str = "small") -> str:
     return (project / "reports" / run / f"{name}.html").read_text(encoding="utf-8")
 
@@ -423,9 +430,7 @@ def test_interrupt_leaves_a_truthful_state(project):
     command = [sys.executable, "-m", "catlib.cli", "report", "small"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     pid_file = project / "outputs/runs/small/kernel.pid"
-    deadline = time.monotonic() + 240
-    while not (pid_file.is_file() and pid_file.read_text()) and time.monotonic() < deadline:
-        time.sleep(0.1)
+    wait_for(pid_file)
     assert state(project)["status"] == "running"
 
     second = subprocess.run(command, capture_output=True, text=True)  # meanwhile
@@ -446,7 +451,7 @@ def test_interrupt_leaves_a_truthful_state(project):
 @pytest.mark.slow
 def test_an_interrupt_prints_no_traceback_however_slowly_the_kernel_ends(project, monkeypatch, capsys, caplog):
     write_notebook(
-        project / "notebooks/01_first.ipynb", "First", '(folder / "here").touch()\nimport time; time.sleep(600)'
+        project / "notebooks/01_first.ipynb", "First", '(folder / "here").write_text("x")\nimport time; time.sleep(600)'
     )
     ends = AsyncKernelManager.shutdown_kernel
 
@@ -457,9 +462,7 @@ def test_an_interrupt_prints_no_traceback_however_slowly_the_kernel_ends(project
     monkeypatch.setattr(AsyncKernelManager, "shutdown_kernel", slowly)
 
     def interrupt():
-        deadline = time.monotonic() + 240
-        while not (project / "outputs/runs/small/here").is_file() and time.monotonic() < deadline:
-            time.sleep(0.1)
+        wait_for(project / "outputs/runs/small/here")
         os.kill(os.getpid(), signal.SIGINT)
 
     waiting = threading.Thread(target=interrupt)

@@ -92,9 +92,8 @@ def curve_page(run: str, keys: Sequence[str], runs: Sequence[tuple[tuple[Any, ..
     table = pd.DataFrame(rows)
     if len(keys) == 1:  # a model with the same figures in several runs, as what was not trained has, gets one row
         same = [column for column in table if column not in keys]
-        models_seen = list(table["model"].unique())
+        table = table.iloc[pd.factorize(table["model"])[0].argsort(kind="stable")]  # a model's rows stand together
         table = table.groupby(same, sort=False, as_index=False)[list(keys)].agg(", ".join)[list(table)]
-        table = table.sort_values("model", key=lambda column: column.map(models_seen.index), kind="stable")
     path = resolve("reports") / f"sweep-{run}-{'-'.join(keys)}.html"
     values = {
         "title": f"{run}: what {' and '.join(keys).replace('_', ' ')} change{'s' if len(keys) == 1 else ''}",
