@@ -486,8 +486,9 @@ def test_an_interrupt_while_the_commands_are_imported_prints_no_traceback(monkey
 
 def test_what_a_library_prints_stays_out_of_the_result(monkeypatch, capsys):
     def noisy(args):
-        print("Setting accelerator to CPU")
-        options.show(args, {"answer": 1}, "one")
+        with options.results_only():  # as each run of a sweep has it, too
+            print("Setting accelerator to CPU")
+            options.show(args, {"answer": 1}, "one")
 
     monkeypatch.setattr(render, "run", noisy)
     assert cli.main(["render", "notebook.ipynb", "--json"]) == 0

@@ -86,7 +86,7 @@ def say(text: object) -> None:
 @contextmanager
 def results_only() -> Iterator[None]:
     """While open, standard output gets what `say` is given; what libraries print there goes to standard error."""
-    before = _output.set(sys.stdout)
+    before = _output.set(_output.get() or sys.stdout)
     try:
         with redirect_stdout(sys.stderr):
             yield

@@ -9,7 +9,7 @@ from multiprocessing import Queue, get_context
 from pathlib import Path
 from typing import Any
 
-from catlib.commands.options import add_profile_options, parameters_given, say, show
+from catlib.commands.options import add_profile_options, parameters_given, results_only, say, show
 from catlib.errors import CatlibError, InputError
 
 Outcome = dict[str, Any] | CatlibError  # of a run of a sweep
@@ -153,6 +153,7 @@ def _take_gpu(gpus: "Queue[int]") -> None:
 
 def _tried(args: argparse.Namespace, profile: Path, parameters: dict[str, Any], member: str) -> Outcome:
     try:
-        return _run_one(args, profile, parameters, member)
+        with results_only():  # it may be called in a process of its own
+            return _run_one(args, profile, parameters, member)
     except CatlibError as error:  # as a plain one, which another process can read
         return (InputError if isinstance(error, InputError) else CatlibError)(str(error))
